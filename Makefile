@@ -1,0 +1,45 @@
+# Python 3.11 to 3.13; override with `make PYTHON=python3.12 …`.
+PYTHON ?= $(firstword $(shell for v in python3 python3.13 python3.12 python3.11; do \
+	$$v -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$v; done))
+VENV := .venv
+BIN := $(VENV)/bin
+CHECKPOINT ?= step_002920
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+
+.PHONY: serve test test-slow lint format bench clean
+
+serve: $(VENV)/.serve ## everything on one machine, at http://127.0.0.1:8000
+	$(BIN)/celeriac serve --checkpoint $(CHECKPOINT)
+
+test: $(VENV)/.dev ## the tests that finish in minutes
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-slow: $(VENV)/.dev ## the long ones
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(VENV)/.dev ## style, types, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## removes the environment and what tests and `serve` left
+	rm -rf $(VENV) .celeriac .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "Celeriac needs Python 3.11, 3.12 or 3.13: install one, or name it: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.serve: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing Celeriac into $(VENV) (once; PyTorch is the large part) ..."
+	$(PIP_INSTALL) --editable '.[serve]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing Celeriac and its development tools into $(VENV) (once) ..."
+	$(PIP_INSTALL) --editable '.[dev]'
+	@touch $@ $(VENV)/.serve

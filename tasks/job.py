@@ -1,0 +1,166 @@
+"""The job record: its states and its shape in Python. The scripts in `tasks/lua` are the only writers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from tasks.generation import Generation
+
+
+class Status(StrEnum):
+    """The states of a job. Terminal ones never change."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether the job is over."""
+        return self not in (Status.QUEUED, Status.RUNNING)
+
+
+class FinishReason(StrEnum):
+    """Why a text ended."""
+
+    #: The model ended it, or a stop string was met.
+    STOP = "stop"
+    #: `stop_on_newline`, and the last character is that newline.
+    NEWLINE = "newline"
+    #: `max_tokens` were generated, or the context is full.
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    DEADLINE = "deadline"
+    ERROR = "error"
+
+
+class ErrorCode(StrEnum):
+    """Why a job failed; the same names stand in problem details."""
+
+    INVALID_REQUEST = "invalid_request"
+    PROMPT_TOO_LONG = "prompt_too_long"
+    #: The checkpoint's weights are not those that the job was accepted for.
+    CHECKPOINT_CHANGED = "checkpoint_changed"
+    WORKER_LOST = "worker_lost"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    OUT_OF_MEMORY = "out_of_memory"
+    INTERNAL = "internal"
+
+
+@dataclass(frozen=True, slots=True)
+class JobError:
+    """What a failed job tells."""
+
+    code: ErrorCode
+    message: str
+    retryable: bool
+
+    def to_json(self) -> str:
+        """As one line of JSON."""
+        return json.dumps({"code": self.code, "message": self.message, "retryable": self.retryable})
+
+
+@dataclass(frozen=True, slots=True)
+class Cancellation:
+    """How quickly a cancel took effect."""
+
+    requested_at: int
+    acked_at: int | None
+    #: Tokens that were decoded after the request.
+    tokens_after: int | None
+
+    @property
+    def latency_ms(self) -> int | None:
+        """From the request until nothing was decoded any more."""
+        return None if self.acked_at is None else self.acked_at - self.requested_at
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One read of a record. Times are ms since the epoch, by Redis's clock."""
+
+    id: str
+    owner: str
+    #: Rises at every write.
+    version: int
+    status: Status
+    checkpoint: str
+    #: Digest of the card that the job was accepted under.
+    digest: str
+    generation: Generation
+    priority: int
+    created_at: int
+    started_at: int | None
+    first_token_at: int | None
+    finished_at: int | None
+    expires_at: int | None
+    #: The fence: rises at every claim.
+    attempt: int
+    #: Leases that ran out since the last new token.
+    losses: int
+    resumed_tokens: int
+    worker: str | None
+    prompt_tokens: int | None
+    #: Tokens in the log.
+    tokens: int
+    #: The generated text; None until the job is terminal.
+    completion: str | None
+    finish_reason: FinishReason | None
+    error: JobError | None
+    warnings: tuple[str, ...]
+    cancellation: Cancellation | None
+    metadata: Mapping[str, str]
+    #: Jobs ahead of this one (0: next); None unless queued. Filled by reads that ask for it.
+    position: int | None = None
+
+    @classmethod
+    def from_hash(cls, fields: Mapping[bytes, bytes], position: int | None = None) -> Job:
+        """The record in the reply of HGETALL. `fields` must not be empty."""
+        text = {name.decode(): value.decode() for name, value in fields.items()}
+
+        def number(name: str) -> int | None:
+            return int(text[name]) if name in text else None
+
+        error: JobError | None = None
+        if "error" in text:
+            raw: dict[str, Any] = json.loads(text["error"])
+            error = JobError(ErrorCode(raw["code"]), raw["message"], raw["retryable"])
+        cancellation: Cancellation | None = None
+        requested = number("cancel_requested_at")
+        if requested is not None:
+            cancellation = Cancellation(requested, number("cancel_acked_at"), number("cancel_tokens_after"))
+        return cls(
+            id=text["id"],
+            owner=text["owner"],
+            version=int(text["version"]),
+            status=Status(text["status"]),
+            checkpoint=text["checkpoint"],
+            digest=text["digest"],
+            generation=Generation.from_json(text["input"]),
+            priority=int(text["priority"]),
+            created_at=int(text["created_at"]),
+            started_at=number("started_at"),
+            first_token_at=number("first_token_at"),
+            finished_at=number("finished_at"),
+            expires_at=number("expires_at"),
+            attempt=int(text["attempt"]),
+            losses=int(text["losses"]),
+            resumed_tokens=int(text["resumed_tokens"]),
+            worker=text.get("worker"),
+            prompt_tokens=number("prompt_tokens"),
+            tokens=int(text["tokens"]),
+            completion=text.get("completion"),
+            finish_reason=FinishReason(text["finish_reason"]) if "finish_reason" in text else None,
+            error=error,
+            warnings=tuple(json.loads(text.get("warnings", "[]"))),
+            cancellation=cancellation,
+            metadata=json.loads(text["metadata"]),
+            position=position,
+        )

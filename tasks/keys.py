@@ -1,0 +1,81 @@
+"""The only place that spells Redis keys and channels. Lua scripts get every key from here or build it from `PREFIX`."""
+
+PREFIX = "celeriac:"
+#: Version of the layout of these keys; a process that finds another one in Redis stops (see `tasks.schema`).
+SCHEMA_VERSION = 1
+
+SCHEMA = f"{PREFIX}schema"
+#: zset of all jobs by creation time in ms, for listing.
+JOBS = f"{PREFIX}jobs"
+#: set of the names of all checkpoints that ever published a card.
+CHECKPOINTS = f"{PREFIX}checkpoints"
+
+
+def job(job_id: str) -> str:
+    """Hash: the record."""
+    return f"{PREFIX}job:{job_id}"
+
+
+def tokens(job_id: str) -> str:
+    """Stream: the token log, entry ids `<tokens after this entry>-<k>`."""
+    return f"{PREFIX}job:{job_id}:tokens"
+
+
+def jobs_with(status: str) -> str:
+    """Zset of the jobs in one status by creation time in ms."""
+    return f"{PREFIX}jobs:{status}"
+
+
+def backlog(checkpoint: str) -> str:
+    """Zset of waiting jobs in serving order."""
+    return f"{PREFIX}backlog:{checkpoint}"
+
+
+def dispatched(checkpoint: str) -> str:
+    """Zset of jobs whose message is on Celery's list, in serving order."""
+    return f"{PREFIX}dispatched:{checkpoint}"
+
+
+def running(checkpoint: str) -> str:
+    """Zset of running jobs by the end of their lease in ms."""
+    return f"{PREFIX}running:{checkpoint}"
+
+
+def workers(checkpoint: str) -> str:
+    """Zset of the workers of a checkpoint by the ms at which they count as gone."""
+    return f"{PREFIX}workers:{checkpoint}"
+
+
+def worker(name: str) -> str:
+    """Hash: what one live worker is and does."""
+    return f"{PREFIX}worker:{name}"
+
+
+def card(checkpoint: str) -> str:
+    """Hash with the fields `card` (JSON) and `digest`."""
+    return f"{PREFIX}card:{checkpoint}"
+
+
+def idempotency(key_hash: str) -> str:
+    """String: job id and fingerprint, separated by a space."""
+    return f"{PREFIX}idempotency:{key_hash}"
+
+
+def queue(checkpoint: str) -> str:
+    """Celery's queue, which is a Redis list of this very name."""
+    return f"generate.{checkpoint}"
+
+
+def state_bell(job_id: str) -> str:
+    """Channel that rings when the state of a job changes."""
+    return f"{PREFIX}bell:{job_id}:state"
+
+
+def token_bell(job_id: str) -> str:
+    """Channel that rings when a job has new tokens."""
+    return f"{PREFIX}bell:{job_id}:tokens"
+
+
+def worker_bell(name: str) -> str:
+    """Channel on which a worker hears the ids of its jobs that were asked to stop."""
+    return f"{PREFIX}bell:worker:{name}"

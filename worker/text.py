@@ -1,0 +1,64 @@
+"""From token ids to text, one piece a token, with everything that shall not be shown held back or cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+
+class Decoder(Protocol):
+    """Incremental decoding: the text that is complete after each token."""
+
+    def push(self, token_id: int) -> str:
+        """Text that `token_id` completes; empty while a character is unfinished."""
+
+
+class TextAssembler:
+    """Text of one sequence. The concatenation of all pieces and the tail is the completion.
+
+    A piece never ends inside a UTF-8 character, and never shows text that may still turn out to be the beginning of a
+    stop string. Pieces depend on the tokens alone, so that pushing the tokens of an earlier attempt restores the state
+    in which that attempt was.
+    """
+
+    def __init__(self, decoder: Decoder, *, stop: Sequence[str] = (), stop_on_newline: bool = False) -> None:
+        self._decoder = decoder
+        self._stop = tuple(stop)
+        self._stop_on_newline = stop_on_newline
+        self._held = ""
+        #: A stop string or the ending newline was met: nothing more is shown.
+        self.ended = False
+
+    def push(self, token_id: int) -> str:
+        """The piece of `token_id`: text that may be shown now that it is known."""
+        if self.ended:
+            return ""
+        text = self._held + self._decoder.push(token_id)
+        end = self._end_of_text(text)
+        if end is not None:
+            self.ended = True
+            self._held = ""
+            return text[:end]
+        keep = self._possible_stop(text)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def finish(self) -> str:
+        """The tail: text that was held back and, as the sequence is over, is no stop string."""
+        tail, self._held = self._held, ""
+        return tail
+
+    def _end_of_text(self, text: str) -> int | None:
+        """Where the completion ends in `text`: in front of the first stop string, or behind the first newline."""
+        ends = [index for stop in self._stop if (index := text.find(stop)) >= 0]
+        if self._stop_on_newline and (index := text.find("\n")) >= 0:
+            ends.append(index + 1)
+        return min(ends, default=None)
+
+    def _possible_stop(self, text: str) -> int:
+        """Length of the longest end of `text` with which a stop string begins."""
+        longest = max((len(stop) for stop in self._stop), default=1) - 1
+        for length in range(min(longest, len(text)), 0, -1):
+            if any(stop.startswith(text[-length:]) for stop in self._stop):
+                return length
+        return 0
