@@ -42,7 +42,7 @@ class Card:
     """What a checkpoint is. Equal weights, configuration and tokenizer give an equal `digest`."""
 
     name: str
-    #: SHA-256 (hex) over the weights file, the model configuration and the tokenizer.
+    #: SHA-256 (hex) over the checksums in the weights file, the model configuration and the tokenizer.
     digest: str
     step: int | None
     #: Last evaluation as the trainer wrote it; None where it wrote none, or one that is not finite.

@@ -7,6 +7,8 @@ SCHEMA_VERSION = 1
 SCHEMA = f"{PREFIX}schema"
 #: zset of all jobs by creation time in ms, for listing.
 JOBS = f"{PREFIX}jobs"
+#: zset of finished jobs by the ms at which they are forgotten, so that the listing forgets them too.
+EXPIRIES = f"{PREFIX}expiries"
 #: set of the names of all checkpoints that ever published a card.
 CHECKPOINTS = f"{PREFIX}checkpoints"
 
@@ -32,7 +34,7 @@ def backlog(checkpoint: str) -> str:
 
 
 def dispatched(checkpoint: str) -> str:
-    """Zset of jobs whose message is on Celery's list, in serving order."""
+    """Zset of jobs whose message is on Celery's list, in the order of that list."""
     return f"{PREFIX}dispatched:{checkpoint}"
 
 

@@ -19,9 +19,14 @@ class Settings(BaseSettings):
     # Where things are
     redis_url: str = Field(
         "redis://127.0.0.1:6379/0",
-        description="Redis of the jobs and of Celery's messages: redis://, rediss:// or unix:// (one primary, no Cluster).",
+        description="Redis of jobs and Celery messages: redis://, rediss:// or unix:// (one primary, no Cluster).",
     )
+    redis_timeout_s: float = Field(5.0, gt=0, description="How long a command may take until Redis counts as away.")
     checkpoint_dir: Path = Field(Path("checkpoints"), description="Folder in which a checkpoint's name is looked up.")
+
+    data_dir: Path = Field(
+        Path(".celeriac"), description="Where `celeriac serve` keeps the data of its Redis, one folder for each port."
+    )
 
     # The API
     default_checkpoint: str | None = Field(
@@ -44,13 +49,18 @@ class Settings(BaseSettings):
     # The queue
     max_queued_jobs: int = Field(10_000, gt=0, description="Jobs that may wait for one checkpoint; then 429.")
     result_ttl_s: float = Field(86_400.0, gt=0, description="How long a finished job is kept.")
-    idempotency_ttl_s: float = Field(86_400.0, gt=0, description="How long an `Idempotency-Key` is remembered.")
+    idempotency_ttl_s: float = Field(
+        86_400.0, gt=0, description="How long an `Idempotency-Key` is remembered after its job ended."
+    )
 
     # The worker
+    checkpoint: str | None = Field(None, description="Checkpoint that the worker serves: a folder's path, or its name.")
     slots: int = Field(32, ge=1, le=1024, description="Sequences in one batch; also Celery's concurrency.")
     kv_memory_mb: int = Field(
-        0, ge=0, description="Memory of the KV cache in MiB. 0: room for `slots` full contexts, at most a quarter of "
-        "the device's memory."
+        0,
+        ge=0,
+        description="Memory of the KV cache in MiB. 0: room for `slots` full contexts, at most a quarter of "
+        "the device's memory.",
     )
     prefill_chunk_tokens: int = Field(256, ge=1, description="Prompt tokens that one engine step prefills at most.")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where the model runs.")
@@ -63,6 +73,9 @@ class Settings(BaseSettings):
     heartbeat_s: float = Field(1.0, gt=0, description="How often a worker says that it is alive.")
     worker_ttl_s: float = Field(5.0, gt=0, description="After this long without a heartbeat a worker counts as gone.")
     lease_s: float = Field(5.0, gt=0, description="How long a claim on a job holds without renewal.")
+    health_file: Path | None = Field(
+        None, description="File that the worker touches while it makes progress, for `python -m worker.health`."
+    )
     load_timeout_s: float = Field(600.0, gt=0, description="How long loading a checkpoint may take.")
     visibility_timeout_s: int = Field(
         120, ge=1, description="Celery's own redelivery of unacknowledged messages; it only tidies up here."

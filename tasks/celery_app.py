@@ -1,0 +1,56 @@
+"""The Celery application, as both sides see it: the front end renders its messages, the workers run them."""
+
+from __future__ import annotations
+
+from celery import Celery
+
+from tasks.connections import broker_url
+from tasks.settings import Settings
+
+#: Name of the one task. Its only argument is a job id.
+TASK_NAME = "generate"
+
+#: How often kombu looks for messages past the visibility timeout, in seconds.
+RESTORE_INTERVAL_S = 10
+
+
+def make_app(settings: Settings) -> Celery:
+    """A configured application without tasks. Connects to nothing. Raises ConfigurationError."""
+    app = Celery("celeriac", set_as_current=False)
+    app.conf.update(
+        broker_url=broker_url(settings.redis_url),
+        # Messages carry ids and are JSON; anything else is refused unread.
+        task_serializer="json",
+        accept_content=["json"],
+        # The record is the result.
+        task_ignore_result=True,
+        task_store_errors_even_if_ignored=False,
+        result_backend=None,
+        # A message is acknowledged when its job is over or handed back.
+        task_acks_late=True,
+        task_acks_on_failure=True,
+        task_acks_on_timeout=True,
+        worker_prefetch_multiplier=1,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        broker_transport_options={
+            "visibility_timeout": settings.visibility_timeout_s,
+            "unacked_restore_interval": RESTORE_INTERVAL_S,
+            "unacked_restore_throttle": 1,
+            # One list for each queue: our backlog orders.
+            "priority_steps": [0],
+            # Longer than kombu's BRPOP, which takes 1 s.
+            "socket_timeout": 30,
+            "socket_connect_timeout": settings.redis_timeout_s,
+            "socket_keepalive": True,
+            "health_check_interval": 25,
+        },
+        broker_connection_retry=True,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        worker_send_task_events=True,
+        task_send_sent_event=False,
+        task_track_started=False,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+    )
+    return app

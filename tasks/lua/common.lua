@@ -1,0 +1,323 @@
+-- Put in front of every script by tasks/scripts.py, after two generated tables: KEY, the key builders of tasks/keys.py
+-- under their names there, and LIMIT, the numbers of tasks/scripts.py.
+--
+-- Scripts take no KEYS. A job id leads to keys that only its record names (its checkpoint, its worker), so they build
+-- what they touch: that needs one primary, and rules out Redis Cluster, which kombu cannot use either.
+--
+-- Redis refuses a write (memory full, disk failing) only as long as a script wrote nothing: each happens completely or
+-- not at all, provided that a refusal of our own comes before the first write.
+
+local clock = redis.call('TIME')
+local NOW_MS = clock[1] * 1000 + math.floor(clock[2] / 1000)
+-- Microseconds since 2026-01-01 UTC: with ten priorities on top they stay exact in a double for 17 years.
+local NOW_US = (clock[1] - 1767225600) * 1000000 + clock[2]
+
+-- Serving order is one number: priority, then arrival; everything resumed lies below everything new.
+local PRIORITY_STEP = 2 ^ 49
+local RESUMED = 2 ^ 53
+
+local TERMINAL = {'succeeded', 'failed', 'cancelled', 'expired'}
+
+-- Digits of a whole number: Lua's own conversion rounds above 14 of them.
+local function int(number)
+  return string.format('%.0f', number)
+end
+
+-- Values of a record's fields, false where one is missing.
+local function read(id, ...)
+  return unpack(redis.call('HMGET', KEY.job(id), ...))
+end
+
+-- Sets fields of a record. Every change that a client can see goes through here: `version` rises.
+local function write(id, ...)
+  redis.call('HSET', KEY.job(id), ...)
+  redis.call('HINCRBY', KEY.job(id), 'version', 1)
+end
+
+-- JSON list of the texts of two JSON lists, each once.
+local function merged(known, more)
+  local list, seen = cjson.decode(known), {}
+  for _, text in ipairs(list) do
+    seen[text] = true
+  end
+  for _, text in ipairs(cjson.decode(more)) do
+    if not seen[text] then
+      table.insert(list, text)
+    end
+  end
+  -- cjson takes an empty table for an object.
+  return #list > 0 and cjson.encode(list) or '[]'
+end
+
+local function is_terminal(status)
+  return status ~= 'queued' and status ~= 'running'
+end
+
+-- Tells the waiters that a job's state changed, or that it has new tokens. They read what is new themselves.
+local function ring_state(id)
+  redis.call('PUBLISH', KEY.state_bell(id), '')
+end
+
+local function ring_tokens(id)
+  redis.call('PUBLISH', KEY.token_bell(id), '')
+end
+
+-- Jobs that may be dispatched or running at once: the slots of the live workers, and some spare messages for each, so
+-- that a freed slot finds its next job on the list.
+local function capacity(checkpoint)
+  local jobs = 0
+  for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEY.workers(checkpoint), '(' .. int(NOW_MS), '+inf')) do
+    local slots, state = unpack(redis.call('HMGET', KEY.worker(name), 'slots', 'state'))
+    if state == 'idle' or state == 'busy' then
+      jobs = jobs + slots + LIMIT.SPARE_MESSAGES
+    end
+  end
+  return jobs
+end
+
+-- Moves the head of the backlog to Celery's list while the workers have room. Every script that changes something
+-- about who waits, runs or serves ends with it.
+--
+-- Celery takes from the right. A new job goes to the left end, a resumed one to the right, and `dispatched` is scored
+-- so that its order is that of the list; the score's absolute value is when it was dispatched, in microseconds since
+-- 2026.
+local function dispatch(checkpoint)
+  local backlog, dispatched = KEY.backlog(checkpoint), KEY.dispatched(checkpoint)
+  if redis.call('EXISTS', backlog) == 0 then
+    return
+  end
+  local room = capacity(checkpoint) - redis.call('ZCARD', dispatched) - redis.call('ZCARD', KEY.running(checkpoint))
+  local resumed, at = {}, NOW_US
+  while room > 0 do
+    local head = redis.call('ZPOPMIN', backlog)
+    if not head[1] then
+      break
+    end
+    local message = redis.call('HGET', KEY.job(head[1]), 'message')
+    -- Without a record there is nothing to run.
+    if message then
+      room = room - 1
+      if tonumber(head[2]) < 0 then
+        table.insert(resumed, {head[1], message})
+      else
+        redis.call('ZADD', dispatched, at, head[1])
+        redis.call('LPUSH', KEY.queue(checkpoint), message)
+        at = at + 1
+      end
+    end
+  end
+  -- The first of the resumed ones goes last to the end that is served first.
+  for index = #resumed, 1, -1 do
+    redis.call('ZADD', dispatched, -at, resumed[index][1])
+    redis.call('RPUSH', KEY.queue(checkpoint), resumed[index][2])
+    at = at + 1
+  end
+end
+
+-- Puts a job at the head of the backlog: behind other resumed ones of a more urgent priority or an earlier arrival,
+-- before everything new.
+local function to_head(id, checkpoint, score)
+  redis.call('ZADD', KEY.backlog(checkpoint), score - RESUMED, id)
+end
+
+-- Takes a job out of whatever it waits or runs in.
+local function leave_queue(id, checkpoint)
+  redis.call('ZREM', KEY.backlog(checkpoint), id)
+  redis.call('ZREM', KEY.dispatched(checkpoint), id)
+  redis.call('ZREM', KEY.running(checkpoint), id)
+end
+
+-- Forgets finished jobs whose records have expired, and lets the listing itself expire where no job is live.
+local function tidy()
+  local gone = redis.call('ZRANGEBYSCORE', KEY.EXPIRIES, '-inf', NOW_MS, 'LIMIT', 0, LIMIT.TIDY_AT_ONCE)
+  if #gone > 0 then
+    redis.call('ZREM', KEY.EXPIRIES, unpack(gone))
+    redis.call('ZREM', KEY.JOBS, unpack(gone))
+    for _, status in ipairs(TERMINAL) do
+      redis.call('ZREM', KEY.jobs_with(status), unpack(gone))
+    end
+  end
+  if redis.call('EXISTS', KEY.jobs_with('queued'), KEY.jobs_with('running')) == 0 then
+    local last = redis.call('ZREVRANGE', KEY.EXPIRIES, 0, 0, 'WITHSCORES')[2]
+    if last then
+      redis.call('PEXPIREAT', KEY.JOBS, last)
+      redis.call('PEXPIREAT', KEY.EXPIRIES, last)
+    end
+  else
+    redis.call('PERSIST', KEY.JOBS)
+    redis.call('PERSIST', KEY.EXPIRIES)
+  end
+end
+
+-- Ends a job. `outcome` has `status`, `finish_reason`, `completion`, and where it failed `error` (JSON).
+local function finish(id, outcome)
+  local checkpoint, from, created_at, result_ttl, requested_at, cancel_tokens, tokens, key_hash, key_ttl = read(
+    id, 'checkpoint', 'status', 'created_at', 'result_ttl_ms', 'cancel_requested_at', 'cancel_tokens', 'tokens',
+    'idempotency', 'idempotency_ttl_ms')
+  local expires_at = NOW_MS + result_ttl
+  write(id, 'status', outcome.status, 'finish_reason', outcome.finish_reason, 'completion', outcome.completion,
+    'finished_at', NOW_MS, 'expires_at', expires_at)
+  if outcome.error then
+    redis.call('HSET', KEY.job(id), 'error', outcome.error)
+  end
+  if requested_at then
+    redis.call('HSET', KEY.job(id), 'cancel_acked_at', NOW_MS, 'cancel_tokens_after', tokens - cancel_tokens)
+  end
+  redis.call('HDEL', KEY.job(id), 'message', 'claim')
+  leave_queue(id, checkpoint)
+  redis.call('ZREM', KEY.jobs_with(from), id)
+  redis.call('ZADD', KEY.jobs_with(outcome.status), created_at, id)
+  redis.call('ZADD', KEY.EXPIRIES, expires_at, id)
+  redis.call('PEXPIREAT', KEY.job(id), expires_at)
+  redis.call('PEXPIREAT', KEY.tokens(id), expires_at)
+  redis.call('PEXPIREAT', KEY.jobs_with(outcome.status), redis.call('ZREVRANGE', KEY.EXPIRIES, 0, 0, 'WITHSCORES')[2])
+  if key_hash then
+    redis.call('PEXPIRE', KEY.idempotency(key_hash), key_ttl)
+  end
+  tidy()
+  ring_state(id)
+  dispatch(checkpoint)
+end
+
+-- Text of a job's log.
+local function logged_text(id)
+  local text = {}
+  for _, entry in ipairs(redis.call('XRANGE', KEY.tokens(id), '-', '+')) do
+    local values = entry[2]
+    for index = 1, #values, 2 do
+      if values[index] == 'pieces' then
+        table.insert(text, table.concat(cjson.decode(values[index + 1])))
+      end
+    end
+  end
+  return table.concat(text)
+end
+
+-- Ends a job as cancelled, with the text that it has so far.
+local function finish_cancelled(id)
+  finish(id, {status = 'cancelled', finish_reason = 'cancelled', completion = logged_text(id)})
+end
+
+-- Ends a job as failed, with the text that it has so far. `failure` is JSON.
+local function finish_failed(id, failure)
+  finish(id, {status = 'failed', finish_reason = 'error', completion = logged_text(id), error = failure})
+end
+
+-- Takes a running job from its worker and puts it at the head of the backlog. With `lost` (JSON, what the job tells
+-- when that was once too often) it counts as a loss; a hand-over does not.
+local function requeue(id, lost)
+  local checkpoint, score, created_at, losses, losses_in_all, requested_at = read(
+    id, 'checkpoint', 'score', 'created_at', 'losses', 'losses_in_all', 'cancel_requested_at')
+  if requested_at then
+    return finish_cancelled(id)
+  end
+  if lost then
+    losses, losses_in_all = losses + 1, losses_in_all + 1
+    redis.call('HSET', KEY.job(id), 'losses', losses, 'losses_in_all', losses_in_all)
+    if losses >= LIMIT.MAX_LOSSES or losses_in_all >= LIMIT.MAX_LOSSES_IN_ALL then
+      return finish_failed(id, lost)
+    end
+  end
+  write(id, 'status', 'queued')
+  redis.call('HDEL', KEY.job(id), 'claim', 'worker', 'incarnation')
+  leave_queue(id, checkpoint)
+  to_head(id, checkpoint, score)
+  redis.call('ZREM', KEY.jobs_with('running'), id)
+  redis.call('ZADD', KEY.jobs_with('queued'), created_at, id)
+  ring_state(id)
+  dispatch(checkpoint)
+end
+
+-- Gives a dispatched job that nobody claimed back to the head of the backlog.
+local function put_back(id)
+  local checkpoint, score = read(id, 'checkpoint', 'score')
+  if redis.call('ZREM', KEY.dispatched(checkpoint), id) == 1 then
+    to_head(id, checkpoint, score)
+    dispatch(checkpoint)
+  end
+end
+
+-- Whether a worker may decide about a waiting job: its weights must be those that the job was accepted for. Returns nil
+-- where it may. 'superseded': the worker is the odd one out, and the job is given back. 'digest': no worker can have
+-- those weights any more, and the job has failed with `failure` (JSON).
+local function wrong_weights(id, digest, failure)
+  local checkpoint, accepted = read(id, 'checkpoint', 'digest')
+  if digest == accepted then
+    return nil
+  end
+  if redis.call('HGET', KEY.card(checkpoint), 'digest') == accepted then
+    put_back(id)
+    return 'superseded'
+  end
+  finish_failed(id, failure)
+  return 'digest'
+end
+
+-- Id of the next entry without tokens of its own behind `tokens` tokens.
+local function next_mark(id, tokens)
+  local last = redis.call('XREVRANGE', KEY.tokens(id), '+', '-', 'COUNT', 1)[1]
+  local count = last and string.match(last[1], '^' .. tokens .. '%-(%d+)$') or 0
+  return tokens .. '-' .. int(count + 1)
+end
+
+-- Appends tokens to a log that holds `length` of them. `before` is how many the sender believes it holds, `ids` are
+-- separated by spaces, `pieces` is a JSON list of one text for each. What the log has already is skipped. Returns the
+-- log's new length, or nil where tokens would be missing.
+local function append_tokens(id, length, before, ids, pieces)
+  if before > length then
+    return nil
+  end
+  local list = {}
+  for token in string.gmatch(ids, '%d+') do
+    table.insert(list, token)
+  end
+  local after = before + #list
+  if after <= length then
+    return length
+  end
+  local known = length - before
+  if known > 0 then
+    ids = table.concat(list, ' ', known + 1)
+    local all, rest = cjson.decode(pieces), {}
+    for index = known + 1, #all do
+      table.insert(rest, all[index])
+    end
+    pieces = cjson.encode(rest)
+  end
+  -- A new token clears what was held against the job.
+  redis.call('HSET', KEY.job(id), 'tokens', after, 'losses', 0)
+  redis.call('HSETNX', KEY.job(id), 'first_token_at', NOW_MS)
+  redis.call('XADD', KEY.tokens(id), int(after) .. '-0', 'ids', ids, 'pieces', pieces)
+  return after
+end
+
+-- Enters a heartbeat. `fields` are those of the worker's hash: field, value, ...
+local function announce(name, checkpoint, ttl_ms, fields)
+  redis.call('HSET', KEY.worker(name), 'heartbeat_at', NOW_MS, unpack(fields))
+  redis.call('HSETNX', KEY.worker(name), 'started_at', NOW_MS)
+  redis.call('PEXPIRE', KEY.worker(name), ttl_ms)
+  redis.call('ZREMRANGEBYSCORE', KEY.workers(checkpoint), '-inf', NOW_MS)
+  redis.call('ZADD', KEY.workers(checkpoint), NOW_MS + ttl_ms, name)
+  local last = redis.call('ZREVRANGE', KEY.workers(checkpoint), 0, 0, 'WITHSCORES')
+  redis.call('PEXPIREAT', KEY.workers(checkpoint), last[2])
+  tidy()
+  dispatch(checkpoint)
+end
+
+-- What a client may see of a job: {record as field, value, ...; jobs ahead of it, or -1 where it does not wait}. False
+-- where there is no such job.
+local function view(id)
+  local record = redis.call('HGETALL', KEY.job(id))
+  if #record == 0 then
+    return false
+  end
+  local checkpoint, status = read(id, 'checkpoint', 'status')
+  if status ~= 'queued' then
+    return {record, -1}
+  end
+  local ahead = redis.call('ZRANK', KEY.dispatched(checkpoint), id)
+  if not ahead then
+    ahead = redis.call('ZCARD', KEY.dispatched(checkpoint)) + redis.call('ZRANK', KEY.backlog(checkpoint), id)
+  end
+  return {record, ahead}
+end

@@ -1,0 +1,15 @@
+-- Removes a worker that stops. Its place may belong to a later run under the same name already.
+--
+-- KEYS   none
+-- ARGV   1 worker   2 its incarnation   3 checkpoint
+-- reply  1, or 0: another incarnation holds the name, or none does
+
+local name, incarnation, checkpoint = unpack(ARGV, 1, 3)
+
+if redis.call('HGET', KEY.worker(name), 'incarnation') ~= incarnation then
+  return 0
+end
+redis.call('DEL', KEY.worker(name))
+redis.call('ZREM', KEY.workers(checkpoint), name)
+dispatch(checkpoint)
+return 1

@@ -1,0 +1,31 @@
+-- Appends a running job's last tokens and ends it. Sent twice it acts once.
+--
+-- KEYS   none
+-- ARGV   1 to 5 as append.lua
+--        6 JSON list of one text that belongs to no token of its own and ends the log, or ''
+--        7 status   8 finish_reason   9 completion   10 error (JSON), or ''
+-- reply  as append.lua
+
+local id, attempt, before, ids, pieces, tail, status, finish_reason, completion, failure = unpack(ARGV, 1, 10)
+local from, current, length = read(id, 'status', 'attempt', 'tokens')
+
+if current ~= attempt then
+  return {'fenced'}
+end
+length = tonumber(length)
+if from ~= 'running' then
+  -- The same end, sent again because the first reply was lost.
+  if from == status then
+    return {'ok', length, 0}
+  end
+  return {'fenced'}
+end
+local after = append_tokens(id, length, tonumber(before), ids, pieces)
+if not after then
+  return {'gap', length}
+end
+if tail ~= '' then
+  redis.call('XADD', KEY.tokens(id), next_mark(id, int(after)), 'pieces', tail)
+end
+finish(id, {status = status, finish_reason = finish_reason, completion = completion, error = failure ~= '' and failure})
+return {'ok', after, 0}

@@ -1,0 +1,20 @@
+-- Says that a registered worker lives, and what it does.
+--
+-- KEYS   none
+-- ARGV   1 worker   2 checkpoint   3 digest   4 ms until the worker counts as gone
+--        5.. field, value, ... of the worker's hash
+-- reply  {'ok'}
+--        {'unknown'}             Redis has no card of the checkpoint: it lost its data, the worker is to register again
+--        {'conflict', digest}    the name belongs to these weights now: the worker was away for too long
+
+local name, checkpoint, digest, ttl_ms = unpack(ARGV, 1, 4)
+local served = redis.call('HGET', KEY.card(checkpoint), 'digest')
+
+if not served then
+  return {'unknown'}
+end
+if served ~= digest then
+  return {'conflict', served}
+end
+announce(name, checkpoint, ttl_ms, {unpack(ARGV, 5)})
+return {'ok'}

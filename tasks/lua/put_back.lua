@@ -1,0 +1,14 @@
+-- Gives back a dispatched job whose message this worker took but that it will not claim.
+--
+-- KEYS   none
+-- ARGV   1 job id
+-- reply  1, or 0: the job is not dispatched
+
+local id = ARGV[1]
+local checkpoint = read(id, 'checkpoint')
+
+if not checkpoint or not redis.call('ZSCORE', KEY.dispatched(checkpoint), id) then
+  return 0
+end
+put_back(id)
+return 1

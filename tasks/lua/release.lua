@@ -1,0 +1,16 @@
+-- Gives a running job back: it waits at the head of the backlog, with its tokens. One that was asked to stop is
+-- cancelled instead; one that was lost too often fails.
+--
+-- KEYS   none
+-- ARGV   1 job id   2 attempt
+--        3 '' for a hand-over; to count a loss, what the job tells where that is once too often (JSON)
+-- reply  1, or 0: the job is not this attempt's (any more)
+
+local id, attempt, lost = unpack(ARGV, 1, 3)
+local status, current = read(id, 'status', 'attempt')
+
+if status ~= 'running' or current ~= attempt then
+  return 0
+end
+requeue(id, lost ~= '' and lost)
+return 1

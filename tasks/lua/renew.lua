@@ -1,0 +1,20 @@
+-- Extends the leases of a worker's jobs.
+--
+-- KEYS   none
+-- ARGV   1 lease in ms   2.. job id, attempt, ...
+-- reply  {jobs that are not this attempt's (any more), jobs that were asked to stop}
+
+local lost, cancelled = {}, {}
+for index = 2, #ARGV, 2 do
+  local id, attempt = ARGV[index], ARGV[index + 1]
+  local status, current, checkpoint, requested_at = read(id, 'status', 'attempt', 'checkpoint', 'cancel_requested_at')
+  if status ~= 'running' or current ~= attempt then
+    table.insert(lost, id)
+  else
+    redis.call('ZADD', KEY.running(checkpoint), NOW_MS + ARGV[1], id)
+    if requested_at then
+      table.insert(cancelled, id)
+    end
+  end
+end
+return {lost, cancelled}

@@ -1,0 +1,41 @@
+-- Accepts a job: idempotency, queue limit, record with its message, backlog, dispatch. Sent twice it acts once.
+--
+-- KEYS   none
+-- ARGV   1 job id   2 checkpoint   3 priority   4 most jobs that may wait for the checkpoint
+--        5 idempotency key's hash, or ''   6 request's fingerprint, or ''
+--        7.. field, value, ... of the record
+-- reply  {'created', job id}      the job waits
+--        {'replayed', job id}     the key made this job earlier, with this request
+--        {'mismatch', job id}     the key made this job, with another request
+--        {'full'}
+
+local id, checkpoint, priority, limit, key_hash, fingerprint = unpack(ARGV, 1, 6)
+
+if redis.call('EXISTS', KEY.job(id)) == 1 then
+  return {'created', id}
+end
+if key_hash ~= '' then
+  local prior = redis.call('GET', KEY.idempotency(key_hash))
+  if prior then
+    local prior_id, prior_fingerprint = string.match(prior, '^(%S+) (%S+)$')
+    return {prior_fingerprint == fingerprint and 'replayed' or 'mismatch', prior_id}
+  end
+end
+local waiting = redis.call('ZCARD', KEY.backlog(checkpoint)) + redis.call('ZCARD', KEY.dispatched(checkpoint))
+if waiting >= tonumber(limit) then
+  return {'full'}
+end
+
+local score = priority * PRIORITY_STEP + NOW_US
+redis.call('HSET', KEY.job(id), 'id', id, 'checkpoint', checkpoint, 'priority', priority, 'status', 'queued',
+  'version', 1, 'created_at', NOW_MS, 'score', int(score), 'attempt', 0, 'losses', 0, 'losses_in_all', 0,
+  'resumed_tokens', 0, 'tokens', 0, unpack(ARGV, 7))
+if key_hash ~= '' then
+  redis.call('SET', KEY.idempotency(key_hash), id .. ' ' .. fingerprint)
+end
+redis.call('ZADD', KEY.JOBS, NOW_MS, id)
+redis.call('ZADD', KEY.jobs_with('queued'), NOW_MS, id)
+redis.call('ZADD', KEY.backlog(checkpoint), score, id)
+tidy()
+dispatch(checkpoint)
+return {'created', id}

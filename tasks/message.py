@@ -1,0 +1,54 @@
+"""The Celery message of a job, made without a broker: exactly what kombu would push on the queue's list.
+
+So `submit` can write the record and its message in one Redis call. A test holds the message against what Celery itself
+publishes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery
+from kombu import Connection, Producer
+from kombu.transport import virtual
+from kombu.utils.json import dumps
+
+from tasks import keys
+from tasks.celery_app import TASK_NAME
+
+
+class Renderer:
+    """Renders messages with Celery's and kombu's own code. Not for use by several threads at once."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+        self._channel = Connection(transport=_CapturingTransport).channel()
+        self._producer = Producer(self._channel, serializer=app.conf.task_serializer, auto_declare=False)
+
+    def render(self, job_id: str, checkpoint: str) -> str:
+        """What to push on the list `keys.queue(checkpoint)`."""
+        message = self._app.amqp.as_task_v2(
+            job_id, TASK_NAME, args=(job_id,), kwargs={}, create_sent_event=False, ignore_result=True
+        )
+        self._producer.publish(
+            message.body,
+            exchange="",
+            routing_key=keys.queue(checkpoint),
+            headers=message.headers,
+            delivery_mode=self._app.conf.task_default_delivery_mode,
+            **message.properties,
+        )
+        return str(dumps(self._channel.captured))
+
+
+class _CapturingChannel(virtual.Channel):  # type: ignore[misc]
+    """Keeps the last message, in the envelope that all of kombu's virtual transports share."""
+
+    captured: dict[str, Any]
+
+    def _put(self, queue: str, message: dict[str, Any], **_: Any) -> None:
+        self.captured = message
+
+
+class _CapturingTransport(virtual.Transport):  # type: ignore[misc]
+    Channel = _CapturingChannel

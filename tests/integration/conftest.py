@@ -1,0 +1,192 @@
+"""A queue without processes: both stores on a real Redis, and short ways to say what a test needs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import redis
+from redis.asyncio import Redis as AsyncRedis
+
+from tasks import keys
+from tasks.card import Card, TokenizerCard
+from tasks.connections import make_async, make_sync
+from tasks.generation import Generation
+from tasks.job import FinishReason, Job, JobError, Status
+from tasks.job_id import new_job_id
+from tasks.job_store import JobStore, NewJob
+from tasks.settings import Settings
+from tasks.worker_info import WorkerInfo, WorkerState
+from tasks.worker_store import Append, Claimed, Finish, FlushReply, Refused, WorkerStore
+
+CARD = Card(
+    name="tiny",
+    digest="digest-1",
+    step=2920,
+    loss=0.5,
+    loss_name="val_loss",
+    era="E1b",
+    n_layer=1,
+    n_head=1,
+    n_kv_head=1,
+    n_embd=8,
+    vocab_size=32,
+    context=64,
+    softcap=15.0,
+    parameters=100,
+    weight_bytes=400,
+    kv_bytes_per_token=64,
+    tokenizer=TokenizerCard(kind="characters", text_ids=17, characters="0123456789+-*/=. "),
+)
+WORKER = WorkerInfo(
+    name="tiny-1@host",
+    incarnation="first",
+    checkpoint="tiny",
+    device="cpu",
+    slots=2,
+    pid=1,
+    host="host",
+    digest=CARD.digest,
+    state=WorkerState.IDLE,
+    kv_tokens=1000,
+    kv_tokens_free=1000,
+)
+
+
+@dataclass(frozen=True)
+class QueueWorld:
+    """A front end's store, a worker's store, and Redis itself for looking at what they did."""
+
+    settings: Settings
+    jobs: JobStore
+    workers: WorkerStore
+    redis: redis.Redis
+    asynchronous: AsyncRedis
+
+    def new_job(self, **changes: Any) -> NewJob:
+        """A job that says nothing special."""
+        generation = Generation(prompt="1+1=", max_tokens=8, temperature=0.0, seed=7)
+        job = NewJob(id=new_job_id(), owner="anybody", checkpoint="tiny", digest=CARD.digest, generation=generation)
+        return replace(job, **changes)
+
+    async def submit(self, **changes: Any) -> str:
+        """Id of a new waiting job."""
+        return (await self.jobs.submit(self.new_job(**changes))).job_id
+
+    def register(self, *, card: Card = CARD, **changes: Any) -> WorkerInfo:
+        """A live worker with the room that `slots` gives it."""
+        info = replace(WORKER, digest=card.digest, checkpoint=card.name, **changes)
+        self.workers.register(info, card)
+        return info
+
+    def try_claim(self, job_id: str, info: WorkerInfo = WORKER) -> Claimed | Refused:
+        """Claim a job for a worker."""
+        return self.workers.claim(
+            job_id, worker=info.name, incarnation=info.incarnation, digest=info.digest, prompt_tokens=4
+        )
+
+    def claim(self, job_id: str, info: WorkerInfo = WORKER) -> Claimed:
+        """Claim a job that can be claimed."""
+        claimed = self.try_claim(job_id, info)
+        assert isinstance(claimed, Claimed), claimed
+        return claimed
+
+    async def running(self, **changes: Any) -> str:
+        """Id of a new job that the worker runs."""
+        job_id = await self.submit(**changes)
+        self.claim(job_id)
+        return job_id
+
+    def append(self, job_id: str, text: str, *, before: int = 0, attempt: int = 1) -> FlushReply:
+        """Append one token for each character of `text`."""
+        return self.workers.flush([append(job_id, text, before=before, attempt=attempt)])[0]
+
+    def finish(self, job_id: str, text: str = "", **changes: Any) -> FlushReply:
+        """End a job, with one more token for each character of `text`."""
+        return self.workers.flush([finish(job_id, text, **changes)])[0]
+
+    async def job(self, job_id: str) -> Job:
+        """A job that exists."""
+        job = await self.jobs.get(job_id)
+        assert job is not None
+        return job
+
+    async def gone(self, *names: str) -> None:
+        """Wait until keys have expired."""
+        async with asyncio.timeout(10):
+            while self.redis.exists(*names):  # noqa: ASYNC110 (a key that expires rings no bell)
+                await asyncio.sleep(0.005)
+
+    @contextmanager
+    def hearing(self, *channels: str) -> Iterator[Callable[..., tuple[str, str] | None]]:
+        """A function that returns channel and message of the next ring, None where none comes."""
+        with self.redis.pubsub() as bells:  # type: ignore[no-untyped-call]
+            bells.subscribe(*channels)
+            for _ in channels:
+                assert bells.get_message(timeout=5) is not None
+
+            def heard(timeout_s: float = 5) -> tuple[str, str] | None:
+                message = bells.get_message(timeout=timeout_s)
+                return None if message is None else (message["channel"].decode(), message["data"].decode())
+
+            yield heard
+
+    def pushed(self, checkpoint: str = "tiny") -> list[str]:
+        """Ids of the jobs on Celery's list, the next one first."""
+        messages: Any = self.redis.lrange(keys.queue(checkpoint), 0, -1)
+        return [json.loads(message)["headers"]["id"] for message in reversed(messages)]
+
+    def tuned(self, **settings: Any) -> QueueWorld:
+        """The same queue, seen by processes with other settings."""
+        tuned = self.settings.model_copy(update=settings)
+        jobs, workers = JobStore(self.asynchronous, tuned), WorkerStore(self.redis, tuned)
+        return replace(self, settings=tuned, jobs=jobs, workers=workers)
+
+
+def append(job_id: str, text: str, *, before: int = 0, attempt: int = 1) -> Append:
+    """New tokens whose ids are the characters' code points."""
+    token_ids, pieces = tuple(map(ord, text)), tuple(text)
+    return Append(job_id=job_id, attempt=attempt, before=before, token_ids=token_ids, pieces=pieces)
+
+
+def finish(
+    job_id: str,
+    text: str = "",
+    *,
+    before: int = 0,
+    attempt: int = 1,
+    tail: str = "",
+    completion: str | None = None,
+    status: Status = Status.SUCCEEDED,
+    finish_reason: FinishReason = FinishReason.STOP,
+    error: JobError | None = None,
+) -> Finish:
+    """The end of a job."""
+    return Finish(
+        job_id=job_id,
+        attempt=attempt,
+        before=before,
+        token_ids=tuple(map(ord, text)),
+        pieces=tuple(text),
+        tail=tail,
+        status=status,
+        finish_reason=finish_reason,
+        completion=text + tail if completion is None else completion,
+        error=error,
+    )
+
+
+@pytest.fixture
+async def queue(redis_url: str, anyio_backend: str) -> AsyncIterator[QueueWorld]:
+    """An empty queue, with a worker store and a job store of default settings."""
+    settings = Settings(redis_url=redis_url)
+    asynchronous = make_async(settings)
+    with make_sync(settings) as synchronous:
+        jobs, workers = JobStore(asynchronous, settings), WorkerStore(synchronous, settings)
+        yield QueueWorld(settings, jobs, workers, synchronous, asynchronous)
+    await asynchronous.aclose()

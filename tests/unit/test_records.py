@@ -1,0 +1,127 @@
+"""What is stored as JSON or as a hash comes back as it was."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.card import Card, TokenizerCard
+from tasks.generation import Generation
+from tasks.job import ErrorCode, FinishReason, Job, JobError, Status
+from tasks.worker_info import WorkerInfo, WorkerState
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@given(
+    prompt=TEXT,
+    stop=st.lists(TEXT, max_size=4).map(tuple),
+    seed=st.integers(0, 2**53 - 1),
+    temperature=st.floats(0, 2),
+    top_k=st.none() | st.integers(1),
+    top_p=st.none() | st.floats(0, 1, exclude_min=True),
+)
+def test_a_generation(
+    prompt: str, stop: tuple[str, ...], seed: int, temperature: float, top_k: int | None, top_p: float | None
+) -> None:
+    generation = Generation(
+        prompt=prompt, max_tokens=5, temperature=temperature, seed=seed, top_k=top_k, top_p=top_p, stop=stop
+    )
+    assert Generation.from_json(generation.to_json()) == generation
+    assert generation.to_json().isascii()
+
+
+def test_a_generation_has_no_room_for_what_is_no_number() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        Generation(prompt="", max_tokens=1, temperature=float("nan"), seed=0).to_json()
+
+
+def test_a_card() -> None:
+    tokenizer = TokenizerCard(
+        kind="characters", text_ids=3, characters='0"\n', unknown="skip", bos_id=3, prepend_bos=True
+    )
+    card = Card(
+        name="tiny",
+        digest="00ff",
+        step=None,
+        loss=None,
+        loss_name=None,
+        era="E1b",
+        n_layer=1,
+        n_head=2,
+        n_kv_head=1,
+        n_embd=8,
+        vocab_size=32,
+        context=64,
+        softcap=15.0,
+        parameters=100,
+        weight_bytes=400,
+        kv_bytes_per_token=64,
+        tokenizer=tokenizer,
+    )
+    assert Card.from_json(card.to_json()) == card
+    assert "\n" not in card.to_json()
+
+
+def test_a_worker() -> None:
+    info = WorkerInfo(
+        name="tiny-1@host",
+        incarnation="abc",
+        checkpoint="tiny",
+        device="cpu",
+        slots=32,
+        pid=7,
+        host="höst",
+        digest="00ff",
+        state=WorkerState.BUSY,
+        running=3,
+        kv_tokens=1000,
+        kv_tokens_free=900,
+        tokens_per_s=1234.5,
+        started_at=5,
+        heartbeat_at=6,
+    )
+    fields = [part.encode() for part in info.to_fields()] + [b"started_at", b"5", b"heartbeat_at", b"6"]
+    assert WorkerInfo.from_hash(dict(zip(fields[::2], fields[1::2], strict=True))) == info
+
+
+def test_a_job_in_every_detail() -> None:
+    error = JobError(ErrorCode.DEADLINE_EXCEEDED, "Too late.", retryable=False)
+    record = {
+        "id": "job_1",
+        "owner": "anybody",
+        "version": "9",
+        "status": "failed",
+        "checkpoint": "tiny",
+        "digest": "00ff",
+        "input": Generation(prompt="é", max_tokens=5, temperature=0.5, seed=1).to_json(),
+        "priority": "3",
+        "created_at": "1",
+        "started_at": "2",
+        "first_token_at": "3",
+        "finished_at": "9",
+        "expires_at": "99",
+        "attempt": "2",
+        "losses": "1",
+        "resumed_tokens": "4",
+        "worker": "tiny-1@host",
+        "prompt_tokens": "5",
+        "tokens": "6",
+        "completion": "é\n",
+        "finish_reason": "deadline",
+        "error": error.to_json(),
+        "warnings": '["w"]',
+        "metadata": json.dumps({"k": "v"}),
+        "cancel_requested_at": "7",
+        "cancel_acked_at": "9",
+        "cancel_tokens_after": "1",
+    }
+    job = Job.from_hash({name.encode(): value.encode() for name, value in record.items()})
+    assert (job.status, job.finish_reason, job.error) == (Status.FAILED, FinishReason.DEADLINE, error)
+    assert (job.completion, job.warnings, dict(job.metadata)) == ("é\n", ("w",), {"k": "v"})
+    assert job.cancellation is not None
+    assert (job.cancellation.latency_ms, job.cancellation.tokens_after) == (2, 1)
+    assert job.position is None

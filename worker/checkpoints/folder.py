@@ -1,0 +1,84 @@
+"""Where a checkpoint lies: from the name or path that an operator gave to its files."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from worker.checkpoints.errors import CheckpointError
+
+_MODEL_FILE = re.compile(r"model_(\d+)\.pt")
+_STEP_FOLDER = re.compile(r"step_(\d+)")
+#: Names stand in Redis keys, Celery queues and URLs.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointFolder:
+    """The files of one step of one training run."""
+
+    path: Path
+    #: The folder's name: what clients call the checkpoint.
+    name: str
+    step: int
+    model_file: Path
+    meta_file: Path
+
+
+def name_of(path_or_name: str | None) -> str:
+    """The public name of the checkpoint that an operator named. Raises CheckpointError."""
+    if path_or_name is None or not path_or_name.strip():
+        raise CheckpointError("checkpoint", "none was named; use --checkpoint NAME or set CELERIAC_CHECKPOINT")
+    name = Path(path_or_name).resolve().name if _is_path(path_or_name) else path_or_name
+    if _NAME.fullmatch(name) is None:
+        raise CheckpointError(
+            path_or_name,
+            f"{name!r} cannot be a checkpoint's name: rename the folder to at most 128 letters, digits, '.', '_' and "
+            "'-', beginning with a letter or digit",
+        )
+    return name
+
+
+def find(path_or_name: str | None, root: Path) -> CheckpointFolder:
+    """The checkpoint at a path, or of a name below `root`. Raises CheckpointError.
+
+    Whatever has a separator, or is `.` or `..`, is a path; it comes from the operator, who may read any folder. A name
+    is looked up directly below `root` and never leads out of it.
+    """
+    name = name_of(path_or_name)
+    path = Path(path_or_name or "")
+    if not _is_path(path_or_name or ""):
+        path = root / name
+        if not path.is_dir() and Path(name).is_dir():
+            path = Path(name)
+        elif path.is_dir() and not path.resolve().is_relative_to(root.resolve()):
+            raise CheckpointError(path, f"the link leads out of {root}; give the folder's own path instead")
+    if not path.is_dir():
+        raise CheckpointError(path, f"there is no such folder.{_others(root)}")
+    return _files_of(path.resolve(), name)
+
+
+def _is_path(text: str) -> bool:
+    return "/" in text or "\\" in text or text in (".", "..")
+
+
+def _files_of(path: Path, name: str) -> CheckpointFolder:
+    steps = {int(match[1]): file for file in path.iterdir() if (match := _MODEL_FILE.fullmatch(file.name))}
+    if not steps:
+        raise CheckpointError(path, "no model_XXXXXX.pt in this folder, so it is no nanochat checkpoint")
+    named = _STEP_FOLDER.fullmatch(path.name)
+    step = int(named[1]) if named is not None and int(named[1]) in steps else max(steps)
+    model_file = steps[step]
+    meta_file = model_file.with_name(model_file.name.replace("model_", "meta_", 1)).with_suffix(".json")
+    if not meta_file.is_file():
+        raise CheckpointError(meta_file, f"this file is missing beside {model_file.name}; it says the model's shape")
+    return CheckpointFolder(path=path, name=name, step=step, model_file=model_file, meta_file=meta_file)
+
+
+def _others(root: Path) -> str:
+    if not root.is_dir():
+        return f" Names are looked up in {root}, which does not exist (CELERIAC_CHECKPOINT_DIR)."
+    names = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
+    there = f"it has {', '.join(names)}" if names else "it has none"
+    return f" Names are looked up in {root}; {there}."

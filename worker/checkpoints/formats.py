@@ -1,0 +1,176 @@
+"""nanochat's weights file: load it without running code, tell its era by its tensors, and check every one of them."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from worker.checkpoints import meta
+from worker.checkpoints.errors import CheckpointError
+from worker.checkpoints.folder import CheckpointFolder
+from worker.checkpoints.meta import Meta
+from worker.engine.config import ModelConfig
+from worker.engine.era import E1A, E1B, E2, E3, E4, E6, E7, SMEAR_WIDTH, Era
+
+#: Put in front of every name by torch.compile and by data-parallel wrappers.
+_PREFIXES = ("_orig_mod.", "module.")
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+#: The guide's checkpoints have so many ids and rows; eras E1a and E1b differ by rows, which here cannot tell.
+_GUIDE_VOCAB_SIZE = 32
+#: Names in a message that lists tensors.
+_NAMED = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint that can be served: its shape, and its weights as they lie in the mapped file."""
+
+    folder: CheckpointFolder
+    meta: Meta
+    config: ModelConfig
+    #: By nanochat's names. Pages of the file, not of this process.
+    weights: dict[str, Tensor]
+    #: What an operator should know.
+    warnings: tuple[str, ...]
+
+
+def load(folder: CheckpointFolder, *, softcap: float | None = None) -> Checkpoint:
+    """Map the weights and check all of them. `softcap` overrides the era's. Raises CheckpointError."""
+    found = meta.read(folder.meta_file)
+    weights = _read_weights(folder.model_file)
+    era = _era(folder.model_file, weights, found)
+    config = ModelConfig(
+        era=era,
+        rows=_rows(folder.model_file, weights, found),
+        window_pattern=found.window_pattern or "L",
+        softcap=era.softcap if softcap is None else softcap,
+        **found.sizes,
+    )
+    _check(folder.model_file, weights, _shapes(config))
+    warnings = []
+    if era.lambdas and found.window_pattern is None:
+        warnings.append(
+            f"{folder.meta_file.name} has no window_pattern, so full attention is used. nanochat's mid-training and SFT "
+            "of January 2026 left it out for models that were trained with SSSL; if yours was, add it to `model_config`."
+        )
+    return Checkpoint(folder=folder, meta=found, config=config, weights=weights, warnings=tuple(warnings))
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        # The first line names what was refused; the rest advises to trust the file, which we do not.
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(
+            path, f"is no plain file of tensors; it wants to build other objects, which could run code ({reason})"
+        ) from error
+    except OSError as error:
+        raise CheckpointError(path, f"cannot be read: {error.strerror}") from error
+    except (RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(
+            path, f"is damaged, cut off, or not written by torch.save since PyTorch 1.6 ({reason})"
+        ) from error
+    if not isinstance(content, dict) or not content:
+        raise CheckpointError(path, "does not hold a state dict (tensors by name)")
+    weights = {}
+    for name, tensor in content.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise CheckpointError(path, f"entry {name!r} is no named tensor; a state dict alone is expected")
+        if tensor.dtype not in _DTYPES or tensor.layout is not torch.strided:
+            raise CheckpointError(path, f"tensor {name} is of type {tensor.dtype}; fp32, bf16 or fp16 is expected")
+        weights[_bare(name)] = tensor
+    if len(weights) != len(content):
+        raise CheckpointError(path, "holds tensors twice, with and without a prefix such as _orig_mod.")
+    return weights
+
+
+def _bare(name: str) -> str:
+    while prefix := next((prefix for prefix in _PREFIXES if name.startswith(prefix)), None):
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _rows(path: Path, weights: dict[str, Tensor], found: Meta) -> int:
+    table = weights.get("transformer.wte.weight")
+    if table is None or table.dim() != 2:
+        raise CheckpointError(path, "has no matrix transformer.wte.weight, so this is no nanochat GPT")
+    if table.shape[0] < found.sizes["vocab_size"]:
+        raise CheckpointError(
+            path,
+            f"the embedding has {table.shape[0]} rows, fewer than the meta file's vocab_size {found.sizes['vocab_size']}",
+        )
+    return table.shape[0]
+
+
+def _era(path: Path, weights: dict[str, Tensor], found: Meta) -> Era:
+    """The era by its tensors. E5 has E4's tensors: it needs the softcap override."""
+    if moe := next((name for name in weights if "mlp.experts." in name or "mlp.router." in name), None):
+        raise CheckpointError(path, f"is a mixture of experts, which is not supported (tensor {moe})")
+    if "v0_lambdas" in weights:
+        raise CheckpointError(
+            path, "is of a development shape of value embeddings, which is not supported (v0_lambdas)"
+        )
+    if any(name.startswith("bigram_") for name in weights):
+        raise CheckpointError(path, "is of era E4x (bigram embeddings, January 2026), which is not supported")
+    if "smear_gate.weight" in weights:
+        return E7
+    gate = weights.get(f"transformer.h.{found.sizes['n_layer'] - 1}.attn.ve_gate.weight")
+    if gate is not None:
+        by_width = {era.gate_width: era for era in (E4, E6)}
+        if gate.dim() != 2 or gate.shape[1] not in by_width:
+            raise CheckpointError(
+                path, f"the gates of the value embeddings have shape {tuple(gate.shape)}, of no known era"
+            )
+        return by_width[gate.shape[1]]
+    if "resid_lambdas" in weights:
+        return E2 if found.window_pattern is None else E3
+    rows, vocab_size = weights["transformer.wte.weight"].shape[0], found.sizes["vocab_size"]
+    return E1B if rows > vocab_size or vocab_size == _GUIDE_VOCAB_SIZE else E1A
+
+
+def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor that a checkpoint of this shape has."""
+    width, kv, rows = config.n_embd, config.kv_dim, config.rows
+    shapes: dict[str, tuple[int, ...]] = {"transformer.wte.weight": (rows, width), "lm_head.weight": (rows, width)}
+    for i in range(config.n_layer):
+        layer = f"transformer.h.{i}."
+        shapes[f"{layer}attn.c_q.weight"] = (width, width)
+        shapes[f"{layer}attn.c_k.weight"] = (kv, width)
+        shapes[f"{layer}attn.c_v.weight"] = (kv, width)
+        shapes[f"{layer}attn.c_proj.weight"] = (width, width)
+        shapes[f"{layer}mlp.c_fc.weight"] = (4 * width, width)
+        shapes[f"{layer}mlp.c_proj.weight"] = (width, 4 * width)
+        if config.has_value_embedding(i):
+            shapes[f"value_embeds.{i}.weight"] = (rows, kv)
+            shapes[f"{layer}attn.ve_gate.weight"] = (config.n_kv_head, config.era.gate_width)
+    if config.era.lambdas:
+        shapes["resid_lambdas"] = (config.n_layer,)
+        shapes["x0_lambdas"] = (config.n_layer,)
+    if config.era.smear:
+        shapes["smear_gate.weight"] = (1, SMEAR_WIDTH)
+        shapes["smear_lambda"] = (1,)
+        shapes["backout_lambda"] = (1,)
+    return shapes
+
+
+def _check(path: Path, weights: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> None:
+    if missing := [name for name in shapes if name not in weights]:
+        raise CheckpointError(path, f"lacks tensors that its meta file calls for: {_list(missing)}")
+    if left_over := [name for name in weights if name not in shapes]:
+        raise CheckpointError(path, f"has tensors that no known era has: {_list(left_over)}")
+    for name, shape in shapes.items():
+        if tuple(weights[name].shape) != shape:
+            raise CheckpointError(
+                path, f"tensor {name} has shape {tuple(weights[name].shape)}; its meta file calls for {shape}"
+            )
+
+
+def _list(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more

@@ -1,0 +1,94 @@
+"""nanochat's `tokenizer.pkl`: a pickled `tiktoken.Encoding`, read without running anything that the file asks for."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from typing import Any, TypeVar
+
+import tiktoken
+
+from tasks.card import TokenizerCard
+from worker.checkpoints.tokenizers.base import BOS_TOKEN, STOP_TOKENS, BytesDecoder, Encoding, refuse_surrogates
+
+
+K = TypeVar("K")
+
+
+class _EncodingState:
+    """Stands in for `tiktoken.Encoding` while the pickle is read: keeps the state and does nothing with it."""
+
+    state: object = None
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds plain data and `_EncodingState`; whatever else a file names is refused before it is imported."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("tiktoken.core", "Encoding"):
+            return _EncodingState
+        raise ValueError(f"it wants {module}.{name}, which could run code; only a pickled tiktoken.Encoding is read")
+
+
+class BpeTokenizer:
+    """Byte-pair encoding by tiktoken."""
+
+    kind = "tiktoken"
+
+    def __init__(self, encoding: tiktoken.Encoding, specials: dict[str, int], text_ids: dict[int, bytes]) -> None:
+        self._encoding = encoding
+        self._text = text_ids
+        self.bos_id = specials.get(BOS_TOKEN)
+        self.prepend_bos = self.bos_id is not None
+        self.stop_ids = frozenset(specials[name] for name in STOP_TOKENS if name in specials)
+
+    @classmethod
+    def from_pickle(cls, data: bytes, vocab_size: int) -> BpeTokenizer:
+        """From the bytes of `tokenizer.pkl`. ValueError with the reason where it cannot be used."""
+        try:
+            found = _Unpickler(io.BytesIO(data)).load()
+        except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError, TypeError) as error:
+            raise ValueError(f"it is no pickle, or a damaged one: {error}") from error
+        state = found.state if isinstance(found, _EncodingState) else None
+        if not isinstance(state, dict):
+            raise ValueError("it holds no tiktoken.Encoding of its own")  # noqa: TRY004
+        ranks, specials = _table(state.get("mergeable_ranks"), bytes), _table(state.get("special_tokens"), str)
+        ids = [*ranks.values(), *specials.values()]
+        if not ranks or len(set(ids)) < len(ids) or min(ids) < 0:
+            raise ValueError("it has no tokens, two of them have the same id, or one is negative")
+        if max(ids) >= vocab_size:
+            raise ValueError(f"it has {max(ids) + 1} ids and the model has {vocab_size}: it belongs to another model")
+        try:
+            encoding = tiktoken.Encoding(
+                name="checkpoint", pat_str=str(state.get("pat_str")), mergeable_ranks=ranks, special_tokens=specials
+            )
+        except ValueError as error:
+            raise ValueError(f"its split pattern cannot be used: {error}") from error
+        return cls(encoding, specials, {token_id: text for text, token_id in ranks.items()})
+
+    def encode(self, text: str) -> Encoding:
+        """See `Tokenizer`."""
+        refuse_surrogates(text)
+        return Encoding(tuple(self._encoding.encode_ordinary(text)))
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """See `Tokenizer`."""
+        return self._text.get(token_id)
+
+    def decoder(self) -> BytesDecoder:
+        """See `Tokenizer`."""
+        return BytesDecoder(self.token_bytes)
+
+    def card(self) -> TokenizerCard:
+        """See `Tokenizer`."""
+        return TokenizerCard(kind=self.kind, text_ids=len(self._text), bos_id=self.bos_id, prepend_bos=self.prepend_bos)
+
+
+def _table(table: object, key: type[K]) -> dict[K, int]:
+    """Ids by text or name. ValueError where it is anything else."""
+    if not isinstance(table, dict) or not all(isinstance(k, key) and type(i) is int for k, i in table.items()):
+        raise ValueError("its tiktoken.Encoding lacks mergeable_ranks or special_tokens")
+    return table

@@ -1,0 +1,89 @@
+"""A vocabulary of single characters: `tokenizer_config.json` of the original guide, or the guide's own characters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from tasks.card import TokenizerCard
+from worker.checkpoints.tokenizers.base import BOS_TOKEN, STOP_TOKENS, BytesDecoder, Encoding, UnknownCharacterError
+
+#: The guide's characters in id order; `<|bos|>` follows.
+GUIDE_CHARACTERS = "0123456789+-HBL.\n"
+GUIDE_VOCAB_SIZE = 32
+
+
+class CharacterTokenizer:
+    """Ids 0 and up are the characters, then the special tokens; the rest of the vocabulary is padding."""
+
+    kind = "characters"
+
+    def __init__(self, characters: str, specials: Sequence[str], *, unknown: Literal["refuse", "skip"]) -> None:
+        self._characters = characters
+        self._ids = {character: token_id for token_id, character in enumerate(characters)}
+        self._unknown: Literal["refuse", "skip"] = unknown
+        special_ids = {name: len(characters) + i for i, name in enumerate(specials)}
+        self.bos_id = special_ids.get(BOS_TOKEN)
+        self.prepend_bos = self.bos_id is not None
+        self.stop_ids = frozenset(special_ids[name] for name in STOP_TOKENS if name in special_ids)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], vocab_size: int) -> CharacterTokenizer:
+        """From the content of `tokenizer_config.json`. ValueError with the reason where it cannot be used."""
+        characters, specials = config.get("vocab_chars"), config.get("special_tokens", [])
+        if not isinstance(characters, str | list) or not characters:
+            raise ValueError("`vocab_chars` must be a list of characters in id order")
+        if wrong := [char for char in characters if not isinstance(char, str) or len(char) != 1]:
+            raise ValueError(f"`vocab_chars` must hold single characters; {wrong[0]!r} is none")
+        if not isinstance(specials, list) or not all(isinstance(name, str) and name for name in specials):
+            raise ValueError("`special_tokens` must be a list of names")
+        for name, entries in (("vocab_chars", characters), ("special_tokens", specials)):
+            if len(set(entries)) < len(entries):
+                double = next(entry for i, entry in enumerate(entries) if entry in entries[:i])
+                raise ValueError(f"`{name}` has {double!r} twice")
+        if config.get("vocab_size", vocab_size) != vocab_size:
+            raise ValueError(f"`vocab_size` is {config['vocab_size']!r} and the model's is {vocab_size}")
+        if len(characters) + len(specials) > vocab_size:
+            raise ValueError(
+                f"{len(characters)} characters and {len(specials)} special tokens are more than the model's "
+                f"{vocab_size} ids"
+            )
+        return cls("".join(characters), specials, unknown="refuse")
+
+    @classmethod
+    def guide(cls) -> CharacterTokenizer:
+        """The original guide's, which leaves out what it does not know."""
+        return cls(GUIDE_CHARACTERS, [BOS_TOKEN], unknown="skip")
+
+    def encode(self, text: str) -> Encoding:
+        """See `Tokenizer`."""
+        ids: list[int] = []
+        skipped: dict[str, None] = {}
+        for index, character in enumerate(text):
+            token_id = self._ids.get(character)
+            if token_id is not None:
+                ids.append(token_id)
+            elif self._unknown == "skip":
+                skipped[character] = None
+            else:
+                raise UnknownCharacterError(index, character)
+        return Encoding(tuple(ids), tuple(skipped))
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """See `Tokenizer`."""
+        return self._characters[token_id].encode() if token_id < len(self._characters) else None
+
+    def decoder(self) -> BytesDecoder:
+        """See `Tokenizer`."""
+        return BytesDecoder(self.token_bytes)
+
+    def card(self) -> TokenizerCard:
+        """See `Tokenizer`."""
+        return TokenizerCard(
+            kind=self.kind,
+            text_ids=len(self._characters),
+            characters=self._characters,
+            unknown=self._unknown,
+            bos_id=self.bos_id,
+            prepend_bos=self.prepend_bos,
+        )

@@ -1,0 +1,64 @@
+"""Which tokenizer goes with a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from worker.checkpoints.errors import TokenizerError
+from worker.checkpoints.folder import CheckpointFolder
+from worker.checkpoints.tokenizers.base import Tokenizer
+from worker.checkpoints.tokenizers.bpe import BpeTokenizer
+from worker.checkpoints.tokenizers.characters import GUIDE_VOCAB_SIZE, CharacterTokenizer
+from worker.checkpoints.tokenizers.huggingface import HuggingFaceTokenizer
+
+_CHARACTERS, _PICKLE, _HUGGING_FACE = "tokenizer_config.json", "tokenizer.pkl", "tokenizer.json"
+
+
+def tokenizer_file(folder: CheckpointFolder) -> Path | None:
+    """The file of the checkpoint's tokenizer, None where there is none.
+
+    It lies beside the weights, in `tokenizer/` beside them, or where nanochat keeps it: `tokenizer/` beside the folder
+    of all runs. A `tokenizer_config.json` without `vocab_chars` is Hugging Face's and says nothing that matters here.
+    """
+    for place in (folder.path, folder.path / "tokenizer", folder.path.parent.parent / "tokenizer"):
+        for name in (_CHARACTERS, _PICKLE, _HUGGING_FACE):
+            file = place / name
+            if file.is_file() and not (name == _CHARACTERS and "vocab_chars" not in _json(file)):
+                return file
+    return None
+
+
+def load_tokenizer(folder: CheckpointFolder, vocab_size: int) -> Tokenizer:
+    """The tokenizer of a checkpoint with `vocab_size` ids. Raises TokenizerError."""
+    file = tokenizer_file(folder)
+    if file is None:
+        if vocab_size == GUIDE_VOCAB_SIZE:
+            return CharacterTokenizer.guide()
+        raise TokenizerError(
+            folder.path,
+            f"no tokenizer: neither {_CHARACTERS} with vocab_chars, nor {_PICKLE}, nor {_HUGGING_FACE} is here, in "
+            "tokenizer/, or in tokenizer/ beside the folder of all runs. Copy the one that the model was trained with",
+        )
+    try:
+        if file.name == _CHARACTERS:
+            return CharacterTokenizer.from_config(_json(file), vocab_size)
+        if file.name == _PICKLE:
+            return BpeTokenizer.from_pickle(file.read_bytes(), vocab_size)
+        return HuggingFaceTokenizer.from_json(file.read_bytes(), vocab_size)
+    except OSError as error:
+        raise TokenizerError(file, f"cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise TokenizerError(file, str(error)) from error
+
+
+def _json(file: Path) -> dict[str, object]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TokenizerError(file, f"cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise TokenizerError(file, f"is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise TokenizerError(file, "is no JSON object")
+    return content

@@ -1,0 +1,17 @@
+"""The service of this worker process. Celery's task body and control commands are functions: they find it here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from worker.service import WorkerService
+
+service: WorkerService | None = None
+
+
+def require() -> WorkerService:
+    """The service. Raises RuntimeError in a process that is no worker."""
+    if service is None:
+        raise RuntimeError("this process runs no worker; start one with `celeriac worker --checkpoint NAME`")
+    return service

@@ -1,0 +1,274 @@
+"""The decode loop: sequences in, tokens out, everything that runs in one batch.
+
+One thread calls everything. A step admits waiting sequences, puts one batch through the model, draws a token for each
+row, and ends what is over; whoever owns the engine calls `step` while there is work and passes the report on.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from worker.engine.attention import CALL_COST_BYTES
+from worker.engine.batch import Batch
+from worker.engine.config import ModelConfig
+from worker.engine.device import Device
+from worker.engine.kv_cache import KvCache
+from worker.engine.kv_ledger import KvLedger
+from worker.engine.philox import SEED_BITS, UniformStream
+from worker.engine.request import Finish, SequenceRequest
+from worker.engine.sampling import Sampler
+from worker.engine.scheduler import Chunk, Scheduler
+from worker.engine.sequence import Sequence
+from worker.engine.stops import EndOfText
+from worker.engine.update import Update
+from worker.engine.vocabulary import Vocabulary
+
+log = logging.getLogger(__name__)
+
+
+class DecodingModel(Protocol):
+    """What the engine asks of a model; `worker.engine.model.Model` is one."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def device(self) -> Device: ...
+
+    def forward(self, batch: Batch, cache: KvCache) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What a step did."""
+
+    #: Every sequence that got tokens or ended, also those that ended since the last step.
+    updates: list[Update]
+    #: Positions that went through the model: decoded ones and those of prompts.
+    decoded: int
+    prefilled: int
+
+
+class Engine:
+    """A model and the sequences that it decodes."""
+
+    def __init__(
+        self,
+        model: DecodingModel,
+        vocabulary: Vocabulary,
+        *,
+        slots: int,
+        kv_tokens: int,
+        prefill_chunk_tokens: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`slots` sequences run at once, in KV memory for `kv_tokens` tokens. `clock` gives seconds for time limits."""
+        config = model.config
+        if vocabulary.size != config.vocab_size:
+            raise ValueError(f"the vocabulary has {vocabulary.size} ids and the model {config.vocab_size}")
+        self.model = model
+        self.vocabulary = vocabulary
+        self.ledger = KvLedger(kv_tokens)
+        self._scheduler = Scheduler(self.ledger, slots=slots, prefill_chunk_tokens=prefill_chunk_tokens)
+        full = self.ledger.need(config.sequence_len, 0)
+        #: Where every slot has room for a full context it keeps that room: stretches then lie at equal distances, and
+        #: the rows' attention takes the fewest calls.
+        self._lane = full if slots * full <= self.ledger.capacity else None
+        with torch.inference_mode():
+            self._cache = KvCache(config, self.ledger.capacity, model.device)
+            self._like = torch.empty(0, dtype=model.device.dtype, device=model.device.torch_device)
+        self._sampler = Sampler(vocabulary, model.device.sampling_device)
+        self._windows = frozenset(config.windows)
+        self._call_cost_places = CALL_COST_BYTES * config.n_layer // model.device.kv_bytes_per_token(config)
+        self._clock = clock
+        self._sequences: dict[str, Sequence] = {}
+        #: Sequences that ended and whose end was not reported yet.
+        self._ended: list[Sequence] = []
+
+    @property
+    def running(self) -> int:
+        """Sequences in the batch."""
+        return len(self._scheduler.running)
+
+    @property
+    def waiting(self) -> int:
+        """Sequences that wait for a row or for memory."""
+        return len(self._scheduler.waiting)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` has something to do or to report."""
+        return bool(self._sequences or self._ended)
+
+    @property
+    def free_kv_tokens(self) -> int:
+        """Tokens of KV memory that no running sequence has reserved."""
+        return self.ledger.free
+
+    def submit(self, request: SequenceRequest) -> Sequence:
+        """Put a request in the queue. ValueError, with a message for its sender, if it can never run."""
+        self._check(request)
+        sequence = Sequence(
+            request=request,
+            tokens=list(request.generated),
+            end_of_text=EndOfText(request, self.vocabulary),
+            uniforms=UniformStream(request.seed),
+            deadline=None if request.time_limit_s is None else self._clock() + request.time_limit_s,
+            reported=len(request.generated),
+            drive=self.step,
+            cancel=self.abort,
+        )
+        self._scheduler.add(sequence)
+        self._sequences[request.id] = sequence
+        for token in request.generated:
+            if (finish := sequence.end_of_text.push(token)) is not None:
+                self._end(sequence, finish)  # an earlier attempt had written all but the end
+                break
+        return sequence
+
+    def abort(self, sequence_id: str) -> None:
+        """End a sequence as cancelled before the next step, which reports it; nothing happens if it is over."""
+        if sequence_id in self._sequences:
+            self._end(self._sequences[sequence_id], Finish.CANCELLED)
+
+    @torch.inference_mode()
+    def step(self) -> StepReport:
+        """One turn of the loop."""
+        self._end_overdue()
+        for sequence in self._scheduler.admit():
+            sequence.extent = self._cache.allocate(self._lane or self._scheduler.need(sequence))
+        chunks = self._scheduler.plan()
+        touched = [chunk.sequence for chunk in chunks]
+        if chunks:
+            self._run(chunks)
+        updates = self._report(touched)
+        if not self._sequences:
+            self.check_idle()
+        decoded = sum(chunk.length == 1 for chunk in chunks)
+        return StepReport(updates, decoded, sum(chunk.length for chunk in chunks) - decoded)
+
+    def check_idle(self) -> None:
+        """With no sequence left, nothing may be held. RuntimeError if something is."""
+        held = {
+            "reserved tokens": self.ledger.reserved,
+            "stretches of the cache": len(self._cache.extents.used),
+            "rows": self.running,
+            "waiting sequences": self.waiting,
+        }
+        if any(held.values()):
+            raise RuntimeError(f"the engine is idle and holds {held}")
+
+    def _check(self, request: SequenceRequest) -> None:
+        config = self.model.config
+        length = len(request.prompt) + request.max_tokens
+        if request.id in self._sequences:
+            raise ValueError(f"there is a sequence {request.id!r} already")
+        if not request.prompt:
+            raise ValueError("the prompt has no tokens")
+        if not all(0 <= token < config.vocab_size for token in (*request.prompt, *request.generated)):
+            raise ValueError(f"token ids must be within 0 to {config.vocab_size - 1}")
+        if request.max_tokens < 1:
+            raise ValueError("max_tokens must be at least 1")
+        if length > config.sequence_len:
+            raise ValueError(
+                f"{len(request.prompt)} prompt tokens and {request.max_tokens} more are over the context of "
+                f"{config.sequence_len} tokens"
+            )
+        if len(request.generated) > request.max_tokens:
+            raise ValueError(f"{len(request.generated)} tokens are there already, more than {request.max_tokens}")
+        if not 0 <= request.seed < 1 << SEED_BITS:
+            raise ValueError(f"the seed must be within 0 and 2^{SEED_BITS} - 1")
+        if not 0 <= request.temperature < float("inf"):
+            raise ValueError("the temperature must be a number that is not negative")
+        if request.top_k is not None and request.top_k < 1:
+            raise ValueError("top_k must be at least 1")
+        if request.top_p is not None and not 0 <= request.top_p <= 1:
+            raise ValueError("top_p must be within 0 and 1")
+        self._sampler.check(request)
+
+    def _end_overdue(self) -> None:
+        now = self._clock()
+        for sequence in [*self._sequences.values()]:
+            if sequence.deadline is not None and now >= sequence.deadline:
+                self._end(sequence, Finish.DEADLINE)
+
+    def _run(self, chunks: Rows[Chunk]) -> None:
+        """Put chunks through the model. If that raises, each is tried alone, and the one that raises again ends."""
+        try:
+            self._forward(chunks)
+        except Exception as error:
+            if self.model.device.is_fatal(error):
+                raise
+            log.warning("a step of %d sequences failed; trying each alone", len(chunks), exc_info=True)
+        else:
+            return
+        for chunk in chunks:
+            try:
+                self._forward([chunk])
+            except Exception as error:
+                if self.model.device.is_fatal(error):
+                    raise
+                log.warning("sequence %s failed alone", chunk.sequence.id, exc_info=True)
+                self._end(chunk.sequence, Finish.ERROR, f"{type(error).__name__}: {error}")
+
+    def _forward(self, chunks: Rows[Chunk]) -> None:
+        """Put chunks through the model and draw; nothing of a sequence changes before all of that has worked."""
+        batch = Batch.of(chunks, self._windows, self._call_cost_places, self._like)
+        for chunk in chunks:
+            chunk.extent.touched = chunk.end
+        logits = self.model.forward(batch, self._cache)
+        drawing = [row for row, output in enumerate(batch.outputs) if output.draws]
+        drawn: list[int | None] = []
+        if drawing:
+            rows = logits if len(drawing) == len(batch.outputs) else logits[drawing]
+            drawn = self._sampler.draw(rows, [batch.outputs[row].sequence for row in drawing])
+        for row, output in enumerate(batch.outputs):
+            if output.keeps:
+                output.sequence.prompt_logits = logits[row].tolist()
+        for chunk in chunks:
+            chunk.extent.filled = chunk.end
+        for row, token in zip(drawing, drawn, strict=True):
+            self._take(batch.outputs[row].sequence, token)
+
+    def _take(self, sequence: Sequence, token: int | None) -> None:
+        """Give a sequence its next token."""
+        if token is None:
+            self._end(sequence, Finish.ERROR, "the model's logits are not finite")
+        elif sequence.end_of_text.is_stop(token):
+            self._end(sequence, Finish.STOP)
+        else:
+            sequence.tokens.append(token)
+            finish = sequence.end_of_text.push(token)
+            if finish is not None:
+                self._end(sequence, finish)
+
+    def _end(self, sequence: Sequence, finish: Finish, error: str | None = None) -> None:
+        """Take a sequence out of everything; the next report tells of it."""
+        sequence.finish = finish
+        sequence.error = error
+        self._scheduler.remove(sequence)
+        if sequence.extent is not None:
+            self._cache.free(sequence.extent)
+            sequence.extent = None
+        del self._sequences[sequence.id]
+        self._ended.append(sequence)
+
+    def _report(self, touched: Rows[Sequence]) -> list[Update]:
+        """Updates for the sequences of this step, and for those that ended since the last."""
+        changed = [sequence for sequence in touched if sequence.finish is None] + self._ended
+        self._ended = []
+        updates = []
+        for sequence in changed:
+            tokens = tuple(sequence.tokens[sequence.reported :])
+            sequence.reported = len(sequence.tokens)
+            if tokens or sequence.finish is not None:
+                updates.append(Update(sequence.id, tokens, sequence.finish, sequence.error))
+        return updates

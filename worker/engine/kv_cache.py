@@ -1,0 +1,65 @@
+"""Keys and values of all running sequences, in memory of a fixed size.
+
+One tensor for each of keys and values of each layer, (key-value heads, token places, channels of a head), so that the keys
+of one head of one sequence lie in a row, and are read in place, never gathered. A sequence has one stretch of places, the
+same in all layers. Memory of places that were never used is never touched.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from worker.engine.config import ModelConfig
+from worker.engine.device import Device
+from worker.engine.extents import Extent, Extents
+
+#: How much of a stretch is moved at once when the memory is compacted, in places; bounds the copy in between.
+_MOVE_PLACES = 64
+
+
+class KvCache:
+    """Places for `capacity` tokens.
+
+    Places that hold no sequence's keys hold zeros. Attention may read a little beyond a sequence's own keys, under a mask
+    behind which every number vanishes, but not what is no number.
+    """
+
+    def __init__(self, config: ModelConfig, capacity: int, device: Device) -> None:
+        self.extents = Extents(capacity)
+        self._memory = torch.zeros(
+            (config.n_layer, 2, config.n_kv_head, capacity, config.head_dim),
+            dtype=device.dtype,
+            device=device.torch_device,
+        )
+        #: By layer: keys and values, each (key-value heads, places, head_dim).
+        self.layers: list[tuple[Tensor, Tensor]] = [(layer[0], layer[1]) for layer in self._memory]
+
+    def allocate(self, size: int) -> Extent:
+        """A stretch of `size` places. It moves others together if only that makes room; MemoryError if nothing does."""
+        extent = self.extents.allocate(size)
+        if extent is None:
+            self._compact()
+            extent = self.extents.allocate(size)
+        if extent is None:
+            raise MemoryError(f"no {size} of the KV cache's {self.extents.capacity} places are free")
+        return extent
+
+    def free(self, extent: Extent) -> None:
+        """Give a stretch back."""
+        self._clear(extent.start, extent.start + extent.touched)
+        self.extents.free(extent)
+
+    def _compact(self) -> None:
+        end = self.extents.end
+        for move in self.extents.compact():
+            for done in range(0, move.length, _MOVE_PLACES):
+                count = min(_MOVE_PLACES, move.length - done)
+                part = self._memory[..., move.source + done : move.source + done + count, :].clone()
+                self._memory[..., move.target + done : move.target + done + count, :] = part
+        for extent in self.extents.used:
+            self._clear(extent.start + extent.filled, extent.start + extent.size)
+        self._clear(self.extents.end, end)
+
+    def _clear(self, start: int, end: int) -> None:
+        self._memory[..., start:end, :] = 0

@@ -1,0 +1,68 @@
+"""One sequence on its way through the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from worker.engine.extents import Extent
+from worker.engine.philox import UniformStream
+from worker.engine.request import Finish, SequenceRequest
+from worker.engine.stops import EndOfText
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Sequence:
+    """What the engine knows of a request. `tokens` and `finish` are for callers to read, the rest is the engine's."""
+
+    request: SequenceRequest
+    #: Generated so far, those of earlier attempts included.
+    tokens: list[int]
+    #: Why it ended; None while it waits or runs.
+    finish: Finish | None = None
+    #: What went wrong, where `finish` is `Finish.ERROR`.
+    error: str | None = None
+    #: Logits after the prompt, one for each id, where the request asked for them.
+    prompt_logits: list[float] | None = None
+
+    end_of_text: EndOfText
+    uniforms: UniformStream
+    #: Time of the engine's clock at which it must end.
+    deadline: float | None
+    #: Its place in the KV memory while it runs.
+    extent: Extent | None = None
+    #: Tokens that were reported to the caller.
+    reported: int
+    #: One step of the engine that it was submitted to.
+    drive: Callable[[], object]
+    #: Its own abort at that engine.
+    cancel: Callable[[str], None]
+
+    @property
+    def id(self) -> str:
+        return self.request.id
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt and of the answer so far."""
+        return len(self.request.prompt) + len(self.tokens)
+
+    @property
+    def cached(self) -> int:
+        """How many of these have keys and values in the cache."""
+        return 0 if self.extent is None else self.extent.filled
+
+    def token(self, position: int) -> int:
+        """The id at `position`, counted from the beginning of the prompt."""
+        prompt = self.request.prompt
+        return prompt[position] if position < len(prompt) else self.tokens[position - len(prompt)]
+
+    def wait(self) -> Sequence:
+        """Step the engine until this sequence is over. For programs of one thread that own the engine."""
+        while self.finish is None:
+            self.drive()
+        return self
+
+    def abort(self) -> None:
+        """End it before the next step, keeping its tokens; nothing happens if it is over."""
+        self.cancel(self.id)

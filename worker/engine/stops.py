@@ -1,0 +1,53 @@
+"""When a text ends: stop ids, stop strings, the newline, and the number of tokens."""
+
+from __future__ import annotations
+
+from worker.engine.request import Finish, SequenceRequest
+from worker.engine.vocabulary import Vocabulary
+
+
+class StopMatcher:
+    """Finds the first of several byte strings in a growing text, also where it spans pieces."""
+
+    def __init__(self, stops: tuple[bytes, ...]) -> None:
+        """ValueError for an empty stop string, which would be found everywhere."""
+        if not all(stops):
+            raise ValueError("a stop string must not be empty")
+        self._stops = stops
+        self._overlap = max(map(len, stops), default=1) - 1
+        self._tail = b""
+
+    def push(self, piece: bytes) -> bool:
+        """Add `piece` to the text; whether a stop string lies in it that was not complete before."""
+        text = self._tail + piece
+        if any(stop in text for stop in self._stops):
+            return True
+        self._tail = text[len(text) - self._overlap :] if self._overlap < len(text) else text
+        return False
+
+
+class EndOfText:
+    """Judges each token of one sequence, in order."""
+
+    def __init__(self, request: SequenceRequest, vocabulary: Vocabulary) -> None:
+        self._matcher = StopMatcher(request.stop) if request.stop else None
+        self._vocabulary = vocabulary
+        self._stop_ids = frozenset() if request.ignore_eos else vocabulary.stop_ids
+        self._newline_ids = vocabulary.newline_ids if request.stop_on_newline else frozenset()
+        self._left = request.max_tokens
+
+    def is_stop(self, token: int) -> bool:
+        """Whether `token` ends the text without being part of it."""
+        return token in self._stop_ids
+
+    def push(self, token: int) -> Finish | None:
+        """Count `token`, which is part of the text, and tell whether the text ends after it.
+
+        A stop string goes before a newline (the text is cut there), and both before the limit of tokens.
+        """
+        self._left -= 1
+        if self._matcher is not None and self._matcher.push(self._vocabulary.text[token] or b""):
+            return Finish.STOP
+        if token in self._newline_ids:
+            return Finish.NEWLINE
+        return Finish.LENGTH if self._left <= 0 else None

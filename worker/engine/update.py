@@ -1,0 +1,20 @@
+"""What a step of the engine tells about one sequence. Free of torch: it crosses the pipe to the Celery side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from worker.engine.request import Finish
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What happened to one sequence in a step."""
+
+    id: str
+    #: New tokens.
+    tokens: tuple[int, ...]
+    #: Why it is over; None while it goes on.
+    finish: Finish | None = None
+    #: What went wrong, with `Finish.ERROR`.
+    error: str | None = None

@@ -1,0 +1,102 @@
+"""The engine process: torch, one checkpoint, one decode loop. It ends when its pipe closes.
+
+Started by `worker.engine_client` as `python -m worker.engine_process FD`, FD being its end of a socket pair.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import structlog
+
+from tasks.logs import setup_logging
+from tasks.settings import settings
+from worker.checkpoints import meta
+from worker.checkpoints.errors import CheckpointError
+from worker.checkpoints.folder import find
+from worker.checkpoints.tokenizers import load_tokenizer
+from worker.engine.engine import Engine
+from worker.loading import LoadedModel, load_model
+from worker.messages import Abort, LoadFailed, Ready, Report, Start, Submit
+
+log = structlog.get_logger(__name__)
+
+#: An idle engine reports this often, in seconds: its sign of life.
+IDLE_TICK_S = 0.5
+
+
+def serve(pipe: Connection, engine: Engine) -> None:
+    """The decode loop: take what came in, do one step, report it. Raises EOFError when the other side is gone."""
+    while True:
+        while pipe.poll(0.0 if engine.has_work else IDLE_TICK_S):
+            message = pipe.recv()
+            if isinstance(message, Submit):
+                engine.submit(message.request)
+            elif isinstance(message, Abort):
+                engine.abort(message.sequence_id)
+            else:
+                raise TypeError(f"unexpected message {type(message).__name__}")
+        updates = tuple(engine.step().updates) if engine.has_work else ()
+        pipe.send(
+            Report(
+                updates=updates,
+                running=engine.running,
+                waiting=engine.waiting,
+                kv_tokens_free=engine.free_kv_tokens,
+            )
+        )
+
+
+def load(start: Start) -> LoadedModel:
+    """Load what `start` names. Raises CheckpointError, ValueError, and what torch raises."""
+    folder = find(start.checkpoint, Path("/"))
+    meta_size = meta.read(folder.meta_file).sizes["vocab_size"]
+    return load_model(
+        folder,
+        load_tokenizer(folder, meta_size),
+        device=start.device,
+        threads=start.threads,
+        softcap=start.softcap,
+        slots=start.slots,
+        kv_memory_mb=start.kv_memory_mb,
+        prefill_chunk_tokens=start.prefill_chunk_tokens,
+    )
+
+
+def main() -> int:
+    """Load, then decode until the pipe closes. Exit code 1 where loading failed."""
+    # A terminal sends Ctrl-C to the whole group; the Celery side decides when this process ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    setup_logging(settings())
+    pipe = Connection(int(sys.argv[1]))
+    try:
+        start: Start = pipe.recv()
+        began = time.monotonic()
+        try:
+            loaded = load(start)
+        except (CheckpointError, ValueError, MemoryError, RuntimeError) as error:
+            # RuntimeError is what torch raises for a missing or exhausted device.
+            pipe.send(LoadFailed(str(error)))
+            return 1
+        for warning in loaded.warnings:
+            log.warning("checkpoint", reason=warning)
+        pipe.send(
+            Ready(
+                card=loaded.card,
+                device=loaded.device.kind,
+                kv_tokens=loaded.kv_tokens,
+                load_s=time.monotonic() - began,
+            )
+        )
+        serve(pipe, loaded.engine)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""One claimed job inside a worker: what its log holds, what is still to be sent, and how it ends."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+from tasks.job import ErrorCode, FinishReason, JobError, Status
+from tasks.worker_store import Append, Finish
+from worker.engine.request import Finish as EngineFinish
+from worker.engine.update import Update
+from worker.text import TextAssembler
+
+_SUCCESSES = {
+    EngineFinish.STOP: FinishReason.STOP,
+    EngineFinish.NEWLINE: FinishReason.NEWLINE,
+    EngineFinish.LENGTH: FinishReason.LENGTH,
+}
+
+
+@dataclass(slots=True)
+class RunningJob:
+    """State of one attempt. Only the publisher's thread changes it after the claim; `over` may be waited for."""
+
+    job_id: str
+    attempt: int
+    assembler: TextAssembler
+    #: Tokens and pieces of the whole job, those of earlier attempts included.
+    token_ids: list[int]
+    pieces: list[str]
+    #: Tokens that Redis has confirmed.
+    logged: int
+    warnings: tuple[str, ...] = ()
+    tail: str = ""
+    finish: EngineFinish | None = None
+    error: str | None = None
+    #: Set when this worker has nothing more to do for the job: it is finished, handed back, or no longer ours.
+    over: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def dirty(self) -> bool:
+        """Whether Redis lacks something."""
+        return self.finish is not None or len(self.token_ids) > self.logged
+
+    @property
+    def urgent(self) -> bool:
+        """Whether a reader waits for it: the first token of all, or the end."""
+        return self.finish is not None or (self.logged == 0 and bool(self.token_ids))
+
+    def extend(self, update: Update) -> None:
+        """Take in what the engine decoded, and turn it into text."""
+        for token_id in update.tokens:
+            if self.assembler.ended:
+                # The text is over (a stop string that the text alone showed); what was decoded since is not part of it.
+                break
+            self.token_ids.append(token_id)
+            self.pieces.append(self.assembler.push(token_id))
+        if update.finish is None:
+            if self.assembler.ended:
+                self.finish = EngineFinish.STOP
+            return
+        self.finish = update.finish
+        self.error = update.error
+        # Apart from the pieces, even where there is a last one: that piece may have reached Redis without the tail.
+        self.tail = self.assembler.finish()
+
+    def operation(self) -> Append | Finish:
+        """What brings Redis up to date."""
+        token_ids = tuple(self.token_ids[self.logged :])
+        pieces = tuple(self.pieces[self.logged :])
+        if self.finish is None:
+            return Append(
+                job_id=self.job_id, attempt=self.attempt, before=self.logged, token_ids=token_ids, pieces=pieces
+            )
+        status, reason, error = self._outcome(self.finish)
+        return Finish(
+            job_id=self.job_id,
+            attempt=self.attempt,
+            before=self.logged,
+            token_ids=token_ids,
+            pieces=pieces,
+            tail=self.tail,
+            status=status,
+            finish_reason=reason,
+            completion="".join(self.pieces) + self.tail,
+            error=error,
+        )
+
+    def _outcome(self, finish: EngineFinish) -> tuple[Status, FinishReason, JobError | None]:
+        if finish in _SUCCESSES:
+            return Status.SUCCEEDED, _SUCCESSES[finish], None
+        if finish is EngineFinish.CANCELLED:
+            return Status.CANCELLED, FinishReason.CANCELLED, None
+        if finish is EngineFinish.DEADLINE:
+            message = "The job's time was over before its text was complete; the part that was decoded is kept."
+            error = JobError(ErrorCode.DEADLINE_EXCEEDED, message, retryable=False)
+            return Status.FAILED, FinishReason.DEADLINE, error
+        message = f"Decoding failed: {self.error or 'no reason given'}"
+        return Status.FAILED, FinishReason.ERROR, JobError(ErrorCode.INTERNAL, message, retryable=True)

@@ -1,0 +1,221 @@
+"""The worker of one checkpoint: engine, publisher, keeper and task bodies, put together."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import structlog
+from redis.exceptions import RedisError
+
+from tasks import keys
+from tasks.connections import make_sync, redacted
+from tasks.settings import Settings
+from tasks.worker_info import WorkerInfo, WorkerState
+from tasks.worker_store import WorkerStore
+from worker import health
+from worker.bell_listener import BellListener
+from worker.checkpoints.folder import CheckpointFolder
+from worker.checkpoints.tokenizers import load_tokenizer
+from worker.engine.kv_ledger import KvLedger
+from worker.engine_client import EngineLoadError
+from worker.job_runner import JobRunner
+from worker.keeper import Keeper
+from worker.kv_gate import KvGate
+from worker.messages import Start
+from worker.publisher import Publisher
+from worker.supervisor import EngineSupervisor
+
+log = structlog.get_logger(__name__)
+
+#: Wait between two tries to reach Redis at the start, in seconds.
+REDIS_RETRY_S = 1.0
+#: An engine that reported nothing for so long makes no progress, in seconds. Idle ones report twice a second.
+ENGINE_SILENCE_S = 60.0
+#: How long a drain waits for the task bodies, in seconds.
+DRAIN_S = 1.5
+
+
+class WorkerService:
+    """Everything that stands beside Celery in the worker. Built by the bootstep, used by the task body."""
+
+    def __init__(
+        self, settings: Settings, folder: CheckpointFolder, name: str, *, give_up: Callable[[str], None]
+    ) -> None:
+        """`give_up` is called, from some thread, with a message for people when the worker can go on no longer."""
+        self._settings = settings
+        self._folder = folder
+        self._redis = make_sync(settings)
+        self._store = WorkerStore(self._redis, settings)
+        self._publisher = Publisher(
+            self._store,
+            flush_interval_s=settings.flush_interval_ms / 1000,
+            abort=lambda job_id: self._engine.abort(job_id),
+        )
+        self._engine = EngineSupervisor(
+            Start(
+                checkpoint=str(folder.path),
+                slots=settings.slots,
+                kv_memory_mb=settings.kv_memory_mb,
+                prefill_chunk_tokens=settings.prefill_chunk_tokens,
+                device=settings.device,
+                threads=settings.threads,
+                softcap=settings.softcap,
+            ),
+            load_timeout_s=settings.load_timeout_s,
+            on_updates=self._publisher.take,
+            on_death=self._hand_over_after_death,
+            on_give_up=give_up,
+        )
+        self._keeper = Keeper(
+            self._store,
+            self._publisher,
+            info=self._info_now,
+            abort=self._engine.abort,
+            on_alive=self._show_health,
+            on_conflict=give_up,
+            period_s=settings.heartbeat_s,
+        )
+        self._bells = BellListener(self._redis, keys.worker_bell(name), self._engine.abort)
+        self._draining = False
+        self._runner: JobRunner | None = None
+        self._info = WorkerInfo(
+            name=name,
+            incarnation=secrets.token_hex(8),
+            checkpoint=folder.name,
+            device=settings.device,
+            slots=settings.slots,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+        )
+        self._speed = _Speedometer()
+
+    def start(self, *, should_stop: Callable[[], bool]) -> bool:
+        """Load the checkpoint and register. False where `should_stop` said so meanwhile.
+
+        Raises EngineLoadError, CheckpointError, CardConflictError and SchemaError, each with a message for people.
+        """
+        if not self._wait_for_redis(should_stop):
+            return False
+        log.info("loading", checkpoint=self._folder.name, path=str(self._folder.path))
+        try:
+            ready = self._engine.start(should_stop=should_stop)
+        except EngineLoadError:
+            if should_stop():
+                return False
+            raise
+        tokenizer = load_tokenizer(self._folder, ready.card.vocab_size)
+        self._info = replace(self._info, device=ready.device, digest=ready.card.digest, kv_tokens=ready.kv_tokens)
+        self._runner = JobRunner(
+            store=self._store,
+            engine=self._engine,
+            publisher=self._publisher,
+            gate=KvGate(KvLedger(ready.kv_tokens)),
+            tokenizer=tokenizer,
+            card=ready.card,
+            worker=self._info.name,
+            incarnation=self._info.incarnation,
+        )
+        self._store.register(self._info_now(), ready.card)
+        self._publisher.start()
+        self._keeper.start()
+        self._bells.start()
+        log.info(
+            "model_loaded",
+            checkpoint=ready.card.name,
+            device=ready.device,
+            parameters=ready.card.parameters,
+            load_s=round(ready.load_s, 2),
+            slots=self._info.slots,
+            kv_tokens=ready.kv_tokens,
+        )
+        return True
+
+    def run(self, job_id: str) -> None:
+        """The task body."""
+        if self._runner is None:
+            raise RuntimeError("a job arrived before the checkpoint was loaded")
+        self._runner.run(job_id)
+
+    def cancel(self, job_id: str) -> None:
+        """Cancel a job, running or waiting, on behalf of Celery's own cancel."""
+        self._store.cancel(job_id)
+
+    def drain(self, pump: Callable[[], None]) -> None:
+        """Take no more, hand every running job back with its tokens, and end the engine.
+
+        `pump` lets Celery's pending callbacks run, so that acks leave while the task bodies return.
+        """
+        if self._runner is None:
+            self._engine.stop()
+            return
+        self._draining = True
+        self._runner.close()
+        deadline = time.monotonic() + DRAIN_S
+        while time.monotonic() < deadline:
+            # Again and again: a body may have been between its reservation and its claim.
+            self._publisher.hand_over(count_loss=False).wait(timeout=0.1)
+            pump()
+            if self._runner.inside == 0:
+                break
+        else:
+            log.error("drain_incomplete", bodies=self._runner.inside)
+        pump()
+        self._keeper.stop()
+        self._bells.stop()
+        self._publisher.stop()
+        try:
+            self._store.deregister(self._info)
+        except RedisError as error:
+            log.warning("deregister_failed", error=str(error))
+        self._engine.stop()
+        self._redis.close()
+
+    def _wait_for_redis(self, should_stop: Callable[[], bool]) -> bool:
+        while not should_stop():
+            try:
+                self._store.check_schema()
+            except RedisError as error:
+                log.warning("waiting_for_redis", url=redacted(self._settings.redis_url), error=str(error))
+                time.sleep(REDIS_RETRY_S)
+            else:
+                return True
+        return False
+
+    def _hand_over_after_death(self) -> None:
+        self._publisher.hand_over(count_loss=True)
+
+    def _show_health(self) -> None:
+        path = self._settings.health_file
+        if path is not None and time.monotonic() - self._engine.last_report_at < ENGINE_SILENCE_S:
+            health.touch(path)
+
+    def _info_now(self) -> WorkerInfo:
+        report = self._engine.report
+        running = 0 if self._runner is None else len(self._publisher.leases())
+        state = WorkerState.DRAINING if self._draining else WorkerState.BUSY if running else WorkerState.IDLE
+        return replace(
+            self._info,
+            state=state,
+            running=running,
+            kv_tokens_free=self._info.kv_tokens if report is None else report.kv_tokens_free,
+            tokens_per_s=self._speed.per_second(self._publisher.tokens_published),
+        )
+
+
+class _Speedometer:
+    """Tokens a second between two heartbeats."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._at = time.monotonic()
+
+    def per_second(self, count: int) -> float:
+        now = time.monotonic()
+        speed = (count - self._count) / max(now - self._at, 1e-3)
+        self._count, self._at = count, now
+        return round(speed, 1)
