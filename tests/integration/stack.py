@@ -44,13 +44,13 @@ def until(condition: Callable[[], T | None], what: str, *, timeout_s: float = 30
 class Process:
     """One of our processes, its output in a file."""
 
-    def __init__(self, name: str, command: list[str], *, env: dict[str, str], log_dir: Path) -> None:
+    def __init__(self, name: str, command: list[str], *, env: dict[str, str], log_dir: Path, cwd: Path = ROOT) -> None:
         self.name = name
         self.log_path = log_dir / f"{name}.log"
         with self.log_path.open("ab") as log:
             self._popen = subprocess.Popen(
                 command,
-                cwd=ROOT,
+                cwd=cwd,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **env},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
