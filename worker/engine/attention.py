@@ -1,4 +1,4 @@
-"""Attention of a flattened batch: decoding rows and prompt chunks of any lengths, each over its own stretch of the cache.
+"""Attention of a flattened batch: decoding rows and prompt chunks of any length, each over its own stretch of cache.
 
 Which keys a position sees depends on the window of the layer alone, so the calls are planned once for each window that
 the model has, and used by all of its layers.

@@ -31,18 +31,17 @@ class Device:
 
         ValueError where the named one is missing.
         """
-        present: dict[str, bool] = {
+        present: dict[Kind, bool] = {
             "cuda": torch.cuda.is_available(),
             "mps": torch.backends.mps.is_available(),
             "cpu": True,
         }
-        if name == "auto":
-            name = next(kind for kind in ("cuda", "mps", "cpu") if present[kind])
-        if not present[name]:
-            there = ", ".join(kind for kind, here in present.items() if here)
-            raise ValueError(f"device {name!r} is not there; this machine's torch has: {there}")
+        there = [kind for kind, is_there in present.items() if is_there]
+        kind = there[0] if name == "auto" else name
+        if kind not in there:
+            raise ValueError(f"device {kind!r} is not there; this machine's torch has: {', '.join(there)}")
         torch.set_num_threads(threads or physical_cores())
-        return cls(name)
+        return cls(kind)
 
     @property
     def torch_device(self) -> torch.device:
@@ -56,7 +55,7 @@ class Device:
     @property
     def packs(self) -> bool:
         """Whether matrices are packed for oneDNN."""
-        return self.kind == "cpu" and torch.backends.mkldnn.is_available()
+        return self.kind == "cpu" and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
     @property
     def complex_products(self) -> bool:

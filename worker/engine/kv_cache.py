@@ -1,8 +1,8 @@
 """Keys and values of all running sequences, in memory of a fixed size.
 
-One tensor for each of keys and values of each layer, (key-value heads, token places, channels of a head), so that the keys
-of one head of one sequence lie in a row, and are read in place, never gathered. A sequence has one stretch of places, the
-same in all layers. Memory of places that were never used is never touched.
+Keys and values of a layer are each (key-value heads, token places, channels of a head), so that the keys of one head of
+one sequence lie in a row, and are read in place, never gathered. A sequence has one stretch of places, the same in all
+layers. Memory of places that were never used is never touched.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _MOVE_PLACES = 64
 class KvCache:
     """Places for `capacity` tokens.
 
-    Places that hold no sequence's keys hold zeros. Attention may read a little beyond a sequence's own keys, under a mask
-    behind which every number vanishes, but not what is no number.
+    Places that hold no sequence's keys hold zeros: attention may read a little beyond a sequence's own keys, under a
+    mask behind which every number vanishes, but not what is no number.
     """
 
     def __init__(self, config: ModelConfig, capacity: int, device: Device) -> None:

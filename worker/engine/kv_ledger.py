@@ -1,4 +1,4 @@
-"""Reservations of KV memory as plain arithmetic: the engine admits by it, and who feeds the engine may reserve by it first."""
+"""Reservations of KV memory as plain arithmetic: the engine admits by it, and its feeder may reserve by it first."""
 
 from __future__ import annotations
 

@@ -166,6 +166,8 @@ class _Loader:
         if config.era.smear:
             smear = Smear(self._use("smear_gate.weight", self._device.copy), self._floats("smear_lambda")[0])
             backout = self._floats("backout_lambda")[0]
+        # The largest matrix goes first, while little else is held.
+        head = self._use("lm_head.weight", lambda weight: linear(weight[: config.vocab_size], self._device))
         return Model(
             config=config,
             device=self._device,
@@ -173,7 +175,7 @@ class _Loader:
             smear=smear,
             blocks=tuple(self._block(i) for i in range(config.n_layer)),
             backout=backout,
-            head=self._use("lm_head.weight", lambda weight: linear(weight[: config.vocab_size], self._device)),
+            head=head,
             rope=Rope(
                 config.head_dim,
                 config.era.rope_base,

@@ -2,8 +2,8 @@
 
 - First come, first served: the head of the queue waits until a row and its KV memory are free, and nobody overtakes it.
 - What a sequence may need is reserved when it is admitted, so a running sequence is never pushed out.
-- Each step, every sequence that has its prompt in the cache decodes one token; beside them at most `prefill_chunk_tokens`
-  of the prompts are prefilled, the oldest first. So no decoding row waits for more than one chunk.
+- Each step, every sequence that has its prompt in the cache decodes one token; beside them at most
+  `prefill_chunk_tokens` of the prompts are prefilled, the oldest first. So no decoding row waits for more than a chunk.
 """
 
 from __future__ import annotations

@@ -1,0 +1,80 @@
+"""Small real models and engines around them, for tests of decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from worker.checkpoints.folder import find
+from worker.checkpoints.formats import Checkpoint, load
+from worker.engine.batch import Batch
+from worker.engine.config import ModelConfig
+from worker.engine.device import Device
+from worker.engine.engine import DecodingModel, Engine
+from worker.engine.kv_cache import KvCache
+from worker.engine.model import Model
+from worker.engine.request import SequenceRequest
+from worker.engine.vocabulary import Vocabulary
+
+GOLDEN = Path(__file__).parent / "fixtures" / "golden"
+#: Every reference checkpoint, as `<era>/<step folder>`.
+FOLDERS = sorted(path.parent.relative_to(GOLDEN).as_posix() for path in GOLDEN.glob("*/*/expected.json"))
+
+# The models are tiny: a second thread would mostly wait for a core that other tests keep busy.
+torch.set_num_threads(1)
+
+
+@cache
+def checkpoint(folder: str) -> Checkpoint:
+    """A reference checkpoint. E5 is E4 with another softcap, which the file does not tell."""
+    return load(find(str(GOLDEN / folder), GOLDEN), softcap=20.0 if folder.startswith("E5") else None)
+
+
+@cache
+def model(folder: str) -> Model:
+    """A reference checkpoint on the CPU."""
+    found = checkpoint(folder)
+    return Model.load(found.config, found.weights, Device("cpu"))
+
+
+def vocabulary(config: ModelConfig) -> Vocabulary:
+    """Every id but the last four is a letter or a newline; the last but one ends the text."""
+    text = [b"\n" if token % 16 == 7 else bytes([97 + token % 26]) for token in range(config.vocab_size - 4)]
+    return Vocabulary(config.vocab_size, (*text, None, None, None, None), frozenset({config.vocab_size - 2}))
+
+
+def engine(
+    decoding: DecodingModel,
+    *,
+    slots: int = 4,
+    kv_tokens: int = 1024,
+    prefill_chunk_tokens: int = 16,
+    clock: Callable[[], float] | None = None,
+) -> Engine:
+    """An engine with the vocabulary above."""
+    words = vocabulary(decoding.config)
+    sizes = {"slots": slots, "kv_tokens": kv_tokens, "prefill_chunk_tokens": prefill_chunk_tokens}
+    return Engine(decoding, words, **sizes) if clock is None else Engine(decoding, words, **sizes, clock=clock)
+
+
+def request(name: str, prompt: tuple[int, ...] = (1, 2, 3), max_tokens: int = 8, **fields: object) -> SequenceRequest:
+    """A request with defaults; greedy and never at an end before `max_tokens`, unless `fields` say otherwise."""
+    fields.setdefault("ignore_eos", True)
+    return SequenceRequest(id=name, prompt=prompt, max_tokens=max_tokens, **fields)  # type: ignore[arg-type]
+
+
+class Tampered:
+    """A model with something done to its batches or its logits."""
+
+    def __init__(self, decoding: Model, tamper: Callable[[Batch, Tensor], Tensor]) -> None:
+        self._decoding = decoding
+        self._tamper = tamper
+        self.config = decoding.config
+        self.device = decoding.device
+
+    def forward(self, batch: Batch, cache: KvCache) -> Tensor:
+        return self._tamper(batch, self._decoding.forward(batch, cache))

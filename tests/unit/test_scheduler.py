@@ -1,0 +1,151 @@
+"""The policy: who decodes, who prefills, who waits. No model and no torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.engine.extents import Extent
+from worker.engine.kv_ledger import BLOCK_TOKENS, KvLedger
+from worker.engine.philox import UniformStream
+from worker.engine.request import SequenceRequest
+from worker.engine.scheduler import Chunk, Scheduler
+from worker.engine.sequence import Sequence
+from worker.engine.stops import EndOfText
+from worker.engine.vocabulary import Vocabulary
+
+VOCABULARY = Vocabulary(4, (b"a",) * 4)
+
+
+def sequence(name: str, prompt: int, answer: int) -> Sequence:
+    request = SequenceRequest(id=name, prompt=(0,) * prompt, max_tokens=answer)
+    return Sequence(
+        request=request,
+        tokens=[],
+        end_of_text=EndOfText(request, VOCABULARY),
+        uniforms=UniformStream(0),
+        deadline=None,
+        reported=0,
+        drive=lambda: None,
+        cancel=lambda _: None,
+    )
+
+
+def scheduler(*, tokens: int = 10_000, slots: int = 4, chunk: int = 8) -> Scheduler:
+    return Scheduler(KvLedger(tokens), slots=slots, prefill_chunk_tokens=chunk)
+
+
+def admit(policy: Scheduler) -> list[str]:
+    """Admit as the engine does: with a place in the cache."""
+    admitted = policy.admit()
+    for one in admitted:
+        one.extent = Extent(0, policy.need(one))
+    return [one.id for one in admitted]
+
+
+def run(policy: Scheduler) -> list[Chunk]:
+    """One step in which every drawn token is 1."""
+    chunks = policy.plan()
+    for chunk in chunks:
+        chunk.extent.filled = chunk.end
+        if chunk.draws:
+            chunk.sequence.tokens.append(1)
+    return chunks
+
+
+def test_it_works_without_torch() -> None:
+    program = (
+        "import sys; sys.modules['torch'] = None; "
+        "import worker.engine.scheduler, worker.engine.kv_ledger, worker.engine.request, worker.engine.update"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_rows_are_given_in_the_order_of_arrival() -> None:
+    policy = scheduler(slots=2)
+    for name in "abc":
+        policy.add(sequence(name, 3, 3))
+    assert admit(policy) == ["a", "b"]
+    assert admit(policy) == []
+    policy.remove(policy.running[0])
+    assert admit(policy) == ["c"]
+
+
+def test_nobody_overtakes_a_sequence_that_waits_for_memory() -> None:
+    policy = scheduler(tokens=4 * BLOCK_TOKENS)
+    policy.add(sequence("a", 2 * BLOCK_TOKENS, BLOCK_TOKENS))
+    policy.add(sequence("large", 2 * BLOCK_TOKENS, BLOCK_TOKENS))
+    policy.add(sequence("small", 1, 1))
+    assert admit(policy) == ["a"]
+    assert admit(policy) == []
+    policy.remove(policy.running[0])
+    assert admit(policy) == ["large", "small"]
+
+
+def test_what_can_never_run_is_refused_when_it_comes() -> None:
+    policy = scheduler(tokens=4 * BLOCK_TOKENS)
+    with pytest.raises(ValueError, match="there is room for 128"):
+        policy.add(sequence("a", 4 * BLOCK_TOKENS, 1))
+    policy.add(sequence("b", 4 * BLOCK_TOKENS - 1, 1))
+
+
+def test_prompts_go_in_chunks_beside_decoding_rows() -> None:
+    policy = scheduler(chunk=8)
+    policy.add(sequence("short", 2, 10))
+    policy.add(sequence("long", 20, 10))
+    admit(policy)
+    steps = [[(chunk.sequence.id, chunk.start, chunk.length, chunk.draws) for chunk in run(policy)] for _ in range(5)]
+    assert steps == [
+        [("short", 0, 2, True), ("long", 0, 6, False)],
+        [("short", 2, 1, True), ("long", 6, 8, False)],
+        [("short", 3, 1, True), ("long", 14, 6, True)],
+        [("short", 4, 1, True), ("long", 20, 1, True)],
+        [("short", 5, 1, True), ("long", 21, 1, True)],
+    ]
+
+
+def test_removing_a_waiting_sequence_gives_nothing_back_and_a_running_one_its_memory() -> None:
+    policy = scheduler(tokens=2 * BLOCK_TOKENS)
+    a, b = sequence("a", 1, BLOCK_TOKENS), sequence("b", 1, 1)
+    policy.add(a)
+    policy.add(b)
+    admit(policy)
+    policy.remove(b)
+    assert policy.ledger.free == 0
+    policy.remove(a)
+    assert policy.ledger.free == 2 * BLOCK_TOKENS
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 60), st.integers(1, 40)), min_size=1, max_size=20),
+    st.integers(1, 5),
+    st.integers(1, 40),
+)
+def test_everybody_is_served_in_bounded_steps_and_the_bounds_hold(
+    sizes: list[tuple[int, int]], slots: int, chunk: int
+) -> None:
+    policy = scheduler(tokens=6 * BLOCK_TOKENS, slots=slots, chunk=chunk)
+    for number, (prompt, answer) in enumerate(sizes):
+        policy.add(sequence(str(number), prompt, answer))
+    order: list[str] = []
+    bound = sum(prompt + answer for prompt, answer in sizes)
+    for _ in range(bound):
+        order += admit(policy)
+        ready = {one.id for one in policy.running if one.length - one.cached == 1}
+        chunks = run(policy)
+        assert chunks, "as long as there is work, a step does some"
+        assert len(policy.running) <= slots
+        assert 0 <= policy.ledger.free <= 6 * BLOCK_TOKENS
+        assert sum(chunk.length for chunk in chunks if chunk.sequence.id not in ready) <= policy.prefill_chunk_tokens
+        assert ready == {chunk.sequence.id for chunk in chunks[: len(ready)]}, "every decoding row decodes, first"
+        for one in [*policy.running]:
+            if len(one.tokens) == one.request.max_tokens:
+                policy.remove(one)
+        if not policy.running and not policy.waiting:
+            break
+    assert order == [str(number) for number in range(len(sizes))]
+    assert policy.ledger.reserved == 0
