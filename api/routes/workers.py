@@ -1,0 +1,45 @@
+"""The live workers."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from api.documented import QUEUE_CODES, problems
+from api.job_view import moment
+from api.problems import Code
+from api.schemas import WorkerList, WorkerResponse
+from api.services import ServicesDep
+from tasks.worker_info import WorkerInfo
+
+router = APIRouter(prefix="/v1/workers", tags=["workers"])
+
+
+@router.get(
+    "", response_model=WorkerList, summary="Live workers", responses=problems((*QUEUE_CODES, Code.INVALID_REQUEST))
+)
+async def workers(
+    services: ServicesDep, model: Annotated[str | None, Query(description="Only workers of this checkpoint.")] = None
+) -> WorkerList:
+    """What each worker is and does, by its last heartbeat."""
+    picture = await services.checkpoints.picture()
+    chosen = [worker for worker in picture.workers if model in (None, worker.checkpoint)]
+    return WorkerList(data=[_view(worker) for worker in sorted(chosen, key=lambda worker: worker.name)])
+
+
+def _view(worker: WorkerInfo) -> WorkerResponse:
+    return WorkerResponse(
+        name=worker.name,
+        model=worker.checkpoint,
+        state=worker.state,
+        device=worker.device,
+        host=worker.host,
+        slots=worker.slots,
+        running=worker.running,
+        kv_tokens=worker.kv_tokens,
+        kv_tokens_free=worker.kv_tokens_free,
+        tokens_per_s=worker.tokens_per_s,
+        started_at=moment(worker.started_at),
+        heartbeat_at=moment(worker.heartbeat_at),
+    )

@@ -1,0 +1,83 @@
+"""What the routes work with: one set a process, opened when the server starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+from redis.asyncio.client import Redis
+
+from api.bells import Bells
+from api.checkpoints import Checkpoints
+from api.submission import Submitter
+from api.waiting import Waiter
+from api.watching import JobWatch
+from tasks.connections import make_async
+from tasks.job_store import JobStore
+from tasks.settings import Settings
+
+
+@dataclass
+class Services:
+    """The parts, put together."""
+
+    settings: Settings
+    redis: Redis
+    store: JobStore
+    bells: Bells
+    checkpoints: Checkpoints
+    submitter: Submitter
+    watch: JobWatch
+    waiter: Waiter
+    #: Whether this Redis was seen to have our layout; False again after it was away.
+    schema_checked: bool = False
+
+    @classmethod
+    def open(cls, settings: Settings) -> Services:
+        """Connect in the background: works while Redis is away. Call it on the event loop that serves."""
+        redis = make_async(settings)
+        store = JobStore(redis, settings)
+        bells = Bells(redis)
+        watch = JobWatch(store, bells, look_every_s=settings.bell_poll_s)
+        bells.start()
+        watch.start()
+        checkpoints = Checkpoints(store, default=settings.default_checkpoint)
+        return cls(
+            settings=settings,
+            redis=redis,
+            store=store,
+            bells=bells,
+            checkpoints=checkpoints,
+            submitter=Submitter(store, checkpoints),
+            watch=watch,
+            waiter=Waiter(store, watch),
+        )
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await self.watch.stop()
+        await self.bells.stop()
+        await self.redis.aclose()
+
+    async def check_schema(self) -> None:
+        """Raises SchemaError where Redis belongs to another version, and RedisError where it is away."""
+        if not self.schema_checked:
+            await self.store.check_schema()
+            self.schema_checked = True
+
+
+async def services_of(request: Request) -> Services:
+    """The process's services, for routes that also work without Redis."""
+    services: Services = request.app.state.services
+    return services
+
+
+async def checked_services(services: Annotated[Services, Depends(services_of)]) -> Services:
+    """The process's services, for routes that need a Redis of our layout."""
+    await services.check_schema()
+    return services
+
+
+ServicesDep = Annotated[Services, Depends(checked_services)]
+UncheckedServicesDep = Annotated[Services, Depends(services_of)]

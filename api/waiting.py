@@ -1,0 +1,86 @@
+"""Waiting for a job without holding anything but a bell."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+import structlog
+from redis.exceptions import RedisError
+from starlette.requests import Request
+
+from api.cancelling import end
+from api.watching import JobWatch
+from tasks.job import Job
+from tasks.job_store import JobStore
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+#: Wait before a read that failed is tried again, in seconds.
+RETRY_S = 0.5
+
+
+class ClientGoneError(Exception):
+    """The client closed its connection while it waited."""
+
+
+class Waiter:
+    """Waits for jobs."""
+
+    def __init__(self, store: JobStore, watch: JobWatch) -> None:
+        self._store = store
+        self._watch = watch
+
+    async def wait(
+        self, job_id: str, *, until: Callable[[Job], bool], timeout_s: float, tokens: bool = False
+    ) -> Job | None:
+        """The job as soon as `until` holds for it, else as it was read last when the time is over.
+
+        `tokens`: new tokens matter, too, not the state alone. None: the job is gone, or could never be read. A Redis
+        that goes away meanwhile is waited for: the job was accepted, and goes on.
+        """
+        deadline = time.monotonic() + timeout_s
+        job: Job | None = None
+        failed = False
+        with self._watch.watch(job_id, tokens=tokens) as bell:
+            while (left_s := deadline - time.monotonic()) > 0:
+                if failed:
+                    await asyncio.sleep(min(left_s, RETRY_S))
+                else:
+                    await bell.wait(left_s)
+                try:
+                    job = await self._store.get(job_id)
+                    failed = False
+                except RedisError as error:
+                    log.warning("redis_away_while_waiting", job_id=job_id, error=type(error).__name__)
+                    failed = True
+                    continue
+                if job is None or until(job):
+                    return job
+        return job
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, unless the client goes away before: then it is cancelled, and ClientGoneError raised.
+
+    The request's body must have been read. A cancellation from outside, as at the server's own shutdown, is none of the
+    client's doing and passes as it is.
+    """
+    working = asyncio.create_task(work)
+    watching = asyncio.create_task(_disconnect(request))
+    try:
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ClientGoneError
+    finally:
+        await end(working, watching)
+
+
+async def _disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,66 @@
+"""The API under test: in this process for most tests, behind a real server where sockets matter."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import httpx
+import uvicorn
+from fastapi import FastAPI
+
+from api.app import create_app
+from tasks.settings import Settings
+
+#: Longest wait for something that should happen at once, in seconds.
+DEADLINE_S = 10.0
+
+
+def settings_for(redis_url: str, **changed: Any) -> Settings:
+    """Settings on a test's Redis. A fake worker sends no heartbeats, so it lives long without them."""
+    return Settings(redis_url=redis_url, **{"worker_ttl_s": 600.0, "lease_s": 600.0, **changed})
+
+
+@asynccontextmanager
+async def running(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of an app that was started in this process."""
+    async with app.router.lifespan_context(app):
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=DEADLINE_S) as client:
+            yield client
+
+
+@asynccontextmanager
+async def api(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the API in this process."""
+    async with running(create_app(settings)) as client:
+        yield client
+
+
+@contextmanager
+def server(settings: Settings) -> Iterator[str]:
+    """URL of the API behind uvicorn, on a port of its own."""
+    config = uvicorn.Config(create_app(settings), port=0, log_config=None, access_log=False, ws="none")
+    uvicorn_server = uvicorn.Server(config)
+    thread = threading.Thread(target=uvicorn_server.run, name="uvicorn")
+    thread.start()
+    try:
+        eventually(lambda: uvicorn_server.started)
+        port = uvicorn_server.servers[0].sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        uvicorn_server.should_exit = True
+        thread.join()
+
+
+def eventually(condition: Callable[[], Any], deadline_s: float = DEADLINE_S) -> Any:
+    """The first true value of `condition`. Fails where none comes in time."""
+    end = time.monotonic() + deadline_s
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(0.01)
+    raise AssertionError(f"did not happen within {deadline_s:g} s")
