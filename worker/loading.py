@@ -12,7 +12,7 @@ from worker.checkpoints.folder import CheckpointFolder
 from worker.checkpoints.tokenizers import Tokenizer
 from worker.engine.device import Device
 from worker.engine.engine import Engine
-from worker.engine.kv_ledger import BLOCK_TOKENS
+from worker.engine.kv_ledger import KvLedger
 from worker.engine.model import Model
 from worker.engine.vocabulary import Vocabulary
 
@@ -58,8 +58,9 @@ def load_model(
     config = checkpoint.config
     kv_tokens = place.kv_tokens(config, slots=slots, kv_memory_mb=kv_memory_mb)
     per_token = place.kv_bytes_per_token(config)
-    if kv_tokens < config.sequence_len + BLOCK_TOKENS:
-        needed_mb = -(-(config.sequence_len + BLOCK_TOKENS) * per_token // 2**20)
+    one_context = KvLedger.need(config.sequence_len, 0)
+    if kv_tokens < one_context:
+        needed_mb = -(-one_context * per_token // 2**20)
         raise ValueError(
             f"the KV cache has room for {kv_tokens} tokens, less than one context of {config.sequence_len}: set "
             f"CELERIAC_KV_MEMORY_MB to {needed_mb} or more, or use a device with more memory"

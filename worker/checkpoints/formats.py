@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import pickle
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from worker.checkpoints import meta
+from worker.checkpoints import archive, meta
 from worker.checkpoints.errors import CheckpointError
 from worker.checkpoints.folder import CheckpointFolder
 from worker.checkpoints.meta import Meta
@@ -21,6 +23,8 @@ _PREFIXES = ("_orig_mod.", "module.")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 #: The guide's checkpoints have so many ids and rows; eras E1a and E1b differ by rows, which here cannot tell.
 _GUIDE_VOCAB_SIZE = 32
+#: How torch names what a file wants to build and may not.
+_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 #: Names in a message that lists tensors.
 _NAMED = 5
 
@@ -40,42 +44,56 @@ class Checkpoint:
 
 def load(folder: CheckpointFolder, *, softcap: float | None = None) -> Checkpoint:
     """Map the weights and check all of them. `softcap` overrides the era's. Raises CheckpointError."""
+    if softcap is not None and not 0 < softcap < math.inf:
+        raise CheckpointError("softcap", f"must be a finite number above 0, not {softcap}")
     found = meta.read(folder.meta_file)
     weights = _read_weights(folder.model_file)
-    era = _era(folder.model_file, weights, found)
-    config = ModelConfig(
-        era=era,
-        rows=_rows(folder.model_file, weights, found),
-        window_pattern=found.window_pattern or "L",
-        softcap=era.softcap if softcap is None else softcap,
-        **found.sizes,
-    )
+    _refuse_relatives(folder.model_file, weights)
+    rows = _rows(folder.model_file, weights, found)
+    era = _era(folder.model_file, weights, found, rows)
+    try:
+        config = ModelConfig(
+            era=era,
+            rows=rows,
+            window_pattern=found.window_pattern or "L",
+            softcap=era.softcap if softcap is None else softcap,
+            **found.sizes,
+        )
+    except ValueError as error:
+        raise CheckpointError(folder.meta_file, f"describes no model: {error}") from error
     _check(folder.model_file, weights, _shapes(config))
     warnings = []
     if era.lambdas and found.window_pattern is None:
         warnings.append(
-            f"{folder.meta_file.name} has no window_pattern, so full attention is used. nanochat's mid-training and SFT "
-            "of January 2026 left it out for models that were trained with SSSL; if yours was, add it to `model_config`."
+            f"{folder.meta_file.name} has no window_pattern: full attention is used. nanochat's mid-training and SFT "
+            "of January 2026 left it out for models trained with SSSL; if yours was, add it to `model_config`."
         )
     return Checkpoint(folder=folder, meta=found, config=config, weights=weights, warnings=tuple(warnings))
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
+    archive.records(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
-        # The first line names what was refused; the rest advises to trust the file, which we do not.
-        reason = str(error).partition("\n")[0]
+        wanted = _GLOBAL.search(str(error))
+        what = f"it wants {wanted[1]}" if wanted is not None else "its index cannot be read"
         raise CheckpointError(
-            path, f"is no plain file of tensors; it wants to build other objects, which could run code ({reason})"
+            path,
+            f"is no plain file of tensors; {what}. Loading it could run code, so it was not loaded: save the model's "
+            "state dict alone",
         ) from error
     except OSError as error:
         raise CheckpointError(path, f"cannot be read: {error.strerror}") from error
-    except (RuntimeError, EOFError, ValueError) as error:
+    # The index is data like any other: where it is damaged, torch fails in whatever way comes first.
+    except Exception as error:
         reason = str(error).partition("\n")[0]
-        raise CheckpointError(
-            path, f"is damaged, cut off, or not written by torch.save since PyTorch 1.6 ({reason})"
-        ) from error
+        raise CheckpointError(path, f"is damaged or was not written by torch.save: copy it again ({reason})") from error
+    return _named_tensors(path, content)
+
+
+def _named_tensors(path: Path, content: object) -> dict[str, Tensor]:
+    """The state dict without prefixes, every entry a tensor of numbers in memory."""
     if not isinstance(content, dict) or not content:
         raise CheckpointError(path, "does not hold a state dict (tensors by name)")
     weights = {}
@@ -84,7 +102,9 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             raise CheckpointError(path, f"entry {name!r} is no named tensor; a state dict alone is expected")
         if tensor.dtype not in _DTYPES or tensor.layout is not torch.strided:
             raise CheckpointError(path, f"tensor {name} is of type {tensor.dtype}; fp32, bf16 or fp16 is expected")
-        weights[_bare(name)] = tensor
+        if tensor.device.type != "cpu":
+            raise CheckpointError(path, f"tensor {name} has a shape but no content: it was saved from a meta device")
+        weights[_bare(name)] = tensor.detach()
     if len(weights) != len(content):
         raise CheckpointError(path, "holds tensors twice, with and without a prefix such as _orig_mod.")
     return weights
@@ -108,8 +128,8 @@ def _rows(path: Path, weights: dict[str, Tensor], found: Meta) -> int:
     return table.shape[0]
 
 
-def _era(path: Path, weights: dict[str, Tensor], found: Meta) -> Era:
-    """The era by its tensors. E5 has E4's tensors: it needs the softcap override."""
+def _refuse_relatives(path: Path, weights: dict[str, Tensor]) -> None:
+    """Refuse, by name, architectures of nanochat that are not supported."""
     if moe := next((name for name in weights if "mlp.experts." in name or "mlp.router." in name), None):
         raise CheckpointError(path, f"is a mixture of experts, which is not supported (tensor {moe})")
     if "v0_lambdas" in weights:
@@ -118,6 +138,10 @@ def _era(path: Path, weights: dict[str, Tensor], found: Meta) -> Era:
         )
     if any(name.startswith("bigram_") for name in weights):
         raise CheckpointError(path, "is of era E4x (bigram embeddings, January 2026), which is not supported")
+
+
+def _era(path: Path, weights: dict[str, Tensor], found: Meta, rows: int) -> Era:
+    """The era by its tensors. E5 has E4's tensors: it needs the softcap override."""
     if "smear_gate.weight" in weights:
         return E7
     gate = weights.get(f"transformer.h.{found.sizes['n_layer'] - 1}.attn.ve_gate.weight")
@@ -130,7 +154,7 @@ def _era(path: Path, weights: dict[str, Tensor], found: Meta) -> Era:
         return by_width[gate.shape[1]]
     if "resid_lambdas" in weights:
         return E2 if found.window_pattern is None else E3
-    rows, vocab_size = weights["transformer.wte.weight"].shape[0], found.sizes["vocab_size"]
+    vocab_size = found.sizes["vocab_size"]
     return E1B if rows > vocab_size or vocab_size == _GUIDE_VOCAB_SIZE else E1A
 
 

@@ -1,0 +1,202 @@
+"""A checkpoint in this process, without a queue: what `celeriac run` decodes with."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tasks.card import Card
+from tasks.generation import SEED_BITS
+from worker.checkpoints import meta
+from worker.checkpoints.errors import TokenizerError
+from worker.checkpoints.folder import CheckpointFolder, find
+from worker.checkpoints.tokenizers import Tokenizer, load_tokenizer
+from worker.engine.engine import Engine
+from worker.engine.request import Finish, SequenceRequest
+from worker.loading import DeviceName, load_model
+from worker.text import TextAssembler
+
+#: One sequence at a time.
+SLOTS = 1
+
+
+class LocalModelError(Exception):
+    """A request that this checkpoint cannot run, or that failed. The message is for people."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How to continue a prompt; see `tasks.generation.Generation`."""
+
+    max_tokens: int = 100
+    temperature: float = 0.8
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = field(default_factory=lambda: secrets.randbits(SEED_BITS))
+    stop_on_newline: bool = False
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A continuation."""
+
+    #: As they were fed, BOS included.
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    #: The continuation's text; None where the checkpoint has no tokenizer.
+    text: str | None
+    finish_reason: Finish
+    seed: int
+    #: The logits after the prompt, one for each id, where they were asked for.
+    last_logits: tuple[float, ...] | None = None
+
+
+class LocalModel:
+    """A loaded checkpoint with its tokenizer."""
+
+    def __init__(self, engine: Engine, card: Card, tokenizer: Tokenizer | None, warnings: tuple[str, ...]) -> None:
+        self._engine = engine
+        self.card = card
+        self.tokenizer = tokenizer
+        #: What is odd about the checkpoint.
+        self.warnings = warnings
+
+    @classmethod
+    def load(
+        cls,
+        path_or_name: str,
+        root: Path,
+        *,
+        needs_text: bool = True,
+        device: DeviceName = "auto",
+        threads: int = 0,
+        softcap: float | None = None,
+        prefill_chunk_tokens: int = 256,
+    ) -> LocalModel:
+        """Load a checkpoint by path, or by name below `root`.
+
+        Raises CheckpointError, TokenizerError where text is needed and no tokenizer is there, and ValueError where the
+        device is not.
+        """
+        folder = find(path_or_name, root)
+        tokenizer = find_tokenizer(folder, needed=needs_text)
+        loaded = load_model(
+            folder,
+            tokenizer,
+            device=device,
+            threads=threads,
+            softcap=softcap,
+            slots=SLOTS,
+            kv_memory_mb=0,
+            prefill_chunk_tokens=prefill_chunk_tokens,
+        )
+        return cls(loaded.engine, loaded.card, tokenizer, loaded.warnings)
+
+    def encode(self, prompt: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        """Ids of a prompt, BOS in front where the card says so, and warnings. Raises UnknownCharacterError."""
+        if self.tokenizer is None:
+            raise LocalModelError(f"{self.card.name} has no tokenizer: give token ids instead of text")
+        encoding = self.tokenizer.encode(prompt)
+        bos_id = self.tokenizer.bos_id
+        bos = (bos_id,) if self.tokenizer.prepend_bos and bos_id is not None else ()
+        return bos + encoding.ids, encoding.warnings
+
+    def generate(
+        self,
+        prompt_ids: Sequence[int],
+        sampling: Sampling,
+        *,
+        every_id: bool = False,
+        keep_logits: bool = False,
+        on_text: Callable[[str], None] = lambda _: None,
+    ) -> Answer:
+        """Continue a prompt; `on_text` gets the text piece by piece. `every_id`: ids without text are sampled, too.
+
+        `max_tokens` is cut to what the context has room for. Raises LocalModelError.
+        """
+        request = self._request(tuple(prompt_ids), sampling, every_id=every_id, keep_logits=keep_logits)
+        try:
+            sequence = self._engine.submit(request)
+        except ValueError as error:
+            raise LocalModelError(str(error)) from error
+        assembler = self._assembler(sampling)
+        pieces: list[str] = []
+
+        def show(piece: str) -> None:
+            if piece:
+                pieces.append(piece)
+                on_text(piece)
+
+        try:
+            shown = 0
+            while sequence.finish is None:
+                self._engine.step()
+                if assembler is not None:
+                    for token_id in sequence.tokens[shown:]:
+                        show(assembler.push(token_id))
+                shown = len(sequence.tokens)
+        finally:
+            # Nothing happens where it is over; after Ctrl-C the engine is free for the next prompt.
+            sequence.abort()
+            while self._engine.has_work:
+                self._engine.step()
+        if sequence.finish is Finish.ERROR:
+            raise LocalModelError(f"decoding failed: {sequence.error}")
+        if assembler is not None:
+            show(assembler.finish())
+        logits = sequence.prompt_logits
+        return Answer(
+            prompt_ids=request.prompt,
+            token_ids=tuple(sequence.tokens),
+            text=None if assembler is None else "".join(pieces),
+            finish_reason=sequence.finish,
+            seed=sampling.seed,
+            last_logits=None if logits is None else tuple(logits),
+        )
+
+    def _request(
+        self, prompt: tuple[int, ...], sampling: Sampling, *, every_id: bool, keep_logits: bool
+    ) -> SequenceRequest:
+        context = self.card.context
+        if self.tokenizer is None and (sampling.stop or sampling.stop_on_newline):
+            raise LocalModelError(f"{self.card.name} has no tokenizer, so it cannot stop at a text or a newline")
+        if not prompt:
+            raise LocalModelError("The prompt has no token that this checkpoint knows.")
+        if len(prompt) >= context:
+            raise LocalModelError(
+                f"The prompt has {len(prompt)} tokens; the context of {context} leaves no room for an answer. Shorten "
+                f"it to at most {context - 1} tokens."
+            )
+        return SequenceRequest(
+            id="local",
+            prompt=prompt,
+            max_tokens=min(sampling.max_tokens, context - len(prompt)),
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
+            stop_on_newline=sampling.stop_on_newline,
+            stop=tuple(text.encode() for text in sampling.stop),
+            ignore_eos=sampling.ignore_eos,
+            every_id=every_id,
+            keep_prompt_logits=keep_logits,
+        )
+
+    def _assembler(self, sampling: Sampling) -> TextAssembler | None:
+        if self.tokenizer is None:
+            return None
+        return TextAssembler(self.tokenizer.decoder(), stop=sampling.stop, stop_on_newline=sampling.stop_on_newline)
+
+
+def find_tokenizer(folder: CheckpointFolder, *, needed: bool) -> Tokenizer | None:
+    """The checkpoint's tokenizer; None where there is none and none is needed. Raises CheckpointError."""
+    try:
+        return load_tokenizer(folder, meta.read(folder.meta_file).sizes["vocab_size"])
+    except TokenizerError:
+        if needed:
+            raise
+        return None
