@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import secrets
 import time
@@ -51,7 +52,9 @@ class RequestLog:
                 await self._app(scope, receive, send_with_id)
             finally:
                 client = scope.get("client")
-                log.info(
+                # Probes come every second or so.
+                log.log(
+                    logging.DEBUG if scope["path"].startswith("/health/") else logging.INFO,
                     "request",
                     method=scope["method"],
                     path=scope["path"],

@@ -1,0 +1,57 @@
+"""What people hold: the Python client, the command line, the launcher.
+
+from celeriac import InferenceClient
+
+with InferenceClient("http://127.0.0.1:8000") as client:
+    print(client.generate("123+456=", temperature=0.0)["generated_text"])
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from celeriac.client import (
+        ApiError,
+        AsyncInferenceClient,
+        InferenceClient,
+        InvalidRequestError,
+        Job,
+        JobFailedError,
+        NotFoundError,
+        QueueFullError,
+        ServerUnreachableError,
+        UnavailableError,
+        UnexpectedAnswerError,
+        WaitTimeoutError,
+    )
+    from celeriac.errors import CeleriacError
+
+__all__ = [
+    "ApiError",
+    "AsyncInferenceClient",
+    "CeleriacError",
+    "InferenceClient",
+    "InvalidRequestError",
+    "Job",
+    "JobFailedError",
+    "NotFoundError",
+    "QueueFullError",
+    "ServerUnreachableError",
+    "UnavailableError",
+    "UnexpectedAnswerError",
+    "WaitTimeoutError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # On first use: a worker process, which is started by this package's command, does without an HTTP client.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = "celeriac.errors" if name == "CeleriacError" else "celeriac.client"
+    return getattr(importlib.import_module(module), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

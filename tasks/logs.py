@@ -1,6 +1,7 @@
 """Logs of every role: structured events, readable lines on a terminal, JSON elsewhere. Never a prompt or a text."""
 
 import logging
+import os
 import sys
 
 import structlog
@@ -11,16 +12,18 @@ from tasks.settings import Settings
 
 def setup_logging(settings: Settings) -> None:
     """Send structlog's and the standard library's records of this process to stderr, in one format."""
+    human = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.TimeStamper(fmt="%H:%M:%S" if human else "iso", utc=not human),
         structlog.processors.StackInfoRenderer(),
     ]
-    human = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
+    # FORCE_COLOR is how `celeriac serve`, whose pipe our stderr is, says that a terminal is behind it.
+    colours = sys.stderr.isatty() or "FORCE_COLOR" in os.environ
     final: list[Processor] = (
-        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        [structlog.dev.ConsoleRenderer(colors=colours, pad_event_to=16)]
         if human
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )

@@ -338,6 +338,8 @@ async def test_a_proxys_prefix_is_in_every_url(redis_url: str) -> None:
         transport.root_path = "/llm"
         with fake_worker(settings):
             response = await client.post("/llm/v1/jobs", json=SUM)
+            wrong = await client.get("/llm/v1/jobs/nonsense")
+    assert wrong.json()["code"] == "not_found"
     assert response.headers["location"] == response.json()["urls"]["self"] == f"/llm/v1/jobs/{response.json()['id']}"
 
 

@@ -1,0 +1,31 @@
+"""The command line. Each command is a file of its own; what is heavy is imported when the command runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from celeriac.cli import api, cancel, flower, generate, inspect, jobs, run, serve, submit, watch, worker
+from celeriac.errors import CeleriacError
+
+
+class Commands(click.Group):
+    """Shows our errors as one line, with exit code 1; a wrong command line has 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except CeleriacError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="celeriac")
+def main() -> None:
+    """Text generation from trained checkpoints, served through a queue."""
+
+
+for module in (serve, api, worker, flower, run, inspect, generate, submit, watch, cancel, jobs):
+    main.add_command(module.command)

@@ -1,0 +1,20 @@
+"""`celeriac cancel`: stop jobs."""
+
+from __future__ import annotations
+
+import click
+
+from celeriac.cli import options
+
+
+@click.command("cancel")
+@click.argument("job_ids", metavar="JOB_ID...", nargs=-1, required=True)
+@options.url
+def command(job_ids: tuple[str, ...], url: str) -> None:
+    """Stop jobs, which keep their text so far. A job that is over stays as it is."""
+    from celeriac.client import InferenceClient
+
+    with InferenceClient(url) as client:
+        for job_id in job_ids:
+            job = client.cancel(job_id)
+            click.echo(f"{job.id}\t{job.status if job.done else 'stopping'}")

@@ -1,0 +1,91 @@
+"""`celeriac run --interactive`: one prompt after the other, with the original guide's commands."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import click
+
+from celeriac.cli.output import warn
+from tasks.generation import MAX_TEMPERATURE, MAX_TOKENS_LIMIT
+from worker.local import LocalModelError
+
+if TYPE_CHECKING:
+    from worker.local import LocalModel, Sampling
+
+HELP = """\
+/temp VALUE   temperature, 0 to 2 (0: always the likeliest token)
+/topk VALUE   sample from the likeliest tokens only (/topk off: from all)
+/tokens N     most tokens to generate
+/quit         leave"""
+
+
+class Conversation:
+    """Reads prompts and commands until /quit or the end of the input."""
+
+    def __init__(self, model: LocalModel, sampling: Sampling) -> None:
+        self._model = model
+        self._sampling = sampling
+
+    def run(self) -> None:
+        """The loop. Ctrl-C ends a text, and at the prompt the loop."""
+        click.echo(f"{self._model.card.name}: write a prompt, or a command:\n{HELP}")
+        while (line := self._read()) is not None:
+            if line.startswith("/"):
+                if not self._obey(line.split()):
+                    return
+            elif line:
+                self._answer(line)
+
+    def _read(self) -> str | None:
+        """The next line without its end; None when there is none."""
+        click.echo("> ", nl=False)
+        try:
+            line = sys.stdin.readline()
+        except KeyboardInterrupt:
+            line = ""
+        if not line:
+            click.echo()
+            return None
+        return line.rstrip("\r\n")
+
+    def _obey(self, words: list[str]) -> bool:
+        """Do what a command says. False: leave."""
+        match words:
+            case ["/quit"]:
+                return False
+            case ["/topk", "off"]:
+                self._sampling = replace(self._sampling, top_k=None)
+            case ["/temp" | "/topk" | "/tokens" as name, value]:
+                self._set(name, value)
+            case _:
+                click.echo(HELP)
+        return True
+
+    def _set(self, name: str, value: str) -> None:
+        try:
+            match name:
+                case "/temp" if 0.0 <= (temperature := float(value)) <= MAX_TEMPERATURE:
+                    self._sampling = replace(self._sampling, temperature=temperature)
+                case "/topk" if (top_k := int(value)) >= 1:
+                    self._sampling = replace(self._sampling, top_k=top_k)
+                case "/tokens" if 1 <= (max_tokens := int(value)) <= MAX_TOKENS_LIMIT:
+                    self._sampling = replace(self._sampling, max_tokens=max_tokens)
+                case _:
+                    raise ValueError
+        except ValueError:
+            click.echo(f"{name} cannot be {value}.\n{HELP}")
+
+    def _answer(self, prompt: str) -> None:
+        try:
+            ids, warnings = self._model.encode(prompt)
+            warn(warnings)
+            click.echo(prompt, nl=False)
+            self._model.generate(ids, self._sampling, on_text=lambda piece: click.echo(piece, nl=False))
+        except LocalModelError as error:
+            click.echo(f"Error: {error}", nl=False)
+        except KeyboardInterrupt:
+            click.echo(" (interrupted)", nl=False)
+        click.echo()

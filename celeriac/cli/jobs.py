@@ -1,0 +1,50 @@
+"""`celeriac jobs`: the newest jobs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from celeriac.cli import options
+from celeriac.cli.output import print_json, print_table
+
+if TYPE_CHECKING:
+    from celeriac.client import Job
+
+STATUSES = ("queued", "running", "succeeded", "failed", "cancelled", "expired")
+#: Characters of a prompt that a table shows.
+PROMPT_WIDTH = 30
+
+
+@click.command("jobs")
+@click.option("--status", type=click.Choice(STATUSES), help="Only jobs in this status.")
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Most jobs to list.")
+@options.url
+@options.as_json
+def command(status: str | None, limit: int, url: str, as_json: bool) -> None:
+    """List the newest jobs."""
+    from celeriac.client import InferenceClient
+
+    with InferenceClient(url) as client:
+        jobs = client.jobs(status, limit=limit)
+    if as_json:
+        print_json([job.raw for job in jobs])
+    else:
+        print_table(("ID", "STATUS", "TOKENS", "MODEL", "CREATED", "PROMPT"), map(row_of, jobs))
+
+
+def row_of(job: Job) -> tuple[str, ...]:
+    """A job in one line."""
+    ahead = f", {job.position} ahead" if job.position is not None else ""
+    ended = f", {job.finish_reason}" if job.finish_reason is not None else ""
+    prompt = job.prompt if len(job.prompt) <= PROMPT_WIDTH else f"{job.prompt[: PROMPT_WIDTH - 1]}…"
+    return (
+        job.id,
+        f"{job.status}{ahead}{ended}",
+        f"{job.tokens}/{job.max_tokens}",
+        job.model,
+        f"{job.created_at.astimezone():%Y-%m-%d %H:%M:%S}",
+        # A prompt may have newlines and control characters.
+        repr(prompt)[1:-1],
+    )

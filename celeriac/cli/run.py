@@ -1,0 +1,123 @@
+"""`celeriac run`: decode in this process, without a queue."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from celeriac.cli import options
+from celeriac.cli.environment import load_settings, readable_failures, require
+from celeriac.cli.output import print_json, warn
+
+if TYPE_CHECKING:
+    from worker.local import Answer, LocalModel, Sampling
+
+
+@click.command("run")
+@click.argument("checkpoint")
+@click.option("--prompt", help='Text to continue ("-": the standard input).')
+@click.option(
+    "--token-ids", callback=lambda *given: ids_of(given[-1]), help="Prompt as token ids, taken as they are: 1,2,3."
+)
+@click.option("--interactive", is_flag=True, help="Ask for one prompt after the other.")
+@options.sampling
+@click.option("--softcap", type=click.FloatRange(min=0.0, min_open=True), help="Logit softcap, instead of the era's.")
+@click.option("--logits", is_flag=True, help="With --json: also the logits after the prompt.")
+@options.device
+@options.as_json
+def command(
+    checkpoint: str,
+    prompt: str | None,
+    token_ids: tuple[int, ...] | None,
+    interactive: bool,
+    softcap: float | None,
+    logits: bool,
+    device: Literal["auto", "cpu", "cuda", "mps"],
+    as_json: bool,
+    **request: Any,
+) -> None:
+    """Decode with CHECKPOINT, a folder's path or its name under CELERIAC_CHECKPOINT_DIR, without a server."""
+    if sum((prompt is not None, token_ids is not None, interactive)) != 1:
+        raise click.UsageError("Give one of --prompt, --token-ids and --interactive.")
+    if logits and not as_json:
+        raise click.UsageError("--logits goes with --json.")
+    if interactive and as_json:
+        raise click.UsageError("--interactive and --json exclude each other.")
+    require("torch", extra="worker")
+    settings = load_settings()
+    with readable_failures():
+        from worker.local import LocalModel, LocalModelError, Sampling
+
+        try:
+            model = LocalModel.load(
+                checkpoint,
+                settings.checkpoint_dir,
+                needs_text=token_ids is None,
+                device=device,
+                threads=settings.threads,
+                softcap=softcap or settings.softcap,
+                prefill_chunk_tokens=settings.prefill_chunk_tokens,
+            )
+            warn(model.warnings)
+            sampling = Sampling(**request)
+            if interactive:
+                from celeriac.cli.conversation import Conversation
+
+                Conversation(model, sampling).run()
+            else:
+                decode(model, sampling, prompt=prompt, token_ids=token_ids, logits=logits, as_json=as_json)
+        except LocalModelError as error:
+            raise click.ClickException(str(error)) from error
+
+
+def decode(
+    model: LocalModel,
+    sampling: Sampling,
+    *,
+    prompt: str | None,
+    token_ids: tuple[int, ...] | None,
+    logits: bool,
+    as_json: bool,
+) -> None:
+    """Continue one prompt and print it."""
+    text = None if prompt is None else options.prompt_text(prompt)
+    if text is not None:
+        ids, warnings = model.encode(text)
+        warn(warnings)
+    else:
+        ids = token_ids or ()
+    if as_json:
+        answer = model.generate(ids, sampling, every_id=text is None, keep_logits=logits)
+        print_json(object_of(answer))
+        return
+    if text is not None:
+        click.echo(text, nl=False)
+    answer = model.generate(ids, sampling, every_id=text is None, on_text=lambda piece: click.echo(piece, nl=False))
+    if answer.text is None:
+        click.echo(",".join(map(str, answer.token_ids)), nl=False)
+    click.echo()
+
+
+def ids_of(text: str | None) -> tuple[int, ...] | None:
+    """Token ids of whole numbers and commas. BadParameter for anything else."""
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no list of token ids such as 1,2,3") from None
+
+
+def object_of(answer: Answer) -> dict[str, Any]:
+    """What `--json` prints."""
+    fields: dict[str, Any] = {
+        "prompt_ids": answer.prompt_ids,
+        "token_ids": answer.token_ids,
+        "text": answer.text,
+        "finish_reason": answer.finish_reason.value,
+        "seed": answer.seed,
+    }
+    if answer.last_logits is not None:
+        fields["last_logits"] = answer.last_logits
+    return fields

@@ -1,0 +1,35 @@
+"""The Python client: httpx and the standard library alone."""
+
+from celeriac.client.async_client import AsyncInferenceClient
+from celeriac.client.errors import (
+    ApiError,
+    InvalidRequestError,
+    JobFailedError,
+    NotFoundError,
+    QueueFullError,
+    ServerUnreachableError,
+    UnavailableError,
+    UnexpectedAnswerError,
+    WaitTimeoutError,
+)
+from celeriac.client.guide import GeneratedText, Health, Info
+from celeriac.client.job import Job
+from celeriac.client.sync_client import InferenceClient
+
+__all__ = [
+    "ApiError",
+    "AsyncInferenceClient",
+    "GeneratedText",
+    "Health",
+    "InferenceClient",
+    "Info",
+    "InvalidRequestError",
+    "Job",
+    "JobFailedError",
+    "NotFoundError",
+    "QueueFullError",
+    "ServerUnreachableError",
+    "UnavailableError",
+    "UnexpectedAnswerError",
+    "WaitTimeoutError",
+]

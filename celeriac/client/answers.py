@@ -1,0 +1,102 @@
+"""From the server's answers to results and exceptions. No network in here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import httpx
+
+from celeriac.client.errors import (
+    ApiError,
+    InvalidRequestError,
+    NotFoundError,
+    QueueFullError,
+    UnavailableError,
+    UnexpectedAnswerError,
+)
+
+T = TypeVar("T")
+
+#: Exception of each status that says what kind of error it is; any other is a plain ApiError.
+KINDS: Mapping[int, type[ApiError]] = {
+    400: InvalidRequestError,
+    413: InvalidRequestError,
+    422: InvalidRequestError,
+    404: NotFoundError,
+    410: NotFoundError,
+    429: QueueFullError,
+    502: UnavailableError,
+    503: UnavailableError,
+}
+#: Characters of a foreign answer that an error repeats.
+MAX_QUOTE = 200
+
+
+def read(answer: httpx.Response, take: Callable[[Any], T]) -> T:
+    """What `take` makes of a good answer's JSON. UnexpectedAnswerError where it is not what `take` knows."""
+    try:
+        return take(answer.json())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _unexpected(answer) from error
+
+
+def error_of(answer: httpx.Response) -> ApiError:
+    """The exception of an answer that is an error: problem details, or FastAPI's `detail`."""
+    try:
+        body = answer.json()
+    except ValueError:
+        body = None
+    message = _message(body)
+    if message is None:
+        # A proxy, or another program. Its status may still say that it is worth another try.
+        kind = KINDS[answer.status_code] if answer.status_code in (429, 502, 503) else UnexpectedAnswerError
+        message = str(_unexpected(answer))
+        body = {}
+    else:
+        kind = KINDS.get(answer.status_code, ApiError)
+    return kind(
+        message,
+        status=answer.status_code,
+        code=body.get("code"),
+        retry_after_s=_retry_after(answer),
+        may_retry=answer.headers.get("x-should-retry") != "false",
+        job_id=body.get("job_id"),
+        request_id=answer.headers.get("x-request-id"),
+    )
+
+
+def _message(body: Any) -> str | None:
+    """The server's message; None where the body is no error of ours."""
+    detail = body.get("detail") if isinstance(body, dict) else None
+    if isinstance(detail, list):
+        return "; ".join(_field_error(entry) for entry in detail)
+    if not isinstance(detail, str):
+        return None
+    parts = [entry["detail"] for entry in body.get("errors") or () if isinstance(entry, dict) and "detail" in entry]
+    return " ".join([detail, *(part for part in parts if part not in detail)])
+
+
+def _field_error(entry: Any) -> str:
+    """`max_tokens: Input should be ...` of one entry of FastAPI's list."""
+    if not isinstance(entry, dict):
+        return str(entry)
+    where = ".".join(str(part) for part in list(entry.get("loc", ()))[1:])
+    message = str(entry.get("msg", entry))
+    return f"{where}: {message}" if where else message
+
+
+def _retry_after(answer: httpx.Response) -> float | None:
+    """Seconds of `Retry-After`; its other form, a date, is none that our server sends."""
+    value = answer.headers.get("retry-after", "")
+    return float(value) if value.isascii() and value.isdigit() else None
+
+
+def _unexpected(answer: httpx.Response) -> UnexpectedAnswerError:
+    text = " ".join(answer.text.split())
+    quote = text if len(text) <= MAX_QUOTE else f"{text[:MAX_QUOTE]}..."
+    return UnexpectedAnswerError(
+        f"{answer.request.url} answered with HTTP {answer.status_code} and something that is not Celeriac's: "
+        f"{quote or 'nothing'}",
+        status=answer.status_code,
+    )

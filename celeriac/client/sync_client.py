@@ -1,0 +1,198 @@
+"""The client for scripts, notebooks and threads."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import TypeVar
+
+import httpx
+
+from celeriac.client import bodies
+from celeriac.client.defaults import DEFAULT_URL, LIMITS, RETRY_S, TIMEOUT_S
+from celeriac.client.guide import GeneratedText, Health, Info
+from celeriac.client.job import Job, id_of
+from celeriac.client.protocol import Flow, Pause, Protocol
+from celeriac.errors import CeleriacError
+
+T = TypeVar("T")
+
+
+class InferenceClient:
+    """A client of one server. Safe to share between threads; close it, or use it in a `with` statement.
+
+    Every operation raises ServerUnreachableError, or ApiError with the server's own message (see
+    `celeriac.client.errors`). What can pass is tried again for `retry_s` seconds: a lost connection, a full queue or
+    a missing worker where the server says when to come back. That makes no second job: every submission carries an
+    Idempotency-Key.
+    """
+
+    def __init__(
+        self,
+        base_url: str = DEFAULT_URL,
+        *,
+        timeout: float | None = TIMEOUT_S,
+        retry_s: float = RETRY_S,
+        headers: Mapping[str, str] | None = None,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        """`timeout`: seconds that `generate` waits for its text; None: without a limit."""
+        self._protocol = Protocol(base_url, retry_s=retry_s)
+        self._timeout = timeout
+        self._http = httpx.Client(base_url=self._protocol.base_url, headers=headers, limits=LIMITS, transport=transport)
+
+    @property
+    def base_url(self) -> str:
+        """Where the server is."""
+        return self._protocol.base_url
+
+    def health(self) -> Health:
+        """The guide's health check, asked once and without retries."""
+        return self._run(self._protocol.health())
+
+    def info(self, model: str | None = None) -> Info:
+        """What the served checkpoint is; `model` names one where there are several."""
+        return self._run(self._protocol.info(model))
+
+    def generate(
+        self,
+        prompt: str,
+        max_tokens: int = 100,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        stop_on_newline: bool = False,
+        *,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] | None = None,
+        ignore_eos: bool = False,
+        model: str | None = None,
+        timeout: float | None = None,
+        idempotency_key: str | None = None,
+    ) -> GeneratedText:
+        """Continue `prompt`, and wait for the text.
+
+        `timeout` is for this call what the client's is for all. When it is over, WaitTimeoutError tells the job, which
+        goes on. Ctrl-C cancels the job. Raises JobFailedError where the job fails.
+        """
+        body = bodies.generation(
+            prompt,
+            max_tokens,
+            temperature,
+            top_k,
+            stop_on_newline,
+            top_p=top_p,
+            seed=seed,
+            stop=stop,
+            ignore_eos=ignore_eos,
+            model=model,
+        )
+        limit = self._timeout if timeout is None else timeout
+        call = self._protocol.generate_call(body, key=idempotency_key, timeout=limit)
+        try:
+            return self._run(self._protocol.generate(call, timeout=limit))
+        except KeyboardInterrupt:
+            with suppress(CeleriacError):
+                self._run(self._protocol.abandon(call))
+            raise
+
+    def submit(
+        self,
+        prompt: str,
+        max_tokens: int = 100,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        stop_on_newline: bool = False,
+        *,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] | None = None,
+        ignore_eos: bool = False,
+        model: str | None = None,
+        priority: int = 5,
+        metadata: Mapping[str, str] | None = None,
+        result_ttl_s: int | None = None,
+        wait_for_worker: bool = False,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """Queue a generation, and return at once.
+
+        `priority`: 0 is served first, 9 last. `metadata`: texts of your own, given back with the job. `result_ttl_s`:
+        how long the finished job is kept. `wait_for_worker`: accept the job even if no worker serves the checkpoint.
+        """
+        body = bodies.generation(
+            prompt,
+            max_tokens,
+            temperature,
+            top_k,
+            stop_on_newline,
+            top_p=top_p,
+            seed=seed,
+            stop=stop,
+            ignore_eos=ignore_eos,
+            model=model,
+        )
+        body |= bodies.queueing(
+            priority=priority, metadata=metadata, result_ttl_s=result_ttl_s, wait_for_worker=wait_for_worker
+        )
+        return self._run(self._protocol.submit(body, key=idempotency_key))
+
+    def job(self, job_id: str) -> Job:
+        """The job as it is now, with its text so far. Raises NotFoundError."""
+        return self._run(self._protocol.job(job_id))
+
+    def wait(self, job: str | Job, timeout: float | None = None) -> Job:
+        """The job when it is over, however it ended; `.result()` of it is the guide's dictionary.
+
+        Raises WaitTimeoutError after `timeout` seconds (None: without a limit); the job goes on.
+        """
+        return self._run(self._protocol.wait(id_of(job), timeout=timeout))
+
+    def watch(self, job: str | Job) -> Iterator[Job]:
+        """The job as it is now, and again whenever it has changed, until it is over."""
+        current = self.job(id_of(job))
+        yield current
+        while not current.done:
+            current = self._run(self._protocol.changed(current))
+            yield current
+
+    def cancel(self, job: str | Job) -> Job:
+        """Stop a job, which keeps its text so far; one that runs is over a moment later. One that is over stays so."""
+        return self._run(self._protocol.cancel(id_of(job)))
+
+    def jobs(self, status: str | None = None, *, limit: int = 20) -> list[Job]:
+        """The newest jobs, those in one status alone where `status` names it."""
+        return self._run(self._protocol.jobs(status=status, limit=limit))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> InferenceClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self, flow: Flow[T]) -> T:
+        """Do what a flow asks for until it has its result."""
+        answer: httpx.Response | None = None
+        lost: httpx.RequestError | None = None
+        while True:
+            try:
+                step = flow.send(answer) if lost is None else flow.throw(lost)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            answer = lost = None
+            if isinstance(step, Pause):
+                time.sleep(step.seconds)
+                continue
+            try:
+                answer = self._http.request(**step.to_httpx())
+            except httpx.RequestError as error:
+                lost = error

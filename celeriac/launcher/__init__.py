@@ -1,0 +1,1 @@
+"""`celeriac serve`: every role on one machine, as child processes of one terminal."""

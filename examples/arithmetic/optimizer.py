@@ -1,0 +1,82 @@
+"""The optimizer: Muon for the matrices of the blocks, AdamW for the embedding and the head, as nanochat has it.
+
+Muon (Keller Jordan, 2024) follows the momentum of the gradient after replacing it by the nearest semi-orthogonal
+matrix, so that every direction of a weight learns at the same speed.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor, nn
+
+MUON_MOMENTUM = 0.95
+ADAM_BETAS = (0.8, 0.95)
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # of Jordan's quintic: singular values land within about 0.7 to 1.2
+NEWTON_SCHULZ_ROUNDS = 5
+
+
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """The semi-orthogonal matrices near to a stack (N, rows, columns) with rows <= columns."""
+    a, b, c = NEWTON_SCHULZ
+    x: Tensor = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)  # singular values at most 1
+    for _ in range(NEWTON_SCHULZ_ROUNDS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x
+
+
+class Muon:
+    """Momentum and orthogonal updates for matrices; those of one shape are stacked into one product."""
+
+    def __init__(self, matrices: list[nn.Parameter], lr: float) -> None:
+        self.base_lr = lr
+        by_shape: dict[tuple[int, int], list[nn.Parameter]] = defaultdict(list)
+        for matrix in matrices:
+            rows, columns = matrix.shape
+            by_shape[min(rows, columns), max(rows, columns)].append(matrix)
+        self._groups = list(by_shape.values())
+        self._momenta = [torch.zeros(len(group), *shape) for shape, group in by_shape.items()]
+
+    @torch.no_grad()
+    def step(self, lr_scale: float) -> None:
+        for group, momentum in zip(self._groups, self._momenta, strict=True):
+            gradient = torch.stack([_wide(_gradient(matrix)) for matrix in group])
+            momentum.lerp_(gradient, 1 - MUON_MOMENTUM)
+            updates = orthogonalize(gradient.lerp(momentum, MUON_MOMENTUM))  # Nesterov
+            for matrix, update in zip(group, updates, strict=True):
+                rows, columns = matrix.shape
+                lr = self.base_lr * lr_scale * max(1.0, rows / columns) ** 0.5
+                matrix.sub_(update if rows <= columns else update.T, alpha=lr)
+
+
+def _gradient(matrix: nn.Parameter) -> Tensor:
+    assert matrix.grad is not None
+    return matrix.grad
+
+
+def _wide(matrix: Tensor) -> Tensor:
+    return matrix if matrix.size(0) <= matrix.size(1) else matrix.T
+
+
+class Optimizer:
+    """Both halves behind one `step`. Learning rates are peaks; a schedule scales them."""
+
+    def __init__(self, model: nn.Module, matrix_lr: float, embedding_lr: float, head_lr: float) -> None:
+        matrices = [weight for name, weight in model.named_parameters() if name.startswith("transformer.h.")]
+        self._muon = Muon(matrices, matrix_lr)
+        tables = [("transformer.wte.weight", embedding_lr), ("lm_head.weight", head_lr)]
+        self._adam = torch.optim.AdamW(
+            [{"params": [model.get_parameter(name)], "lr": lr, "base_lr": lr} for name, lr in tables],
+            betas=ADAM_BETAS,
+            eps=1e-10,
+            weight_decay=0.0,
+        )
+
+    def step(self, lr_scale: float) -> None:
+        """Update every parameter from its gradient, with the learning rates at `lr_scale` of their peak."""
+        for group in self._adam.param_groups:
+            group["lr"] = group["base_lr"] * lr_scale
+        self._adam.step()
+        self._muon.step(lr_scale)
