@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from starlette.routing import compile_path
 
 from api.problems import KINDS, Code
 from api.schemas import LegacyError, Problem
@@ -61,6 +62,16 @@ def openapi(app: FastAPI) -> dict[str, Any]:
                 if content.get("application/json", {}).get("schema", {}).get("$ref") == _PROBLEM_REF:
                     content["application/problem+json"] = content.pop("application/json")
     return document
+
+
+def allowed_methods(app: FastAPI, path: str) -> list[str]:
+    """Methods that the document has for a path, sorted; none for a path that is not in it."""
+    found: set[str] = set()
+    for template, operations in app.openapi()["paths"].items():
+        pattern, _, _ = compile_path(template)
+        if pattern.match(path):
+            found.update(method.upper() for method in operations)
+    return sorted(found)
 
 
 def _responses(codes: Iterable[Code], model: type[LegacyError | Problem]) -> Responses:

@@ -16,6 +16,7 @@ from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, Respon
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
+from api.documented import allowed_methods
 from api.problems import RETRY_SOON_S, ApiError, Code, FieldError, presentable
 from api.waiting import ClientGoneError
 from tasks.errors import SchemaError
@@ -40,10 +41,12 @@ def install(app: FastAPI) -> None:
 
 def error_response(scope: Scope, error: ApiError) -> Response:
     """The answer to a request on `scope` that failed with `error`."""
-    path: str = scope["path"]
-    if speaks_problems(path):
+    if _speaks_problems(scope):
         return JSONResponse(
-            error.to_problem(path), error.http_status, error.all_headers(), media_type="application/problem+json"
+            error.to_problem(scope["path"]),
+            error.http_status,
+            error.all_headers(),
+            media_type="application/problem+json",
         )
     return JSONResponse(error.to_legacy(), error.http_status, error.all_headers())
 
@@ -59,9 +62,15 @@ def unexpected_error(scope: Scope, error: Exception) -> Response:
     return error_response(scope, ApiError(Code.INTERNAL, "Internal error. The server's log tells more."))
 
 
-def speaks_problems(path: str) -> bool:
+def _speaks_problems(scope: Scope) -> bool:
     """Whether errors on this path are problem details; the guide's own routes keep FastAPI's form."""
-    return path.startswith(("/v1/", "/health/"))
+    return _route_path(scope).startswith(("/v1/", "/health/"))
+
+
+def _route_path(scope: Scope) -> str:
+    """The path without the prefix that a proxy put in front."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 async def _api_error(request: Request, error: Exception) -> Response:
@@ -79,9 +88,13 @@ async def _http_exception(request: Request, error: Exception) -> Response:
     """What the router raises: no such path, no such method."""
     assert isinstance(error, HTTPException)
     headers = dict(error.headers or {})
-    if not speaks_problems(request.scope["path"]):
+    code = Code.NOT_FOUND
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        code = Code.METHOD_NOT_ALLOWED
+        # The router names the methods of one route; another one may share its path.
+        headers["Allow"] = ", ".join(allowed_methods(request.app, _route_path(request.scope))) or headers["Allow"]
+    if not _speaks_problems(request.scope):
         return JSONResponse({"detail": error.detail}, error.status_code, headers)
-    code = Code.METHOD_NOT_ALLOWED if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED else Code.NOT_FOUND
     return error_response(request.scope, ApiError(code, f"{error.detail}.", headers=headers))
 
 
@@ -95,8 +108,9 @@ async def _redis_error(request: Request, error: Exception) -> Response:
     if isinstance(error, ResponseError) and refusal is None:
         return unexpected_error(request.scope, error)
     log.warning("redis_unavailable", error=type(error).__name__, reason=str(error))
-    # A Redis that went away may come back as another one.
-    request.app.state.services.schema_checked = False
+    if refusal is None:
+        # A Redis that went away may come back as another one.
+        request.app.state.services.schema_checked = False
     detail = (
         "Redis cannot be reached. It is tried again at every request."
         if refusal is None

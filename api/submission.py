@@ -19,7 +19,7 @@ ANYBODY = "anonymous"
 DEFAULT_PRIORITY = 5
 #: Prompts of more characters are looked through in a thread, so that the event loop goes on.
 LONG_PROMPT = 20_000
-#: Unknown characters that an error or a warning names.
+#: Unknown characters that an error names.
 MAX_NAMED_CHARACTERS = 10
 
 
@@ -53,9 +53,9 @@ class Submitter:
         queued = body if isinstance(body, JobRequest) else None
         card = await self._checkpoints.choose(body.model, may_wait=queued is not None and queued.wait_for_worker)
         if len(body.prompt) > LONG_PROMPT:
-            warnings = await asyncio.to_thread(check_against, card, body)
+            await asyncio.to_thread(check_against, card, body)
         else:
-            warnings = check_against(card, body)
+            check_against(card, body)
         return NewJob(
             id=job_id,
             owner=ANYBODY,
@@ -66,12 +66,11 @@ class Submitter:
             metadata={} if queued is None else queued.metadata,
             idempotency=key,
             result_ttl_s=None if queued is None else queued.result_ttl_s,
-            warnings=warnings,
         )
 
 
-def check_against(card: Card, body: GenerateRequest) -> tuple[str, ...]:
-    """Warnings of a request that the checkpoint can run. Raises ApiError for one that it cannot.
+def check_against(card: Card, body: GenerateRequest) -> None:
+    """Raises ApiError for a request that the checkpoint cannot run.
 
     What only the tokenizer can tell, as the length of a prompt in BPE tokens, the worker checks before it decodes.
     """
@@ -99,18 +98,13 @@ def check_against(card: Card, body: GenerateRequest) -> tuple[str, ...]:
             given=body.prompt,
         )
     if tokens is not None and tokens >= card.context:
-        raise prompt_too_long(
+        raise invalid(
+            ("body", "prompt"),
             f"The prompt has {tokens} tokens; the context of {card.name} is {card.context}, and one must be left for "
-            f"the answer. Shorten it to {card.context - 1} tokens or fewer."
+            f"the answer. Shorten it to {card.context - 1} tokens or fewer.",
+            Code.PROMPT_TOO_LONG.value,
+            code=Code.PROMPT_TOO_LONG,
         )
-    if not unknown:
-        return ()
-    return (_skipped(card, [char for _, char in unknown]),)
-
-
-def prompt_too_long(message: str) -> ApiError:
-    """The error of a prompt that fills the context; the same whether API or worker noticed it."""
-    return invalid(("body", "prompt"), message, Code.PROMPT_TOO_LONG.value, code=Code.PROMPT_TOO_LONG)
 
 
 def _generation(body: GenerateRequest) -> Generation:
@@ -135,13 +129,6 @@ def _unknown_character(card: Card, index: int, char: str) -> FieldError:
         char,
         {"index": index, "character": char},
     )
-
-
-def _skipped(card: Card, characters: list[str]) -> str:
-    distinct = list(dict.fromkeys(characters))
-    names = ", ".join(_named(char) for char in distinct[:MAX_NAMED_CHARACTERS])
-    more = f" and {len(distinct) - MAX_NAMED_CHARACTERS} more" if len(distinct) > MAX_NAMED_CHARACTERS else ""
-    return f"Characters that {card.name} does not know were left out of the prompt: {names}{more}."
 
 
 def _named(char: str) -> str:

@@ -23,7 +23,12 @@ def setup_logging(settings: Settings) -> None:
     # FORCE_COLOR is how `celeriac serve`, whose pipe our stderr is, says that a terminal is behind it.
     colours = sys.stderr.isatty() or "FORCE_COLOR" in os.environ
     final: list[Processor] = (
-        [structlog.dev.ConsoleRenderer(colors=colours, pad_event_to=16)]
+        # Plain tracebacks: rich's, which structlog prefers, show local variables, and those may hold prompts.
+        [
+            structlog.dev.ConsoleRenderer(
+                colors=colours, pad_event_to=16, exception_formatter=structlog.dev.plain_traceback
+            )
+        ]
         if human
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )

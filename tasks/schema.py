@@ -11,14 +11,21 @@ from tasks.errors import SchemaError
 
 def check(client: redis.Redis) -> None:
     """Mark an empty Redis with this layout's version. Raises SchemaError where another one is there."""
-    client.set(keys.SCHEMA, keys.SCHEMA_VERSION, nx=True)
-    _compare(client.get(keys.SCHEMA))
+    found = client.get(keys.SCHEMA)
+    if found is None:
+        # Only now, so that a Redis that refuses writes can still be read.
+        client.set(keys.SCHEMA, keys.SCHEMA_VERSION, nx=True)
+        found = client.get(keys.SCHEMA)
+    _compare(found)
 
 
 async def acheck(client: redis.asyncio.Redis) -> None:
     """`check` for an asynchronous client."""
-    await client.set(keys.SCHEMA, keys.SCHEMA_VERSION, nx=True)
-    _compare(await client.get(keys.SCHEMA))
+    found = await client.get(keys.SCHEMA)
+    if found is None:
+        await client.set(keys.SCHEMA, keys.SCHEMA_VERSION, nx=True)
+        found = await client.get(keys.SCHEMA)
+    _compare(found)
 
 
 def _compare(found: object) -> None:

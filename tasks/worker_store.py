@@ -179,10 +179,12 @@ class WorkerStore:
         digest: str,
         prompt_tokens: int,
         warnings: Sequence[str] = (),
+        claim: str | None = None,
     ) -> Claimed | Refused:
-        """Take a dispatched job, with a lease. `warnings` join those of the record."""
-        # Names this call, so that its own retry after a lost reply is no second claim.
-        claim = secrets.token_hex(8)
+        """Take a dispatched job, with a lease. `warnings` join those of the record.
+
+        `claim` names this claim, so that sending it again after a lost reply is no second one; None draws a name.
+        """
         outcome, *rest = self._call(
             "claim",
             job_id,
@@ -192,7 +194,7 @@ class WorkerStore:
             prompt_tokens,
             json.dumps(list(warnings)),
             self._lease_ms,
-            claim,
+            claim or secrets.token_hex(8),
             CHECKPOINT_CHANGED.to_json(),
         )
         if outcome == b"refused":

@@ -91,6 +91,8 @@ class FakeWorker:
         self.error: JobError | None = None
         #: Prompts are rejected before they are claimed, with this.
         self.rejection: JobError | None = None
+        #: Warnings that every job gets.
+        self.warnings: list[str] = []
         #: Ids of the jobs that it took up, in order.
         self.claimed: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="fake-worker")
@@ -126,6 +128,7 @@ class FakeWorker:
             incarnation=self.info.incarnation,
             digest=self.card.digest,
             prompt_tokens=len(job.generation.prompt) + 1,
+            warnings=self.warnings,
         )
         if isinstance(claim, Claimed):
             self.claimed.put(job_id)

@@ -139,6 +139,8 @@ async def test_a_redis_that_refuses_to_write_is_named(own_redis: OwnRedis) -> No
         with fake_worker(settings), redis.Redis.from_url(own_redis.url) as admin:
             admin.config_set("maxmemory", "1mb")
             response = await client.post("/v1/jobs", json=BODY)
+            # Reading goes on meanwhile.
+            assert (await client.get("/v1/jobs")).status_code == 200
             admin.config_set("maxmemory", "0")
     assert (response.status_code, response.json()["code"]) == (503, "redis_unavailable")
     assert "OOM" in response.json()["detail"]

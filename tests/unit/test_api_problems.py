@@ -1,6 +1,7 @@
 """The table of errors, and what an error repeats of the caller's input."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -69,3 +70,9 @@ def test_further_members_and_retry_after_are_told() -> None:
     assert error.to_legacy() == {"detail": "Full.", "limit": 3}
     assert error.to_problem("/")["limit"] == 3
     assert error.all_headers() == {"Retry-After": "7"}
+
+
+@pytest.mark.parametrize("code", Code)
+def test_the_reference_lists_every_code_with_its_status(code: Code) -> None:
+    reference = (Path(__file__).parents[2] / "docs" / "reference" / "http.md").read_text("utf-8")
+    assert f"| `{code}` | {KINDS[code].status} |" in reference

@@ -1,0 +1,158 @@
+"""The original guide's examples, as a user of it would run them, against the shipped checkpoints."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from celeriac import InferenceClient
+from tests.conftest import running_redis
+from tests.integration.stack import ROOT, Stack
+
+#: Bodies of the guide's curl examples.
+BODIES: list[dict[str, Any]] = [
+    {"prompt": "123+456=", "max_tokens": 20, "temperature": 0.0},
+    {"prompt": "123+456=", "max_tokens": 100, "temperature": 0.8, "top_k": None, "stop_on_newline": False},
+    {"prompt": "123+", "max_tokens": 30, "temperature": 0.0},
+    {"prompt": "H+B=", "max_tokens": 50, "temperature": 0.8, "top_k": 10},
+    {"prompt": "123\n456\n", "max_tokens": 100, "temperature": 0.5, "stop_on_newline": True},
+]
+
+TEST_SCRIPT = """
+set -e
+curl -s {url}/health | python3 -m json.tool
+curl -s {url}/info | python3 -m json.tool
+curl -s -X POST {url}/generate \\
+  -H "Content-Type: application/json" \\
+  -d '{{"prompt":"123+456=","max_tokens":20,"temperature":0.0}}' | python3 -m json.tool
+"""
+
+JAVASCRIPT = """
+const response = await fetch('{url}/generate', {{
+  method: 'POST',
+  headers: {{ 'Content-Type': 'application/json', Origin: 'http://example.org' }},
+  body: JSON.stringify({{ prompt: '123+456=', max_tokens: 20, temperature: 0.0 }})
+}});
+const result = await response.json();
+console.log(result.generated_text);
+"""
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An API with one worker that serves step_002920."""
+    folder = tmp_path_factory.mktemp("guide")
+    with running_redis(folder) as redis_url:
+        stack = Stack(f"{redis_url}?db=0", folder)
+        try:
+            stack.worker()
+            yield stack.api()[1]
+        finally:
+            stack.close()
+
+
+@pytest.mark.parametrize("body", BODIES, ids=lambda body: repr(body["prompt"]))
+def test_each_curl_example(url: str, body: dict[str, Any]) -> None:
+    response = httpx.post(f"{url}/generate", json=body, timeout=60)
+    answer = response.json()
+    assert response.status_code == 200
+    assert list(answer) == ["prompt", "generated_text", "tokens_generated", "model"]
+    assert (answer["prompt"], answer["model"]) == (body["prompt"], "step_002920")
+    assert answer["generated_text"].startswith(body["prompt"])
+    # One character is one token here.
+    assert len(answer["generated_text"]) == len(body["prompt"]) + answer["tokens_generated"]
+
+
+def test_the_sum_of_the_guide(url: str) -> None:
+    answer = httpx.post(f"{url}/generate", json=BODIES[0]).json()
+    assert (answer["generated_text"], answer["tokens_generated"]) == ("123+456=579", 3)
+
+
+def test_the_newline_that_ends_a_text_is_its_last_character(url: str) -> None:
+    answer = httpx.post(f"{url}/generate", json={**BODIES[4], "temperature": 0.0}).json()
+    assert answer["generated_text"] == "123\n456\n789\n"
+
+
+def test_health_info_and_overview(url: str) -> None:
+    assert httpx.get(f"{url}/health").json() == {"status": "ok", "model_loaded": True, "checkpoint": "step_002920"}
+    info = httpx.get(f"{url}/info").json()
+    meta = (ROOT / "checkpoints/step_002920/meta_002920.json").read_text()
+    assert (info["step"], info["vocab_size"]) == (2920, 32)
+    assert f'"val_loss": {info["val_loss"]}' in meta
+    overview = httpx.get(f"{url}/").json()
+    assert (overview["service"], overview["status"], len(overview["endpoints"])) == ("Inference API", "running", 4)
+    assert "swagger" in httpx.get(f"{url}/docs").text.lower()
+    assert "/generate" in httpx.get(f"{url}/openapi.json").json()["paths"]
+
+
+def test_the_test_script(url: str) -> None:
+    assert shutil.which("curl"), "the guide's script needs curl"
+    run = subprocess.run(
+        ["bash", "-c", TEST_SCRIPT.format(url=url)], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert '"generated_text": "123+456=579"' in run.stdout
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="Node.js, which is not part of the project, runs it")
+def test_the_javascript_example(url: str) -> None:
+    script = ["node", "--input-type=module", "--eval", JAVASCRIPT.format(url=url)]
+    run = subprocess.run(script, capture_output=True, text=True, timeout=60, check=True)
+    assert run.stdout.strip() == "123+456=579"
+
+
+def test_a_browser_may_call_from_any_page(url: str) -> None:
+    page = {"Origin": "http://example.org"}
+    asked = {**page, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+    preflight = httpx.options(f"{url}/generate", headers=asked)
+    assert preflight.status_code == 200
+    assert preflight.headers["access-control-allow-origin"] == "*"
+    assert "content-type" in preflight.headers["access-control-allow-headers"].lower()
+    answer = httpx.post(f"{url}/generate", json=BODIES[0], headers=page)
+    assert answer.headers["access-control-allow-origin"] == "*"
+
+
+def test_the_python_example(url: str) -> None:
+    with InferenceClient(url) as client:
+        result = client.generate(prompt="123+456=", max_tokens=20, temperature=0.0)
+    assert result["generated_text"] == "123+456=579"
+
+
+def test_health_answers_at_once_while_64_generations_run(url: str) -> None:
+    body = {"prompt": "123+", "max_tokens": 400, "ignore_eos": True}
+    jobs = [httpx.post(f"{url}/v1/jobs", json=body).json()["urls"] for _ in range(64)]
+    waits = []
+    for _ in range(20):
+        response = httpx.get(f"{url}/health")
+        assert response.json()["model_loaded"]
+        waits.append(response.elapsed.total_seconds())
+    for urls in jobs:
+        assert httpx.get(f"{url}{urls['self']}?wait=60", timeout=90).json()["status"] == "succeeded"
+    # No measure of speed: a blocked event loop would make each of them wait for seconds.
+    assert sorted(waits)[len(waits) // 2] < 1.0
+
+
+def test_two_checkpoints_are_told_apart_by_model(url: str, tmp_path: Path) -> None:
+    """A second worker on the same Redis serves the later checkpoint; a request without `model` must then choose."""
+    found = httpx.get(f"{url}/v1/workers").json()["data"]
+    assert [worker["model"] for worker in found] == ["step_002920"]
+    with running_redis(tmp_path) as redis_url:
+        stack = Stack(f"{redis_url}?db=0", tmp_path)
+        try:
+            stack.worker("step_002920", wait=False)
+            stack.worker("step_003650")
+            stack.processes[0].wait_for_line("ready.")
+            _, both = stack.api()
+            body = {**BODIES[0], "model": "step_003650"}
+            assert httpx.post(f"{both}/generate", json=body).json()["model"] == "step_003650"
+            refused = httpx.post(f"{both}/generate", json=BODIES[0])
+            assert refused.status_code == 422
+            assert "step_002920" in refused.text
+            assert "step_003650" in refused.text
+        finally:
+            stack.close()
