@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -53,12 +54,17 @@ def engine(
     slots: int = 4,
     kv_tokens: int = 1024,
     prefill_chunk_tokens: int = 16,
-    clock: Callable[[], float] | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Engine:
     """An engine with the vocabulary above."""
-    words = vocabulary(decoding.config)
-    sizes = {"slots": slots, "kv_tokens": kv_tokens, "prefill_chunk_tokens": prefill_chunk_tokens}
-    return Engine(decoding, words, **sizes) if clock is None else Engine(decoding, words, **sizes, clock=clock)
+    return Engine(
+        decoding,
+        vocabulary(decoding.config),
+        slots=slots,
+        kv_tokens=kv_tokens,
+        prefill_chunk_tokens=prefill_chunk_tokens,
+        clock=clock,
+    )
 
 
 def request(name: str, prompt: tuple[int, ...] = (1, 2, 3), max_tokens: int = 8, **fields: object) -> SequenceRequest:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.engines import Tampered, checkpoint, engine, model, request, vocabulary
-from tests.reference import forward
+from tests.reference import logits as reference_logits
 from tests.slow_sampling import slow_draw
 from worker.engine.batch import Batch
 from worker.engine.engine import Engine
@@ -39,7 +39,7 @@ def assert_same_as_the_twins(folder: str, sequence: Sequence) -> None:
         tokens.append(next(iter(words.stop_ids)))  # which one is drawn is known, as there is only one
     if not tokens:
         return
-    logits = forward(found.config, found.weights, [*one.prompt, *tokens[:-1]])[len(one.prompt) - 1 :]
+    logits = reference_logits(found.config, found.weights, [*one.prompt, *tokens[:-1]])[len(one.prompt) - 1 :]
     for index, token in enumerate(tokens):
         draw = slow_draw(logits[index].tolist(), one, index, words)
         near_tie = draw.logit_margin < LOGIT_TIE or draw.share_margin < SHARE_TIE
@@ -279,7 +279,7 @@ def test_a_time_limit_ends_running_and_waiting_sequences() -> None:
 def test_the_logits_after_the_prompt_are_kept_also_when_a_sequence_is_resumed() -> None:
     found = checkpoint(E7)
     prompt = tuple(range(20))
-    expected = forward(found.config, found.weights, list(prompt))[-1]
+    expected = reference_logits(found.config, found.weights, list(prompt))[-1]
     for generated in ((), (4, 5, 6)):
         one = request("a", prompt, 6, generated=generated, keep_prompt_logits=True)
         for chunk in (1, 20, 21, 100):

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from tests.engines import FOLDERS, GOLDEN, model
+from tests.engines import FOLDERS, GOLDEN, checkpoint, model
+from worker.engine.device import Device
 from worker.engine.engine import Engine
+from worker.engine.model import Model
 from worker.engine.request import Finish, SequenceRequest
 from worker.engine.vocabulary import Vocabulary
 
@@ -27,11 +29,24 @@ def test_there_is_a_checkpoint_of_every_era() -> None:
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1024])
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_an_era_agrees_with_nanochat(folder: str, chunk: int) -> None:
+    assert_agreement(folder, model(folder), chunk)
+
+
+@pytest.mark.parametrize("folder", ["E1b-seed/step_000102", "E7/step_000102"])
+def test_packed_matrices_agree_too(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of these checkpoints are too small to be packed otherwise."""
+    monkeypatch.setattr("worker.engine.linear.PACK_FROM_ELEMENTS", 1)
+    found = checkpoint(folder)
+    assert_agreement(folder, Model.load(found.config, found.weights, Device("cpu")), chunk=64)
+
+
+def assert_agreement(folder: str, decoding: Model, chunk: int) -> None:
+    """All cases of a checkpoint in one batch."""
     expected: dict[str, Any] = json.loads((GOLDEN / folder / "expected.json").read_text())
     cases = expected["cases"]
-    config = model(folder).config
+    config = decoding.config
     engine = Engine(
-        model(folder),
+        decoding,
         Vocabulary.without_text(config.vocab_size),
         slots=len(cases),
         kv_tokens=2048,

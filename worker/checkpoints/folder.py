@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from worker.checkpoints.errors import CheckpointError
 
-_MODEL_FILE = re.compile(r"model_(\d+)\.pt")
-_STEP_FOLDER = re.compile(r"step_(\d+)")
+_MODEL_FILE = re.compile(r"model_([0-9]+)\.pt")
+_STEP_FOLDER = re.compile(r"step_([0-9]+)")
 #: Names stand in Redis keys, Celery queues and URLs.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -30,7 +31,8 @@ def name_of(path_or_name: str | None) -> str:
     """The public name of the checkpoint that an operator named. Raises CheckpointError."""
     if path_or_name is None or not path_or_name.strip():
         raise CheckpointError("checkpoint", "none was named; use --checkpoint NAME or set CELERIAC_CHECKPOINT")
-    name = Path(path_or_name).resolve().name if _is_path(path_or_name) else path_or_name
+    # Links are not followed here: whoever names a link `best` wants to serve it under that name.
+    name = Path(os.path.abspath(path_or_name)).name if _is_path(path_or_name) else path_or_name
     if _NAME.fullmatch(name) is None:
         raise CheckpointError(
             path_or_name,
@@ -44,19 +46,24 @@ def find(path_or_name: str | None, root: Path) -> CheckpointFolder:
     """The checkpoint at a path, or of a name below `root`. Raises CheckpointError.
 
     Whatever has a separator, or is `.` or `..`, is a path; it comes from the operator, who may read any folder. A name
-    is looked up directly below `root` and never leads out of it.
+    is looked up directly below `root`, out of which it never leads, and then in the current folder.
     """
     name = name_of(path_or_name)
-    path = Path(path_or_name or "")
-    if not _is_path(path_or_name or ""):
+    try:
+        return _files_of(_folder(path_or_name or "", name, root), name)
+    except OSError as error:
+        raise CheckpointError(path_or_name or "", f"cannot be read: {error.strerror}") from error
+
+
+def _folder(path_or_name: str, name: str, root: Path) -> Path:
+    path = Path(path_or_name)
+    if not _is_path(path_or_name) and (root / name).is_dir():
         path = root / name
-        if not path.is_dir() and Path(name).is_dir():
-            path = Path(name)
-        elif path.is_dir() and not path.resolve().is_relative_to(root.resolve()):
+        if not path.resolve().is_relative_to(root.resolve()):
             raise CheckpointError(path, f"the link leads out of {root}; give the folder's own path instead")
     if not path.is_dir():
         raise CheckpointError(path, f"there is no such folder.{_others(root)}")
-    return _files_of(path.resolve(), name)
+    return path.resolve()
 
 
 def _is_path(text: str) -> bool:
@@ -64,16 +71,29 @@ def _is_path(text: str) -> bool:
 
 
 def _files_of(path: Path, name: str) -> CheckpointFolder:
-    steps = {int(match[1]): file for file in path.iterdir() if (match := _MODEL_FILE.fullmatch(file.name))}
-    if not steps:
+    """The step that the folder is named after, else the last one that has both files."""
+    models: dict[int, Path] = {}
+    for file in sorted(path.iterdir()):
+        if (match := _MODEL_FILE.fullmatch(file.name)) is None:
+            continue
+        if (other := models.setdefault(int(match[1]), file)) is not file:
+            raise CheckpointError(path, f"{other.name} and {file.name} are the same step: move one of them away")
+    if not models:
         raise CheckpointError(path, "no model_XXXXXX.pt in this folder, so it is no nanochat checkpoint")
     named = _STEP_FOLDER.fullmatch(path.name)
-    step = int(named[1]) if named is not None and int(named[1]) in steps else max(steps)
-    model_file = steps[step]
-    meta_file = model_file.with_name(model_file.name.replace("model_", "meta_", 1)).with_suffix(".json")
+    if named is not None and int(named[1]) in models:
+        step = int(named[1])
+    else:
+        # A trainer writes the meta file last: a step without one was cut off.
+        step = max((step for step, file in models.items() if _meta_of(file).is_file()), default=max(models))
+    meta_file = _meta_of(models[step])
     if not meta_file.is_file():
-        raise CheckpointError(meta_file, f"this file is missing beside {model_file.name}; it says the model's shape")
-    return CheckpointFolder(path=path, name=name, step=step, model_file=model_file, meta_file=meta_file)
+        raise CheckpointError(meta_file, f"this file is missing beside {models[step].name}; it says the model's shape")
+    return CheckpointFolder(path=path, name=name, step=step, model_file=models[step], meta_file=meta_file)
+
+
+def _meta_of(model_file: Path) -> Path:
+    return model_file.with_name(f"meta_{model_file.stem.removeprefix('model_')}.json")
 
 
 def _others(root: Path) -> str:

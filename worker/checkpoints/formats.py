@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from worker.checkpoints.errors import CheckpointError
 from worker.checkpoints.folder import CheckpointFolder
 from worker.checkpoints.meta import Meta
 from worker.engine.config import ModelConfig
-from worker.engine.era import E1A, E1B, E2, E3, E4, E6, E7, SMEAR_WIDTH, Era
+from worker.engine.era import E1A, E1B, E2, E3, E4, E5, E6, E7, SMEAR_WIDTH, Era
 
 #: Put in front of every name by torch.compile and by data-parallel wrappers.
 _PREFIXES = ("_orig_mod.", "module.")
@@ -51,6 +52,8 @@ def load(folder: CheckpointFolder, *, softcap: float | None = None) -> Checkpoin
     _refuse_relatives(folder.model_file, weights)
     rows = _rows(folder.model_file, weights, found)
     era = _era(folder.model_file, weights, found, rows)
+    if era is E4 and softcap == E5.softcap:
+        era = E5
     try:
         config = ModelConfig(
             era=era,
@@ -62,13 +65,22 @@ def load(folder: CheckpointFolder, *, softcap: float | None = None) -> Checkpoin
     except ValueError as error:
         raise CheckpointError(folder.meta_file, f"describes no model: {error}") from error
     _check(folder.model_file, weights, _shapes(config))
-    warnings = []
+    warnings = tuple(_doubts(folder, era, found, softcap))
+    return Checkpoint(folder=folder, meta=found, config=config, weights=weights, warnings=warnings)
+
+
+def _doubts(folder: CheckpointFolder, era: Era, found: Meta, softcap: float | None) -> Iterator[str]:
+    """What the files cannot tell and the operator may know."""
     if era.lambdas and found.window_pattern is None:
-        warnings.append(
+        yield (
             f"{folder.meta_file.name} has no window_pattern: full attention is used. nanochat's mid-training and SFT "
             "of January 2026 left it out for models trained with SSSL; if yours was, add it to `model_config`."
         )
-    return Checkpoint(folder=folder, meta=found, config=config, weights=weights, warnings=tuple(warnings))
+    if era is E4 and softcap is None:
+        yield (
+            f"{folder.model_file.name} may be of era E4 or E5, which have the same tensors: E4's softcap of "
+            f"{E4.softcap:g} is used. If it was trained from 3 to 9 March 2026, set CELERIAC_SOFTCAP={E5.softcap:g}."
+        )
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
@@ -123,7 +135,7 @@ def _rows(path: Path, weights: dict[str, Tensor], found: Meta) -> int:
     if table.shape[0] < found.sizes["vocab_size"]:
         raise CheckpointError(
             path,
-            f"the embedding has {table.shape[0]} rows, fewer than the meta file's vocab_size {found.sizes['vocab_size']}",
+            f"its embedding has {table.shape[0]} rows; the meta file's vocab_size {found.sizes['vocab_size']} is more",
         )
     return table.shape[0]
 

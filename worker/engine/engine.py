@@ -82,9 +82,9 @@ class Engine:
         #: Where every slot has room for a full context it keeps that room: stretches then lie at equal distances, and
         #: the rows' attention takes the fewest calls.
         self._lane = full if slots * full <= self.ledger.capacity else None
-        with torch.inference_mode():
-            self._cache = KvCache(config, self.ledger.capacity, model.device)
-            self._like = torch.empty(0, dtype=model.device.dtype, device=model.device.torch_device)
+        # Ordinary tensors, not inference tensors: an abort clears places outside of a step.
+        self._cache = KvCache(config, self.ledger.capacity, model.device)
+        self._like = torch.empty(0, dtype=model.device.dtype, device=model.device.torch_device)
         self._sampler = Sampler(vocabulary, model.device.sampling_device)
         self._windows = frozenset(config.windows)
         self._call_cost_places = CALL_COST_BYTES * config.n_layer // model.device.kv_bytes_per_token(config)

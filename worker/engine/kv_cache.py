@@ -7,7 +7,6 @@ layers. Memory of places that were never used is never touched.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from worker.engine.config import ModelConfig
@@ -27,11 +26,7 @@ class KvCache:
 
     def __init__(self, config: ModelConfig, capacity: int, device: Device) -> None:
         self.extents = Extents(capacity)
-        self._memory = torch.zeros(
-            (config.n_layer, 2, config.n_kv_head, capacity, config.head_dim),
-            dtype=device.dtype,
-            device=device.torch_device,
-        )
+        self._memory = device.zeros(config.n_layer, 2, config.n_kv_head, capacity, config.head_dim)
         #: By layer: keys and values, each (key-value heads, places, head_dim).
         self.layers: list[tuple[Tensor, Tensor]] = [(layer[0], layer[1]) for layer in self._memory]
 

@@ -12,6 +12,8 @@ from tasks.card import TokenizerCard
 #: Special tokens that begin or end a text, by the names that nanochat and its relatives give them.
 BOS_TOKEN = "<|bos|>"
 STOP_TOKENS = (BOS_TOKEN, "<|assistant_end|>", "<|endoftext|>", "<|eos|>", "</s>")
+#: Skipped characters that a warning names.
+_NAMED = 10
 
 
 class UnknownCharacterError(Exception):
@@ -38,8 +40,9 @@ class Encoding:
         """What the sender of the prompt should know."""
         if not self.skipped:
             return ()
-        listed = ", ".join(repr(character) for character in self.skipped)
-        return (f"Characters that the vocabulary lacks were left out of the prompt: {listed}",)
+        listed = ", ".join(repr(character) for character in self.skipped[:_NAMED])
+        more = f" and {len(self.skipped) - _NAMED} more" if len(self.skipped) > _NAMED else ""
+        return (f"Characters that the vocabulary lacks were left out of the prompt: {listed}{more}",)
 
 
 class Decoder(Protocol):

@@ -11,8 +11,11 @@ import tiktoken
 from tasks.card import TokenizerCard
 from worker.checkpoints.tokenizers.base import BOS_TOKEN, STOP_TOKENS, BytesDecoder, Encoding, refuse_surrogates
 
-
 K = TypeVar("K")
+#: The split pattern's engine backtracks and gives up, by ending the thread, on a run of spaces of some 400,000.
+_PART_CHARACTERS = 100_000
+#: What reading a damaged pickle raises beside UnpicklingError.
+_DAMAGED = (EOFError, AttributeError, IndexError, KeyError, TypeError, MemoryError, OverflowError, ImportError)
 
 
 class _EncodingState:
@@ -50,20 +53,26 @@ class BpeTokenizer:
         """From the bytes of `tokenizer.pkl`. ValueError with the reason where it cannot be used."""
         try:
             found = _Unpickler(io.BytesIO(data)).load()
-        except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError, TypeError) as error:
+        except (pickle.UnpicklingError, *_DAMAGED) as error:
             raise ValueError(f"it is no pickle, or a damaged one: {error}") from error
         state = found.state if isinstance(found, _EncodingState) else None
         if not isinstance(state, dict):
             raise ValueError("it holds no tiktoken.Encoding of its own")  # noqa: TRY004
         ranks, specials = _table(state.get("mergeable_ranks"), bytes), _table(state.get("special_tokens"), str)
+        pattern = state.get("pat_str")
+        if not isinstance(pattern, str):
+            raise ValueError("its tiktoken.Encoding lacks pat_str")  # noqa: TRY004
+        # The library ends the thread where it meets a byte that it cannot spell.
+        if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
+            raise ValueError(f"it has no token for the single byte 0x{missing[0]:02x}, so it cannot spell every text")
         ids = [*ranks.values(), *specials.values()]
-        if not ranks or len(set(ids)) < len(ids) or min(ids) < 0:
-            raise ValueError("it has no tokens, two of them have the same id, or one is negative")
+        if len(set(ids)) < len(ids) or min(ids) < 0 or b"" in ranks:
+            raise ValueError("two of its tokens have the same id, or one is negative or has no text")
         if max(ids) >= vocab_size:
             raise ValueError(f"it has {max(ids) + 1} ids and the model has {vocab_size}: it belongs to another model")
         try:
             encoding = tiktoken.Encoding(
-                name="checkpoint", pat_str=str(state.get("pat_str")), mergeable_ranks=ranks, special_tokens=specials
+                name="checkpoint", pat_str=pattern, mergeable_ranks=ranks, special_tokens=specials
             )
         except ValueError as error:
             raise ValueError(f"its split pattern cannot be used: {error}") from error
@@ -72,7 +81,9 @@ class BpeTokenizer:
     def encode(self, text: str) -> Encoding:
         """See `Tokenizer`."""
         refuse_surrogates(text)
-        return Encoding(tuple(self._encoding.encode_ordinary(text)))
+        # At the seam of two parts the tokens may differ from those of the whole; a text that long exceeds any context.
+        parts = (text[start : start + _PART_CHARACTERS] for start in range(0, len(text), _PART_CHARACTERS))
+        return Encoding(tuple(token_id for part in parts for token_id in self._encoding.encode_ordinary(part)))
 
     def token_bytes(self, token_id: int) -> bytes | None:
         """See `Tokenizer`."""

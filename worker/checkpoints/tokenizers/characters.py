@@ -35,6 +35,8 @@ class CharacterTokenizer:
             raise ValueError("`vocab_chars` must be a list of characters in id order")
         if wrong := [char for char in characters if not isinstance(char, str) or len(char) != 1]:
             raise ValueError(f"`vocab_chars` must hold single characters; {wrong[0]!r} is none")
+        if halves := [char for char in characters if "\ud800" <= char <= "\udfff"]:
+            raise ValueError(f"`vocab_chars` has {halves[0]!r}, half of a surrogate pair, which is no character")
         if not isinstance(specials, list) or not all(isinstance(name, str) and name for name in specials):
             raise ValueError("`special_tokens` must be a list of names")
         for name, entries in (("vocab_chars", characters), ("special_tokens", specials)):
@@ -71,7 +73,7 @@ class CharacterTokenizer:
 
     def token_bytes(self, token_id: int) -> bytes | None:
         """See `Tokenizer`."""
-        return self._characters[token_id].encode() if token_id < len(self._characters) else None
+        return self._characters[token_id].encode() if 0 <= token_id < len(self._characters) else None
 
     def decoder(self) -> BytesDecoder:
         """See `Tokenizer`."""

@@ -16,16 +16,22 @@ _CHARACTERS, _PICKLE, _HUGGING_FACE = "tokenizer_config.json", "tokenizer.pkl", 
 
 
 def tokenizer_file(folder: CheckpointFolder) -> Path | None:
-    """The file of the checkpoint's tokenizer, None where there is none.
+    """The file of the checkpoint's tokenizer, None where there is none. Raises TokenizerError.
 
     It lies beside the weights, in `tokenizer/` beside them, or where nanochat keeps it: `tokenizer/` beside the folder
-    of all runs. A `tokenizer_config.json` without `vocab_chars` is Hugging Face's and says nothing that matters here.
+    of all runs. Hugging Face's own `tokenizer_config.json` has no `vocab_chars` and says nothing that matters here.
     """
+    without_characters = None
     for place in (folder.path, folder.path / "tokenizer", folder.path.parent.parent / "tokenizer"):
-        for name in (_CHARACTERS, _PICKLE, _HUGGING_FACE):
-            file = place / name
-            if file.is_file() and not (name == _CHARACTERS and "vocab_chars" not in _json(file)):
+        characters = place / _CHARACTERS
+        has_characters = characters.is_file() and "vocab_chars" in _json(characters)
+        for file in (characters if has_characters else None, place / _PICKLE, place / _HUGGING_FACE):
+            if file is not None and file.is_file():
                 return file
+        if characters.is_file():
+            without_characters = without_characters or characters
+    if without_characters is not None:
+        raise TokenizerError(without_characters, "has no `vocab_chars`, the vocabulary's characters in id order")
     return None
 
 
@@ -57,7 +63,7 @@ def _json(file: Path) -> dict[str, object]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise TokenizerError(file, f"cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TokenizerError(file, f"is no JSON: {error}") from error
     if not isinstance(content, dict):
         raise TokenizerError(file, "is no JSON object")

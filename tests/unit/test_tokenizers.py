@@ -1,0 +1,553 @@
+"""Tokenizers: characters, nanochat's pickle, Hugging Face; where they are found, and both ways."""
+
+from __future__ import annotations
+
+import copyreg
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiktoken
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
+
+from worker.checkpoints.errors import TokenizerError
+from worker.checkpoints.folder import CheckpointFolder
+from worker.checkpoints.tokenizers import Tokenizer, UnknownCharacterError, load_tokenizer
+from worker.checkpoints.tokenizers.bpe import BpeTokenizer
+from worker.checkpoints.tokenizers.characters import CharacterTokenizer
+from worker.checkpoints.tokenizers.huggingface import HuggingFaceTokenizer
+
+#: nanochat's special tokens, in its order.
+SPECIALS = [
+    *("<|bos|>", "<|user_start|>", "<|user_end|>", "<|assistant_start|>", "<|assistant_end|>"),
+    *("<|python_start|>", "<|python_end|>", "<|output_start|>", "<|output_end|>"),
+]
+#: Splits as nanochat does: words, numbers of up to two digits, signs, space.
+PATTERN = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+MERGES = [b"th", b"the", b" t", "é".encode(), "😀".encode()[:2], "😀".encode()]
+TEXT_IDS = 256 + len(MERGES)
+VOCAB_SIZE = 320
+#: Other processes share the machine: an example's time says nothing.
+unhurried = settings(deadline=None)
+GUIDE_CONFIG: dict[str, Any] = {"vocab_chars": list("0123456789+-="), "special_tokens": ["<|bos|>"], "vocab_size": 32}
+
+
+def pickled(**changes: Any) -> bytes:
+    """nanochat's tokenizer.pkl, with some of the encoding's state changed."""
+    ranks = {bytes([byte]): byte for byte in range(256)} | {text: 256 + i for i, text in enumerate(MERGES)}
+    state = {
+        "name": "rustbpe",
+        "pat_str": PATTERN,
+        "mergeable_ranks": ranks,
+        "special_tokens": {name: TEXT_IDS + i for i, name in enumerate(SPECIALS)},
+    }
+    buffer = io.BytesIO()
+    _EncodingPickler(buffer, state | changes).dump(tiktoken.Encoding.__new__(tiktoken.Encoding))
+    return buffer.getvalue()
+
+
+class _EncodingPickler(pickle.Pickler):
+    """Pickles an encoding with any state, also one of which the library would make none."""
+
+    def __init__(self, file: io.BytesIO, state: object) -> None:
+        super().__init__(file)
+        self._state = state
+
+    def reducer_override(self, obj: object) -> Any:
+        if isinstance(obj, tiktoken.Encoding):
+            return copyreg.__newobj__, (tiktoken.Encoding,), self._state  # type: ignore[attr-defined]
+        return NotImplemented
+
+
+@cache
+def byte_level() -> str:
+    """A byte-level tokenizer.json, as `tokenizers` trains it for nanochat."""
+    vocabulary = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    vocabulary |= {"th": 256, "the": 257, "Ġt": 258}
+    tokenizer = tokenizers.Tokenizer(
+        models.BPE(vocab=vocabulary, merges=[("t", "h"), ("th", "e"), ("Ġ", "t")], byte_fallback=True)
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(SPECIALS)
+    return tokenizer.to_str()
+
+
+@cache
+def metaspace() -> str:
+    """A SentencePiece-like tokenizer.json: spaces as U+2581, bytes as <0xNN>."""
+    names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁theé", "▁t", "▁th"]
+    tokenizer = tokenizers.Tokenizer(
+        models.BPE(
+            vocab={name: i for i, name in enumerate(names)},
+            merges=[("▁", "t"), ("▁t", "h")],
+            byte_fallback=True,
+            unk_token="<unk>",
+        )
+    )
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    return tokenizer.to_str()
+
+
+@cache
+def tokenizer(kind: str) -> Tokenizer:
+    if kind == "guide":
+        return CharacterTokenizer.guide()
+    if kind == "characters":
+        return CharacterTokenizer.from_config(GUIDE_CONFIG | {"vocab_chars": "01é😀=\n"}, 32)
+    if kind == "tiktoken":
+        return BpeTokenizer.from_pickle(pickled(), VOCAB_SIZE)
+    return HuggingFaceTokenizer.from_json((byte_level() if kind == "byte-level" else metaspace()).encode(), VOCAB_SIZE)
+
+
+#: Those that can spell any text.
+OPEN = ["tiktoken", "byte-level", "metaspace"]
+ALL = ["guide", "characters", *OPEN]
+
+
+def decoded(words: Tokenizer, ids: tuple[int, ...] | list[int]) -> list[str]:
+    decoder = words.decoder()
+    return [decoder.push(token_id) for token_id in ids]
+
+
+def folder_at(path: Path) -> CheckpointFolder:
+    path.mkdir(parents=True, exist_ok=True)
+    return CheckpointFolder(
+        path=path, name=path.name, step=7, model_file=path / "model_000007.pt", meta_file=path / "meta_000007.json"
+    )
+
+
+# Both ways
+
+
+@pytest.mark.parametrize("kind", OPEN)
+@unhurried
+@given(text=st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("the é😀\n"), max_size=40))
+def test_any_text_comes_back_from_its_tokens(kind: str, text: str) -> None:
+    words = tokenizer(kind)
+    encoding = words.encode(text)
+    assert encoding.skipped == ()
+    # SentencePiece puts a space in front of every text.
+    expected = " " + text if kind == "metaspace" and text else text
+    assert "".join(decoded(words, encoding.ids)) == expected
+
+
+@unhurried
+@given(text=st.text("01é😀=\n", max_size=20))
+def test_a_text_of_characters_has_one_token_each(text: str) -> None:
+    words = tokenizer("characters")
+    assert len(words.encode(text).ids) == len(text)
+    assert decoded(words, words.encode(text).ids) == list(text)
+
+
+@pytest.mark.parametrize("kind", ALL)
+@unhurried
+@given(ids=st.lists(st.integers(0, VOCAB_SIZE + 5), max_size=60))
+def test_decoding_token_by_token_is_decoding_the_whole(kind: str, ids: list[int]) -> None:
+    """Random ids are mostly invalid UTF-8; the digit behind them settles what was unfinished."""
+    words = tokenizer(kind)
+    ids = [*ids, *words.encode("1").ids[-1:]]
+    whole = b"".join(words.token_bytes(token_id) or b"" for token_id in ids)
+    assert "".join(decoded(words, ids)) == whole.decode("utf-8", errors="replace")
+
+
+@pytest.mark.parametrize("kind", OPEN)
+@unhurried
+@given(character=st.characters(exclude_categories=["Cs"]), data=st.data())
+def test_a_character_of_several_tokens_appears_at_once(kind: str, character: str, data: st.DataObject) -> None:
+    words = tokenizer(kind)
+    single = {words.token_bytes(i): i for i in range(VOCAB_SIZE) if len(words.token_bytes(i) or b"") == 1}
+    pieces = decoded(words, [single[bytes([byte])] for byte in character.encode()])
+    assert pieces == [""] * (len(character.encode()) - 1) + [character]
+
+
+@pytest.mark.parametrize("kind", OPEN)
+def test_two_sequences_are_decoded_apart(kind: str) -> None:
+    words = tokenizer(kind)
+    single = {words.token_bytes(i): i for i in range(VOCAB_SIZE)}
+    first, second = words.decoder(), words.decoder()
+    assert [first.push(single[b"\xc3"]), second.push(single[b"!"]), first.push(single[b"\xa9"])] == ["", "!", "é"]
+
+
+@pytest.mark.parametrize("kind", ["tiktoken", "byte-level"])
+def test_the_names_of_special_tokens_in_a_prompt_are_text(kind: str) -> None:
+    words = tokenizer(kind)
+    text = "a<|bos|>b<|assistant_end|>"
+    ids = words.encode(text).ids
+    assert all(words.token_bytes(token_id) is not None for token_id in ids)
+    assert "".join(decoded(words, ids)) == text
+
+
+def test_the_names_of_special_tokens_are_text_to_sentencepiece_too() -> None:
+    words = tokenizer("metaspace")
+    ids = words.encode("</s>t<s>").ids
+    assert not words.stop_ids & set(ids)
+    assert "".join(decoded(words, ids)).endswith("t<s>")
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_ids_without_text_have_none(kind: str) -> None:
+    words = tokenizer(kind)
+    specials = {*words.stop_ids, words.bos_id}
+    assert all(token_id is not None and words.token_bytes(token_id) is None for token_id in specials)
+    assert words.token_bytes(VOCAB_SIZE - 1) is None
+    assert words.token_bytes(-1) is None
+    with_text = [token_id for token_id in range(VOCAB_SIZE) if words.token_bytes(token_id) is not None]
+    assert len(with_text) == words.card().text_ids
+
+
+@pytest.mark.parametrize("kind", ["characters", *OPEN])
+@pytest.mark.parametrize(("text", "index"), [("\ud83d", 0), ("0=\udc00", 2), ("=\ude00\ud83d", 1)])
+def test_half_a_surrogate_pair_is_refused_with_its_place(kind: str, text: str, index: int) -> None:
+    with pytest.raises(UnknownCharacterError) as caught:
+        tokenizer(kind).encode(text)
+    assert (caught.value.index, caught.value.character) == (index, text[index])
+    str(caught.value).encode()
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_an_empty_text_has_no_tokens(kind: str) -> None:
+    assert tokenizer(kind).encode("").ids == ()
+
+
+@pytest.mark.parametrize("kind", OPEN)
+def test_a_million_spaces_are_only_long(kind: str) -> None:
+    text = " " * 1_000_000
+    words = tokenizer(kind)
+    assert sum(len(words.token_bytes(i) or b"") for i in words.encode(text).ids) >= len(text)
+
+
+# Characters
+
+
+def test_the_guides_vocabulary_is_the_one_of_its_code() -> None:
+    words = CharacterTokenizer.guide()
+    assert words.encode("0123456789+-HBL.\n").ids == tuple(range(17))
+    assert (words.bos_id, words.prepend_bos, words.stop_ids) == (17, True, frozenset({17}))
+    card = words.card()
+    assert (card.kind, card.characters, card.unknown) == ("characters", "0123456789+-HBL.\n", "skip")
+
+
+def test_the_guide_leaves_out_what_it_does_not_know_and_says_so() -> None:
+    encoding = CharacterTokenizer.guide().encode("12=x=3\ud800")
+    assert encoding.ids == (1, 2, 3)
+    assert encoding.skipped == ("=", "x", "\ud800")
+    (warning,) = encoding.warnings
+    assert "'=', 'x', '\\ud800'" in warning
+    warning.encode()
+    assert CharacterTokenizer.guide().encode("123").warnings == ()
+
+
+def test_a_warning_of_many_characters_stays_short() -> None:
+    (warning,) = CharacterTokenizer.guide().encode("".join(map(chr, range(0x4E00, 0x5000)))).warnings
+    assert len(warning) < 300
+    assert "and 502 more" in warning
+
+
+def test_a_vocabulary_file_refuses_an_unknown_character_with_its_place() -> None:
+    words = CharacterTokenizer.from_config(GUIDE_CONFIG, 32)
+    assert words.encode("12=").ids == (1, 2, 12)
+    with pytest.raises(UnknownCharacterError) as caught:
+        words.encode("12*3")
+    assert (caught.value.index, caught.value.character) == (2, "*")
+    assert "'*' at index 2" in str(caught.value)
+    assert words.card().unknown == "refuse"
+
+
+def test_characters_outside_the_first_plane_count_as_one() -> None:
+    with pytest.raises(UnknownCharacterError) as caught:
+        tokenizer("characters").encode("😀😀x")
+    assert caught.value.index == 2
+
+
+def test_special_tokens_follow_the_characters_and_may_be_absent() -> None:
+    words = CharacterTokenizer.from_config({"vocab_chars": "ab", "special_tokens": ["<|x|>", "<|bos|>"]}, 8)
+    assert (words.bos_id, words.stop_ids) == (3, frozenset({3}))
+    assert [words.token_bytes(i) for i in range(5)] == [b"a", b"b", None, None, None]
+    bare = CharacterTokenizer.from_config({"vocab_chars": "ab"}, 2)
+    assert (bare.bos_id, bare.prepend_bos, bare.stop_ids) == (None, False, frozenset())
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"vocab_chars": []}, "`vocab_chars` must be"),
+        ({"vocab_chars": 7}, "`vocab_chars` must be"),
+        ({"vocab_chars": {"a": 0}}, "`vocab_chars` must be"),
+        ({"vocab_chars": ["a", "bc"]}, "single characters; 'bc' is none"),
+        ({"vocab_chars": ["a", 3]}, "single characters; 3 is none"),
+        ({"vocab_chars": ["a", ""]}, "single characters"),
+        ({"vocab_chars": "aba"}, "`vocab_chars` has 'a' twice"),
+        ({"vocab_chars": ["a", "\ud83d"]}, "half of a surrogate pair"),
+        ({"special_tokens": "<|bos|>"}, "`special_tokens` must be"),
+        ({"special_tokens": ["<|bos|>", "<|bos|>"]}, "`special_tokens` has '<|bos|>' twice"),
+        ({"special_tokens": [3]}, "`special_tokens` must be"),
+        ({"vocab_size": 33}, "`vocab_size` is 33 and the model's is 32"),
+        ({"vocab_chars": [chr(65 + i) for i in range(32)]}, "more than the model's 32 ids"),
+    ],
+)
+def test_a_vocabulary_file_that_makes_no_vocabulary_is_refused(
+    tmp_path: Path, changes: dict[str, Any], reason: str
+) -> None:
+    folder = folder_at(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps(GUIDE_CONFIG | changes))
+    with pytest.raises(TokenizerError) as caught:
+        load_tokenizer(folder, 32)
+    assert str(caught.value).startswith(f"{file}: ")
+    assert reason in str(caught.value)
+
+
+# nanochat's pickle
+
+
+def test_the_pickle_gives_the_encodings_own_ids() -> None:
+    words = tokenizer("tiktoken")
+    encoding: tiktoken.Encoding = pickle.loads(pickled())
+    assert pickle.loads(pickle.dumps(encoding)).special_tokens_set == encoding.special_tokens_set == set(SPECIALS)
+    assert BpeTokenizer.from_pickle(pickle.dumps(encoding), VOCAB_SIZE).card() == words.card()
+    text = "the 1234 thé 😀\n\n  x"
+    assert list(words.encode(text).ids) == encoding.encode_ordinary(text)
+    assert words.bos_id == TEXT_IDS
+    assert words.stop_ids == {TEXT_IDS, TEXT_IDS + SPECIALS.index("<|assistant_end|>")}
+    assert words.card().text_ids == TEXT_IDS
+
+
+class _Evil:
+    def __init__(self, call: Callable[..., object], *arguments: str) -> None:
+        self._reduced = call, arguments
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str, ...]]:
+        return self._reduced
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_pickle_that_wants_to_run_code_does_not(tmp_path: Path, inside: bool) -> None:
+    folder, marker = folder_at(tmp_path / "run"), tmp_path / "was_here"
+    evil = _Evil(os.mkdir, str(marker))
+    file = folder.path / "tokenizer.pkl"
+    file.write_bytes(pickle.dumps({"encoding": evil} if inside else evil))
+    with pytest.raises(TokenizerError) as caught:
+        load_tokenizer(folder, VOCAB_SIZE)
+    assert str(caught.value).startswith(f"{file}: ")
+    assert ".mkdir, which could run code" in str(caught.value)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [_Evil(eval, "1"), _Evil(__import__, "antigravity"), _Evil(tiktoken.get_encoding, "gpt2"), tiktoken.Encoding],
+)
+def test_nothing_but_an_encoding_is_built(call: object) -> None:
+    with pytest.raises(ValueError, match=r"could run code|holds no tiktoken\.Encoding"):
+        BpeTokenizer.from_pickle(pickle.dumps(call), VOCAB_SIZE)
+    assert "antigravity" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"mergeable_ranks": None}, "lacks mergeable_ranks or special_tokens"),
+        ({"mergeable_ranks": {"a": 1}}, "lacks mergeable_ranks or special_tokens"),
+        ({"mergeable_ranks": {b"a": True}}, "lacks mergeable_ranks or special_tokens"),
+        ({"mergeable_ranks": {bytes([byte]): byte for byte in range(255)}}, "no token for the single byte 0xff"),
+        ({"special_tokens": {b"<|bos|>": 300}}, "lacks mergeable_ranks or special_tokens"),
+        ({"special_tokens": {"<|bos|>": 5}}, "two of its tokens have the same id"),
+        ({"special_tokens": {"<|bos|>": -1}}, "negative"),
+        ({"special_tokens": {"<|bos|>": VOCAB_SIZE}}, "it has 321 ids and the model has 320: it belongs to another"),
+        ({"special_tokens": {"<|bos|>": 2**70}}, "it belongs to another model"),
+        ({"pat_str": None}, "lacks pat_str"),
+        ({"pat_str": "("}, "its split pattern cannot be used"),
+    ],
+)
+def test_an_encoding_that_cannot_be_used_is_refused(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        BpeTokenizer.from_pickle(pickled(**changes), VOCAB_SIZE)
+
+
+@pytest.mark.parametrize("kept", range(0, len(pickled()), 37))
+def test_a_pickle_that_was_cut_off_is_refused(kept: int) -> None:
+    with pytest.raises(ValueError, match=r"damaged|could run code|holds no"):
+        BpeTokenizer.from_pickle(pickled()[:kept], VOCAB_SIZE)
+
+
+@unhurried
+@given(place=st.integers(0, len(pickled()) - 1), byte=st.integers(0, 255))
+def test_a_damaged_pickle_is_refused_or_read_but_never_more(place: int, byte: int) -> None:
+    data = bytearray(pickled())
+    data[place] = byte
+    try:
+        card = BpeTokenizer.from_pickle(bytes(data), VOCAB_SIZE).card()
+    except ValueError:
+        return
+    assert card.text_ids >= 256
+
+
+# Hugging Face
+
+
+def test_byte_level_ids_are_the_librarys() -> None:
+    library = tokenizers.Tokenizer.from_str(byte_level())
+    text = "the 1234 thé 😀\n\n  x"
+    ids = tokenizer("byte-level").encode(text).ids
+    assert list(ids) == library.encode(text).ids
+    assert "".join(decoded(tokenizer("byte-level"), ids)) == library.decode(ids) == text
+    assert tokenizer("byte-level").bos_id == library.token_to_id("<|bos|>")
+
+
+def test_an_answer_keeps_the_space_in_front_of_its_first_word() -> None:
+    words = tokenizer("metaspace")
+    library = tokenizers.Tokenizer.from_str(metaspace())
+    names = library.get_vocab()
+    assert decoded(words, [names["▁th"], names["e"]]) == [" th", "e"]
+    assert words.bos_id == names["<s>"]
+    assert words.stop_ids == {names["<s>"], names["</s>"]}
+
+
+def test_the_id_for_unknown_text_is_never_text() -> None:
+    assert tokenizer("metaspace").token_bytes(0) is None
+
+
+def test_truncation_padding_and_dropout_of_the_training_are_off() -> None:
+    library = tokenizers.Tokenizer.from_str(byte_level())
+    library.enable_truncation(2)
+    library.enable_padding(length=50)
+    content = json.loads(library.to_str())
+    content["model"]["dropout"] = 0.9
+    words = HuggingFaceTokenizer.from_json(json.dumps(content).encode(), VOCAB_SIZE)
+    assert words.encode("the the the").ids == tokenizer("byte-level").encode("the the the").ids
+
+
+def test_added_tokens_that_are_not_special_are_text() -> None:
+    library = tokenizers.Tokenizer.from_str(byte_level())
+    library.add_tokens([AddedToken("very long word", normalized=False)])
+    words = HuggingFaceTokenizer.from_json(library.to_str().encode(), VOCAB_SIZE)
+    ids = words.encode("a very long word").ids
+    assert len(ids) == 3
+    assert "".join(decoded(words, ids)) == "a very long word"
+
+
+@pytest.mark.parametrize("unknown", [None, "<unk>"])
+def test_a_vocabulary_without_all_bytes_refuses_what_it_cannot_spell(unknown: str | None) -> None:
+    library = tokenizers.Tokenizer(models.BPE(vocab={"a": 0, "b": 1, "<unk>": 2}, merges=[], unk_token=unknown))
+    library.decoder = decoders.Fuse()
+    words = HuggingFaceTokenizer.from_json(library.to_str().encode(), 8)
+    assert words.encode("abba").ids == (0, 1, 1, 0)
+    with pytest.raises(UnknownCharacterError) as caught:
+        words.encode("abxby")
+    assert (caught.value.index, caught.value.character) == (2, "x")
+
+
+def changed_json(**fields: Any) -> bytes:
+    return json.dumps(json.loads(byte_level()) | fields).encode()
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "the tokenizers library cannot read it"),
+        (b"{}", "the tokenizers library cannot read it"),
+        (b"\xff", "the tokenizers library cannot read it"),
+        (b'{"version": "1.0"}', "the tokenizers library cannot read it"),
+        (changed_json(decoder=None), "its decoder is of type None"),
+        (changed_json(decoder=json.loads(decoders.WordPiece().__getstate__())), "its decoder is of type WordPiece"),
+        (
+            changed_json(decoder={"type": "Replace", "pattern": {"Regex": "a+"}, "content": " "}),
+            "regular expression, which is not supported",
+        ),
+    ],
+)
+def test_a_tokenizer_json_that_cannot_be_used_is_refused(tmp_path: Path, data: bytes, reason: str) -> None:
+    folder = folder_at(tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes(data)
+    with pytest.raises(TokenizerError) as caught:
+        load_tokenizer(folder, VOCAB_SIZE)
+    assert str(caught.value).startswith(f"{tmp_path / 'tokenizer.json'}: ")
+    assert reason in str(caught.value)
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused() -> None:
+    with pytest.raises(ValueError, match="it has 268 ids and the model has 267: it belongs to another model"):
+        HuggingFaceTokenizer.from_json(byte_level().encode(), 267)
+    assert HuggingFaceTokenizer.from_json(byte_level().encode(), 268).card().text_ids == 259
+
+
+# Where the file lies
+
+
+FILES = {
+    "tokenizer_config.json": (json.dumps(GUIDE_CONFIG | {"vocab_size": VOCAB_SIZE}).encode(), "characters"),
+    "tokenizer.pkl": (pickled(), "tiktoken"),
+    "tokenizer.json": (byte_level().encode(), "huggingface"),
+}
+
+
+@pytest.mark.parametrize("place", [".", "tokenizer", "../../tokenizer"])
+@pytest.mark.parametrize("name", FILES)
+def test_a_tokenizer_is_found_where_nanochat_and_people_put_it(tmp_path: Path, name: str, place: str) -> None:
+    folder = folder_at(tmp_path / "base_checkpoints" / "d24")
+    (folder.path / place).mkdir(parents=True, exist_ok=True)
+    data, kind = FILES[name]
+    (folder.path / place / name).write_bytes(data)
+    assert load_tokenizer(folder, VOCAB_SIZE).kind == kind
+
+
+def test_the_nearest_tokenizer_is_taken(tmp_path: Path) -> None:
+    folder = folder_at(tmp_path / "base_checkpoints" / "d24")
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.pkl").write_bytes(b"broken, but far away")
+    (folder.path / "tokenizer.json").write_bytes(byte_level().encode())
+    assert load_tokenizer(folder, VOCAB_SIZE).kind == "huggingface"
+
+
+def test_hugging_faces_own_settings_beside_are_passed_over(tmp_path: Path) -> None:
+    folder = folder_at(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    (tmp_path / "tokenizer.json").write_bytes(byte_level().encode())
+    assert load_tokenizer(folder, VOCAB_SIZE).kind == "huggingface"
+
+
+def test_a_vocabulary_file_with_a_misspelt_key_is_refused_and_not_replaced_by_the_guides(tmp_path: Path) -> None:
+    folder = folder_at(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"vocab_char": "0123"}')
+    with pytest.raises(TokenizerError, match=r"tokenizer_config.json: has no `vocab_chars`"):
+        load_tokenizer(folder, 32)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000])
+def test_a_vocabulary_file_that_is_no_json_object_is_refused(tmp_path: Path, text: str) -> None:
+    folder = folder_at(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(text)
+    with pytest.raises(TokenizerError, match=r"tokenizer_config.json: is no JSON"):
+        load_tokenizer(folder, 32)
+
+
+def test_without_a_file_32_ids_have_the_guides_vocabulary_and_others_none(tmp_path: Path) -> None:
+    folder = folder_at(tmp_path / "runs" / "d24")
+    assert load_tokenizer(folder, 32).encode("1+1").ids == (1, 10, 1)
+    with pytest.raises(TokenizerError) as caught:
+        load_tokenizer(folder, 33)
+    assert str(folder.path) in str(caught.value)
+    assert all(name in str(caught.value) for name in FILES)
+
+
+def test_tokenizers_need_no_torch() -> None:
+    program = "import sys, worker.checkpoints.tokenizers, worker.checkpoints.folder; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
