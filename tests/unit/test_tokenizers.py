@@ -489,6 +489,25 @@ def test_a_tokenizer_larger_than_the_model_is_refused() -> None:
     assert HuggingFaceTokenizer.from_json(byte_level().encode(), 268).card().text_ids == 259
 
 
+@pytest.mark.parametrize("spelled", ['"<unk>"', '{"content": "<unk>", "special": true}'])
+def test_the_end_of_a_text_may_be_named_beside_the_file(tmp_path: Path, spelled: str) -> None:
+    folder = folder_at(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(metaspace())
+    without = load_tokenizer(folder, VOCAB_SIZE)
+    (tmp_path / "tokenizer_config.json").write_text(f'{{"eos_token": {spelled}}}')
+    assert load_tokenizer(folder, VOCAB_SIZE).stop_ids - without.stop_ids == {
+        tokenizers.Tokenizer.from_str(metaspace()).token_to_id("<unk>")
+    }
+
+
+def test_an_end_of_text_that_the_vocabulary_lacks_is_refused(tmp_path: Path) -> None:
+    folder = folder_at(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(metaspace())
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|none|>"}')
+    with pytest.raises(TokenizerError, match="is not in it"):
+        load_tokenizer(folder, VOCAB_SIZE)
+
+
 # Where the file lies
 
 

@@ -10,16 +10,16 @@ from worker.checkpoints.folder import CheckpointFolder
 from worker.checkpoints.tokenizers.base import Tokenizer
 from worker.checkpoints.tokenizers.bpe import BpeTokenizer
 from worker.checkpoints.tokenizers.characters import GUIDE_VOCAB_SIZE, CharacterTokenizer
-from worker.checkpoints.tokenizers.huggingface import HuggingFaceTokenizer
+from worker.checkpoints.tokenizers.huggingface import CONFIG_NAME, HuggingFaceTokenizer
 
-_CHARACTERS, _PICKLE, _HUGGING_FACE = "tokenizer_config.json", "tokenizer.pkl", "tokenizer.json"
+_CHARACTERS, _PICKLE, _HUGGING_FACE = CONFIG_NAME, "tokenizer.pkl", "tokenizer.json"
 
 
 def tokenizer_file(folder: CheckpointFolder) -> Path | None:
     """The file of the checkpoint's tokenizer, None where there is none. Raises TokenizerError.
 
     It lies beside the weights, in `tokenizer/` beside them, or where nanochat keeps it: `tokenizer/` beside the folder
-    of all runs. Hugging Face's own `tokenizer_config.json` has no `vocab_chars` and says nothing that matters here.
+    of all runs. Hugging Face's own `tokenizer_config.json` has no `vocab_chars`; it names the `eos_token`.
     """
     without_characters = None
     for place in (folder.path, folder.path / "tokenizer", folder.path.parent.parent / "tokenizer"):
@@ -51,11 +51,20 @@ def load_tokenizer(folder: CheckpointFolder, vocab_size: int) -> Tokenizer:
             return CharacterTokenizer.from_config(_json(file), vocab_size)
         if file.name == _PICKLE:
             return BpeTokenizer.from_pickle(file.read_bytes(), vocab_size)
-        return HuggingFaceTokenizer.from_json(file.read_bytes(), vocab_size)
+        return HuggingFaceTokenizer.from_json(file.read_bytes(), vocab_size, eos_token=_eos_token(file))
     except OSError as error:
         raise TokenizerError(file, f"cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise TokenizerError(file, str(error)) from error
+
+
+def _eos_token(file: Path) -> str | None:
+    """What the `tokenizer_config.json` beside a `tokenizer.json` names: a text, or an object with its `content`."""
+    config = file.with_name(CONFIG_NAME)
+    token = _json(config).get("eos_token") if config.is_file() else None
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) else None
 
 
 def _json(file: Path) -> dict[str, object]:

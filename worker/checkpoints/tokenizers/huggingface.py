@@ -20,6 +20,9 @@ from worker.checkpoints.tokenizers.spelling import Spelling
 
 _BOS_TOKENS = (BOS_TOKEN, "<s>", "<bos>")
 
+#: The file beside it that says what ends a text.
+CONFIG_NAME = "tokenizer_config.json"
+
 
 class HuggingFaceTokenizer:
     """A tokenizer that the `tokenizers` library reads and whose tokens are text each by itself."""
@@ -32,6 +35,7 @@ class HuggingFaceTokenizer:
         text_ids: dict[int, bytes],
         specials: dict[str, int],
         *,
+        eos_id: int | None,
         unknown_id: int | None,
         spells_all: bool,
     ) -> None:
@@ -42,12 +46,15 @@ class HuggingFaceTokenizer:
         self._spells_all = spells_all
         self.bos_id = next((specials[name] for name in _BOS_TOKENS if name in specials), None)
         self.prepend_bos = self.bos_id is not None
-        stops = frozenset(specials[name] for name in STOP_TOKENS if name in specials)
-        self.stop_ids = stops if self.bos_id is None else stops | {self.bos_id}
+        named = (specials.get(name) for name in STOP_TOKENS)
+        self.stop_ids = frozenset(i for i in (*named, self.bos_id, eos_id) if i is not None)
 
     @classmethod
-    def from_json(cls, data: bytes, vocab_size: int) -> HuggingFaceTokenizer:
-        """From the bytes of `tokenizer.json`. ValueError with the reason where it cannot be used."""
+    def from_json(cls, data: bytes, vocab_size: int, *, eos_token: str | None = None) -> HuggingFaceTokenizer:
+        """From the bytes of `tokenizer.json`. ValueError with the reason where it cannot be used.
+
+        `eos_token` ends a text, beside the names that are known to; `tokenizer_config.json` has it.
+        """
         try:
             tokenizer = tokenizers.Tokenizer.from_str(data.decode())
         # The library raises a bare Exception for whatever it cannot read.
@@ -59,6 +66,8 @@ class HuggingFaceTokenizer:
             raise ValueError(
                 f"it has {max(vocabulary.values()) + 1} ids and the model has {vocab_size}: it belongs to another model"
             )
+        if eos_token is not None and eos_token not in vocabulary:
+            raise ValueError(f"the `eos_token` {eos_token!r} of {CONFIG_NAME} is not in it")
         _encode_plainly(tokenizer)
         spelling = Spelling.of(content.get("decoder"))
         specials = {token.content: i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
@@ -70,6 +79,7 @@ class HuggingFaceTokenizer:
             tokenizer,
             text_ids,
             specials,
+            eos_id=None if eos_token is None else vocabulary[eos_token],
             unknown_id=unknown_id,
             spells_all=all(name in vocabulary for name in spelling.names_of_bytes()),
         )
