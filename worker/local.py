@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.card import Card
 from tasks.generation import SEED_BITS
-from worker.checkpoints import meta
+from worker.checkpoints import formats, meta
+from worker.checkpoints.cards import build_card
 from worker.checkpoints.errors import TokenizerError
 from worker.checkpoints.folder import CheckpointFolder, find
-from worker.checkpoints.tokenizers import Tokenizer, load_tokenizer
+from worker.checkpoints.tokenizers import Tokenizer, UnknownCharacterError, load_tokenizer
+from worker.engine.device import Device
 from worker.engine.engine import Engine
 from worker.engine.request import Finish, SequenceRequest
 from worker.loading import DeviceName, load_model
@@ -34,7 +36,8 @@ class Sampling:
     temperature: float = 0.8
     top_k: int | None = None
     top_p: float | None = None
-    seed: int = field(default_factory=lambda: secrets.randbits(SEED_BITS))
+    #: None: a fresh one is drawn for each answer.
+    seed: int | None = None
     stop_on_newline: bool = False
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
@@ -79,28 +82,35 @@ class LocalModel:
     ) -> LocalModel:
         """Load a checkpoint by path, or by name below `root`.
 
-        Raises CheckpointError, TokenizerError where text is needed and no tokenizer is there, and ValueError where the
-        device is not.
+        Raises CheckpointError (a TokenizerError where text is needed and there is no tokenizer), and LocalModelError
+        where the device is not there or too small.
         """
         folder = find(path_or_name, root)
-        tokenizer = find_tokenizer(folder, needed=needs_text)
-        loaded = load_model(
-            folder,
-            tokenizer,
-            device=device,
-            threads=threads,
-            softcap=softcap,
-            slots=SLOTS,
-            kv_memory_mb=0,
-            prefill_chunk_tokens=prefill_chunk_tokens,
-        )
+        tokenizer = _tokenizer(folder, needed=needs_text)
+        try:
+            loaded = load_model(
+                folder,
+                tokenizer,
+                device=device,
+                threads=threads,
+                softcap=softcap,
+                slots=SLOTS,
+                kv_memory_mb=0,
+                prefill_chunk_tokens=prefill_chunk_tokens,
+            )
+        except (ValueError, MemoryError, RuntimeError) as error:
+            # RuntimeError is what torch raises for an exhausted device.
+            raise LocalModelError(f"{folder.name} cannot be loaded: {error}") from error
         return cls(loaded.engine, loaded.card, tokenizer, loaded.warnings)
 
     def encode(self, prompt: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
-        """Ids of a prompt, BOS in front where the card says so, and warnings. Raises UnknownCharacterError."""
+        """Ids of a prompt, BOS in front where the card says so, and warnings. Raises LocalModelError."""
         if self.tokenizer is None:
             raise LocalModelError(f"{self.card.name} has no tokenizer: give token ids instead of text")
-        encoding = self.tokenizer.encode(prompt)
+        try:
+            encoding = self.tokenizer.encode(prompt)
+        except UnknownCharacterError as error:
+            raise LocalModelError(str(error)) from error
         bos_id = self.tokenizer.bos_id
         bos = (bos_id,) if self.tokenizer.prepend_bos and bos_id is not None else ()
         return bos + encoding.ids, encoding.warnings
@@ -154,7 +164,7 @@ class LocalModel:
             token_ids=tuple(sequence.tokens),
             text=None if assembler is None else "".join(pieces),
             finish_reason=sequence.finish,
-            seed=sampling.seed,
+            seed=request.seed,
             last_logits=None if logits is None else tuple(logits),
         )
 
@@ -178,7 +188,7 @@ class LocalModel:
             temperature=sampling.temperature,
             top_k=sampling.top_k,
             top_p=sampling.top_p,
-            seed=sampling.seed,
+            seed=secrets.randbits(SEED_BITS) if sampling.seed is None else sampling.seed,
             stop_on_newline=sampling.stop_on_newline,
             stop=tuple(text.encode() for text in sampling.stop),
             ignore_eos=sampling.ignore_eos,
@@ -192,8 +202,21 @@ class LocalModel:
         return TextAssembler(self.tokenizer.decoder(), stop=sampling.stop, stop_on_newline=sampling.stop_on_newline)
 
 
-def find_tokenizer(folder: CheckpointFolder, *, needed: bool) -> Tokenizer | None:
-    """The checkpoint's tokenizer; None where there is none and none is needed. Raises CheckpointError."""
+def read_card(path_or_name: str, root: Path, *, softcap: float | None) -> tuple[Card, tuple[str, ...]]:
+    """The card of a checkpoint, as a CPU would serve it, and what is odd about it. Raises CheckpointError."""
+    folder = find(path_or_name, root)
+    checkpoint = formats.load(folder, softcap=softcap)
+    warnings = checkpoint.warnings
+    tokenizer: Tokenizer | None = None
+    try:
+        tokenizer = load_tokenizer(folder, checkpoint.config.vocab_size)
+    except TokenizerError as error:
+        warnings += (f"It cannot be served, but run with --token-ids: {error}",)
+    per_token = Device("cpu").kv_bytes_per_token(checkpoint.config)
+    return build_card(checkpoint, tokenizer, kv_bytes_per_token=per_token), warnings
+
+
+def _tokenizer(folder: CheckpointFolder, *, needed: bool) -> Tokenizer | None:
     try:
         return load_tokenizer(folder, meta.read(folder.meta_file).sizes["vocab_size"])
     except TokenizerError:

@@ -8,20 +8,18 @@ from pathlib import Path
 import click
 
 from celeriac.cli import options
-from celeriac.cli.environment import load_settings, require
+from celeriac.cli.environment import load_queue_settings, require
 
 #: How long requests that run at the end may take, in seconds. Their jobs go on in any case.
 GRACE_S = 5
 
 
 @click.command("api")
-@options.host
-@options.port
-@options.reload
+@options.listening
 def command(host: str, port: int, reload: bool) -> None:
     """Run the API: HTTP in, jobs out."""
     require("fastapi", "uvicorn", extra="api")
-    settings = load_settings()
+    settings = load_queue_settings()
     import uvicorn
 
     from celeriac.launcher.ports import check_port

@@ -35,6 +35,19 @@ def load_settings() -> Settings:
         raise EnvironmentFault(f"A CELERIAC_* variable cannot be read: {error}") from error
 
 
+def load_queue_settings() -> Settings:
+    """The settings of a role that uses the queue: the URL of Redis is checked as well, though not asked."""
+    from tasks.connections import parse
+    from tasks.errors import ConfigurationError
+
+    settings = load_settings()
+    try:
+        parse(settings.redis_url)
+    except ConfigurationError as error:
+        raise EnvironmentFault(str(error)) from error
+    return settings
+
+
 def require(*packages: str, extra: str) -> None:
     """Raises ClickException where a package is not installed; `extra` is the extra of ours that brings it."""
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
@@ -45,12 +58,11 @@ def require(*packages: str, extra: str) -> None:
 
 
 @contextmanager
-def readable_failures() -> Iterator[None]:
-    """Errors of tasks and checkpoints as one line."""
-    from tasks.errors import QueueError
+def readable_checkpoint_errors() -> Iterator[None]:
+    """Errors of checkpoints as one line."""
     from worker.checkpoints.errors import CheckpointError
 
     try:
         yield
-    except (CheckpointError, QueueError) as error:
+    except CheckpointError as error:
         raise click.ClickException(str(error)) from error

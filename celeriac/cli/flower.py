@@ -6,7 +6,7 @@ import os
 
 import click
 
-from celeriac.cli.environment import load_settings, readable_failures, require
+from celeriac.cli.environment import load_queue_settings, require
 
 #: Tasks that Flower remembers; its default of 100,000 grows to gigabytes.
 MAX_TASKS = 10_000
@@ -27,7 +27,7 @@ PURGE_OFFLINE_WORKERS_S = 60
 def command(address: str, port: int, basic_auth: str | None, url_prefix: str | None) -> None:
     """Run Flower on this queue, for looking only."""
     require("flower", extra="flower")
-    settings = load_settings()
+    settings = load_queue_settings()
     from celeriac.launcher.ports import check_port, is_loopback
 
     check_port(address, port)
@@ -50,5 +50,4 @@ def command(address: str, port: int, basic_auth: str | None, url_prefix: str | N
         f"--purge_offline_workers={PURGE_OFFLINE_WORKERS_S}",
         *([] if url_prefix is None else [f"--url_prefix={url_prefix}"]),
     ]
-    with readable_failures():
-        make_app(settings).start(argv)
+    make_app(settings).start(argv)

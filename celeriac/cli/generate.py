@@ -14,7 +14,7 @@ from celeriac.cli.progress import follow
 @click.command("generate")
 @click.argument("prompt")
 @options.sampling
-@options.queueing
+@options.generating
 @options.as_json
 def command(prompt: str, url: str, as_json: bool, **request: Any) -> None:
     """Continue PROMPT ("-": the standard input) and print it with its continuation. Ctrl-C cancels the job."""

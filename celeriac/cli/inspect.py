@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from celeriac.cli import options
-from celeriac.cli.environment import load_settings, readable_failures, require
+from celeriac.cli.environment import load_settings, readable_checkpoint_errors, require
 from celeriac.cli.output import print_fields, print_json, warn
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def command(checkpoint: str, as_json: bool) -> None:
     """Print the card of CHECKPOINT, a folder's path or its name under CELERIAC_CHECKPOINT_DIR."""
     require("torch", extra="worker")
     settings = load_settings()
-    with readable_failures():
+    with readable_checkpoint_errors():
         from worker.local import read_card
 
         card, warnings = read_card(checkpoint, settings.checkpoint_dir, softcap=settings.softcap)

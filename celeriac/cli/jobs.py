@@ -37,7 +37,7 @@ def command(status: str | None, limit: int, url: str, as_json: bool) -> None:
 def row_of(job: Job) -> tuple[str, ...]:
     """A job in one line."""
     ahead = f", {job.position} ahead" if job.position is not None else ""
-    ended = f", {job.finish_reason}" if job.finish_reason is not None else ""
+    ended = f", {job.finish_reason}" if job.status == "succeeded" else ""
     prompt = job.prompt if len(job.prompt) <= PROMPT_WIDTH else f"{job.prompt[: PROMPT_WIDTH - 1]}…"
     return (
         job.id,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from functools import reduce
 from typing import Any, TypeVar
 
 import click
@@ -15,35 +15,65 @@ F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
-url = click.option(
-    "--url", envvar="CELERIAC_URL", default=DEFAULT_URL, show_default=True, show_envvar=True, help="The server."
-)
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-checkpoint_name = click.option(
-    "--checkpoint",
-    envvar="CELERIAC_CHECKPOINT",
-    required=True,
-    show_envvar=True,
-    metavar="NAME|PATH",
-    help="The checkpoint's folder, or its name under CELERIAC_CHECKPOINT_DIR.",
-)
-device = click.option(
-    "--device",
-    envvar="CELERIAC_DEVICE",
-    type=click.Choice(DEVICES),
-    default="auto",
-    show_default=True,
-    show_envvar=True,
-    help="Where the model runs.",
-)
-port = click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Port of the API.")
-host = click.option("--host", default="127.0.0.1", show_default=True, help="Address that the API listens on.")
-reload = click.option("--reload", is_flag=True, help="Load the API again when its code changes (for development).")
+
+def url(command: F) -> F:
+    """Which server."""
+    return click.option(
+        "--url",
+        envvar="CELERIAC_URL",
+        default=DEFAULT_URL,
+        show_default=True,
+        show_envvar=True,
+        callback=_checked_url,
+        help="The server.",
+    )(command)
+
+
+def as_json(command: F) -> F:
+    """Whether programs read the output."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+
+
+def checkpoint(command: F) -> F:
+    """Which checkpoint to serve."""
+    return click.option(
+        "--checkpoint",
+        envvar="CELERIAC_CHECKPOINT",
+        required=True,
+        show_envvar=True,
+        metavar="NAME|PATH",
+        help="The checkpoint's folder, or its name under CELERIAC_CHECKPOINT_DIR.",
+    )(command)
+
+
+def device(command: F) -> F:
+    """Where the model runs."""
+    return click.option(
+        "--device",
+        envvar="CELERIAC_DEVICE",
+        type=click.Choice(DEVICES),
+        default="auto",
+        show_default=True,
+        show_envvar=True,
+        help="Where the model runs.",
+    )(command)
+
+
+def listening(command: F) -> F:
+    """Where the API listens, and whether it is being developed."""
+    options: tuple[Callable[[F], F], ...] = (
+        click.option("--host", default="127.0.0.1", show_default=True, help="Address that the API listens on."),
+        click.option(
+            "--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Port that it listens on."
+        ),
+        click.option("--reload", is_flag=True, help="Load the API again when its code changes (for development)."),
+    )
+    return _with(options, command)
 
 
 def sampling(command: F) -> F:
     """How to continue a prompt; the command gets `max_tokens`, `temperature`, ... as keywords."""
-    options = (
+    options: tuple[Callable[[F], F], ...] = (
         click.option(
             "--max-tokens",
             type=click.IntRange(1, MAX_TOKENS_LIMIT),
@@ -69,14 +99,28 @@ def sampling(command: F) -> F:
         click.option("--stop", multiple=True, metavar="TEXT", help="End in front of this text; may be given again."),
         click.option("--ignore-eos", is_flag=True, help="Go on where the model would end the text."),
     )
-    return reduce(lambda decorated, option: option(decorated), reversed(options), command)
+    return _with(options, command)
 
 
-def queueing(command: F) -> F:
+def generating(command: F) -> F:
     """Which server and which of its checkpoints generate."""
-    return url(click.option("--model", help="Checkpoint to use, where several are served.")(command))
+    command = url(command)
+    return click.option("--model", help="Checkpoint to use, where several are served.")(command)
 
 
 def prompt_text(argument: str) -> str:
     """A prompt from the command line; `-` stands for the standard input."""
-    return click.get_text_stream("stdin").read() if argument == "-" else argument
+    return sys.stdin.read() if argument == "-" else argument
+
+
+def _with(options: tuple[Callable[[F], F], ...], command: F) -> F:
+    """A command with options, in the order in which its help shall show them."""
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _checked_url(_: click.Context, __: click.Parameter, value: str) -> str:
+    if not value.startswith(("http://", "https://")):
+        raise click.BadParameter(f"{value!r} does not begin with http:// or https://")
+    return value

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from celeriac.cli import options
-from celeriac.cli.environment import load_settings, readable_failures, require
+from celeriac.cli.environment import load_settings, readable_checkpoint_errors, require
 from celeriac.cli.output import print_json, warn
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def command(
         raise click.UsageError("--interactive and --json exclude each other.")
     require("torch", extra="worker")
     settings = load_settings()
-    with readable_failures():
+    with readable_checkpoint_errors():
         from worker.local import LocalModel, LocalModelError, Sampling
 
         try:
@@ -91,11 +91,15 @@ def decode(
         answer = model.generate(ids, sampling, every_id=text is None, keep_logits=logits)
         print_json(object_of(answer))
         return
-    if text is not None:
-        click.echo(text, nl=False)
-    answer = model.generate(ids, sampling, every_id=text is None, on_text=lambda piece: click.echo(piece, nl=False))
-    if answer.text is None:
-        click.echo(",".join(map(str, answer.token_ids)), nl=False)
+    # The prompt is shown with the first piece of its continuation: it may yet turn out to be too long.
+    head = [text or ""]
+
+    def show(piece: str) -> None:
+        click.echo("".join((*head, piece)), nl=False)
+        head.clear()
+
+    answer = model.generate(ids, sampling, every_id=text is None, on_text=show)
+    show(",".join(map(str, answer.token_ids)) if answer.text is None else "")
     click.echo()
 
 

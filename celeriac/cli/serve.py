@@ -8,15 +8,13 @@ from pathlib import Path
 import click
 
 from celeriac.cli import options
-from celeriac.cli.environment import load_settings, readable_failures, require
+from celeriac.cli.environment import load_queue_settings, readable_checkpoint_errors, require
 
 
 @click.command("serve")
-@options.checkpoint_name
-@options.host
-@options.port
+@options.checkpoint
+@options.listening
 @options.device
-@options.reload
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Workers to start.")
 @click.option("--flower", is_flag=True, help="Run Flower as well, for this machine alone.")
 @click.option("--flower-port", type=click.IntRange(1, 65535), default=5555, show_default=True, help="Port of Flower.")
@@ -43,7 +41,7 @@ def command(
     if flower and flower_port == port:
         raise click.UsageError("--port and --flower-port must differ.")
     require("fastapi", "uvicorn", "torch", *(["flower"] if flower else []), extra="serve")
-    settings = load_settings()
+    settings = load_queue_settings()
     from celeriac.launcher.plan import Options, serve
 
     chosen = Options(
@@ -57,6 +55,6 @@ def command(
         flower_port=flower_port,
         data_dir=settings.data_dir if data_dir is None else data_dir,
     )
-    with readable_failures():
+    with readable_checkpoint_errors():
         code = serve(chosen, settings)
     sys.exit(code)

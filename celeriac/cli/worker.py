@@ -8,11 +8,11 @@ import sys
 import click
 
 from celeriac.cli import options
-from celeriac.cli.environment import load_settings, require
+from celeriac.cli.environment import load_queue_settings, require
 
 
 @click.command("worker")
-@options.checkpoint_name
+@options.checkpoint
 @options.device
 @click.option("--slots", type=click.IntRange(1, 1024), help="Jobs that are decoded at once.  [env: CELERIAC_SLOTS]")
 @click.option("--name", help="Name of this worker.  [env: CELERIAC_WORKER_NAME]")
@@ -22,7 +22,7 @@ def command(checkpoint: str, device: str, slots: int | None, name: str | None) -
     # Celery and the engine's process read their settings from the environment, too.
     chosen = {"CHECKPOINT": checkpoint, "DEVICE": device, "SLOTS": slots, "WORKER_NAME": name}
     os.environ.update({f"CELERIAC_{key}": str(value) for key, value in chosen.items() if value is not None})
-    load_settings()
+    load_queue_settings()
     from worker.main import run
 
     sys.exit(run())

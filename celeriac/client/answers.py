@@ -73,8 +73,17 @@ def _message(body: Any) -> str | None:
         return "; ".join(_field_error(entry) for entry in detail)
     if not isinstance(detail, str):
         return None
-    parts = [entry["detail"] for entry in body.get("errors") or () if isinstance(entry, dict) and "detail" in entry]
-    return " ".join([detail, *(part for part in parts if part not in detail)])
+    faults = [_problem_fault(entry) for entry in body.get("errors") or () if isinstance(entry, dict)]
+    if [text for _, text in faults] == [detail]:
+        return faults[0][0]
+    return " ".join([detail, *(fault for fault, text in faults if text not in detail)])
+
+
+def _problem_fault(entry: dict[str, Any]) -> tuple[str, str]:
+    """`top_k: Input should be ...` of one entry of a problem's `errors`, and its text alone."""
+    text = str(entry.get("detail", ""))
+    where = str(entry.get("pointer") or entry.get("parameter") or entry.get("header") or "").removeprefix("#/")
+    return (f"{where}: {text}" if where else text), text
 
 
 def _field_error(entry: Any) -> str:

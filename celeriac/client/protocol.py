@@ -174,15 +174,15 @@ class Protocol:
     def jobs(self, *, status: str | None, limit: int) -> Flow[list[Job]]:
         """The newest jobs, page by page."""
         jobs: list[Job] = []
-        params: dict[str, str | int | float] = {} if status is None else {"status": status}
+        more: dict[str, str | int | float] = {} if status is None else {"status": status}
         while len(jobs) < limit:
-            params["limit"] = min(PAGE, limit - len(jobs))
+            params = {**more, "limit": min(PAGE, limit - len(jobs))}
             answer = yield from self._exchange(Call(method="GET", path="/v1/jobs", params=params))
             jobs += read(answer, lambda body: [Job.from_answer(raw) for raw in body["data"]])
             cursor: str | None = read(answer, lambda body: body["next_cursor"])
             if cursor is None:
                 break
-            params["cursor"] = cursor
+            more["cursor"] = cursor
         return jobs
 
     def _wait(self, job_id: str, deadline: float) -> Flow[Job]:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+import click
+
 from celeriac import leash
 from celeriac.launcher.console import Console
 
@@ -52,6 +54,8 @@ class Child:
         self._ended = threading.Event()
         self._ended.set()
         self._deaths: deque[float] = deque(maxlen=MAX_DEATHS)
+        #: The last line with something in it that the process wrote, without colours.
+        self.last_line = ""
 
     @property
     def running(self) -> bool:
@@ -106,7 +110,9 @@ class Child:
         assert process.stdout is not None
         with process.stdout as lines:
             for line in lines:
-                self._console.child(self.role.name, line.rstrip("\n"))
+                text = line.rstrip("\n")
+                self._console.child(self.role.name, text)
+                self.last_line = click.unstyle(text).strip() or self.last_line
 
     def _await(self, process: subprocess.Popen[str], reader: threading.Thread) -> None:
         code = process.wait()

@@ -68,7 +68,7 @@ class Launcher:
         self._url = url
         self._readiness = ReadinessWatch(url, worker_names, lambda: self._events.put(_Ready()))
         self._events: queue.SimpleQueue[_StopRequested | _Exited | _Ready] = queue.SimpleQueue()
-        #: (when, counter, child): children that wait for their next start.
+        #: (when, id, child): children that wait for their next start.
         self._restarts: list[tuple[float, int, Child]] = []
         self._is_ready = False
         self._stopping = False
@@ -80,6 +80,7 @@ class Launcher:
             # A terminal that is closed ends us, unless nohup said otherwise.
             stop_signals.append(signal.SIGHUP)
         previous = {number: signal.signal(number, self._signalled) for number in stop_signals}
+        failure: LaunchError | None = None
         try:
             self._start_redis()
             for child in (*self._fronts, *self._workers):
@@ -87,15 +88,17 @@ class Launcher:
             self._readiness.start()
             self._supervise()
         except _StopError:
-            return 0
+            pass
         except LaunchError as error:
-            self._console.complain(f"Error: {error}")
-            return 1
+            failure = error
         finally:
             self._stop_all()
             for number, handler in previous.items():
                 signal.signal(number, handler)
-        return 0
+        if failure is not None:
+            # Behind all that the children said, where it is found.
+            self._console.complain(f"Error: {failure}")
+        return 0 if failure is None else 1
 
     def _child(self, role: Role) -> Child:
         return Child(role, self._console, lambda child, code: self._events.put(_Exited(child, code)))
@@ -145,20 +148,20 @@ class Launcher:
         """Arrange the next start of a child that ended. Raises LaunchError where that makes no sense."""
         name, how = child.role.name, describe_exit(code)
         if not self._is_ready:
-            raise LaunchError(f"{name} ended while everything was being started ({how}). {self._reason(child)}")
+            raise LaunchError(f"{name} ended while everything was being started ({how}). {self._last_words(child)}")
         pause_s = child.pause_after_death()
         if pause_s is None:
             raise LaunchError(
-                f"{name} ended {MAX_DEATHS} times within {DEATHS_WITHIN_S:g} s, last with {how}. {self._reason(child)} "
-                "What was queued or running is kept, and goes on at the next start."
+                f"{name} ended {MAX_DEATHS} times within {DEATHS_WITHIN_S:g} s, last with {how}. All jobs are kept "
+                f"and go on at the next start. {self._last_words(child)}"
             )
         self._console.complain(f"{name} ended ({how}); it is started again in {pause_s:g} s")
         heapq.heappush(self._restarts, (time.monotonic() + pause_s, id(child), child))
 
-    def _reason(self, child: Child) -> str:
+    def _last_words(self, child: Child) -> str:
         if child in self._redis and self._folder is not None:
-            return f"Its log, {self._folder.log}, ends with: {self._folder.last_words() or 'nothing'}."
-        return "Its lines above say why."
+            return f"Its log, {self._folder.log}, ends with: {self._folder.last_words()}"
+        return f"Its last line: {child.last_line}"
 
     def _stop_all(self) -> None:
         """First what takes jobs, then what runs them, Redis last."""

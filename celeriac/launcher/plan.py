@@ -115,9 +115,9 @@ def _environment(options: Options, settings: Settings, checkpoint: str, redis_ur
     }
     if "log_format" not in settings.model_fields_set:
         env["CELERIAC_LOG_FORMAT"] = "console"
-    if sys.stdout.isatty():
-        # Their output is a pipe, and what we make of it a terminal.
-        env.setdefault("FORCE_COLOR", os.environ.get("FORCE_COLOR", "1"))
+    if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
+        # Their output is a pipe, but a terminal shows it in the end.
+        env["FORCE_COLOR"] = "1"
     return env
 
 
