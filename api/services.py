@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -10,6 +10,7 @@ from redis.asyncio.client import Redis
 
 from api.bells import Bells
 from api.checkpoints import Checkpoints
+from api.reaping import Reaper
 from api.submission import Submitter
 from api.waiting import Waiter
 from api.watching import JobWatch
@@ -30,6 +31,7 @@ class Services:
     submitter: Submitter
     watch: JobWatch
     waiter: Waiter
+    reaper: Reaper = field(init=False)
     #: Whether this Redis was seen to have our layout; False again after it was away.
     schema_checked: bool = False
 
@@ -43,7 +45,7 @@ class Services:
         bells.start()
         watch.start()
         checkpoints = Checkpoints(store, default=settings.default_checkpoint)
-        return cls(
+        services = cls(
             settings=settings,
             redis=redis,
             store=store,
@@ -53,9 +55,13 @@ class Services:
             watch=watch,
             waiter=Waiter(store, watch),
         )
+        services.reaper = Reaper(store, check_schema=services.check_schema, every_s=settings.reap_every_s)
+        services.reaper.start()
+        return services
 
     async def close(self) -> None:
         """Disconnect."""
+        await self.reaper.stop()
         await self.watch.stop()
         await self.bells.stop()
         await self.redis.aclose()

@@ -12,13 +12,14 @@ from typing import Any
 
 import redis.asyncio
 
-from tasks import keys, schema, scripts
+from tasks import keys, reaped, schema, scripts
 from tasks.card import Card
 from tasks.celery_app import make_app
 from tasks.errors import IdempotencyMismatchError, QueueFullError
 from tasks.generation import Generation
 from tasks.job import Job, Status
 from tasks.message import Renderer
+from tasks.reaped import Reaped
 from tasks.settings import Settings
 from tasks.token_log import Entry
 from tasks.worker_info import WorkerInfo
@@ -83,6 +84,7 @@ class JobStore:
     def __init__(self, client: redis.asyncio.Redis, settings: Settings) -> None:
         self._redis = client
         self._settings = settings
+        self._reap_arguments = reaped.arguments(settings)
         self._renderer = Renderer(make_app(settings))
 
     async def check_schema(self) -> None:
@@ -194,6 +196,10 @@ class JobStore:
         # The hash of a worker that is gone has expired.
         found = [WorkerInfo.from_hash(fields) for fields in hashes if fields]
         return [worker for worker in found if worker.checkpoint in served]
+
+    async def reap(self) -> Reaped:
+        """Bring back what got lost, unless somebody has just done so. Every process calls it each second."""
+        return Reaped.from_reply(await scripts.load("reap").acall(self._redis, *self._reap_arguments))
 
     async def _checkpoints(self) -> Sequence[str]:
         names: Any = await self._redis.smembers(keys.CHECKPOINTS)

@@ -9,6 +9,8 @@ SCHEMA = f"{PREFIX}schema"
 JOBS = f"{PREFIX}jobs"
 #: zset of finished jobs by the ms at which they are forgotten, so that the listing forgets them too.
 EXPIRIES = f"{PREFIX}expiries"
+#: Hash of the times in ms that the reaper goes by: `called_at`, `ran_at`, `extended_at`.
+REAPED = f"{PREFIX}reaped"
 #: set of the names of all checkpoints that ever published a card.
 CHECKPOINTS = f"{PREFIX}checkpoints"
 

@@ -29,6 +29,8 @@ LIMITS = {
     "SPARE_MESSAGES": 2,
     # Expired entries that one script takes out of the listing.
     "TIDY_AT_ONCE": 100,
+    # Jobs of one kind and checkpoint that one run of the reaper looks at.
+    "REAP_AT_ONCE": 200,
     # Entries that `list` reads at once, and looks at for one page.
     "LIST_CHUNK": 100,
     "LIST_SCAN": 1000,

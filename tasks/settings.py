@@ -52,6 +52,15 @@ class Settings(BaseSettings):
     idempotency_ttl_s: float = Field(
         86_400.0, gt=0, description="How long an `Idempotency-Key` is remembered after its job ended."
     )
+    reap_every_s: float = Field(
+        1.0, gt=0, description="How often lost jobs and messages are looked for, by all processes together."
+    )
+    reap_gap_s: float = Field(
+        2.0, gt=0, description="When no process looked for so long, Redis was away: all leases are extended first."
+    )
+    dispatch_timeout_s: float = Field(
+        10.0, gt=0, description="A message that brought no worker to claim its job for so long is pushed again."
+    )
 
     # The worker
     checkpoint: str | None = Field(None, description="Checkpoint that the worker serves: a folder's path, or its name.")

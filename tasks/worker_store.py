@@ -15,10 +15,11 @@ from typing import Any, Literal
 import redis
 from redis.exceptions import NoScriptError
 
-from tasks import keys, schema, scripts, token_log
+from tasks import keys, reaped, schema, scripts, token_log
 from tasks.card import Card
 from tasks.errors import CardConflictError
 from tasks.job import ErrorCode, FinishReason, Job, JobError, Status
+from tasks.reaped import WORKER_LOST, Reaped
 from tasks.settings import Settings
 from tasks.worker_info import WorkerInfo
 
@@ -26,12 +27,6 @@ from tasks.worker_info import WorkerInfo
 CHECKPOINT_CHANGED = JobError(
     ErrorCode.CHECKPOINT_CHANGED,
     "The checkpoint's weights were replaced after this job was accepted. Submit it again to run it on the new ones.",
-    retryable=True,
-)
-#: What a job tells that lost its worker too often.
-WORKER_LOST = JobError(
-    ErrorCode.WORKER_LOST,
-    "Workers died again and again while they ran this job, without a new token in between.",
     retryable=True,
 )
 
@@ -118,6 +113,7 @@ class WorkerStore:
         self._redis = client
         self._lease_ms = round(settings.lease_s * 1000)
         self._worker_ttl_ms = round(settings.worker_ttl_s * 1000)
+        self._reap_arguments = reaped.arguments(settings)
         self._card: Card | None = None
 
     def check_schema(self) -> None:
@@ -125,8 +121,11 @@ class WorkerStore:
         schema.check(self._redis)
 
     def register(self, info: WorkerInfo, card: Card) -> None:
-        """Enter a worker and publish its card. Raises CardConflictError where live workers serve other weights."""
-        outcome, *served = self._call(
+        """Enter a worker and publish its card. Jobs that an earlier run under its name still held wait again.
+
+        Raises CardConflictError where live workers serve other weights.
+        """
+        outcome, *rest = self._call(
             "register",
             info.name,
             info.incarnation,
@@ -134,10 +133,11 @@ class WorkerStore:
             card.digest,
             card.to_json(),
             self._worker_ttl_ms,
+            WORKER_LOST.to_json(),
             *info.to_fields(),
         )
         if outcome == b"conflict":
-            raise CardConflictError(info.checkpoint, card.digest, served[0].decode())
+            raise CardConflictError(info.checkpoint, card.digest, rest[0].decode())
         self._card = card
 
     def heartbeat(self, info: WorkerInfo) -> None:
@@ -239,6 +239,10 @@ class WorkerStore:
         """Extend the leases of running jobs, given as the attempt of each job id."""
         lost, cancelled = self._call("renew", self._lease_ms, *(part for lease in leases.items() for part in lease))
         return Renewal(tuple(job.decode() for job in lost), tuple(job.decode() for job in cancelled))
+
+    def reap(self) -> Reaped:
+        """Bring back what got lost, unless somebody has just done so. Every process calls it each second."""
+        return Reaped.from_reply(self._call("reap", *self._reap_arguments))
 
     def _call(self, script: str, *arguments: scripts.Argument) -> Any:
         return scripts.load(script).call(self._redis, *arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 import structlog
 from redis import Redis
@@ -11,8 +12,8 @@ from redis.exceptions import RedisError
 
 log = structlog.get_logger(__name__)
 
-#: How long one read waits, in seconds: the longest that a stop takes.
-POLL_S = 0.5
+#: How long one read waits, in seconds.
+POLL_S = 1.0
 
 
 class BellListener:
@@ -33,6 +34,9 @@ class BellListener:
     def stop(self) -> None:
         """End the thread."""
         self._stopping.set()
+        # Ends the read; without Redis it ends by itself.
+        with suppress(RedisError):
+            self._redis.publish(self._channel, "")
         self._thread.join()
 
     def _run(self) -> None:
@@ -48,5 +52,5 @@ class BellListener:
             pubsub.subscribe(self._channel)
             while not self._stopping.is_set():
                 message = pubsub.get_message(timeout=POLL_S)
-                if message is not None:
+                if message is not None and not self._stopping.is_set():
                     self._on_ring(message["data"].decode())

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from typing import Any
 
 import structlog
 from celery import bootsteps
+from celery.apps.worker import install_worker_term_handler
 from celery.exceptions import WorkerShutdown
 from celery.worker import state
+from kombu.asynchronous import get_event_loop
 
 from tasks.errors import CardConflictError, SchemaError
 from tasks.settings import settings
 from worker import current
 from worker.checkpoints.errors import CheckpointError
 from worker.checkpoints.folder import find
+from worker.consumer import BRPOP_LATE_S, BRPOP_S
 from worker.engine_client import EngineLoadError
 from worker.service import WorkerService
 
 log = structlog.get_logger(__name__)
+
+#: A stop that takes longer than this, in seconds, is ended the hard way: something hangs, most likely Redis. Jobs that
+#: were not handed back are taken up by others when their leases run out.
+STOP_DEADLINE_S = 5.0
 
 
 class EngineStep(bootsteps.StartStopStep):
@@ -27,31 +37,36 @@ class EngineStep(bootsteps.StartStopStep):
 
     def start(self, worker: Any) -> None:
         """Load the checkpoint. Where that fails the worker ends before it takes a message."""
-        config = settings()
+        # Ctrl-C is a stop like any other. And Celery would announce a warm shutdown, which ours is not.
+        for name in ("SIGTERM", "SIGINT"):
+            install_worker_term_handler(worker, sig=name, verbose=False)
+        threading.excepthook = thread_failed
+        # Each slot needs a thread that waits for it.
+        config = settings().model_copy(update={"slots": worker.concurrency})
         try:
             folder = find(config.checkpoint, config.checkpoint_dir)
-            current.service = WorkerService(config, folder, worker.hostname, give_up=give_up)
-            if not current.service.start(should_stop=should_stop):
-                raise WorkerShutdown(0)
+            service = WorkerService(config, folder, worker.hostname, give_up=give_up)
+            loaded = service.start(should_stop=should_stop)
         except (CheckpointError, EngineLoadError, CardConflictError, SchemaError) as error:
             log.error("cannot_serve", reason=str(error))
             raise WorkerShutdown(1) from None
+        if not loaded:
+            raise WorkerShutdown(0)
+        current.service = service
 
     def stop(self, worker: Any) -> None:
-        """Hand every job back. The consumer has stopped, the pool has not."""
-        if current.service is not None:
-            current.service.drain(lambda: pump(worker.hub))
+        """Hand every job back. The consumer has stopped; the pool's threads and the acks follow."""
+        watchdog = threading.Timer(STOP_DEADLINE_S, exit_hard)
+        watchdog.daemon = True
+        watchdog.start()
+        # The consumer's last wait for a message is still on: what is handed back before it ends would come to this
+        # worker, and from here to the back of the list.
+        time.sleep(BRPOP_S + BRPOP_LATE_S)
+        current.require().drain()
 
     def terminate(self, worker: Any) -> None:
         """A cold shutdown hands back as well: it takes no longer."""
         self.stop(worker)
-
-
-def pump(hub: Any) -> None:
-    """Run the hub's pending callbacks, which are acks: nobody else does once the consumer is stopped."""
-    # `_pop_ready` is private to kombu; tests/integration/test_worker_stop.py notices when it goes away.
-    for callback in hub._pop_ready():
-        callback()
 
 
 def should_stop() -> bool:
@@ -61,6 +76,28 @@ def should_stop() -> bool:
 
 
 def give_up(reason: str) -> None:
-    """Stop the worker with exit code 1."""
+    """Stop the worker with exit code 1. Called from any thread but the main one."""
     log.error("giving_up", reason=reason)
     state.should_stop = 1
+    wake()
+
+
+def wake() -> None:
+    """Have the main loop look at Celery's flags now. With all slots taken it may sleep for seconds."""
+    hub = get_event_loop()
+    if hub is not None:
+        hub.call_soon(lambda: None)
+
+
+def thread_failed(failure: threading.ExceptHookArgs) -> None:
+    """A thread of ours ended by an exception: what it did is done no more, so the worker ends."""
+    name = "a thread" if failure.thread is None else failure.thread.name
+    error = failure.exc_value
+    log.error("thread_failed", thread=name, exc_info=error)
+    give_up(f"{name} failed: {type(error).__name__}")
+
+
+def exit_hard() -> None:
+    """End this process whatever its threads do."""
+    log.error("stop_hangs", after_s=STOP_DEADLINE_S)
+    os._exit(1)

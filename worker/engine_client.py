@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 
 import structlog
@@ -18,8 +20,10 @@ from worker.messages import Abort, FromEngine, LoadFailed, Ready, Report, Start,
 
 log = structlog.get_logger(__name__)
 
-#: How long an engine process that was told to stop may take, in seconds. It ends after the step that it is in.
-STOP_GRACE_S = 1.0
+#: How often a loading is asked whether it shall go on, in seconds.
+POLL_S = 0.1
+#: How long a process that closed its pipe may take to end, in seconds.
+EXIT_GRACE_S = 5.0
 
 
 class EngineLoadError(Exception):
@@ -58,48 +62,61 @@ class EngineClient:
         again in the child, and the child sees the end of the file when this process ends, however it ends.
         """
         ours, theirs = socket.socketpair()
-        with theirs:
+        # A terminal sends Ctrl-C to the whole group, and service managers SIGTERM: this process alone decides when the
+        # engine ends. What is blocked here is blocked in the child from its first moment.
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "worker.engine_process", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
             )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+            theirs.close()
         self._connection = Connection(ours.detach())
-        self._send(self._start)
+        # A process that is gone already shows in `wait_ready`.
+        with suppress(EngineDiedError):
+            self._send(self._start)
 
     def wait_ready(self, *, timeout_s: float, should_stop: Callable[[], bool]) -> Ready:
-        """Wait until the checkpoint is loaded, then begin to read reports.
+        """Wait until the checkpoint is loaded. Call `listen` then.
 
-        Raises EngineLoadError where it cannot be loaded in time, or when `should_stop` answers yes.
+        Raises EngineLoadError where it cannot be loaded in time, or when `should_stop` answers yes; no process is left.
         """
-        if self._connection is None or self._process is None:
-            raise RuntimeError("wait_ready before launch")
-        deadline = time.monotonic() + timeout_s
-        while not self._connection.poll(0.1):
-            if should_stop():
-                self.stop()
-                raise EngineLoadError("The worker was told to stop while it loaded the checkpoint.")
-            if time.monotonic() > deadline:
-                self.stop()
-                raise EngineLoadError(
-                    f"Loading took longer than {timeout_s:g} s. If the disk is slow, raise CELERIAC_LOAD_TIMEOUT_S."
-                )
         try:
-            first: FromEngine = self._connection.recv()
-        except (EOFError, OSError):
-            code = self._process.wait(timeout=10)
-            raise EngineLoadError(
-                f"The engine process ended while it loaded the checkpoint ({describe_exit(code)})."
-            ) from None
-        if isinstance(first, LoadFailed):
+            return self._first_message(timeout_s, should_stop)
+        except EngineLoadError:
             self.stop()
-            raise EngineLoadError(first.message)
-        if not isinstance(first, Ready):
-            raise EngineLoadError(f"The engine process spoke out of turn: {type(first).__name__}.")
+            raise
+
+    def listen(self) -> None:
+        """Begin to call `on_report` and `on_death`."""
         self.last_report_at = time.monotonic()
         self._reader = threading.Thread(target=self._read, name="engine-reader", daemon=True)
         self._reader.start()
+
+    def _first_message(self, timeout_s: float, should_stop: Callable[[], bool]) -> Ready:
+        connection, process = self._launched()
+        deadline = time.monotonic() + timeout_s
+        try:
+            while not connection.poll(POLL_S):
+                if should_stop():
+                    raise EngineLoadError("The worker was told to stop while it loaded the checkpoint.")
+                if time.monotonic() > deadline:
+                    raise EngineLoadError(
+                        f"Loading took longer than {timeout_s:g} s. If the disk is slow, raise CELERIAC_LOAD_TIMEOUT_S."
+                    )
+            first: FromEngine = connection.recv()
+        except (EOFError, OSError):
+            raise EngineLoadError(
+                f"The engine process ended while it loaded the checkpoint ({describe_exit(self._reap(process))})."
+            ) from None
+        if isinstance(first, LoadFailed):
+            raise EngineLoadError(first.message)
+        if not isinstance(first, Ready):
+            raise EngineLoadError(f"The engine process spoke out of turn: {type(first).__name__}.")
         return first
 
     def submit(self, request: SequenceRequest) -> None:
@@ -114,46 +131,51 @@ class EngineClient:
             log.debug("abort_after_death", job_id=sequence_id)
 
     def stop(self) -> None:
-        """End the process: close the pipe, and kill it where its step takes too long. `on_death` is not called."""
+        """End the process at once: it holds nothing that is needed. `on_death` is not called."""
         self._stopping.set()
-        process = self._process
-        if process is None or self._connection is None:
+        if self._process is None or self._connection is None:
             return
-        # Shut down rather than closed: the reader thread may sit in a read of this descriptor.
-        with self._send_lock, socket.socket(fileno=os.dup(self._connection.fileno())) as pipe:
-            pipe.shutdown(socket.SHUT_RDWR)
-        try:
-            process.wait(timeout=STOP_GRACE_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        if self._reader is not None and self._reader is not threading.current_thread():
+        self._process.kill()
+        self._process.wait()
+        # Whoever reads finds the end of the file. Closing is not for another thread to do under a read.
+        if self._reader is not None:
             self._reader.join()
-        self._connection.close()
+            self._connection.close()
+
+    def _launched(self) -> tuple[Connection, subprocess.Popen[bytes]]:
+        if self._connection is None or self._process is None:
+            raise RuntimeError("the engine process was not launched")
+        return self._connection, self._process
 
     def _send(self, message: ToEngine) -> None:
-        if self._connection is None:
-            raise RuntimeError("send before launch")
+        connection, _ = self._launched()
         try:
             with self._send_lock:
-                self._connection.send(message)
+                connection.send(message)
         except OSError as error:
             raise EngineDiedError("The engine process is gone.") from error
 
     def _read(self) -> None:
         """Thread: deliver reports until the pipe ends."""
-        if self._connection is None or self._process is None:
-            raise RuntimeError("read before launch")
+        connection, process = self._launched()
         while True:
             try:
-                report: FromEngine = self._connection.recv()
+                report: FromEngine = connection.recv()
             except (EOFError, OSError):
                 break
             self.last_report_at = time.monotonic()
             if isinstance(report, Report):
                 self._on_report(report)
         if not self._stopping.is_set():
-            self._on_death(self._process.wait())
+            self._on_death(self._reap(process))
+
+    def _reap(self, process: subprocess.Popen[bytes]) -> int:
+        """The exit code of a process that closed its pipe; one that then does not end is killed."""
+        try:
+            return process.wait(timeout=EXIT_GRACE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()
 
 
 def describe_exit(code: int) -> str:

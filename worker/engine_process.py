@@ -5,11 +5,9 @@ Started by `worker.engine_client` as `python -m worker.engine_process FD`, FD be
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 import structlog
 
@@ -17,9 +15,10 @@ from tasks.logs import setup_logging
 from tasks.settings import settings
 from worker.checkpoints import meta
 from worker.checkpoints.errors import CheckpointError
-from worker.checkpoints.folder import find
 from worker.checkpoints.tokenizers import load_tokenizer
 from worker.engine.engine import Engine
+from worker.engine.request import Finish, SequenceRequest
+from worker.engine.update import Update
 from worker.loading import LoadedModel, load_model
 from worker.messages import Abort, LoadFailed, Ready, Report, Start, Submit
 
@@ -32,18 +31,19 @@ IDLE_TICK_S = 0.5
 def serve(pipe: Connection, engine: Engine) -> None:
     """The decode loop: take what came in, do one step, report it. Raises EOFError when the other side is gone."""
     while True:
-        while pipe.poll(0.0 if engine.has_work else IDLE_TICK_S):
+        refused: list[Update] = []
+        while pipe.poll(0.0 if refused or engine.has_work else IDLE_TICK_S):
             message = pipe.recv()
             if isinstance(message, Submit):
-                engine.submit(message.request)
+                refused.extend(submit(engine, message.request))
             elif isinstance(message, Abort):
                 engine.abort(message.sequence_id)
             else:
                 raise TypeError(f"unexpected message {type(message).__name__}")
-        updates = tuple(engine.step().updates) if engine.has_work else ()
+        updates = engine.step().updates if engine.has_work else []
         pipe.send(
             Report(
-                updates=updates,
+                updates=(*refused, *updates),
                 running=engine.running,
                 waiting=engine.waiting,
                 kv_tokens_free=engine.free_kv_tokens,
@@ -51,13 +51,22 @@ def serve(pipe: Connection, engine: Engine) -> None:
         )
 
 
+def submit(engine: Engine, request: SequenceRequest) -> list[Update]:
+    """Hand a request to the engine; one that can never run ends here, and not the process with all the others."""
+    try:
+        engine.submit(request)
+    except ValueError as error:
+        log.warning("refused", sequence=request.id, reason=str(error))
+        return [Update(request.id, (), Finish.ERROR, str(error))]
+    return []
+
+
 def load(start: Start) -> LoadedModel:
     """Load what `start` names. Raises CheckpointError, ValueError, and what torch raises."""
-    folder = find(start.checkpoint, Path("/"))
-    meta_size = meta.read(folder.meta_file).sizes["vocab_size"]
+    vocab_size = meta.read(start.folder.meta_file).sizes["vocab_size"]
     return load_model(
-        folder,
-        load_tokenizer(folder, meta_size),
+        start.folder,
+        load_tokenizer(start.folder, vocab_size),
         device=start.device,
         threads=start.threads,
         softcap=start.softcap,
@@ -69,8 +78,6 @@ def load(start: Start) -> LoadedModel:
 
 def main() -> int:
     """Load, then decode until the pipe closes. Exit code 1 where loading failed."""
-    # A terminal sends Ctrl-C to the whole group; the Celery side decides when this process ends.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     setup_logging(settings())
     pipe = Connection(int(sys.argv[1]))
     try:
@@ -78,9 +85,9 @@ def main() -> int:
         began = time.monotonic()
         try:
             loaded = load(start)
-        except (CheckpointError, ValueError, MemoryError, RuntimeError) as error:
+        except (CheckpointError, OSError, ValueError, MemoryError, RuntimeError) as error:
             # RuntimeError is what torch raises for a missing or exhausted device.
-            pipe.send(LoadFailed(str(error)))
+            pipe.send(LoadFailed(str(error) or type(error).__name__))
             return 1
         for warning in loaded.warnings:
             log.warning("checkpoint", reason=warning)

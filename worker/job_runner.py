@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 import structlog
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import RedisError
 
 from tasks.card import Card
-from tasks.job import ErrorCode, Job, JobError
-from tasks.worker_store import Claimed, WorkerStore
+from tasks.job import ErrorCode, Job, JobError, Status
+from tasks.worker_store import Claimed, Refused, WorkerStore
 from worker.checkpoints.tokenizers import Tokenizer, UnknownCharacterError
 from worker.engine.request import SequenceRequest
 from worker.engine_client import EngineDiedError
 from worker.kv_gate import GateClosedError, KvGate
-from worker.publisher import Publisher
+from worker.publisher import Publisher, PublisherStoppedError
 from worker.running import RunningJob
 from worker.supervisor import EngineSupervisor
 from worker.text import TextAssembler
@@ -37,6 +39,10 @@ class RejectedError(Exception):
     def __init__(self, code: ErrorCode, message: str) -> None:
         super().__init__(message)
         self.error = JobError(code, message, retryable=False)
+
+
+class LeftError(Exception):
+    """The worker stops while Redis is away: a job stays as Redis last knew it."""
 
 
 class JobRunner:
@@ -63,73 +69,121 @@ class JobRunner:
         self._worker = worker
         self._incarnation = incarnation
         self._inside = 0
-        self._inside_lock = threading.Lock()
+        self._idle = threading.Condition()
         self._closed = threading.Event()
 
     def run(self, job_id: str) -> None:
         """Run one job to its end, or until it is handed back. A job that is over or runs elsewhere: nothing happens."""
-        with self._inside_lock:
+        with self._body():
+            try:
+                self._run(job_id)
+            except LeftError as error:
+                log.warning("job_left_in_queue", job_id=job_id, why=str(error))
+
+    @contextmanager
+    def _body(self) -> Iterator[None]:
+        with self._idle:
             self._inside += 1
         try:
-            self._run(job_id)
+            yield
         finally:
-            with self._inside_lock:
+            with self._idle:
                 self._inside -= 1
-
-    @property
-    def inside(self) -> int:
-        """Bodies that have not returned."""
-        return self._inside
+                self._idle.notify_all()
 
     def close(self) -> None:
         """From now on a job that is not claimed yet goes back to the queue."""
         self._closed.set()
         self._gate.close()
 
+    def wait_idle(self, timeout_s: float) -> bool:
+        """Wait until every body has returned. False where some have not in time."""
+        with self._idle:
+            return self._idle.wait_for(lambda: self._inside == 0, timeout_s)
+
     def _run(self, job_id: str) -> None:
-        job = self._patiently(lambda: self._store.read(job_id))
-        if job is None or job.status.terminal:
+        try:
+            self._take_up(job_id)
+        except RejectedError as rejected:
+            self._reject(job_id, rejected.error)
+        except LeftError:
+            raise
+        except Exception as error:
+            log.exception("job_broke", job_id=job_id)
+            message = f"The worker could not prepare this job ({type(error).__name__})."
+            self._reject(job_id, JobError(ErrorCode.INTERNAL, message, retryable=True))
+
+    def _take_up(self, job_id: str) -> None:
+        """From the message to the claim."""
+        job = self._patiently(partial(self._store.read, job_id))
+        if job is None or job.status is not Status.QUEUED:
             log.info("job_skipped", job_id=job_id, why="gone" if job is None else job.status.value)
             return
-        try:
-            prompt, warnings = self._encode(job)
-        except RejectedError as rejected:
-            log.info("job_rejected", job_id=job_id, code=rejected.error.code.value)
-            error = rejected.error
-            self._patiently(lambda: self._store.reject(job_id, error, digest=self._card.digest))
-            return
-        max_tokens = min(job.generation.max_tokens, self._card.context - len(prompt))
+        prompt, warnings = self._encode(job)
+        request = self._request(job, prompt)
         with ExitStack() as held:
             try:
-                held.enter_context(self._gate.reserve(len(prompt), max_tokens))
+                held.enter_context(self._gate.reserve(len(prompt), request.max_tokens))
+                if not self._engine.wait_available():
+                    raise GateClosedError
             except GateClosedError:
-                self._patiently(lambda: self._store.put_back(job_id))
+                self._patiently(partial(self._store.put_back, job_id))
                 return
-            if not self._engine.wait_available():
-                self._patiently(lambda: self._store.put_back(job_id))
-                return
-            self._claim_and_decode(job, prompt, max_tokens, warnings)
+            claim = self._claim(job_id, len(prompt), warnings)
+            if isinstance(claim, Claimed):
+                self._decode(job, claim, request)
+            else:
+                log.info("claim_refused", job_id=job_id, why=claim.reason)
 
-    def _claim_and_decode(self, job: Job, prompt: tuple[int, ...], max_tokens: int, warnings: tuple[str, ...]) -> None:
-        claim = self._patiently(
-            lambda: self._store.claim(
-                job.id,
+    def _reject(self, job_id: str, error: JobError) -> None:
+        log.info("job_rejected", job_id=job_id, code=error.code.value)
+        self._patiently(partial(self._store.reject, job_id, error, digest=self._card.digest))
+
+    def _claim(self, job_id: str, prompt_tokens: int, warnings: tuple[str, ...]) -> Claimed | Refused:
+        return self._patiently(
+            partial(
+                self._store.claim,
+                job_id,
                 worker=self._worker,
                 incarnation=self._incarnation,
                 digest=self._card.digest,
-                prompt_tokens=len(prompt),
+                prompt_tokens=prompt_tokens,
                 warnings=warnings,
+                # One name for all tries: a try whose reply was lost may have claimed the job.
+                claim=secrets.token_hex(8),
             )
         )
-        if not isinstance(claim, Claimed):
-            log.info("claim_refused", job_id=job.id, why=claim.reason)
-            return
-        running = self._adopt(job, claim)
-        request = SequenceRequest(
+
+    def _decode(self, job: Job, claim: Claimed, request: SequenceRequest) -> None:
+        """From the claim to the end."""
+        try:
+            running = self._adopt(job, claim)
+            log.info("job_started", job_id=job.id, attempt=claim.attempt, resumed_tokens=len(claim.token_ids))
+            self._submit(running, replace(request, id=running.sequence_id, generated=claim.token_ids))
+            running.over.wait()
+        except PublisherStoppedError:
+            self._patiently(partial(self._store.release, job.id, claim.attempt))
+        except Exception:
+            # Our own fault, and perhaps with this job alone: after some such losses it fails.
+            log.exception("job_broke", job_id=job.id)
+            self._patiently(partial(self._store.release, job.id, claim.attempt, count_loss=True))
+
+    def _submit(self, running: RunningJob, request: SequenceRequest) -> None:
+        try:
+            self._engine.submit(request)
+        except EngineDiedError:
+            # The engine's death handed back the jobs that it held; this one came too late for that.
+            self._publisher.hand_back(running.sequence_id, count_loss=False)
+        if running.over.is_set():
+            # Handed back in the meantime, before the engine knew the sequence.
+            self._engine.abort(running.sequence_id)
+
+    def _request(self, job: Job, prompt: tuple[int, ...]) -> SequenceRequest:
+        """What a first attempt asks of the engine."""
+        return SequenceRequest(
             id=job.id,
             prompt=prompt,
-            generated=claim.token_ids,
-            max_tokens=max_tokens,
+            max_tokens=min(job.generation.max_tokens, self._card.context - len(prompt)),
             temperature=job.generation.temperature,
             top_k=job.generation.top_k,
             top_p=job.generation.top_p,
@@ -138,25 +192,18 @@ class JobRunner:
             stop=tuple(stop.encode() for stop in job.generation.stop),
             ignore_eos=job.generation.ignore_eos,
         )
-        log.info("job_started", job_id=job.id, attempt=claim.attempt, resumed_tokens=len(claim.token_ids))
-        try:
-            self._engine.submit(request)
-        except EngineDiedError:
-            # The engine's death handed back the jobs that it held; this one came too late for that.
-            self._publisher.hand_over(job.id, count_loss=False)
-        if running.over.is_set():
-            # Handed back in the meantime, before the engine knew the sequence.
-            self._engine.abort(job.id)
-        running.over.wait()
 
     def _patiently(self, call: Callable[[], T]) -> T:
-        """`call`, again and again while Redis is away: a body that gave up would ack the message of a waiting job."""
+        """`call`, again and again while Redis is away: a body that gave up would ack the message of a waiting job.
+
+        Raises LeftError where the worker stops: then one try must do.
+        """
         while True:
             try:
                 return call()
-            except (RedisConnectionError, RedisTimeoutError) as error:
+            except RedisError as error:
                 if self._closed.wait(RETRY_S):
-                    raise
+                    raise LeftError(str(error)) from error
                 log.warning("redis_away", error=str(error))
 
     def _adopt(self, job: Job, claim: Claimed) -> RunningJob:

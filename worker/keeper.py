@@ -1,9 +1,11 @@
-"""The keeper: tells Redis each second that this worker lives, renews its leases, and hears who wants out."""
+"""The keeper: tells Redis each second that this worker lives, renews its leases, hears who wants out, and calls the
+reaper."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import asdict
 
 import structlog
 from redis.exceptions import RedisError
@@ -25,7 +27,6 @@ class Keeper:
         publisher: Publisher,
         *,
         info: Callable[[], WorkerInfo],
-        abort: Callable[[str], None],
         on_alive: Callable[[], None],
         on_conflict: Callable[[str], None],
         period_s: float,
@@ -35,7 +36,6 @@ class Keeper:
         self._store = store
         self._publisher = publisher
         self._info = info
-        self._abort = abort
         self._on_alive = on_alive
         self._on_conflict = on_conflict
         self._period_s = period_s
@@ -63,14 +63,18 @@ class Keeper:
                 return
 
     def beat(self) -> None:
-        """One heartbeat and one renewal. Raises RedisError and CardConflictError."""
-        info = self._info()
-        self._store.heartbeat(info)
-        leases = self._publisher.leases()
-        if not leases:
+        """One heartbeat, one renewal, then the reaper. Raises RedisError and CardConflictError."""
+        self._store.heartbeat(self._info())
+        self._renew()
+        if reaped := self._store.reap():
+            log.info("reaped", **asdict(reaped))
+
+    def _renew(self) -> None:
+        running = {job.job_id: job for job in self._publisher.running()}
+        if not running:
             return
-        renewal = self._store.renew(leases)
+        renewal = self._store.renew({job_id: job.attempt for job_id, job in running.items()})
         for job_id in renewal.lost:
-            self._publisher.drop(job_id)
+            self._publisher.drop(running[job_id].sequence_id)
         for job_id in renewal.cancelled:
-            self._abort(job_id)
+            self._publisher.cancel(job_id)

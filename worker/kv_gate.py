@@ -23,6 +23,11 @@ class KvGate:
         self._line: deque[object] = deque()
         self._open = True
 
+    @property
+    def waiting(self) -> int:
+        """Jobs in line."""
+        return len(self._line)
+
     @contextmanager
     def reserve(self, prompt_tokens: int, max_tokens: int) -> Iterator[None]:
         """Hold the memory of one sequence. Waits for its turn and its memory; raises GateClosedError."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tasks.card import Card
+from worker.checkpoints.folder import CheckpointFolder
 from worker.engine.request import SequenceRequest
 from worker.engine.update import Update
 
@@ -14,7 +15,7 @@ from worker.engine.update import Update
 class Start:
     """First message to the engine process: what to load, and how."""
 
-    checkpoint: str
+    folder: CheckpointFolder
     slots: int
     kv_memory_mb: int
     prefill_chunk_tokens: int

@@ -5,8 +5,10 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import structlog
 from redis.exceptions import RedisError
@@ -17,8 +19,14 @@ from worker.running import RunningJob
 
 log = structlog.get_logger(__name__)
 
-#: Wait between two tries of a flush while Redis is away, in seconds.
+T = TypeVar("T")
+
+#: Wait between two tries while Redis is away, in seconds.
 RETRY_S = 0.2
+
+
+class PublisherStoppedError(Exception):
+    """The worker stops: no job can be taken over any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,26 +35,25 @@ class _Adopt:
 
 
 @dataclass(frozen=True, slots=True)
-class _HandOver:
+class _HandBack:
     #: None: every running job.
-    job_id: str | None
+    sequence_id: str | None
     count_loss: bool
-    done: threading.Event
 
 
 @dataclass(frozen=True, slots=True)
 class _Drop:
-    job_id: str
+    sequence_id: str
 
 
-_Item = _Adopt | _HandOver | _Drop | Sequence[Update] | None
+_Item = _Adopt | _HandBack | _Drop | Sequence[Update]
 
 
 class Publisher:
     """One thread that owns every running job of this worker after its claim.
 
-    The first token of a job and its end are sent at once, everything between at most every `flush_interval_s`. A flush
-    that Redis did not confirm is sent again; the scripts make that harmless.
+    The first token of a job and its end are sent at once, everything between at most every `flush_interval_s`. What
+    Redis did not confirm is sent again; the scripts make that harmless.
     """
 
     def __init__(self, store: WorkerStore, *, flush_interval_s: float, abort: Callable[[str], None]) -> None:
@@ -54,62 +61,71 @@ class Publisher:
         self._store = store
         self._flush_interval_s = flush_interval_s
         self._abort = abort
-        self._inbox: queue.SimpleQueue[_Item] = queue.SimpleQueue()
+        #: None comes last, and nothing is adopted behind it.
+        self._inbox: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
+        #: By sequence id.
         self._jobs: dict[str, RunningJob] = {}
         self._last_flush = 0.0
         self._stopping = threading.Event()
+        self._door = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
-        #: Tokens published since the start, for the worker's speed.
-        self.tokens_published = 0
+        #: Tokens that the engine decoded since the start, for the worker's speed.
+        self.tokens_decoded = 0
 
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Flush once more and end the thread."""
-        self._stopping.set()
-        self._inbox.put(None)
+        """Flush, give every running job back, and end the thread. While Redis is away the jobs are left to it."""
+        with self._door:
+            self._stopping.set()
+            self._inbox.put(None)
         self._thread.join()
 
     def adopt(self, job: RunningJob) -> None:
-        """Take over a claimed job. Call it before the engine hears of the sequence."""
-        self._inbox.put(_Adopt(job))
+        """Take over a claimed job. Call it before the engine hears of the sequence. Raises PublisherStoppedError."""
+        with self._door:
+            if self._stopping.is_set():
+                raise PublisherStoppedError
+            self._inbox.put(_Adopt(job))
 
     def take(self, updates: Sequence[Update]) -> None:
-        """Hand over what the engine decoded in one step."""
+        """Take in what the engine decoded in one step."""
         self._inbox.put(updates)
 
-    def drop(self, job_id: str) -> None:
+    def cancel(self, job_id: str) -> None:
+        """Stop a job's sequence; what the engine then reports ends the job. Nothing where the job is not here."""
+        for job in tuple(self._jobs.values()):
+            if job.job_id == job_id:
+                self._abort(job.sequence_id)
+
+    def drop(self, sequence_id: str) -> None:
         """Forget a job that is no longer ours, and stop its sequence. Nothing more is written for it."""
-        self._inbox.put(_Drop(job_id))
+        self._inbox.put(_Drop(sequence_id))
 
-    def hand_over(self, job_id: str | None = None, *, count_loss: bool) -> threading.Event:
-        """Flush and give one job, or every running job, back to the queue. The event is set when that is done."""
-        done = threading.Event()
-        self._inbox.put(_HandOver(job_id, count_loss, done))
-        return done
+    def hand_back(self, sequence_id: str | None = None, *, count_loss: bool) -> None:
+        """Flush and give one job, or every job that is adopted by now, back to the queue."""
+        self._inbox.put(_HandBack(sequence_id, count_loss))
 
-    def leases(self) -> dict[str, int]:
-        """Attempt of each running job by its id."""
-        return {job.job_id: job.attempt for job in tuple(self._jobs.values()) if not job.over.is_set()}
+    def running(self) -> list[RunningJob]:
+        """The jobs whose leases this worker holds."""
+        return [job for job in tuple(self._jobs.values()) if not job.over.is_set()]
 
     def _run(self) -> None:
         while True:
             for item in self._next_items():
                 if item is None:
-                    self._flush()
+                    self._release(self._jobs.values(), count_loss=False)
                     return
                 self._handle(item)
-            jobs = tuple(self._jobs.values())
-            if any(job.urgent for job in jobs) or (self._due() and any(job.dirty for job in jobs)):
+            if any(job.urgent for job in self._jobs.values()) or (self._due() and self._dirty()):
                 self._flush()
 
-    def _next_items(self) -> list[_Item]:
+    def _next_items(self) -> list[_Item | None]:
         """Wait for an item, or until a flush is due; then everything that has come in."""
-        items: list[_Item] = []
-        pending = any(job.dirty for job in self._jobs.values())
-        timeout = max(0.0, self._last_flush + self._flush_interval_s - time.monotonic()) if pending else None
+        items: list[_Item | None] = []
+        timeout = max(0.0, self._last_flush + self._flush_interval_s - time.monotonic()) if self._dirty() else None
         try:
             items.append(self._inbox.get(timeout=timeout))
             while True:
@@ -117,73 +133,88 @@ class Publisher:
         except queue.Empty:
             return items
 
+    def _dirty(self) -> list[RunningJob]:
+        return [job for job in self._jobs.values() if job.dirty]
+
     def _due(self) -> bool:
         return time.monotonic() >= self._last_flush + self._flush_interval_s
 
-    def _handle(self, item: _Adopt | _HandOver | _Drop | Sequence[Update]) -> None:
+    def _handle(self, item: _Item) -> None:
         if isinstance(item, _Adopt):
-            self._jobs[item.job.job_id] = item.job
-        elif isinstance(item, _HandOver):
-            self._release(item.job_id, item.count_loss)
-            item.done.set()
+            for job in [job for job in self._jobs.values() if job.job_id == item.job.job_id]:
+                self._forget(job, "superseded")
+            self._jobs[item.job.sequence_id] = item.job
+        elif isinstance(item, _HandBack):
+            jobs = [job for job in self._jobs.values() if item.sequence_id in (None, job.sequence_id)]
+            self._release(jobs, count_loss=item.count_loss)
         elif isinstance(item, _Drop):
-            self._forget(item.job_id, "lease_lost")
+            if (dropped := self._jobs.get(item.sequence_id)) is not None:
+                self._forget(dropped, "lease_lost")
         else:
             for update in item:
-                job = self._jobs.get(update.id)
-                # An update of a job that was handed over or dropped is one that the engine sent before it heard of it.
-                if job is None or job.finish is not None:
-                    continue
-                known = len(job.token_ids)
-                job.extend(update)
-                self.tokens_published += len(job.token_ids) - known
-                if job.finish is not None and update.finish is None:
-                    self._abort(job.job_id)
+                self._extend(update)
+
+    def _extend(self, update: Update) -> None:
+        job = self._jobs.get(update.id)
+        # Otherwise the engine sent it before it heard that the sequence is no longer wanted.
+        if job is None or job.finish is not None:
+            return
+        self.tokens_decoded += len(update.tokens)
+        job.extend(update)
+        if job.finish is not None and update.finish is None:
+            self._abort(job.sequence_id)
 
     def _flush(self) -> None:
-        """Send everything that Redis lacks, in one pipeline; again and again while Redis is away."""
-        while dirty := [job for job in self._jobs.values() if job.dirty]:
-            try:
-                replies = self._store.flush([job.operation() for job in dirty])
-            except RedisError as error:
-                log.warning("flush_failed", error=str(error), jobs=len(dirty))
-                if self._stopping.wait(RETRY_S):
-                    return
-                continue
-            self._last_flush = time.monotonic()
-            for job, reply in zip(dirty, replies, strict=True):
-                self._settle(job, reply)
+        """Send everything that Redis lacks, in one pipeline."""
+        dirty = self._dirty()
+        if not dirty:
             return
+        batch = [job.operation() for job in dirty]
+        replies = self._insist(lambda: self._store.flush(batch))
+        if replies is None:
+            return
+        self._last_flush = time.monotonic()
+        for job, reply in zip(dirty, replies, strict=True):
+            self._settle(job, reply)
 
     def _settle(self, job: RunningJob, reply: FlushReply) -> None:
         if reply.fenced:
-            self._forget(job.job_id, "fenced")
+            self._forget(job, "fenced")
         elif reply.gap:
             # Redis has less than it confirmed: it lost its last moments. Send from where its log ends.
             log.warning("log_behind", job_id=job.job_id, logged=reply.length, expected=job.logged)
             job.logged = reply.length
         elif job.finish is not None:
-            del self._jobs[job.job_id]
+            del self._jobs[job.sequence_id]
             job.over.set()
             log.info("job_finished", job_id=job.job_id, reason=job.finish.value, tokens=len(job.token_ids))
         else:
             job.logged = reply.length
             if reply.cancel_requested:
-                self._abort(job.job_id)
+                self._abort(job.sequence_id)
 
-    def _release(self, job_id: str | None, count_loss: bool) -> None:
+    def _release(self, jobs: Iterable[RunningJob], *, count_loss: bool) -> None:
+        jobs = list(jobs)
         self._flush()
-        for job in [job for job in self._jobs.values() if job_id in (None, job.job_id)]:
-            try:
-                self._store.release(job.job_id, job.attempt, count_loss=count_loss)
-            except RedisError as error:
-                log.error("release_failed", job_id=job.job_id, error=str(error))
-            self._forget(job.job_id, "handed_over")
+        for job in jobs:
+            if job.over.is_set():
+                continue
+            release = partial(self._store.release, job.job_id, job.attempt, count_loss=count_loss)
+            # Without Redis its lease will run out.
+            self._forget(job, "abandoned" if self._insist(release) is None else "handed_back")
 
-    def _forget(self, job_id: str, why: str) -> None:
-        job = self._jobs.pop(job_id, None)
-        if job is None:
-            return
-        log.info("job_left", job_id=job_id, why=why)
-        self._abort(job_id)
+    def _insist(self, call: Callable[[], T]) -> T | None:
+        """`call`, again and again while Redis is away. None where the worker stops: then one try must do."""
+        while True:
+            try:
+                return call()
+            except RedisError as error:
+                log.warning("redis_away", error=str(error), running=len(self._jobs))
+                if self._stopping.wait(RETRY_S):
+                    return None
+
+    def _forget(self, job: RunningJob, why: str) -> None:
+        log.info("job_left", job_id=job.job_id, why=why)
+        del self._jobs[job.sequence_id]
+        self._abort(job.sequence_id)
         job.over.set()

@@ -31,6 +31,19 @@ def revoke(state: Any, task_id: Any, terminate: bool = False, signal: Any = None
     return reply
 
 
+def terminate(state: Any, signal: Any, task_id: Any, **_: Any) -> dict[str, str]:
+    """Celery's `terminate` on job ids: cancel them."""
+    return revoke(state, task_id)
+
+
 def install_revoke() -> None:
-    """Replace Celery's control command, which would only drop the message and leave the job waiting for ever."""
+    """Replace Celery's control commands, which would only drop the message and leave the job waiting for ever."""
     Panel.register(revoke, name="revoke", type="control", variadic="task_id", signature="[id1 [id2 [... [idN]]]]")
+    Panel.register(
+        terminate,
+        name="terminate",
+        type="control",
+        variadic="task_id",
+        args=[("signal", str)],
+        signature="<signal> [id1 [id2 [... [idN]]]]",
+    )

@@ -30,12 +30,16 @@ class RunningJob:
     pieces: list[str]
     #: Tokens that Redis has confirmed.
     logged: int
-    warnings: tuple[str, ...] = ()
     tail: str = ""
     finish: EngineFinish | None = None
     error: str | None = None
     #: Set when this worker has nothing more to do for the job: it is finished, handed back, or no longer ours.
     over: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def sequence_id(self) -> str:
+        """The attempt's name in the engine: what an earlier attempt still reports is not taken for this one's."""
+        return f"{self.job_id}/{self.attempt}"
 
     @property
     def dirty(self) -> bool:

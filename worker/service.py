@@ -7,7 +7,9 @@ import secrets
 import socket
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 
 import structlog
 from redis.exceptions import RedisError
@@ -26,7 +28,7 @@ from worker.engine_client import EngineLoadError
 from worker.job_runner import JobRunner
 from worker.keeper import Keeper
 from worker.kv_gate import KvGate
-from worker.messages import Start
+from worker.messages import Ready, Start
 from worker.publisher import Publisher
 from worker.supervisor import EngineSupervisor
 
@@ -37,7 +39,7 @@ REDIS_RETRY_S = 1.0
 #: An engine that reported nothing for so long makes no progress, in seconds. Idle ones report twice a second.
 ENGINE_SILENCE_S = 60.0
 #: How long a drain waits for the task bodies, in seconds.
-DRAIN_S = 1.5
+DRAIN_S = 1.0
 
 
 class WorkerService:
@@ -58,7 +60,7 @@ class WorkerService:
         )
         self._engine = EngineSupervisor(
             Start(
-                checkpoint=str(folder.path),
+                folder=folder,
                 slots=settings.slots,
                 kv_memory_mb=settings.kv_memory_mb,
                 prefill_chunk_tokens=settings.prefill_chunk_tokens,
@@ -68,20 +70,18 @@ class WorkerService:
             ),
             load_timeout_s=settings.load_timeout_s,
             on_updates=self._publisher.take,
-            on_death=self._hand_over_after_death,
+            on_death=partial(self._publisher.hand_back, count_loss=True),
             on_give_up=give_up,
         )
         self._keeper = Keeper(
             self._store,
             self._publisher,
             info=self._info_now,
-            abort=self._engine.abort,
             on_alive=self._show_health,
             on_conflict=give_up,
             period_s=settings.heartbeat_s,
         )
-        self._bells = BellListener(self._redis, keys.worker_bell(name), self._engine.abort)
-        self._draining = False
+        self._bells = BellListener(self._redis, keys.worker_bell(name), self._publisher.cancel)
         self._runner: JobRunner | None = None
         self._info = WorkerInfo(
             name=name,
@@ -98,29 +98,21 @@ class WorkerService:
         """Load the checkpoint and register. False where `should_stop` said so meanwhile.
 
         Raises EngineLoadError, CheckpointError, CardConflictError and SchemaError, each with a message for people.
+        Where it does not return True, nothing is left running.
         """
-        if not self._wait_for_redis(should_stop):
-            return False
-        log.info("loading", checkpoint=self._folder.name, path=str(self._folder.path))
-        try:
-            ready = self._engine.start(should_stop=should_stop)
-        except EngineLoadError:
-            if should_stop():
-                return False
-            raise
-        tokenizer = load_tokenizer(self._folder, ready.card.vocab_size)
-        self._info = replace(self._info, device=ready.device, digest=ready.card.digest, kv_tokens=ready.kv_tokens)
-        self._runner = JobRunner(
-            store=self._store,
-            engine=self._engine,
-            publisher=self._publisher,
-            gate=KvGate(KvLedger(ready.kv_tokens)),
-            tokenizer=tokenizer,
-            card=ready.card,
-            worker=self._info.name,
-            incarnation=self._info.incarnation,
-        )
-        self._store.register(self._info_now(), ready.card)
+        with ExitStack() as undo:
+            undo.callback(self._redis.close)
+            undo.callback(self._engine.stop)
+            try:
+                self._with_redis(self._store.check_schema, should_stop)
+                log.info("loading", checkpoint=self._folder.name, path=str(self._folder.path))
+                ready = self._engine.start(should_stop=should_stop)
+                self._with_redis(partial(self._register, ready), should_stop)
+            except (_StoppedError, EngineLoadError):
+                if should_stop():
+                    return False
+                raise
+            undo.pop_all()
         self._publisher.start()
         self._keeper.start()
         self._bells.start()
@@ -135,59 +127,61 @@ class WorkerService:
         )
         return True
 
+    def _register(self, ready: Ready) -> None:
+        tokenizer = load_tokenizer(self._folder, ready.card.vocab_size)
+        self._info = replace(self._info, device=ready.device, digest=ready.card.digest, kv_tokens=ready.kv_tokens)
+        self._runner = JobRunner(
+            store=self._store,
+            engine=self._engine,
+            publisher=self._publisher,
+            gate=KvGate(KvLedger(ready.kv_tokens)),
+            tokenizer=tokenizer,
+            card=ready.card,
+            worker=self._info.name,
+            incarnation=self._info.incarnation,
+        )
+        self._store.register(self._info_now(), ready.card)
+
     def run(self, job_id: str) -> None:
         """The task body."""
-        if self._runner is None:
-            raise RuntimeError("a job arrived before the checkpoint was loaded")
-        self._runner.run(job_id)
+        self._runner_now().run(job_id)
 
     def cancel(self, job_id: str) -> None:
         """Cancel a job, running or waiting, on behalf of Celery's own cancel."""
         self._store.cancel(job_id)
 
-    def drain(self, pump: Callable[[], None]) -> None:
-        """Take no more, hand every running job back with its tokens, and end the engine.
-
-        `pump` lets Celery's pending callbacks run, so that acks leave while the task bodies return.
-        """
-        if self._runner is None:
-            self._engine.stop()
-            return
-        self._draining = True
-        self._runner.close()
-        deadline = time.monotonic() + DRAIN_S
-        while time.monotonic() < deadline:
-            # Again and again: a body may have been between its reservation and its claim.
-            self._publisher.hand_over(count_loss=False).wait(timeout=0.1)
-            pump()
-            if self._runner.inside == 0:
-                break
-        else:
-            log.error("drain_incomplete", bodies=self._runner.inside)
-        pump()
+    def drain(self) -> None:
+        """Hand every running job back with its tokens, and end everything that `start` began. Celery takes no more."""
+        log.info("handing_back", running=len(self._publisher.running()))
+        self._runner_now().close()
+        # What is handed back is not for this worker: it leaves first, and its heart stops before that.
         self._keeper.stop()
-        self._bells.stop()
-        self._publisher.stop()
         try:
             self._store.deregister(self._info)
         except RedisError as error:
             log.warning("deregister_failed", error=str(error))
+        self._publisher.stop()
         self._engine.stop()
+        if not self._runner_now().wait_idle(DRAIN_S):
+            log.error("bodies_left")
+        self._bells.stop()
         self._redis.close()
 
-    def _wait_for_redis(self, should_stop: Callable[[], bool]) -> bool:
-        while not should_stop():
+    def _with_redis(self, call: Callable[[], None], should_stop: Callable[[], bool]) -> None:
+        """`call`, as soon as Redis is there. Raises _StoppedError."""
+        while True:
             try:
-                self._store.check_schema()
+                return call()
             except RedisError as error:
                 log.warning("waiting_for_redis", url=redacted(self._settings.redis_url), error=str(error))
-                time.sleep(REDIS_RETRY_S)
-            else:
-                return True
-        return False
+            time.sleep(REDIS_RETRY_S)
+            if should_stop():
+                raise _StoppedError
 
-    def _hand_over_after_death(self) -> None:
-        self._publisher.hand_over(count_loss=True)
+    def _runner_now(self) -> JobRunner:
+        if self._runner is None:
+            raise RuntimeError("the checkpoint is not loaded yet")
+        return self._runner
 
     def _show_health(self) -> None:
         path = self._settings.health_file
@@ -196,15 +190,18 @@ class WorkerService:
 
     def _info_now(self) -> WorkerInfo:
         report = self._engine.report
-        running = 0 if self._runner is None else len(self._publisher.leases())
-        state = WorkerState.DRAINING if self._draining else WorkerState.BUSY if running else WorkerState.IDLE
+        running = len(self._publisher.running())
         return replace(
             self._info,
-            state=state,
+            state=WorkerState.BUSY if running else WorkerState.IDLE,
             running=running,
             kv_tokens_free=self._info.kv_tokens if report is None else report.kv_tokens_free,
-            tokens_per_s=self._speed.per_second(self._publisher.tokens_published),
+            tokens_per_s=self._speed.per_second(self._publisher.tokens_decoded),
         )
+
+
+class _StoppedError(Exception):
+    """A signal came while the worker waited."""
 
 
 class _Speedometer:

@@ -33,54 +33,69 @@ class EngineSupervisor:
         on_death: Callable[[], None],
         on_give_up: Callable[[str], None],
     ) -> None:
+        """All three are called from the reader thread of an engine."""
         self._start = start
         self._load_timeout_s = load_timeout_s
         self._on_updates = on_updates
         self._on_death = on_death
         self._on_give_up = on_give_up
         self._deaths: deque[float] = deque(maxlen=MAX_DEATHS)
-        self._stopping = threading.Event()
-        self._available = threading.Event()
+        self._changed = threading.Condition()
         self._client: EngineClient | None = None
+        #: Whether `_client` has loaded and, for all we know, lives.
+        self._available = False
+        self._stopping = False
         #: The newest report, None before the first.
         self.report: Report | None = None
 
     @property
+    def pid(self) -> int | None:
+        """Process id of the engine, also while it loads; None before there was one."""
+        return None if self._client is None else self._client.pid
+
+    @property
     def last_report_at(self) -> float:
-        """`time.monotonic()` of the engine's last sign of progress; 0 while there is no engine."""
+        """`time.monotonic()` of the engine's last sign of progress; 0 before there was an engine."""
         client = self._client
         return 0.0 if client is None else client.last_report_at
 
     def start(self, *, should_stop: Callable[[], bool]) -> Ready:
         """Start the engine and wait until it is loaded. Raises EngineLoadError."""
         client = EngineClient(self._start, on_report=self._took_report, on_death=self._died)
-        client.launch()
-        ready = client.wait_ready(
-            timeout_s=self._load_timeout_s, should_stop=lambda: should_stop() or self._stopping.is_set()
-        )
-        self._client = client
-        self._available.set()
+        with self._changed:
+            if self._stopping:
+                raise EngineLoadError("The worker stops.")
+            client.launch()
+            self._client = client
+        ready = client.wait_ready(timeout_s=self._load_timeout_s, should_stop=should_stop)
+        with self._changed:
+            self._available = True
+            self._changed.notify_all()
+        # Only now, so that a death is noticed after what it ends.
+        client.listen()
         return ready
 
     def stop(self) -> None:
-        """End the engine, with whatever it holds."""
-        self._stopping.set()
+        """End the engine, with whatever it holds, and start no other. Whoever waits for one is turned away."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
         if self._client is not None:
             self._client.stop()
 
     def submit(self, request: SequenceRequest) -> None:
         """Hand a sequence to the engine. Raises EngineDiedError, also while a new engine is being loaded."""
-        client = self._client
-        if client is None or not self._available.is_set():
+        with self._changed:
+            client = self._client if self._available else None
+        if client is None:
             raise EngineDiedError("The engine is being restarted.")
         client.submit(request)
 
     def wait_available(self) -> bool:
         """Wait while a dead engine is being replaced. False: the worker stops."""
-        while not self._available.wait(timeout=0.2):
-            if self._stopping.is_set():
-                return False
-        return not self._stopping.is_set()
+        with self._changed:
+            self._changed.wait_for(lambda: self._available or self._stopping)
+            return not self._stopping
 
     def abort(self, sequence_id: str) -> None:
         """Stop a sequence before the next step."""
@@ -93,8 +108,13 @@ class EngineSupervisor:
             self._on_updates(report.updates)
 
     def _died(self, exit_code: int) -> None:
-        """In the dead engine's reader thread."""
-        self._available.clear()
+        """In the dead engine's reader thread, after its last report."""
+        with self._changed:
+            if self._stopping:
+                return
+            # First: whoever submits from now on learns of the death, and hands its own job back.
+            self._available = False
+        self.report = None
         log.error("engine_died", exit=describe_exit(exit_code))
         self._on_death()
         self._deaths.append(time.monotonic())
@@ -105,9 +125,9 @@ class EngineSupervisor:
             )
             return
         try:
-            self.start(should_stop=self._stopping.is_set)
+            self.start(should_stop=lambda: self._stopping)
         except EngineLoadError as error:
-            if not self._stopping.is_set():
+            if not self._stopping:
                 self._on_give_up(f"The engine process died and could not be started again: {error}")
             return
-        log.info("engine_restarted")
+        log.info("engine_restarted", pid=self.pid)

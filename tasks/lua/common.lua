@@ -75,6 +75,22 @@ local function capacity(checkpoint)
   return jobs
 end
 
+-- Scores of `dispatched` in the order in which this script hands them out: microseconds since 2026.
+local last_dispatched_at = NOW_US
+local function next_dispatched_at()
+  last_dispatched_at = last_dispatched_at + 1
+  return last_dispatched_at
+end
+
+-- Pushes jobs, given as {id, message}, to the end of Celery's list that is served first: the first of them is served
+-- before the others, all of them before what is on the list.
+local function push_first(checkpoint, jobs)
+  for index = #jobs, 1, -1 do
+    redis.call('ZADD', KEY.dispatched(checkpoint), -next_dispatched_at(), jobs[index][1])
+    redis.call('RPUSH', KEY.queue(checkpoint), jobs[index][2])
+  end
+end
+
 -- Moves the head of the backlog to Celery's list while the workers have room. Every script that changes something
 -- about who waits, runs or serves ends with it.
 --
@@ -87,7 +103,7 @@ local function dispatch(checkpoint)
     return
   end
   local room = capacity(checkpoint) - redis.call('ZCARD', dispatched) - redis.call('ZCARD', KEY.running(checkpoint))
-  local resumed, at = {}, NOW_US
+  local resumed = {}
   while room > 0 do
     local head = redis.call('ZPOPMIN', backlog)
     if not head[1] then
@@ -100,18 +116,12 @@ local function dispatch(checkpoint)
       if tonumber(head[2]) < 0 then
         table.insert(resumed, {head[1], message})
       else
-        redis.call('ZADD', dispatched, at, head[1])
+        redis.call('ZADD', dispatched, next_dispatched_at(), head[1])
         redis.call('LPUSH', KEY.queue(checkpoint), message)
-        at = at + 1
       end
     end
   end
-  -- The first of the resumed ones goes last to the end that is served first.
-  for index = #resumed, 1, -1 do
-    redis.call('ZADD', dispatched, -at, resumed[index][1])
-    redis.call('RPUSH', KEY.queue(checkpoint), resumed[index][2])
-    at = at + 1
-  end
+  push_first(checkpoint, resumed)
 end
 
 -- Puts a job at the head of the backlog: behind other resumed ones of a more urgent priority or an earlier arrival,
@@ -125,6 +135,38 @@ local function leave_queue(id, checkpoint)
   redis.call('ZREM', KEY.backlog(checkpoint), id)
   redis.call('ZREM', KEY.dispatched(checkpoint), id)
   redis.call('ZREM', KEY.running(checkpoint), id)
+end
+
+-- Takes a job without a record out of everything. Returns 1.
+local function forget(id, checkpoint)
+  leave_queue(id, checkpoint)
+  redis.call('ZREM', KEY.JOBS, id)
+  redis.call('ZREM', KEY.jobs_with('queued'), id)
+  redis.call('ZREM', KEY.jobs_with('running'), id)
+  redis.call('DEL', KEY.tokens(id))
+  return 1
+end
+
+-- Pushes the messages of dispatched jobs again that are not on Celery's list: it lost them, or a worker took them and
+-- nobody claimed the job. Only jobs that were dispatched until `until_us` (microseconds since 2026), and only while
+-- somebody takes jobs. Each counts as dispatched just now. Returns how many were pushed, and how many were forgotten
+-- for want of a record.
+--
+-- Celery takes messages in the order of `dispatched`: what it took or lost comes first, so a bounded look finds it.
+local function push_again(checkpoint, until_us)
+  local dispatched, list = KEY.dispatched(checkpoint), KEY.queue(checkpoint)
+  local serving, missing, forgotten = capacity(checkpoint) > 0, {}, 0
+  local early = redis.call('ZRANGEBYSCORE', dispatched, int(-until_us), int(until_us), 'LIMIT', 0, LIMIT.REAP_AT_ONCE)
+  for _, id in ipairs(early) do
+    local message = redis.call('HGET', KEY.job(id), 'message')
+    if not message then
+      forgotten = forgotten + forget(id, checkpoint)
+    elseif serving and not redis.call('LPOS', list, message) then
+      table.insert(missing, {id, message})
+    end
+  end
+  push_first(checkpoint, missing)
+  return #missing, forgotten
 end
 
 -- Forgets finished jobs whose records have expired, and lets the listing itself expire where no job is live.
@@ -203,8 +245,8 @@ local function finish_failed(id, failure)
   finish(id, {status = 'failed', finish_reason = 'error', completion = logged_text(id), error = failure})
 end
 
--- Takes a running job from its worker and puts it at the head of the backlog. With `lost` (JSON, what the job tells
--- when that was once too often) it counts as a loss; a hand-over does not.
+-- Takes a running job from its worker and puts it at the head of the backlog; the caller dispatches. With `lost` (JSON,
+-- what the job tells when that was once too often) it counts as a loss; a hand-over does not.
 local function requeue(id, lost)
   local checkpoint, score, created_at, losses, losses_in_all, requested_at = read(
     id, 'checkpoint', 'score', 'created_at', 'losses', 'losses_in_all', 'cancel_requested_at')
@@ -225,7 +267,6 @@ local function requeue(id, lost)
   redis.call('ZREM', KEY.jobs_with('running'), id)
   redis.call('ZADD', KEY.jobs_with('queued'), created_at, id)
   ring_state(id)
-  dispatch(checkpoint)
 end
 
 -- Gives a dispatched job that nobody claimed back to the head of the backlog.
@@ -291,17 +332,15 @@ local function append_tokens(id, length, before, ids, pieces)
   return after
 end
 
--- Enters a heartbeat. `fields` are those of the worker's hash: field, value, ...
+-- Enters a heartbeat; the caller dispatches. `fields` are those of the worker's hash: field, value, ...
 local function announce(name, checkpoint, ttl_ms, fields)
   redis.call('HSET', KEY.worker(name), 'heartbeat_at', NOW_MS, unpack(fields))
   redis.call('HSETNX', KEY.worker(name), 'started_at', NOW_MS)
   redis.call('PEXPIRE', KEY.worker(name), ttl_ms)
-  redis.call('ZREMRANGEBYSCORE', KEY.workers(checkpoint), '-inf', NOW_MS)
   redis.call('ZADD', KEY.workers(checkpoint), NOW_MS + ttl_ms, name)
   local last = redis.call('ZREVRANGE', KEY.workers(checkpoint), 0, 0, 'WITHSCORES')
   redis.call('PEXPIREAT', KEY.workers(checkpoint), last[2])
   tidy()
-  dispatch(checkpoint)
 end
 
 -- What a client may see of a job: {record as field, value, ...; jobs ahead of it, or -1 where it does not wait}. False

@@ -17,4 +17,5 @@ if served ~= digest then
   return {'conflict', served}
 end
 announce(name, checkpoint, ttl_ms, {unpack(ARGV, 5)})
+dispatch(checkpoint)
 return {'ok'}

@@ -7,10 +7,11 @@
 -- reply  1, or 0: the job is not this attempt's (any more)
 
 local id, attempt, lost = unpack(ARGV, 1, 3)
-local status, current = read(id, 'status', 'attempt')
+local status, current, checkpoint = read(id, 'status', 'attempt', 'checkpoint')
 
 if status ~= 'running' or current ~= attempt then
   return 0
 end
 requeue(id, lost ~= '' and lost)
+dispatch(checkpoint)
 return 1

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from tasks.job_store import JobStore, NewJob
 from tasks.settings import Settings
 from tasks.worker_info import WorkerInfo, WorkerState
 from tasks.worker_store import Append, Claimed, Finish, FlushReply, Refused, WorkerStore
+from tests.integration.stack import Stack
 
 CARD = Card(
     name="tiny",
@@ -190,3 +192,11 @@ async def queue(redis_url: str, anyio_backend: str) -> AsyncIterator[QueueWorld]
         jobs, workers = JobStore(asynchronous, settings), WorkerStore(synchronous, settings)
         yield QueueWorld(settings, jobs, workers, synchronous, asynchronous)
     await asynchronous.aclose()
+
+
+@pytest.fixture
+def stack(redis_url: str, tmp_path: Path) -> Iterator[Stack]:
+    """No process yet; those that the test starts are ended."""
+    stack = Stack(redis_url, tmp_path)
+    yield stack
+    stack.close()

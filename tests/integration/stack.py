@@ -129,7 +129,7 @@ class Stack:
         command = (sys.executable, "-m", "celeriac", "worker", "--checkpoint", checkpoint)
         process = self.run("worker", *command, **settings)
         if wait:
-            process.wait_for_line("worker_ready")
+            process.wait_for_line(" ready.")
         return process
 
     def api(self, **settings: str) -> tuple[Process, str]:
