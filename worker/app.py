@@ -62,7 +62,7 @@ def _serve_checkpoint(instance: Any, conf: Any, **_: Any) -> None:
 @signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]
 def _stop_soon(**_: Any) -> None:
     """In the signal handler. A thread, because this one may be inside the very loop that is to be woken."""
-    threading.Thread(target=bootstep.wake, name="waker", daemon=True).start()
+    threading.Thread(target=bootstep.hurry, name="hurry", daemon=True).start()
 
 
 @signals.setup_logging.connect  # type: ignore[untyped-decorator]

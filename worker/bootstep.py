@@ -56,9 +56,6 @@ class EngineStep(bootsteps.StartStopStep):
 
     def stop(self, worker: Any) -> None:
         """Hand every job back. The consumer has stopped; the pool's threads and the acks follow."""
-        watchdog = threading.Timer(STOP_DEADLINE_S, exit_hard)
-        watchdog.daemon = True
-        watchdog.start()
         # The consumer's last wait for a message is still on: what is handed back before it ends would come to this
         # worker, and from here to the back of the list.
         time.sleep(BRPOP_S + BRPOP_LATE_S)
@@ -79,11 +76,17 @@ def give_up(reason: str) -> None:
     """Stop the worker with exit code 1. Called from any thread but the main one."""
     log.error("giving_up", reason=reason)
     state.should_stop = 1
-    wake()
+    hurry()
 
 
-def wake() -> None:
-    """Have the main loop look at Celery's flags now. With all slots taken it may sleep for seconds."""
+def hurry() -> None:
+    """Have the main loop look at Celery's flags now, and see to it that the stop comes to its end.
+
+    With all slots taken the loop may sleep for seconds; and what Celery does before it calls us talks to Redis, too.
+    """
+    watchdog = threading.Timer(STOP_DEADLINE_S, exit_hard)
+    watchdog.daemon = True
+    watchdog.start()
     hub = get_event_loop()
     if hub is not None:
         hub.call_soon(lambda: None)
@@ -98,6 +101,8 @@ def thread_failed(failure: threading.ExceptHookArgs) -> None:
 
 
 def exit_hard() -> None:
-    """End this process whatever its threads do."""
+    """End this process and its engine, whatever their threads do."""
     log.error("stop_hangs", after_s=STOP_DEADLINE_S)
+    if current.service is not None:
+        current.service.kill_engine()
     os._exit(1)

@@ -132,15 +132,20 @@ class EngineClient:
 
     def stop(self) -> None:
         """End the process at once: it holds nothing that is needed. `on_death` is not called."""
-        self._stopping.set()
+        self.kill()
         if self._process is None or self._connection is None:
             return
-        self._process.kill()
         self._process.wait()
         # Whoever reads finds the end of the file. Closing is not for another thread to do under a read.
         if self._reader is not None:
             self._reader.join()
             self._connection.close()
+
+    def kill(self) -> None:
+        """As `stop`, but without waiting for the end."""
+        self._stopping.set()
+        if self._process is not None:
+            self._process.kill()
 
     def _launched(self) -> tuple[Connection, subprocess.Popen[bytes]]:
         if self._connection is None or self._process is None:

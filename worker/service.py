@@ -167,6 +167,10 @@ class WorkerService:
         self._bells.stop()
         self._redis.close()
 
+    def kill_engine(self) -> None:
+        """End the engine process, and wait for nothing."""
+        self._engine.kill()
+
     def _with_redis(self, call: Callable[[], None], should_stop: Callable[[], bool]) -> None:
         """`call`, as soon as Redis is there. Raises _StoppedError."""
         while True:

@@ -83,6 +83,11 @@ class EngineSupervisor:
         if self._client is not None:
             self._client.stop()
 
+    def kill(self) -> None:
+        """End the engine process, and wait for nothing."""
+        if self._client is not None:
+            self._client.kill()
+
     def submit(self, request: SequenceRequest) -> None:
         """Hand a sequence to the engine. Raises EngineDiedError, also while a new engine is being loaded."""
         with self._changed:
