@@ -23,6 +23,9 @@ lint: $(VENV)/.dev ## style, types, import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+bench: $(VENV)/.serve ## speed of the engine alone
+	$(BIN)/python -m bench.engine
+
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .

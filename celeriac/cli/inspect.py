@@ -10,6 +10,7 @@ import click
 from celeriac.cli import options
 from celeriac.cli.environment import load_settings, readable_checkpoint_errors, require
 from celeriac.cli.output import print_fields, print_json, warn
+from tasks.generation import MAX_TOKENS_LIMIT
 
 if TYPE_CHECKING:
     from tasks.card import Card
@@ -48,6 +49,7 @@ def fields_of(card: Card) -> list[tuple[str, str]]:
         ("heads", f"{card.n_head}, {card.n_kv_head} of keys and values"),
         ("vocabulary", f"{card.vocab_size} ids"),
         ("context", f"{card.context} tokens"),
+        ("limits", f"prompt {card.context - 1} tokens, answer {min(MAX_TOKENS_LIMIT, card.context - 1)}"),
         ("softcap", f"{card.softcap:g}"),
         ("parameters", f"{card.parameters:,}"),
         ("weights", f"{card.weight_bytes:,} bytes"),

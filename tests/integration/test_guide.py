@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -135,6 +137,15 @@ def test_health_answers_at_once_while_64_generations_run(url: str) -> None:
         assert httpx.get(f"{url}{urls['self']}?wait=60", timeout=90).json()["status"] == "succeeded"
     # No measure of speed: a blocked event loop would make each of them wait for seconds.
     assert sorted(waits)[len(waits) // 2] < 1.0
+
+
+def test_the_bench_of_a_server_reports_a_row_for_each_concurrency(url: str) -> None:
+    options = ["--url", url, "--concurrency", "1,4", "--requests", "8", "--max-tokens", "5"]
+    command = [sys.executable, "-m", "bench.serve", *options]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    rows = json.loads(run.stdout.splitlines()[-1])["rows"]
+    assert [row["concurrency"] for row in rows] == [1, 4]
+    assert all(row["tokens_per_s"] > row["requests_per_s"] > 0 for row in rows)
 
 
 def test_two_checkpoints_are_told_apart_by_model(url: str, tmp_path: Path) -> None:

@@ -1,0 +1,19 @@
+"""The benchmarks run, and end with one line of JSON. What they measure is nobody's assertion."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from tests.integration.stack import ROOT
+
+
+def test_the_engine_bench_reports_a_row_for_each_batch() -> None:
+    command = [sys.executable, "-m", "bench.engine", "--batch", "1,3", "--tokens", "6", "--threads", "1"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    result = json.loads(run.stdout.splitlines()[-1])
+    assert [row["batch"] for row in result["rows"]] == [1, 3]
+    assert all(row["tokens_per_s"] > 0 and row["step_ms"] > 0 for row in result["rows"])
+    assert result["checkpoint"] == "step_003650"
+    assert result["machine"]["versions"]["torch"]
