@@ -37,9 +37,10 @@ class EngineStep(bootsteps.StartStopStep):
 
     def start(self, worker: Any) -> None:
         """Load the checkpoint. Where that fails the worker ends before it takes a message."""
-        # Ctrl-C is a stop like any other. And Celery would announce a warm shutdown, which ours is not.
-        for name in ("SIGTERM", "SIGINT"):
-            install_worker_term_handler(worker, sig=name, verbose=False)
+        # One kind of stop for all signals. Celery's warm one announces to wait for the tasks, which ours does not; its
+        # cold one does wait for them, in the signal handler, where nobody hands them back.
+        for name in ("SIGTERM", "SIGINT", "SIGQUIT"):
+            install_worker_term_handler(worker, sig=name, how="Warm", callback=None, exitcode=0, verbose=False)
         threading.excepthook = thread_failed
         # Each slot needs a thread that waits for it.
         config = settings().model_copy(update={"slots": worker.concurrency})

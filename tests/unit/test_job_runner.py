@@ -1,0 +1,298 @@
+"""The task body before a queue and an engine that do what the test wants."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from tasks.generation import Generation
+from tasks.job import ErrorCode, Job, JobError, Status
+from tasks.worker_store import Claimed, Refused, WorkerStore
+from tests.fake_worker import CARD
+from worker.checkpoints.tokenizers.characters import CharacterTokenizer
+from worker.engine.kv_ledger import KvLedger
+from worker.engine.request import SequenceRequest
+from worker.engine_client import EngineDiedError
+from worker.job_runner import JobRunner
+from worker.kv_gate import KvGate
+from worker.publisher import Publisher, PublisherStoppedError
+from worker.running import RunningJob
+from worker.supervisor import EngineSupervisor
+
+DEADLINE_S = 10.0
+JOB = Job(
+    id="job_1",
+    owner="anybody",
+    version=1,
+    status=Status.QUEUED,
+    checkpoint=CARD.name,
+    digest=CARD.digest,
+    generation=Generation(prompt="12+3", max_tokens=50, temperature=0.0, seed=7),
+    priority=5,
+    created_at=1,
+    started_at=None,
+    first_token_at=None,
+    finished_at=None,
+    expires_at=None,
+    attempt=0,
+    losses=0,
+    resumed_tokens=0,
+    worker=None,
+    prompt_tokens=None,
+    tokens=0,
+    completion=None,
+    finish_reason=None,
+    error=None,
+    warnings=(),
+    cancellation=None,
+    metadata={},
+)
+
+
+class Store(WorkerStore):
+    """One job, and what was done with it."""
+
+    def __init__(self) -> None:
+        self.job: Job | None = JOB
+        self.answer: Claimed | Refused = Claimed(1, (), ())
+        self.claims: list[dict[str, Any]] = []
+        self.put_backs: list[str] = []
+        self.releases: list[tuple[str, int, bool]] = []
+        self.rejections: list[JobError] = []
+        #: Called in each call: raises where Redis shall be away.
+        self.before: Callable[[], None] = lambda: None
+        self.before_claim: Callable[[], None] = lambda: None
+
+    def read(self, job_id: str) -> Job | None:
+        self.before()
+        return self.job
+
+    def claim(self, job_id: str, **fields: Any) -> Claimed | Refused:
+        self.claims.append(fields)
+        self.before_claim()
+        return self.answer
+
+    def put_back(self, job_id: str) -> None:
+        self.before()
+        self.put_backs.append(job_id)
+
+    def release(self, job_id: str, attempt: int, *, count_loss: bool = False) -> bool:
+        self.releases.append((job_id, attempt, count_loss))
+        return True
+
+    def reject(self, job_id: str, error: JobError, *, digest: str) -> None:
+        self.before()
+        self.rejections.append(error)
+
+
+class Engine(EngineSupervisor):
+    """Takes requests, and is there or not."""
+
+    def __init__(self) -> None:
+        self.requests: list[SequenceRequest] = []
+        self.aborted: list[str] = []
+        self.dead = False
+        self.stops = False
+
+    def submit(self, request: SequenceRequest) -> None:
+        if self.dead:
+            raise EngineDiedError("gone")
+        self.requests.append(request)
+
+    def abort(self, sequence_id: str) -> None:
+        self.aborted.append(sequence_id)
+
+    def wait_available(self) -> bool:
+        return not self.stops
+
+
+class Book(Publisher):
+    """A publisher that finishes every job at once, unless it is told otherwise."""
+
+    def __init__(self) -> None:
+        self.adopted: list[RunningJob] = []
+        self.handed_back: list[tuple[str | None, bool]] = []
+        self.stopped = False
+        self.finishes = True
+
+    def adopt(self, job: RunningJob) -> None:
+        if self.stopped:
+            raise PublisherStoppedError
+        self.adopted.append(job)
+        if self.finishes:
+            job.over.set()
+
+    def hand_back(self, sequence_id: str | None = None, *, count_loss: bool) -> None:
+        self.handed_back.append((sequence_id, count_loss))
+        self.adopted[-1].over.set()
+
+
+class World:
+    def __init__(self) -> None:
+        self.store, self.engine, self.publisher = Store(), Engine(), Book()
+        self.gate = KvGate(KvLedger(CARD.context * 2))
+        self.runner = JobRunner(
+            store=self.store,
+            engine=self.engine,
+            publisher=self.publisher,
+            gate=self.gate,
+            tokenizer=CharacterTokenizer.guide(),
+            card=CARD,
+            worker="worker@host",
+            incarnation="first",
+        )
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def away_for(calls: int) -> Callable[[], None]:
+    left = iter(range(calls))
+
+    def before() -> None:
+        if next(left, None) is not None:
+            raise RedisConnectionError("away")
+
+    return before
+
+
+def test_a_job_is_claimed_and_its_request_cut_to_the_context(world: World) -> None:
+    world.store.job = replace(JOB, generation=replace(JOB.generation, max_tokens=2000, stop=("B",), top_k=5))
+    world.runner.run("job_1")
+    [request] = world.engine.requests
+    assert request.prompt == (17, 1, 2, 10, 3)
+    assert request.max_tokens == CARD.context - 5
+    assert (request.stop, request.top_k, request.generated) == ((b"B",), 5, ())
+    assert world.store.claims[0]["prompt_tokens"] == 5
+    assert world.runner.wait_idle(0)
+    assert world.gate.waiting == 0
+
+
+def test_a_resumed_job_goes_on_with_what_is_in_its_log(world: World) -> None:
+    world.store.answer = Claimed(3, (1, 2), ("1", "2"))
+    world.runner.run("job_1")
+    [running], [request] = world.publisher.adopted, world.engine.requests
+    assert (running.attempt, running.token_ids, running.pieces, running.logged) == (3, [1, 2], ["1", "2"], 2)
+    assert request.generated == (1, 2)
+    assert request.id == running.sequence_id
+
+
+@pytest.mark.parametrize("status", [Status.RUNNING, Status.SUCCEEDED, Status.FAILED, Status.CANCELLED, Status.EXPIRED])
+def test_a_message_of_a_job_that_does_not_wait_does_nothing(world: World, status: Status) -> None:
+    world.store.job = replace(JOB, status=status)
+    world.runner.run("job_1")
+    assert world.store.claims == []
+
+
+def test_a_message_of_a_job_that_is_gone_does_nothing(world: World) -> None:
+    world.store.job = None
+    world.runner.run("job_1")
+    assert world.store.claims == []
+
+
+def test_a_refused_claim_runs_nothing(world: World) -> None:
+    world.store.answer = Refused("running")
+    world.runner.run("job_1")
+    assert world.publisher.adopted == []
+    assert world.engine.requests == []
+
+
+def test_all_tries_of_a_claim_have_one_name_so_that_a_lost_reply_is_no_second_claim(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.job_runner.RETRY_S", 0.001)
+    world.store.before = away_for(1)
+    world.store.before_claim = away_for(2)
+    world.runner.run("job_1")
+    assert len(world.store.claims) == 3
+    assert len({claim["claim"] for claim in world.store.claims}) == 1
+    assert len(world.engine.requests) == 1
+
+
+def test_an_engine_that_died_gives_the_job_back_without_a_loss(world: World) -> None:
+    world.publisher.finishes = False
+    world.engine.dead = True
+    world.runner.run("job_1")
+    assert world.publisher.handed_back == [("job_1/1", False)]
+
+
+def test_a_job_handed_back_before_the_engine_knew_it_is_stopped_there(world: World) -> None:
+    world.runner.run("job_1")
+    assert world.engine.aborted == ["job_1/1"]
+
+
+def test_a_closed_worker_puts_back_what_it_has_not_claimed(world: World) -> None:
+    world.runner.close()
+    world.runner.run("job_1")
+    assert world.store.put_backs == ["job_1"]
+    assert world.store.claims == []
+
+
+def test_a_job_that_waits_for_an_engine_that_never_comes_is_put_back(world: World) -> None:
+    world.engine.stops = True
+    world.runner.run("job_1")
+    assert world.store.put_backs == ["job_1"]
+    assert world.gate.waiting == 0
+
+
+def test_a_job_claimed_while_the_worker_stops_is_released_at_once(world: World) -> None:
+    world.publisher.stopped = True
+    world.runner.run("job_1")
+    assert world.store.releases == [("job_1", 1, False)]
+
+
+def test_a_closed_worker_without_redis_lets_the_body_go(world: World) -> None:
+    world.runner.close()
+    world.store.before = away_for(1000)
+    world.runner.run("job_1")
+    assert world.runner.wait_idle(0)
+    assert world.store.put_backs == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "code"),
+    [("", None), ("1" * 63, ErrorCode.PROMPT_TOO_LONG), ("1" * 62, None)],
+)
+def test_prompts_at_the_edge_of_the_context(world: World, prompt: str, code: ErrorCode | None) -> None:
+    world.store.job = replace(JOB, generation=replace(JOB.generation, prompt=prompt))
+    world.runner.run("job_1")
+    assert [error.code for error in world.store.rejections] == ([] if code is None else [code])
+    assert len(world.engine.requests) == (1 if code is None else 0)
+
+
+def test_our_own_fault_before_the_claim_fails_the_job_and_after_it_counts_a_loss(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.store.job = replace(JOB, generation=replace(JOB.generation, stop=("\ud800",)))
+    world.runner.run("job_1")
+    assert [error.code for error in world.store.rejections] == [ErrorCode.INTERNAL]
+
+    def broken(request: SequenceRequest) -> None:
+        raise TypeError("broken")
+
+    world.store.job = JOB
+    monkeypatch.setattr(world.engine, "submit", broken)
+    world.runner.run("job_1")
+    assert world.store.releases == [("job_1", 1, True)]
+
+
+def test_bodies_inside_are_counted_until_they_return(world: World) -> None:
+    world.publisher.finishes = False
+    body = threading.Thread(target=world.runner.run, args=("job_1",))
+    body.start()
+    deadline = time.monotonic() + DEADLINE_S
+    while not world.engine.requests:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    assert not world.runner.wait_idle(0)
+    world.publisher.adopted[0].over.set()
+    assert world.runner.wait_idle(DEADLINE_S)
+    body.join()
