@@ -85,6 +85,11 @@ class Settings(BaseSettings):
     health_file: Path | None = Field(
         None, description="File that the worker touches while it makes progress, for `python -m worker.health`."
     )
+    engine_silence_s: float = Field(
+        60.0,
+        gt=0,
+        description="An engine that finishes no step for so long hangs: it is killed, and its jobs are handed back.",
+    )
     load_timeout_s: float = Field(600.0, gt=0, description="How long loading a checkpoint may take.")
     visibility_timeout_s: int = Field(
         120, ge=1, description="Celery's own redelivery of unacknowledged messages; it only tidies up here."

@@ -147,6 +147,11 @@ class EngineClient:
         if self._process is not None:
             self._process.kill()
 
+    def kill_hung(self) -> None:
+        """Kill a process that makes no progress. Its death is noticed like any other."""
+        if self._process is not None:
+            self._process.kill()
+
     def _launched(self) -> tuple[Connection, subprocess.Popen[bytes]]:
         if self._connection is None or self._process is None:
             raise RuntimeError("the engine process was not launched")

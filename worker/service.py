@@ -36,8 +36,6 @@ log = structlog.get_logger(__name__)
 
 #: Wait between two tries to reach Redis at the start, in seconds.
 REDIS_RETRY_S = 1.0
-#: An engine that reported nothing for so long makes no progress, in seconds. Idle ones report twice a second.
-ENGINE_SILENCE_S = 60.0
 #: How long a drain waits for the task bodies, in seconds.
 DRAIN_S = 1.0
 
@@ -77,7 +75,7 @@ class WorkerService:
             self._store,
             self._publisher,
             info=self._info_now,
-            on_alive=self._show_health,
+            on_alive=self._look_after_engine,
             on_conflict=give_up,
             period_s=settings.heartbeat_s,
         )
@@ -187,10 +185,10 @@ class WorkerService:
             raise RuntimeError("the checkpoint is not loaded yet")
         return self._runner
 
-    def _show_health(self) -> None:
-        path = self._settings.health_file
-        if path is not None and time.monotonic() - self._engine.last_report_at < ENGINE_SILENCE_S:
-            health.touch(path)
+    def _look_after_engine(self) -> None:
+        hung = self._engine.end_hung(self._settings.engine_silence_s)
+        if not hung and self._settings.health_file is not None:
+            health.touch(self._settings.health_file)
 
     def _info_now(self) -> WorkerInfo:
         report = self._engine.report

@@ -53,12 +53,6 @@ class EngineSupervisor:
         """Process id of the engine, also while it loads; None before there was one."""
         return None if self._client is None else self._client.pid
 
-    @property
-    def last_report_at(self) -> float:
-        """`time.monotonic()` of the engine's last sign of progress; 0 before there was an engine."""
-        client = self._client
-        return 0.0 if client is None else client.last_report_at
-
     def start(self, *, should_stop: Callable[[], bool]) -> Ready:
         """Start the engine and wait until it is loaded. Raises EngineLoadError."""
         client = EngineClient(self._start, on_report=self._took_report, on_death=self._died)
@@ -87,6 +81,16 @@ class EngineSupervisor:
         """End the engine process, and wait for nothing."""
         if self._client is not None:
             self._client.kill()
+
+    def end_hung(self, silence_s: float) -> bool:
+        """Kill an engine that reported nothing for so long; idle ones report twice a second. Whether it hung."""
+        with self._changed:
+            client = self._client if self._available else None
+        if client is None or time.monotonic() - client.last_report_at < silence_s:
+            return False
+        log.error("engine_hangs", silent_s=silence_s)
+        client.kill_hung()
+        return True
 
     def submit(self, request: SequenceRequest) -> None:
         """Hand a sequence to the engine. Raises EngineDiedError, also while a new engine is being loaded."""

@@ -115,6 +115,19 @@ def test_a_killed_engine_is_replaced_and_its_jobs_go_on_with_a_loss_each(cluster
     assert end(worker) == 0
 
 
+def test_an_engine_that_hangs_is_killed_and_its_jobs_go_on(cluster: Cluster) -> None:
+    worker = cluster.worker(engine_silence_s="1.5")
+    engine = Engine(worker)
+    engine.stop()
+    job_id = cluster.submit(long_generation())
+    until(lambda: cluster.job(job_id).losses == 1, "the loss", timeout_s=DEADLINE_S)
+    job = cluster.finished(job_id)
+    assert_undisturbed(cluster, job)
+    assert job.attempt == 2
+    assert '"engine_hangs"' in worker.output
+    assert end(worker) == 0
+
+
 def test_three_quick_deaths_of_the_engine_end_the_worker(cluster: Cluster) -> None:
     worker = cluster.worker()
     for death in range(3):
