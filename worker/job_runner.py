@@ -16,10 +16,11 @@ from redis.exceptions import RedisError
 from tasks.card import Card
 from tasks.job import ErrorCode, Job, JobError, Status
 from tasks.worker_store import Claimed, Refused, WorkerStore
-from worker.checkpoints.tokenizers import Tokenizer, UnknownCharacterError
+from worker.checkpoints.tokenizers import Tokenizer
 from worker.engine.request import SequenceRequest
 from worker.engine_client import EngineDiedError
 from worker.kv_gate import GateClosedError, KvGate
+from worker.prompt import PromptError, answer_tokens, encode_prompt
 from worker.publisher import Publisher, PublisherStoppedError
 from worker.running import RunningJob
 from worker.supervisor import EngineSupervisor
@@ -31,14 +32,6 @@ T = TypeVar("T")
 
 #: Wait between two tries while Redis is away, in seconds.
 RETRY_S = 0.5
-
-
-class RejectedError(Exception):
-    """A job that this checkpoint can never run. Carries what the job shall tell."""
-
-    def __init__(self, code: ErrorCode, message: str) -> None:
-        super().__init__(message)
-        self.error = JobError(code, message, retryable=False)
 
 
 class LeftError(Exception):
@@ -104,8 +97,8 @@ class JobRunner:
     def _run(self, job_id: str) -> None:
         try:
             self._take_up(job_id)
-        except RejectedError as rejected:
-            self._reject(job_id, rejected.error)
+        except PromptError as error:
+            self._reject(job_id, JobError(error.code, str(error), retryable=False))
         except LeftError:
             raise
         except Exception as error:
@@ -119,7 +112,7 @@ class JobRunner:
         if job is None or job.status is not Status.QUEUED:
             log.info("job_skipped", job_id=job_id, why="gone" if job is None else job.status.value)
             return
-        prompt, warnings = self._encode(job)
+        prompt, warnings = encode_prompt(self._tokenizer, job.generation.prompt)
         request = self._request(job, prompt)
         with ExitStack() as held:
             try:
@@ -179,11 +172,11 @@ class JobRunner:
             self._engine.abort(running.sequence_id)
 
     def _request(self, job: Job, prompt: tuple[int, ...]) -> SequenceRequest:
-        """What a first attempt asks of the engine."""
+        """What a first attempt asks of the engine. Raises PromptError."""
         return SequenceRequest(
             id=job.id,
             prompt=prompt,
-            max_tokens=min(job.generation.max_tokens, self._card.context - len(prompt)),
+            max_tokens=answer_tokens(prompt, job.generation.max_tokens, context=self._card.context),
             temperature=job.generation.temperature,
             top_k=job.generation.top_k,
             top_p=job.generation.top_p,
@@ -222,21 +215,3 @@ class JobRunner:
         )
         self._publisher.adopt(running)
         return running
-
-    def _encode(self, job: Job) -> tuple[tuple[int, ...], tuple[str, ...]]:
-        """Prompt ids, BOS included where the card asks for it, and warnings. Raises RejectedError."""
-        try:
-            encoding = self._tokenizer.encode(job.generation.prompt)
-        except UnknownCharacterError as error:
-            raise RejectedError(ErrorCode.INVALID_REQUEST, str(error)) from error
-        bos = (self._tokenizer.bos_id,) if self._tokenizer.prepend_bos and self._tokenizer.bos_id is not None else ()
-        prompt = bos + encoding.ids
-        if not prompt:
-            raise RejectedError(ErrorCode.INVALID_REQUEST, "The prompt has no token that this checkpoint knows.")
-        if len(prompt) >= self._card.context:
-            raise RejectedError(
-                ErrorCode.PROMPT_TOO_LONG,
-                f"The prompt has {len(prompt)} tokens; the checkpoint's context of {self._card.context} leaves no room "
-                f"for an answer. Shorten it to at most {self._card.context - 1} tokens.",
-            )
-        return prompt, encoding.warnings

@@ -13,11 +13,12 @@ from worker.checkpoints import formats, meta
 from worker.checkpoints.cards import build_card
 from worker.checkpoints.errors import TokenizerError
 from worker.checkpoints.folder import CheckpointFolder, find
-from worker.checkpoints.tokenizers import Tokenizer, UnknownCharacterError, load_tokenizer
+from worker.checkpoints.tokenizers import Tokenizer, load_tokenizer
 from worker.engine.device import Device
 from worker.engine.engine import Engine
 from worker.engine.request import Finish, SequenceRequest
 from worker.loading import DeviceName, load_model
+from worker.prompt import PromptError, answer_tokens, encode_prompt
 from worker.text import TextAssembler
 
 #: One sequence at a time.
@@ -108,12 +109,9 @@ class LocalModel:
         if self.tokenizer is None:
             raise LocalModelError(f"{self.card.name} has no tokenizer: give token ids instead of text")
         try:
-            encoding = self.tokenizer.encode(prompt)
-        except UnknownCharacterError as error:
+            return encode_prompt(self.tokenizer, prompt)
+        except PromptError as error:
             raise LocalModelError(str(error)) from error
-        bos_id = self.tokenizer.bos_id
-        bos = (bos_id,) if self.tokenizer.prepend_bos and bos_id is not None else ()
-        return bos + encoding.ids, encoding.warnings
 
     def generate(
         self,
@@ -171,20 +169,16 @@ class LocalModel:
     def _request(
         self, prompt: tuple[int, ...], sampling: Sampling, *, every_id: bool, keep_logits: bool
     ) -> SequenceRequest:
-        context = self.card.context
         if self.tokenizer is None and (sampling.stop or sampling.stop_on_newline):
             raise LocalModelError(f"{self.card.name} has no tokenizer, so it cannot stop at a text or a newline")
-        if not prompt:
-            raise LocalModelError("The prompt has no token that this checkpoint knows.")
-        if len(prompt) >= context:
-            raise LocalModelError(
-                f"The prompt has {len(prompt)} tokens; the context of {context} leaves no room for an answer. Shorten "
-                f"it to at most {context - 1} tokens."
-            )
+        try:
+            max_tokens = answer_tokens(prompt, sampling.max_tokens, context=self.card.context)
+        except PromptError as error:
+            raise LocalModelError(str(error)) from error
         return SequenceRequest(
             id="local",
             prompt=prompt,
-            max_tokens=min(sampling.max_tokens, context - len(prompt)),
+            max_tokens=max_tokens,
             temperature=sampling.temperature,
             top_k=sampling.top_k,
             top_p=sampling.top_p,

@@ -15,6 +15,7 @@ from tasks.generation import Generation
 from tasks.job import ErrorCode, Job, JobError, Status
 from tasks.worker_store import Claimed, Refused, WorkerStore
 from tests.fake_worker import CARD
+from tests.job_objects import QUEUED
 from worker.checkpoints.tokenizers.characters import CharacterTokenizer
 from worker.engine.kv_ledger import KvLedger
 from worker.engine.request import SequenceRequest
@@ -26,32 +27,12 @@ from worker.running import RunningJob
 from worker.supervisor import EngineSupervisor
 
 DEADLINE_S = 10.0
-JOB = Job(
+JOB = replace(
+    QUEUED,
     id="job_1",
-    owner="anybody",
-    version=1,
-    status=Status.QUEUED,
     checkpoint=CARD.name,
     digest=CARD.digest,
     generation=Generation(prompt="12+3", max_tokens=50, temperature=0.0, seed=7),
-    priority=5,
-    created_at=1,
-    started_at=None,
-    first_token_at=None,
-    finished_at=None,
-    expires_at=None,
-    attempt=0,
-    losses=0,
-    resumed_tokens=0,
-    worker=None,
-    prompt_tokens=None,
-    tokens=0,
-    completion=None,
-    finish_reason=None,
-    error=None,
-    warnings=(),
-    cancellation=None,
-    metadata={},
 )
 
 

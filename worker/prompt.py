@@ -1,0 +1,39 @@
+"""What a prompt must be to run on a checkpoint: the same rules for the queue and for `celeriac run`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tasks.job import ErrorCode
+from worker.checkpoints.tokenizers import Tokenizer, UnknownCharacterError
+
+
+class PromptError(Exception):
+    """A prompt that can never run on this checkpoint. The message is for its sender."""
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def encode_prompt(tokenizer: Tokenizer, text: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Ids of a prompt, BOS in front where the checkpoint asks for it, and warnings. Raises PromptError."""
+    try:
+        encoding = tokenizer.encode(text)
+    except UnknownCharacterError as error:
+        raise PromptError(ErrorCode.INVALID_REQUEST, str(error)) from error
+    bos = (tokenizer.bos_id,) if tokenizer.prepend_bos and tokenizer.bos_id is not None else ()
+    return bos + encoding.ids, encoding.warnings
+
+
+def answer_tokens(prompt: Sequence[int], max_tokens: int, *, context: int) -> int:
+    """How many of `max_tokens` there is room for behind `prompt`: at least one. Raises PromptError."""
+    if not prompt:
+        raise PromptError(ErrorCode.INVALID_REQUEST, "The prompt has no token that this checkpoint knows.")
+    if len(prompt) >= context:
+        raise PromptError(
+            ErrorCode.PROMPT_TOO_LONG,
+            f"The prompt has {len(prompt)} tokens; the context of {context} leaves no room for an answer. Shorten it "
+            f"to at most {context - 1} tokens.",
+        )
+    return min(max_tokens, context - len(prompt))
