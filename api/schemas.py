@@ -254,7 +254,7 @@ class JobResponse(Model):
     usage: Usage
     timings: JobTimings
     attempt: int = Field(description="How many times a worker has taken the job up.")
-    losses: int = Field(description="Workers that were lost with the job since its last new token.")
+    losses: int = Field(description="Workers and engines that were lost while they ran the job.")
     resumed_tokens: int = Field(description="Tokens that the present attempt took over from earlier ones.")
     worker: str | None
     warnings: list[str]

@@ -103,8 +103,9 @@ class Job:
     expires_at: int | None
     #: The fence: rises at every claim.
     attempt: int
-    #: Leases that ran out since the last new token.
+    #: Workers and engines that were lost with the job, in all, and since its last new token.
     losses: int
+    losses_in_a_row: int
     resumed_tokens: int
     worker: str | None
     prompt_tokens: int | None
@@ -152,6 +153,7 @@ class Job:
             expires_at=number("expires_at"),
             attempt=int(text["attempt"]),
             losses=int(text["losses"]),
+            losses_in_a_row=int(text["losses_in_a_row"]),
             resumed_tokens=int(text["resumed_tokens"]),
             worker=text.get("worker"),
             prompt_tokens=number("prompt_tokens"),

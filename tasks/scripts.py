@@ -23,8 +23,8 @@ Argument = str | bytes | int
 #: Numbers that the scripts know as `LIMIT`.
 LIMITS = {
     # A job ends when its worker was lost this often since its last new token, or in all.
-    "MAX_LOSSES": 3,
-    "MAX_LOSSES_IN_ALL": 10,
+    "MAX_LOSSES_IN_A_ROW": 3,
+    "MAX_LOSSES": 10,
     # Messages beyond its slots that lie ready for each worker.
     "SPARE_MESSAGES": 2,
     # Expired entries that one script takes out of the listing.

@@ -28,6 +28,7 @@ QUEUED = Job(
     expires_at=None,
     attempt=0,
     losses=0,
+    losses_in_a_row=0,
     resumed_tokens=0,
     worker=None,
     prompt_tokens=None,

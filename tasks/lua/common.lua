@@ -248,15 +248,15 @@ end
 -- Takes a running job from its worker and puts it at the head of the backlog; the caller dispatches. With `lost` (JSON,
 -- what the job tells when that was once too often) it counts as a loss; a hand-over does not.
 local function requeue(id, lost)
-  local checkpoint, score, created_at, losses, losses_in_all, requested_at = read(
-    id, 'checkpoint', 'score', 'created_at', 'losses', 'losses_in_all', 'cancel_requested_at')
+  local checkpoint, score, created_at, losses, in_a_row, requested_at = read(
+    id, 'checkpoint', 'score', 'created_at', 'losses', 'losses_in_a_row', 'cancel_requested_at')
   if requested_at then
     return finish_cancelled(id)
   end
   if lost then
-    losses, losses_in_all = losses + 1, losses_in_all + 1
-    redis.call('HSET', KEY.job(id), 'losses', losses, 'losses_in_all', losses_in_all)
-    if losses >= LIMIT.MAX_LOSSES or losses_in_all >= LIMIT.MAX_LOSSES_IN_ALL then
+    losses, in_a_row = losses + 1, in_a_row + 1
+    redis.call('HSET', KEY.job(id), 'losses', losses, 'losses_in_a_row', in_a_row)
+    if in_a_row >= LIMIT.MAX_LOSSES_IN_A_ROW or losses >= LIMIT.MAX_LOSSES then
       return finish_failed(id, lost)
     end
   end
@@ -326,7 +326,7 @@ local function append_tokens(id, length, before, ids, pieces)
     pieces = cjson.encode(rest)
   end
   -- A new token clears what was held against the job.
-  redis.call('HSET', KEY.job(id), 'tokens', after, 'losses', 0)
+  redis.call('HSET', KEY.job(id), 'tokens', after, 'losses_in_a_row', 0)
   redis.call('HSETNX', KEY.job(id), 'first_token_at', NOW_MS)
   redis.call('XADD', KEY.tokens(id), int(after) .. '-0', 'ids', ids, 'pieces', pieces)
   return after

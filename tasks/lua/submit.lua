@@ -28,7 +28,7 @@ end
 
 local score = priority * PRIORITY_STEP + NOW_US
 redis.call('HSET', KEY.job(id), 'id', id, 'checkpoint', checkpoint, 'priority', priority, 'status', 'queued',
-  'version', 1, 'created_at', NOW_MS, 'score', int(score), 'attempt', 0, 'losses', 0, 'losses_in_all', 0,
+  'version', 1, 'created_at', NOW_MS, 'score', int(score), 'attempt', 0, 'losses', 0, 'losses_in_a_row', 0,
   'resumed_tokens', 0, 'tokens', 0, unpack(ARGV, 7))
 if key_hash ~= '' then
   redis.call('SET', KEY.idempotency(key_hash), id .. ' ' .. fingerprint)

@@ -210,7 +210,8 @@ async def test_a_new_token_clears_the_losses_but_ten_in_all_are_enough(queue: Qu
     for attempt in range(1, 11):
         queue.claim(job_id)
         queue.append(job_id, "x", before=attempt - 1, attempt=attempt)
-        assert (await queue.job(job_id)).losses == 0
+        job = await queue.job(job_id)
+        assert (job.losses, job.losses_in_a_row) == (attempt - 1, 0)
         queue.workers.release(job_id, attempt, count_loss=True)
     assert (await queue.job(job_id)).status is Status.FAILED
 

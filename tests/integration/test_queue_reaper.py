@@ -132,7 +132,7 @@ async def test_a_token_in_between_clears_the_losses(queue: QueueWorld) -> None:
         end_lease(queue, job_id)
         queue.workers.reap()
     job = await queue.job(job_id)
-    assert (job.status, job.attempt, job.losses, job.tokens) == (Status.QUEUED, 5, 2, 2)
+    assert (job.status, job.attempt, job.losses_in_a_row, job.tokens) == (Status.QUEUED, 5, 2, 2)
 
 
 async def test_a_job_that_was_cancelled_while_its_worker_is_dead_ends(queue: QueueWorld) -> None:

@@ -49,7 +49,7 @@ class Modelled:
     attempt: int = 0
     text: str = ""
     losses: int = 0
-    losses_in_all: int = 0
+    losses_in_a_row: int = 0
     cancel_requested: bool = False
     lease_over: bool = False
     #: Attempt marks as (tokens before it, attempt).
@@ -61,8 +61,8 @@ class Modelled:
             self.status = Status.CANCELLED
             return
         self.losses += 1
-        self.losses_in_all += 1
-        too_often = self.losses >= LIMITS["MAX_LOSSES"] or self.losses_in_all >= LIMITS["MAX_LOSSES_IN_ALL"]
+        self.losses_in_a_row += 1
+        too_often = self.losses_in_a_row >= LIMITS["MAX_LOSSES_IN_A_ROW"] or self.losses >= LIMITS["MAX_LOSSES"]
         self.status = Status.FAILED if too_often else Status.QUEUED
 
     def hand_back(self) -> None:
@@ -173,7 +173,7 @@ class QueueMachine(RuleBasedStateMachine):
         assert reply.fenced != self.holds(claim)
         if not reply.fenced:
             job.text += text
-            job.losses = 0
+            job.losses_in_a_row = 0
             assert (reply.length, reply.cancel_requested) == (len(job.text), job.cancel_requested)
 
     @rule(claim=claims, missing=st.integers(1, 5))
@@ -217,7 +217,7 @@ class QueueMachine(RuleBasedStateMachine):
         assert reply.fenced != (held or again)
         if held:
             job.status, job.text = status, whole
-            job.losses = 0 if text else job.losses
+            job.losses_in_a_row = 0 if text else job.losses_in_a_row
 
     @rule(job_id=jobs)
     def cancel(self, job_id: str) -> None:
@@ -273,7 +273,7 @@ class QueueMachine(RuleBasedStateMachine):
             job = jobs[job_id]
             assert (job.status, job.attempt, job.tokens) == (expected.status, expected.attempt, len(expected.text))
             if not job.status.terminal:
-                assert job.losses == expected.losses
+                assert (job.losses, job.losses_in_a_row) == (expected.losses, expected.losses_in_a_row)
             else:
                 assert self.ended.setdefault(job_id, job) == job
                 assert job.completion == expected.text
