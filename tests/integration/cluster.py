@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
+from bench.processes import Engine, children
 from tasks import keys
 from tasks.connections import make_async, make_sync
 from tasks.generation import Generation
@@ -21,6 +20,8 @@ from tasks.settings import Settings
 from tasks.token_log import TokenLog
 from tests.integration.stack import ROOT, START_S, Process, Stack, until
 from worker.local import Answer, LocalModel, Sampling
+
+__all__ = ["DEADLINE_S", "TINY", "Cluster", "Engine", "children", "long_generation", "stopped", "undisturbed"]
 
 #: A reference checkpoint of the guide's vocabulary and a context of 256 tokens.
 TINY = ROOT / "tests" / "fixtures" / "golden" / "E1b-seed" / "step_000102"
@@ -127,29 +128,6 @@ class Cluster:
         assert {self.job(job_id).status for job_id in job_ids} == {Status.RUNNING}
 
 
-class Engine:
-    """The engine process of a worker."""
-
-    def __init__(self, worker: Process) -> None:
-        self.pid = next(iter(children(worker.pid)))
-
-    def stop(self) -> None:
-        """Let it make no step, and wait until that is so."""
-        os.kill(self.pid, signal.SIGSTOP)
-        until(lambda: _stat(self.pid)[0] == "T", "the engine's stop")
-
-    def resume(self) -> None:
-        os.kill(self.pid, signal.SIGCONT)
-
-    def kill(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)
-
-    @property
-    def gone(self) -> bool:
-        """Whether the process has ended, whoever is to be told."""
-        return not Path(f"/proc/{self.pid}").exists() or _stat(self.pid)[0] == "Z"
-
-
 @contextmanager
 def stopped(engines: Sequence[Engine]) -> Iterator[None]:
     """Engines that make no step meanwhile: what runs stays running, whatever the machine's speed."""
@@ -161,21 +139,6 @@ def stopped(engines: Sequence[Engine]) -> Iterator[None]:
         for engine in engines:
             with suppress(ProcessLookupError):
                 engine.resume()
-
-
-def children(pid: int) -> list[int]:
-    """Processes that a process started."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        with suppress(FileNotFoundError, ProcessLookupError):
-            if _stat(int(entry.name))[1] == str(pid):
-                found.append(int(entry.name))
-    return found
-
-
-def _stat(pid: int) -> list[str]:
-    """State, parent, and the rest of what the kernel says of a process."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 @cache
