@@ -23,6 +23,8 @@ ENGINE_STOP_S = (0.3, 4.0)
 REDIS_AWAY_S = (0.0, 1.5)
 #: How long a fault waits for a job that it can touch, in seconds.
 VICTIM_WAIT_S = 3.0
+#: How long an engine may outlive its worker, in seconds: on busy cores its interpreter takes its time to end.
+ORPHAN_S = 15.0
 #: Messages that are lost, or doubled, at once, at most.
 MESSAGES = 3
 
@@ -39,7 +41,7 @@ class Struck:
     new_attempt: bool = False
     #: Processes that it killed.
     kills: int = 0
-    #: What is done when the time of `hold_s` is over.
+    #: What is done, or waited for, when the time of `hold_s` is over; the round ends after it.
     undo: Callable[[], Awaitable[None]] | None = None
     hold_s: float = 0.0
     at: float = field(default_factory=time.monotonic)
@@ -98,10 +100,13 @@ class Faults:
         worker, name, _ = found
         engine = worker.engine
         worker.kill()
-        if engine is not None:
-            await _gone(engine)
         touched = await self._jobs_of(worker, name)
-        return Struck("kill_worker", worker.name, touched, new_attempt=True, kills=1)
+
+        async def engine_ends() -> None:
+            if engine is not None:
+                await _gone(engine)
+
+        return Struck("kill_worker", worker.name, touched, new_attempt=True, kills=1, undo=engine_ends)
 
     async def terminate_worker(self) -> Struck | None:
         """SIGTERM of a worker while another one serves its checkpoint."""
@@ -231,7 +236,7 @@ class Faults:
 
 
 async def _gone(pid: int) -> None:
-    """Wait until an engine has noticed that its worker is no more."""
-    async with asyncio.timeout(10):
+    """Wait until an engine has noticed that its worker is no more. TimeoutError where it has not."""
+    async with asyncio.timeout(ORPHAN_S):
         while not is_gone(pid):  # noqa: ASYNC110 (nobody is told of the end of another's child)
             await asyncio.sleep(0.005)

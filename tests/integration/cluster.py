@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path
 
 from bench.processes import Engine, children
@@ -19,9 +18,9 @@ from tasks.job_store import JobStore, NewJob
 from tasks.settings import Settings
 from tasks.token_log import TokenLog
 from tests.integration.stack import ROOT, START_S, Process, Stack, until
-from worker.local import Answer, LocalModel, Sampling
+from tests.same_text import assert_undisturbed
 
-__all__ = ["DEADLINE_S", "TINY", "Cluster", "Engine", "children", "long_generation", "stopped", "undisturbed"]
+__all__ = ["DEADLINE_S", "TINY", "Cluster", "Engine", "children", "long_generation", "stopped"]
 
 #: A reference checkpoint of the guide's vocabulary and a context of 256 tokens.
 TINY = ROOT / "tests" / "fixtures" / "golden" / "E1b-seed" / "step_000102"
@@ -92,6 +91,10 @@ class Cluster:
         """The token log of a job."""
         return TokenLog(tuple(self._loop.run(self._store.log(job_id)))).token_ids
 
+    def assert_undisturbed(self, job: Job) -> None:
+        """A job has succeeded with the text that the engine in this process gives it, alone."""
+        assert_undisturbed(self.checkpoint, job, self.token_ids(job.id))
+
     def finished(self, job_id: str) -> Job:
         """The job, once it is over."""
 
@@ -139,25 +142,3 @@ def stopped(engines: Sequence[Engine]) -> Iterator[None]:
         for engine in engines:
             with suppress(ProcessLookupError):
                 engine.resume()
-
-
-@cache
-def _local(checkpoint: Path) -> LocalModel:
-    return LocalModel.load(str(checkpoint), checkpoint.parent, device="cpu", threads=1)
-
-
-def undisturbed(checkpoint: Path, generation: Generation) -> Answer:
-    """What the engine in this process says, alone."""
-    model = _local(checkpoint)
-    prompt, _ = model.encode(generation.prompt)
-    sampling = Sampling(
-        max_tokens=generation.max_tokens,
-        temperature=generation.temperature,
-        top_k=generation.top_k,
-        top_p=generation.top_p,
-        seed=generation.seed,
-        stop_on_newline=generation.stop_on_newline,
-        stop=generation.stop,
-        ignore_eos=generation.ignore_eos,
-    )
-    return model.generate(prompt, sampling)
