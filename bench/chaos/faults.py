@@ -168,8 +168,9 @@ class Faults:
         if len(running) < 2:
             return None
         api = self._dice.choice(running)
+        touched = await self._all_running()
         api.kill()
-        return Struck("kill_api", api.name, await self._all_running(), kills=1)
+        return Struck("kill_api", api.name, touched, kills=1)
 
     async def kill_redis(self) -> Struck:
         """SIGKILL of Redis; it comes back with its files."""
@@ -231,8 +232,14 @@ class Faults:
         return {job_id: job for job_id, job in running.items() if job.worker == name}
 
     async def _all_running(self) -> dict[str, Progress]:
-        found = [await self._view.running(checkpoint) for checkpoint in CHECKPOINTS]
-        return {job_id: job for running in found for job_id, job in running.items()}
+        """Every running job; waits a moment for one."""
+        deadline = time.monotonic() + VICTIM_WAIT_S
+        while True:
+            found = [await self._view.running(checkpoint) for checkpoint in CHECKPOINTS]
+            touched = {job_id: job for running in found for job_id, job in running.items()}
+            if touched or time.monotonic() > deadline:
+                return touched
+            await asyncio.sleep(0.02)
 
 
 async def _gone(pid: int) -> None:

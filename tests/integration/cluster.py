@@ -17,6 +17,7 @@ from tasks.job_id import new_job_id
 from tasks.job_store import JobStore, NewJob
 from tasks.settings import Settings
 from tasks.token_log import TokenLog
+from tasks.worker_info import WorkerInfo
 from tests.integration.stack import ROOT, START_S, Process, Stack, until
 from tests.same_text import assert_undisturbed
 
@@ -75,6 +76,14 @@ class Cluster:
         """Ids of new jobs."""
         return [self.submit(generation) for generation in generations]
 
+    def begin(self, engines: Sequence[Engine], generations: Iterable[Generation], *, tokens: int = 5) -> list[str]:
+        """Ids of new jobs that have some tokens; the engines stand still then."""
+        for engine in engines:
+            engine.stop()
+        job_ids = self.submit_all(generations)
+        self.decode_a_little(engines, job_ids, tokens=tokens)
+        return job_ids
+
     def job(self, job_id: str) -> Job:
         """A job that exists."""
         job = self._loop.run(self._store.get(job_id))
@@ -87,13 +96,34 @@ class Cluster:
         assert job is not None
         return job
 
+    def log(self, job_id: str) -> TokenLog:
+        """The token log of a job. Each of its entries begins where the one before it ends."""
+        log = TokenLog(tuple(self._loop.run(self._store.log(job_id))))
+        ends = [0, *(entry.after for entry in log.entries)]
+        assert [entry.before for entry in log.entries] == ends[:-1]
+        return log
+
     def token_ids(self, job_id: str) -> tuple[int, ...]:
-        """The token log of a job."""
-        return TokenLog(tuple(self._loop.run(self._store.log(job_id)))).token_ids
+        """The tokens of a job."""
+        return self.log(job_id).token_ids
+
+    def heartbeat(self, worker: Process) -> WorkerInfo | None:
+        """What a worker last said of itself; None where it counts as gone."""
+        found = self._loop.run(self._store.workers(self.checkpoint.name))
+        return next((info for info in found if info.pid == worker.pid), None)
+
+    def holder(self, job_id: str) -> Process:
+        """The worker that runs a job."""
+        name = self.job(job_id).worker
+        beats = {worker: self.heartbeat(worker) for worker in self.stack.processes}
+        (found,) = [worker for worker, beat in beats.items() if beat is not None and beat.name == name]
+        return found
 
     def assert_undisturbed(self, job: Job) -> None:
-        """A job has succeeded with the text that the engine in this process gives it, alone."""
-        assert_undisturbed(self.checkpoint, job, self.token_ids(job.id))
+        """A job has succeeded with the text that the engine in this process gives it, and its log tells the same."""
+        log = self.log(job.id)
+        assert_undisturbed(self.checkpoint, job, log.token_ids)
+        assert log.text == job.completion
 
     def finished(self, job_id: str) -> Job:
         """The job, once it is over."""
@@ -112,6 +142,25 @@ class Cluster:
             return job if job.status is status else None
 
         return until(there, f"{job_id} {status}", timeout_s=DEADLINE_S)
+
+    def until_busy(self, worker: Process) -> list[str]:
+        """Wait until a worker runs jobs. Returns their ids."""
+
+        def busy() -> list[str]:
+            beat = self.heartbeat(worker)
+            ids = [raw.decode() for raw in self.redis.zrange(keys.running(self.checkpoint.name), 0, -1)]
+            return [job_id for job_id in ids if beat is not None and self.job(job_id).worker == beat.name]
+
+        return until(busy, f"jobs of {worker.name}", timeout_s=DEADLINE_S)
+
+    def until_idle(self, worker: Process) -> None:
+        """Wait until a worker says that it holds nothing."""
+
+        def idle() -> bool:
+            beat = self.heartbeat(worker)
+            return beat is not None and beat.running == 0 and beat.kv_tokens_free == beat.kv_tokens > 0
+
+        until(idle, f"an idle {worker.name}", timeout_s=DEADLINE_S)
 
     def until_quiet(self) -> None:
         """Wait until no message is on the list, and none is taken but not acknowledged."""
