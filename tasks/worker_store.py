@@ -18,17 +18,10 @@ from redis.exceptions import NoScriptError
 from tasks import keys, reaped, schema, scripts, token_log
 from tasks.card import Card
 from tasks.errors import CardConflictError
-from tasks.job import ErrorCode, FinishReason, Job, JobError, Status
-from tasks.reaped import WORKER_LOST, Reaped
+from tasks.job import FinishReason, Job, JobError, Status
+from tasks.reaped import Reaped
 from tasks.settings import Settings
 from tasks.worker_info import WorkerInfo
-
-#: What a job tells whose weights no worker has any more.
-CHECKPOINT_CHANGED = JobError(
-    ErrorCode.CHECKPOINT_CHANGED,
-    "The checkpoint's weights were replaced after this job was accepted. Submit it again to run it on the new ones.",
-    retryable=True,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +33,8 @@ class Claimed:
     #: What earlier attempts left: tokens, and one text for each.
     token_ids: tuple[int, ...]
     pieces: tuple[str, ...]
+    #: How long it may run from now on, in seconds; None: without a limit.
+    time_left_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +42,9 @@ class Refused:
     """A job that is not for this worker. Its message is done with, whatever the reason."""
 
     #: `gone` no such job; `terminal` it is over; `running` another claim holds it; `waiting` its turn comes with
-    #: another message; `digest` it has failed, its weights are gone; `superseded` the worker's own weights are the
-    #: old ones, and another worker gets the job.
-    reason: Literal["gone", "terminal", "running", "waiting", "digest", "superseded"]
+    #: another message; `overdue` it is over, its time was up; `digest` it has failed, its weights are gone;
+    #: `superseded` the worker's own weights are the old ones, and another worker gets the job.
+    reason: Literal["gone", "terminal", "running", "waiting", "overdue", "digest", "superseded"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +128,6 @@ class WorkerStore:
             card.digest,
             card.to_json(),
             self._worker_ttl_ms,
-            WORKER_LOST.to_json(),
             *info.to_fields(),
         )
         if outcome == b"conflict":
@@ -195,13 +189,12 @@ class WorkerStore:
             json.dumps(list(warnings)),
             self._lease_ms,
             claim or secrets.token_hex(8),
-            CHECKPOINT_CHANGED.to_json(),
         )
         if outcome == b"refused":
             return Refused(rest[0].decode())
-        attempt, entries = rest
-        log = token_log.from_reply(entries)
-        return Claimed(attempt, log.token_ids, log.token_pieces)
+        attempt, entries, left_ms = rest
+        log = token_log.TokenLog(token_log.from_reply(entries))
+        return Claimed(attempt, log.token_ids, log.token_pieces, None if left_ms < 0 else left_ms / 1000)
 
     def flush(self, batch: Sequence[Append | Finish]) -> list[FlushReply]:
         """Write for many jobs, at most one item for each, in one round trip; one reply for each item.
@@ -222,7 +215,7 @@ class WorkerStore:
 
     def reject(self, job_id: str, error: JobError, *, digest: str) -> None:
         """Fail a waiting job that its checkpoint can never run. `digest` is that of the weights which say so."""
-        self._call("reject", job_id, digest, error.to_json(), CHECKPOINT_CHANGED.to_json())
+        self._call("reject", job_id, digest, error.to_json())
 
     def put_back(self, job_id: str) -> None:
         """Give a job back whose message was taken but that was not claimed: it is next in line."""
@@ -233,7 +226,7 @@ class WorkerStore:
 
         A counted loss is one too many at times, and the job fails; one that was asked to stop is cancelled.
         """
-        return bool(self._call("release", job_id, attempt, WORKER_LOST.to_json() if count_loss else ""))
+        return bool(self._call("release", job_id, attempt, int(count_loss)))
 
     def renew(self, leases: Mapping[str, int]) -> Renewal:
         """Extend the leases of running jobs, given as the attempt of each job id."""

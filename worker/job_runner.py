@@ -152,7 +152,10 @@ class JobRunner:
         try:
             running = self._adopt(job, claim)
             log.info("job_started", job_id=job.id, attempt=claim.attempt, resumed_tokens=len(claim.token_ids))
-            self._submit(running, replace(request, id=running.sequence_id, generated=claim.token_ids))
+            attempt = replace(
+                request, id=running.sequence_id, generated=claim.token_ids, time_limit_s=claim.time_left_s
+            )
+            self._submit(running, attempt)
             running.over.wait()
         except PublisherStoppedError:
             self._patiently(partial(self._store.release, job.id, claim.attempt))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, field
 
+from tasks.failures import DEADLINE_EXCEEDED
 from tasks.job import ErrorCode, FinishReason, JobError, Status
 from tasks.worker_store import Append, Finish
 from worker.engine.request import Finish as EngineFinish
@@ -96,8 +97,6 @@ class RunningJob:
         if finish is EngineFinish.CANCELLED:
             return Status.CANCELLED, FinishReason.CANCELLED, None
         if finish is EngineFinish.DEADLINE:
-            message = "The job's time was over before its text was complete; the part that was decoded is kept."
-            error = JobError(ErrorCode.DEADLINE_EXCEEDED, message, retryable=False)
-            return Status.FAILED, FinishReason.DEADLINE, error
+            return Status.FAILED, FinishReason.DEADLINE, DEADLINE_EXCEEDED
         message = f"Decoding failed: {self.error or 'no reason given'}"
         return Status.FAILED, FinishReason.ERROR, JobError(ErrorCode.INTERNAL, message, retryable=True)
