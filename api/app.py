@@ -15,8 +15,9 @@ from redis.exceptions import RedisError
 from api import error_handlers
 from api.documented import openapi
 from api.middleware import BodyLimit, LastResort, RequestLog
-from api.routes import generate, health, jobs, workers
+from api.routes import generate, health, jobs, streams, workers
 from api.services import Services
+from api.stopping import told_to_stop
 from tasks.connections import redacted
 from tasks.logs import setup_logging
 from tasks.settings import Settings
@@ -61,7 +62,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.state.services = services
         try:
             await _greet(services)
-            yield
+            with told_to_stop(services.stopping.begin):
+                yield
         finally:
             await services.close()
 
@@ -71,7 +73,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=generate.VERSION,
         lifespan=lifespan,
     )
-    for family in (generate, health, jobs, workers):
+    for family in (generate, health, jobs, streams, workers):
         app.include_router(family.router)
     error_handlers.install(app)
     # The last one added is the first to see a request.

@@ -33,6 +33,8 @@ class Estimate:
     #: Seconds until it starts, and until it is over; None where nothing is known yet, or nobody serves.
     start_s: float | None
     finish: Finish | None
+    #: Seconds until it is over, before they are corrected by how well that was told of late.
+    uncorrected_s: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,11 +62,12 @@ class Load:
         share = 1.0 if self.share is None else self.share
         tokens_ahead = round(ahead * each * share)
         if self.s_per_token is None or self.slots == 0:
-            return Estimate(tokens_ahead, None, None)
+            return Estimate(tokens_ahead, None, None, None)
         departures = 0 if position is None else max(0, ahead + self.running - self.slots + 1)
         start_s = departures * each * share * self.s_per_token / self.slots
         finish_s = start_s + tokens_left * share * self.s_per_token
-        return Estimate(tokens_ahead, start_s, Finish(finish_s * self._factor(0.5), finish_s * self._factor(0.9)))
+        likely = Finish(finish_s * self._factor(0.5), finish_s * self._factor(0.9))
+        return Estimate(tokens_ahead, start_s, likely, finish_s)
 
     def departure_s(self, departures: int = 1) -> float | None:
         """Seconds until so many jobs that wait now will have started; None where that cannot be told."""

@@ -20,9 +20,7 @@ START_TIMEOUT = JobError(
     ErrorCode.START_TIMEOUT, "No worker took the job up within its time in the queue.", retryable=True
 )
 #: `deadline_s`, before the first start.
-EXPIRED = JobError(
-    ErrorCode.DEADLINE_EXCEEDED, "The job's time was over before a worker took it up.", retryable=True
-)
+EXPIRED = JobError(ErrorCode.DEADLINE_EXCEEDED, "The job's time was over before a worker took it up.", retryable=True)
 #: `deadline_s` or `run_timeout_s`, after the first start.
 DEADLINE_EXCEEDED = JobError(
     ErrorCode.DEADLINE_EXCEEDED,

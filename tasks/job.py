@@ -120,6 +120,8 @@ class Job:
     first_token_at: int | None
     finished_at: int | None
     expires_at: int | None
+    #: How long it is kept when it is over.
+    result_ttl_ms: int
     #: The fence: rises at every claim.
     attempt: int
     #: Workers and engines that were lost with the job, in all, and since its last new token.
@@ -177,6 +179,7 @@ class Job:
             first_token_at=number("first_token_at"),
             finished_at=number("finished_at"),
             expires_at=number("expires_at"),
+            result_ttl_ms=int(text["result_ttl_ms"]),
             attempt=int(text["attempt"]),
             losses=int(text["losses"]),
             losses_in_a_row=int(text["losses_in_a_row"]),

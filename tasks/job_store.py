@@ -50,7 +50,7 @@ class NewJob:
     #: 0 (first) to 9.
     priority: int = 5
     metadata: Mapping[str, str] = field(default_factory=dict)
-    limits: TimeLimits = TimeLimits()
+    limits: TimeLimits = field(default_factory=TimeLimits)
     #: Most jobs that may be ahead of it; None: any number.
     max_position: int | None = None
     #: The job that this one repeats.
@@ -93,8 +93,9 @@ class News:
     position: int | None
     #: What the log has behind the cursor; the first entry is cut where the cursor is inside it.
     entries: tuple[Entry, ...]
-    #: The whole job, once it is over.
-    ended: Job | None
+    #: Once it is over: the whole job, and an id behind that of every entry.
+    ended: Job | None = None
+    end_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +121,9 @@ class JobStore:
         self._reap_arguments = reaped.arguments(settings)
         self._renderer = Renderer(make_app(settings))
 
-    async def check_schema(self) -> None:
-        """Raises SchemaError where Redis holds another version's keys."""
-        await schema.acheck(self._redis)
+    async def check_schema(self) -> bool:
+        """Whether Redis was empty; it is marked then. Raises SchemaError where it holds another version's keys."""
+        return await schema.acheck(self._redis)
 
     async def submit(self, new: NewJob) -> Submitted:
         """Accept a job, all of it or nothing, in one call.
@@ -193,13 +194,14 @@ class JobStore:
         reply = await scripts.load("follow").acall(self._redis, job_id, f"{after}-{k}")
         if reply is None:
             return None
-        status, attempt, ahead, entries, record = reply
+        status, attempt, ahead, entries, *end = reply
         return News(
             status=Status(status.decode()),
             attempt=attempt,
             position=_position(ahead),
             entries=tuple(entry.cut(after) for entry in from_reply(entries)),
-            ended=_job([record, -1]) if record else None,
+            ended=_job([end[1], -1]) if end else None,
+            end_id=end[0].decode() if end else "",
         )
 
     async def delete(self, job_id: str) -> bool:

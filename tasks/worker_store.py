@@ -134,8 +134,8 @@ class WorkerStore:
             raise CardConflictError(info.checkpoint, card.digest, rest[0].decode())
         self._card = card
 
-    def heartbeat(self, info: WorkerInfo) -> None:
-        """Say that a registered worker lives. Where Redis lost its data this registers it again.
+    def heartbeat(self, info: WorkerInfo) -> bool:
+        """Say that a registered worker lives. False: Redis had lost its data, and the worker is registered again.
 
         Raises CardConflictError where the checkpoint's name belongs to other weights since: the worker was silent for
         so long that it counted as gone.
@@ -148,7 +148,9 @@ class WorkerStore:
         if outcome == b"unknown":
             if self._card is None:
                 raise RuntimeError("heartbeat before register")
+            self.check_schema()
             self.register(info, self._card)
+        return bool(outcome != b"unknown")
 
     def deregister(self, info: WorkerInfo) -> None:
         """Remove a worker that stops. A later run under the same name stays."""

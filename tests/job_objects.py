@@ -29,6 +29,7 @@ QUEUED = Job(
     first_token_at=None,
     finished_at=None,
     expires_at=None,
+    result_ttl_ms=86_400_000,
     attempt=0,
     losses=0,
     losses_in_a_row=0,

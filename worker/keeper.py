@@ -10,7 +10,7 @@ from dataclasses import asdict
 import structlog
 from redis.exceptions import RedisError
 
-from tasks.errors import CardConflictError
+from tasks.errors import CardConflictError, SchemaError
 from tasks.worker_info import WorkerInfo
 from tasks.worker_store import WorkerStore
 from worker.publisher import Publisher
@@ -32,7 +32,8 @@ class Keeper:
         period_s: float,
     ) -> None:
         """`on_alive` is called before each heartbeat, whether Redis is there or not. `on_conflict` is called, with a
-        message, where other weights took the checkpoint's name while this worker was silent."""
+        message, where other weights took the checkpoint's name, or another version the Redis, while this worker was
+        silent."""
         self._store = store
         self._publisher = publisher
         self._info = info
@@ -58,13 +59,14 @@ class Keeper:
                 self.beat()
             except RedisError as error:
                 log.warning("heartbeat_failed", error=str(error))
-            except CardConflictError as error:
+            except (CardConflictError, SchemaError) as error:
                 self._on_conflict(str(error))
                 return
 
     def beat(self) -> None:
         """One heartbeat, one renewal, then the reaper. Raises RedisError and CardConflictError."""
-        self._store.heartbeat(self._info())
+        if not self._store.heartbeat(self._info()):
+            log.error("redis_lost_its_data", what="every job is gone; registered again")
         self._renew()
         if reaped := self._store.reap():
             log.info("reaped", **asdict(reaped))

@@ -25,7 +25,7 @@ async def news(queue: QueueWorld, job_id: str, after: int = 0, k: int = 0) -> Ne
 
 async def test_a_waiting_job_tells_its_position(queue: QueueWorld) -> None:
     first, second = await queue.submit(), await queue.submit()
-    assert await news(queue, first) == News(Status.QUEUED, 0, 0, (), None)
+    assert await news(queue, first) == News(Status.QUEUED, 0, 0, ())
     assert (await news(queue, second)).position == 1
     assert await queue.jobs.follow(new_job_id()) is None
 
@@ -43,12 +43,18 @@ async def test_a_cursor_gets_what_stands_behind_it(queue: QueueWorld) -> None:
     assert (told.status, told.attempt, told.position) == (Status.SUCCEEDED, 2, None)
     assert [entry.id for entry in told.entries] == ["2-0", "2-1", "4-0", "4-1"]
     assert "".join(entry.text for entry in told.entries) == "579!?"
-    assert told.ended == await queue.job(job_id)
+    assert (told.ended, told.end_id) == (await queue.job(job_id), "4-2")
     # In the middle of an entry, behind a mark, behind everything.
     assert [entry.text for entry in (await news(queue, job_id, 1)).entries] == ["7", "", "9!", "?"]
     assert [entry.id for entry in (await news(queue, job_id, 2, 1)).entries] == ["4-0", "4-1"]
     assert [entry.text for entry in (await news(queue, job_id, 3)).entries] == ["!", "?"]
     assert (await news(queue, job_id, 4, 1)).entries == ()
+
+
+async def test_the_end_of_an_empty_log_has_an_id(queue: QueueWorld) -> None:
+    job_id = await queue.submit()
+    await queue.jobs.cancel(job_id)
+    assert (await news(queue, job_id)).end_id == "0-1"
 
 
 async def test_one_look_at_many_jobs(queue: QueueWorld) -> None:
