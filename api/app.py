@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -39,6 +40,10 @@ EXPOSED_HEADERS = (
 )
 
 
+#: Connections and files of one process, as far as the system grants them.
+MAX_OPEN_FILES = 10_240
+
+
 class Api(FastAPI):
     """FastAPI with our OpenAPI document."""
 
@@ -61,6 +66,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         services = Services.open(chosen)
         app.state.services = services
         try:
+            _allow_many_connections()
             await _greet(services)
             with told_to_stop(services.stopping.begin):
                 yield
@@ -88,6 +94,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.add_middleware(RequestLog)
     return app
+
+
+def _allow_many_connections() -> None:
+    """Let this process open as many files as it may: a client that waits is one, and 1,024 is a common limit."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if now != resource.RLIM_INFINITY and now < MAX_OPEN_FILES:
+        allowed = MAX_OPEN_FILES if most == resource.RLIM_INFINITY else min(most, MAX_OPEN_FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, most))
 
 
 async def _greet(services: Services) -> None:

@@ -48,33 +48,43 @@ class Load:
     running: int
     #: Jobs that the live workers run at once.
     slots: int
-    #: Seconds for each token of a running job, of late; None before the first job was over.
-    s_per_token: float | None
-    #: Part of `max_tokens` that jobs generated, of late.
-    share: float | None
+    #: Seconds that a job ran until its first token, of late; None before any job was over.
+    first_token_s: float | None
+    #: Seconds for each further token.
+    s_per_token: float
+    #: Part of `max_tokens` that jobs generated.
+    share: float
     #: Real over estimated duration of recent jobs.
     accuracy: tuple[float, ...]
 
     def estimate(self, *, position: int | None, tokens_left: int) -> Estimate:
         """For a job with `position` others ahead of it (None: it runs) that may generate `tokens_left` more."""
         ahead = 0 if position is None else position
-        each = self.waiting_tokens / self.waiting if self.waiting else float(tokens_left)
-        share = 1.0 if self.share is None else self.share
-        tokens_ahead = round(ahead * each * share)
-        if self.s_per_token is None or self.slots == 0:
+        tokens_ahead = round(ahead * self._tokens_each(tokens_left) * self.share)
+        if self.first_token_s is None or self.slots == 0:
             return Estimate(tokens_ahead, None, None, None)
-        departures = 0 if position is None else max(0, ahead + self.running - self.slots + 1)
-        start_s = departures * each * share * self.s_per_token / self.slots
-        finish_s = start_s + tokens_left * share * self.s_per_token
+        start_s = 0.0
+        if position is not None:
+            departures = max(0, ahead + self.running - self.slots + 1)
+            start_s = departures * self._run_s(self._tokens_each(tokens_left), self.first_token_s) / self.slots
+        run_s = self._run_s(tokens_left, 0.0 if position is None else self.first_token_s)
+        finish_s = start_s + run_s
         likely = Finish(finish_s * self._factor(0.5), finish_s * self._factor(0.9))
         return Estimate(tokens_ahead, start_s, likely, finish_s)
 
-    def departure_s(self, departures: int = 1) -> float | None:
-        """Seconds until so many jobs that wait now will have started; None where that cannot be told."""
-        if self.s_per_token is None or self.slots == 0 or self.waiting == 0:
+    def departure_s(self, departures: int) -> float | None:
+        """Seconds until so many jobs that wait now will have been started; None where that cannot be told."""
+        if self.first_token_s is None or self.slots == 0 or self.waiting == 0:
             return None
-        share = 1.0 if self.share is None else self.share
-        return departures * self.waiting_tokens / self.waiting * share * self.s_per_token / self.slots
+        return departures * self._run_s(self._tokens_each(0), self.first_token_s) / self.slots
+
+    def _tokens_each(self, otherwise: int) -> float:
+        """Tokens that a waiting job may generate, on average; `otherwise` where none waits."""
+        return self.waiting_tokens / self.waiting if self.waiting else float(otherwise)
+
+    def _run_s(self, tokens: float, first_token_s: float) -> float:
+        """How long a job runs that may generate so many tokens."""
+        return first_token_s + tokens * self.share * self.s_per_token
 
     def _factor(self, part: float) -> float:
         """By how much `part` of the recent jobs took longer than estimated, at most."""

@@ -215,16 +215,18 @@ class JobStore:
 
     async def load(self, checkpoint: str) -> Load:
         """What an estimate of the checkpoint's queue goes by."""
-        waiting, waiting_tokens, running, slots, ms_per_token, share, accuracy = await scripts.load("load").acall(
+        waiting, waiting_tokens, running, slots, *pace, accuracy = await scripts.load("load").acall(
             self._redis, checkpoint
         )
+        first_token_ms, ms_per_token, share = (float(value) if value else None for value in pace)
         return Load(
             waiting=waiting,
             waiting_tokens=waiting_tokens,
             running=running,
             slots=slots,
-            s_per_token=float(ms_per_token) / 1000 if ms_per_token else None,
-            share=float(share) if share else None,
+            first_token_s=None if first_token_ms is None else first_token_ms / 1000,
+            s_per_token=0.0 if ms_per_token is None else ms_per_token / 1000,
+            share=1.0 if share is None else share,
             accuracy=tuple(float(ratio) for ratio in accuracy),
         )
 

@@ -53,7 +53,7 @@ def waiting_tokens(checkpoint: str) -> str:
 
 
 def pace(checkpoint: str) -> str:
-    """Hash: how fast jobs went of late; `ms_per_token`, `share` (of `max_tokens` that were generated)."""
+    """Hash: how jobs went of late; `first_token_ms`, `ms_per_token`, `share` (of `max_tokens` that they generated)."""
     return f"{PREFIX}pace:{checkpoint}"
 
 

@@ -267,18 +267,22 @@ local function average(key, field, value)
   redis.call('HSET', key, field, string.format('%.6g', value))
 end
 
--- Learns from a job that is about to succeed how long jobs take, and how far its own estimate was off.
+-- Learns from a job that is about to succeed how long jobs take, and how far its own estimate was off. One that was
+-- taken over says more about the worker that died.
 local function learn_pace(id, checkpoint)
-  local max_tokens, tokens, created_at, attempt, predicted = read(
-    id, 'max_tokens', 'tokens', 'created_at', 'attempt', 'predicted_ms')
-  if tonumber(tokens) == 0 then
+  local attempt, max_tokens, tokens, created_at, started_at, first_token_at, predicted = read(
+    id, 'attempt', 'max_tokens', 'tokens', 'created_at', 'started_at', 'first_token_at', 'predicted_ms')
+  if attempt ~= '1' or not first_token_at then
     return
   end
-  average(KEY.pace(checkpoint), 'ms_per_token', run_ms(id) / tokens)
-  average(KEY.pace(checkpoint), 'share', tokens / max_tokens)
-  redis.call('PEXPIRE', KEY.pace(checkpoint), LIMIT.PACE_TTL_MS)
-  -- A job that was taken over says more about the worker that died.
-  if predicted and attempt == '1' then
+  local pace = KEY.pace(checkpoint)
+  average(pace, 'first_token_ms', first_token_at - started_at)
+  if tonumber(tokens) > 1 then
+    average(pace, 'ms_per_token', (NOW_MS - first_token_at) / (tokens - 1))
+  end
+  average(pace, 'share', tokens / max_tokens)
+  redis.call('PEXPIRE', pace, LIMIT.PACE_TTL_MS)
+  if predicted then
     redis.call('LPUSH', KEY.accuracy(checkpoint), string.format('%.4g', (NOW_MS - created_at) / predicted))
     redis.call('LTRIM', KEY.accuracy(checkpoint), 0, LIMIT.ACCURACY_WINDOW - 1)
     redis.call('PEXPIRE', KEY.accuracy(checkpoint), LIMIT.PACE_TTL_MS)

@@ -106,26 +106,37 @@ async def test_the_load_counts_what_waits_through_every_way_in_and_out(queue: Qu
 async def test_jobs_that_succeed_tell_how_fast_jobs_go(queue: QueueWorld) -> None:
     queue.register(slots=3)
     assert await queue.jobs.load("tiny") == Load(
-        waiting=0, waiting_tokens=0, running=0, slots=3, s_per_token=None, share=None, accuracy=()
+        waiting=0,
+        waiting_tokens=0,
+        running=0,
+        slots=3,
+        first_token_s=None,
+        s_per_token=0.0,
+        share=1.0,
+        accuracy=(),
     )
 
     async def run(seconds: float, tokens: str, max_tokens: int, *, predicted_s: float | None) -> None:
         job_id = await queue.submit(generation=asking(max_tokens), predicted_s=predicted_s)
         queue.claim(job_id)
-        for field in ("attempt_started_at", "created_at"):
+        queue.append(job_id, tokens[:1])
+        # Half of the time until its first token.
+        queue.redis.hincrby(keys.job(job_id), "first_token_at", -round(seconds * 500))
+        for field in ("started_at", "created_at"):
             queue.redis.hincrby(keys.job(job_id), field, -round(seconds * 1000))
-        queue.finish(job_id, tokens)
+        queue.finish(job_id, tokens[1:], before=1)
 
-    await run(100.0, "x" * 50, 100, predicted_s=200.0)
+    await run(100.0, "x" * 51, 102, predicted_s=200.0)
     load = await queue.jobs.load("tiny")
-    assert (load.s_per_token, load.share, load.accuracy) == (
-        pytest.approx(2.0, rel=0.01),
+    assert (load.first_token_s, load.s_per_token, load.share, load.accuracy) == (
+        pytest.approx(50.0, rel=0.01),
+        pytest.approx(1.0, rel=0.01),
         pytest.approx(0.5),
         (pytest.approx(0.5, rel=0.01),),
     )
-    await run(100.0, "x" * 10, 100, predicted_s=None)
+    await run(100.0, "x" * 11, 110, predicted_s=None)
     load = await queue.jobs.load("tiny")
-    assert load.s_per_token == pytest.approx(2.0 + LIMITS["PACE_WEIGHT"] * (10.0 - 2.0), rel=0.01)
+    assert load.s_per_token == pytest.approx(1.0 + LIMITS["PACE_WEIGHT"] * (5.0 - 1.0), rel=0.01)
     assert load.share == pytest.approx(0.5 + LIMITS["PACE_WEIGHT"] * (0.1 - 0.5))
     assert len(load.accuracy) == 1
     for key in (keys.pace("tiny"), keys.accuracy("tiny")):
@@ -147,13 +158,14 @@ async def test_what_failed_or_was_taken_over_says_nothing_of_the_pace(queue: Que
     queue.finish(failed, "x", status=Status.FAILED)
     empty = await queue.running(predicted_s=1.0)
     queue.finish(empty)
-    assert (await queue.jobs.load("tiny")).s_per_token is None
+    assert (await queue.jobs.load("tiny")).first_token_s is None
     resumed = await queue.submit(predicted_s=1.0)
     queue.claim(resumed)
     queue.workers.release(resumed, 1)
     queue.claim(resumed)
     queue.finish(resumed, "x", attempt=2)
-    assert (await queue.jobs.load("tiny")).accuracy == ()
+    load = await queue.jobs.load("tiny")
+    assert (load.first_token_s, load.accuracy) == (None, ())
 
 
 async def test_a_caller_may_limit_the_position(queue: QueueWorld) -> None:
