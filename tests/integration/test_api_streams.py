@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -195,7 +196,7 @@ async def test_the_place_in_the_queue_is_told_when_it_changes_and_once_a_second_
         while later["position"] != 4:
             later = await reading(place)
         assert later["eta_finish_s"]["p50"] <= later["eta_finish_s"]["p90"]
-    gaps = [after - before for before, after in zip(times, times[1:], strict=False)]
+    gaps = [after - before for before, after in pairwise(times)]
     # A little less than the second between two sends, as the clock here is that of the reader.
     assert gaps
     assert min(gaps) > 0.8
