@@ -166,7 +166,7 @@ class JobRunner:
             self._engine.submit(request)
         except EngineDiedError:
             # The engine's death handed back the jobs that it held; this one came too late for that.
-            self._publisher.hand_back(running.sequence_id, count_loss=False)
+            self._publisher.hand_back(running.sequence_id)
         if running.over.is_set():
             # Handed back in the meantime, before the engine knew the sequence.
             self._engine.abort(running.sequence_id)

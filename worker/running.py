@@ -41,6 +41,11 @@ class RunningJob:
         """The attempt's name in the engine: what an earlier attempt still reports is not taken for this one's."""
         return f"{self.job_id}/{self.attempt}"
 
+    @staticmethod
+    def job_of(sequence_id: str) -> str:
+        """The job whose attempt has this name in the engine."""
+        return sequence_id.rpartition("/")[0]
+
     @property
     def dirty(self) -> bool:
         """Whether Redis lacks something."""

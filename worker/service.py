@@ -68,7 +68,7 @@ class WorkerService:
             ),
             load_timeout_s=settings.load_timeout_s,
             on_updates=self._publisher.take,
-            on_death=partial(self._publisher.hand_back, count_loss=True),
+            on_death=self._publisher.engine_died,
             on_give_up=give_up,
         )
         self._keeper = Keeper(

@@ -98,7 +98,7 @@ class Book(Publisher):
 
     def __init__(self) -> None:
         self.adopted: list[RunningJob] = []
-        self.handed_back: list[tuple[str | None, bool]] = []
+        self.handed_back: list[str] = []
         self.stopped = False
         self.finishes = True
 
@@ -109,8 +109,8 @@ class Book(Publisher):
         if self.finishes:
             job.over.set()
 
-    def hand_back(self, sequence_id: str | None = None, *, count_loss: bool) -> None:
-        self.handed_back.append((sequence_id, count_loss))
+    def hand_back(self, sequence_id: str) -> None:
+        self.handed_back.append(sequence_id)
         self.adopted[-1].over.set()
 
 
@@ -202,7 +202,7 @@ def test_an_engine_that_died_gives_the_job_back_without_a_loss(world: World) -> 
     world.publisher.finishes = False
     world.engine.dead = True
     world.runner.run("job_1")
-    assert world.publisher.handed_back == [("job_1/1", False)]
+    assert world.publisher.handed_back == ["job_1/1"]
 
 
 def test_a_job_handed_back_before_the_engine_knew_it_is_stopped_there(world: World) -> None:

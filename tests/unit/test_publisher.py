@@ -247,11 +247,36 @@ def test_jobs_of_a_dead_engine_are_handed_back_with_their_tokens_and_a_loss(worl
     publisher.adopt(first)
     publisher.adopt(second)
     publisher.take([said(first, "ab"), said(second, "xy")])
-    publisher.hand_back(count_loss=True)
+    publisher.engine_died(None)
     assert first.over.wait(DEADLINE_S)
     assert second.over.wait(DEADLINE_S)
     assert world.store.released == [("job_1", 1, True), ("job_2", 4, True)]
     assert (world.store.text("job_1"), world.store.text("job_2")) == ("ab", "xy")
+
+
+def test_of_the_jobs_of_a_dead_engine_the_one_that_ran_alone_has_the_loss(world: World) -> None:
+    publisher = world.publish(SELDOM_S)
+    first, second = job("job_1", attempt=2), job("job_2", attempt=2)
+    publisher.adopt(first)
+    publisher.adopt(second)
+    publisher.take([said(first, "ab"), said(second, "xy")])
+    publisher.engine_died(second.sequence_id)
+    assert first.over.wait(DEADLINE_S)
+    assert second.over.wait(DEADLINE_S)
+    assert world.store.released == [("job_1", 2, False), ("job_2", 2, True)]
+    assert (world.store.text("job_1"), world.store.text("job_2")) == ("ab", "xy")
+
+
+def test_a_death_put_down_to_a_job_that_is_over_costs_the_others_nothing(world: World) -> None:
+    publisher = world.publish()
+    over, running = job("job_1"), job("job_2")
+    publisher.adopt(over)
+    publisher.adopt(running)
+    publisher.take([said(over, "a", EngineFinish.LENGTH)])
+    assert over.over.wait(DEADLINE_S)
+    publisher.engine_died(over.sequence_id)
+    assert running.over.wait(DEADLINE_S)
+    assert world.store.released == [("job_2", 1, False)]
 
 
 def test_handing_back_waits_for_redis(world: World) -> None:
@@ -259,7 +284,7 @@ def test_handing_back_waits_for_redis(world: World) -> None:
     running = job()
     publisher.adopt(running)
     world.store.there = False
-    publisher.hand_back(count_loss=True)
+    publisher.engine_died(None)
     world.store.wait_for(lambda: world.store.tries >= 2)
     assert not running.over.is_set()
     world.store.there = True
@@ -272,7 +297,7 @@ def test_one_job_may_be_handed_back_alone(world: World) -> None:
     first, second = job("job_1"), job("job_2")
     publisher.adopt(first)
     publisher.adopt(second)
-    publisher.hand_back(first.sequence_id, count_loss=False)
+    publisher.hand_back(first.sequence_id)
     assert first.over.wait(DEADLINE_S)
     assert world.store.released == [("job_1", 1, False)]
     assert [running.job_id for running in publisher.running()] == ["job_2"]
