@@ -166,6 +166,15 @@ class WorkerStore:
         fields: Any = self._redis.hgetall(keys.job(job_id))
         return Job.from_hash(fields) if fields else None
 
+    def over(self, job_ids: Sequence[str]) -> set[str]:
+        """Those of the jobs that do not wait (any more), in one round trip."""
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for job_id in job_ids:
+                pipeline.hget(keys.job(job_id), "status")
+            statuses: list[Any] = pipeline.execute()
+        waits = Status.QUEUED.encode()
+        return {job_id for job_id, status in zip(job_ids, statuses, strict=True) if status != waits}
+
     def cancel(self, job_id: str) -> None:
         """Cancel a job: one that waits is over, one that runs is asked to stop."""
         self._call("cancel", job_id)

@@ -202,7 +202,7 @@ class Publisher:
             job.over.set()
             log.info("job_finished", job_id=job.job_id, reason=job.finish.value, tokens=len(job.token_ids))
         else:
-            job.logged = reply.length
+            job.confirm(reply.length)
             if reply.cancel_requested:
                 self._abort(job.sequence_id)
 

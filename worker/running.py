@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tasks.job import ErrorCode, FinishReason, JobError, Status
@@ -30,6 +31,9 @@ class RunningJob:
     pieces: list[str]
     #: Tokens that Redis has confirmed.
     logged: int
+    #: Where the job is suspected of killing engines: the length of the log that clears it, and who is told.
+    cleared_at: int | None = None
+    on_cleared: Callable[[], None] | None = None
     tail: str = ""
     finish: EngineFinish | None = None
     error: str | None = None
@@ -53,8 +57,20 @@ class RunningJob:
 
     @property
     def urgent(self) -> bool:
-        """Whether a reader waits for it: the first token of all, or the end."""
-        return self.finish is not None or (self.logged == 0 and bool(self.token_ids))
+        """Whether somebody waits: readers for the first token of all and the end, other jobs for its being cleared."""
+        return (
+            self.finish is not None
+            or (self.logged == 0 and bool(self.token_ids))
+            or (self.cleared_at is not None and len(self.token_ids) >= self.cleared_at)
+        )
+
+    def confirm(self, length: int) -> None:
+        """Redis has so many of its tokens."""
+        self.logged = length
+        if self.cleared_at is not None and length >= self.cleared_at:
+            self.cleared_at = None
+            if self.on_cleared is not None:
+                self.on_cleared()
 
     def extend(self, update: Update) -> None:
         """Take in what the engine decoded, and turn it into text."""

@@ -75,6 +75,7 @@ class WorkerService:
             self._store,
             self._publisher,
             info=self._info_now,
+            withdraw_over=lambda: self._runner_now().withdraw_over(),
             on_alive=self._look_after_engine,
             on_conflict=give_up,
             period_s=settings.heartbeat_s,

@@ -140,6 +140,20 @@ def test_between_first_and_last_token_nothing_is_sent_before_the_interval(world:
     assert world.store.text() == "abcd"
 
 
+def test_a_suspects_first_new_tokens_go_at_once_and_clear_it(world: World) -> None:
+    publisher = world.publish(SELDOM_S)
+    cleared = threading.Event()
+    running = job(attempt=2)
+    running.token_ids, running.pieces, running.logged = [97], ["a"], 1
+    running.cleared_at, running.on_cleared = 3, cleared.set
+    world.store.logs["job_1"] = ["a"]
+    publisher.adopt(running)
+    publisher.take([said(running, "b")])
+    publisher.take([said(running, "c")])
+    assert cleared.wait(DEADLINE_S)
+    assert world.store.text() == "abc"
+
+
 def test_with_an_interval_that_is_over_every_token_is_sent(world: World) -> None:
     publisher = world.publish(ALWAYS_S)
     running = job()
