@@ -81,6 +81,8 @@ class Finish:
     #: The whole generated text.
     completion: str
     error: JobError | None = None
+    #: Tokens that the worker knew when it heard that the job is to stop; None where it did not.
+    tokens_at_cancel: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -285,6 +287,7 @@ def _arguments(item: Append | Finish) -> tuple[str, ...]:
         item.finish_reason,
         item.completion,
         item.error.to_json() if item.error else "",
+        "" if item.tokens_at_cancel is None else str(item.tokens_at_cancel),
     )
 
 

@@ -66,7 +66,7 @@ class Keeper:
                 return
 
     def beat(self) -> None:
-        """One heartbeat, one renewal, one look at the line, then the reaper. Raises RedisError and CardConflictError."""
+        """A heartbeat, a renewal, a look at the line, then the reaper. Raises RedisError and CardConflictError."""
         self._store.heartbeat(self._info())
         self._renew()
         self._withdraw_over()

@@ -49,7 +49,12 @@ class _Drop:
     sequence_id: str
 
 
-_Item = _Adopt | _HandBack | _EngineDied | _Drop | Sequence[Update]
+@dataclass(frozen=True, slots=True)
+class _CancelHeard:
+    job_id: str
+
+
+_Item = _Adopt | _HandBack | _EngineDied | _Drop | _CancelHeard | Sequence[Update]
 
 
 class Publisher:
@@ -102,6 +107,12 @@ class Publisher:
         for job in tuple(self._jobs.values()):
             if job.job_id == job_id:
                 self._abort(job.sequence_id)
+
+    def hear_cancel(self, job_id: str) -> None:
+        """As `cancel`, at the moment that the cancel is asked for: what was decoded by now was decoded before it."""
+        # Behind all that the engine has reported, which may wait for a flush.
+        self._inbox.put(_CancelHeard(job_id))
+        self.cancel(job_id)
 
     def drop(self, sequence_id: str) -> None:
         """Forget a job that is no longer ours, and stop its sequence. Nothing more is written for it."""
@@ -163,6 +174,11 @@ class Publisher:
         elif isinstance(item, _Drop):
             if (dropped := self._jobs.get(item.sequence_id)) is not None:
                 self._forget(dropped, "lease_lost")
+        elif isinstance(item, _CancelHeard):
+            for job in self._jobs.values():
+                # The bell rings at each call; the first one counts.
+                if job.job_id == item.job_id and job.tokens_at_cancel is None:
+                    job.tokens_at_cancel = len(job.token_ids)
         else:
             for update in item:
                 self._extend(update)

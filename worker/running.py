@@ -34,6 +34,8 @@ class RunningJob:
     #: Where the job is suspected of killing engines: the length of the log that clears it, and who is told.
     cleared_at: int | None = None
     on_cleared: Callable[[], None] | None = None
+    #: Tokens that were known here when the bell of a cancel rang; None: it did not.
+    tokens_at_cancel: int | None = None
     tail: str = ""
     finish: EngineFinish | None = None
     error: str | None = None
@@ -109,6 +111,7 @@ class RunningJob:
             finish_reason=reason,
             completion="".join(self.pieces) + self.tail,
             error=error,
+            tokens_at_cancel=self.tokens_at_cancel,
         )
 
     def _outcome(self, finish: EngineFinish) -> tuple[Status, FinishReason, JobError | None]:

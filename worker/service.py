@@ -80,7 +80,7 @@ class WorkerService:
             on_conflict=give_up,
             period_s=settings.heartbeat_s,
         )
-        self._bells = BellListener(self._redis, keys.worker_bell(name), self._publisher.cancel)
+        self._bells = BellListener(self._redis, keys.worker_bell(name), self._publisher.hear_cancel)
         self._runner: JobRunner | None = None
         self._info = WorkerInfo(
             name=name,

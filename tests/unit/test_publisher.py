@@ -239,9 +239,27 @@ def test_a_cancel_by_bell_stops_the_sequence_and_one_of_another_job_nothing(worl
     publisher.adopt(running)
     publisher.take([said(running, "a")])
     world.store.wait_for(lambda: world.store.text() == "a")
-    publisher.cancel("job_2")
-    publisher.cancel("job_1")
+    publisher.hear_cancel("job_2")
+    publisher.hear_cancel("job_1")
     assert world.aborted == [running.sequence_id]
+
+
+def test_tokens_that_were_not_sent_when_the_bell_of_a_cancel_rang_were_decoded_before_it(world: World) -> None:
+    publisher = world.publish(SELDOM_S)
+    heard, unheard = job("job_1"), job("job_2")
+    for running in (heard, unheard):
+        publisher.adopt(running)
+    publisher.take([said(heard, "a"), said(unheard, "a")])
+    publisher.take([said(heard, "bc"), said(unheard, "bc")])
+    publisher.hear_cancel("job_1")
+    publisher.cancel("job_2")
+    publisher.take([said(heard, "d"), said(unheard, "d")])
+    publisher.hear_cancel("job_1")
+    publisher.take([said(heard, "", EngineFinish.CANCELLED), said(unheard, "", EngineFinish.CANCELLED)])
+    assert heard.over.wait(DEADLINE_S)
+    assert unheard.over.wait(DEADLINE_S)
+    assert world.store.ends["job_1"].tokens_at_cancel == 3
+    assert world.store.ends["job_2"].tokens_at_cancel is None
 
 
 def test_a_text_that_ends_before_the_engine_knows_stops_the_sequence(world: World) -> None:
