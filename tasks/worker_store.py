@@ -76,6 +76,8 @@ class Finish:
     #: The whole generated text.
     completion: str
     error: JobError | None = None
+    #: Tokens that the worker knew when it heard that the job is to stop; None where it did not.
+    tokens_at_cancel: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +163,15 @@ class WorkerStore:
         # redis-py's types leave room for decoded replies, which our clients never ask for.
         fields: Any = self._redis.hgetall(keys.job(job_id))
         return Job.from_hash(fields) if fields else None
+
+    def over(self, job_ids: Sequence[str]) -> set[str]:
+        """Those of the jobs that do not wait (any more), in one round trip."""
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for job_id in job_ids:
+                pipeline.hget(keys.job(job_id), "status")
+            statuses: list[Any] = pipeline.execute()
+        waits = Status.QUEUED.encode()
+        return {job_id for job_id, status in zip(job_ids, statuses, strict=True) if status != waits}
 
     def cancel(self, job_id: str) -> None:
         """Cancel a job: one that waits is over, one that runs is asked to stop."""
@@ -271,6 +282,7 @@ def _arguments(item: Append | Finish) -> tuple[str, ...]:
         item.finish_reason,
         item.completion,
         item.error.to_json() if item.error else "",
+        "" if item.tokens_at_cancel is None else str(item.tokens_at_cancel),
     )
 
 

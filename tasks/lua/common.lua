@@ -289,7 +289,9 @@ local function learn_pace(id, checkpoint)
   end
 end
 
--- Ends a job. `outcome` has `status`, `finish_reason`, `completion`, and where it failed `error` (JSON).
+-- Ends a job. `outcome` has `status`, `finish_reason`, `completion`, where it failed `error` (JSON), and where its
+-- worker heard of a cancel `cancel_tokens`, how many tokens it knew by then. Those that were logged when the cancel was
+-- asked for came before it in any case.
 local function finish(id, outcome)
   local checkpoint, from, created_at, result_ttl, requested_at, cancel_tokens, tokens, key_hash, key_ttl = read(
     id, 'checkpoint', 'status', 'created_at', 'result_ttl_ms', 'cancel_requested_at', 'cancel_tokens', 'tokens',
@@ -306,7 +308,8 @@ local function finish(id, outcome)
     redis.call('HSET', KEY.job(id), 'error', outcome.error)
   end
   if requested_at then
-    redis.call('HSET', KEY.job(id), 'cancel_acked_at', NOW_MS, 'cancel_tokens_after', tokens - cancel_tokens)
+    local before = math.max(tonumber(cancel_tokens), outcome.cancel_tokens or 0)
+    redis.call('HSET', KEY.job(id), 'cancel_acked_at', NOW_MS, 'cancel_tokens_after', tokens - before)
   end
   redis.call('HDEL', KEY.job(id), 'message', 'claim')
   redis.call('ZREM', KEY.jobs_with(from), id)

@@ -167,6 +167,7 @@ def finish(
     status: Status = Status.SUCCEEDED,
     finish_reason: FinishReason = FinishReason.STOP,
     error: JobError | None = None,
+    tokens_at_cancel: int | None = None,
 ) -> Finish:
     """The end of a job."""
     return Finish(
@@ -180,6 +181,7 @@ def finish(
         finish_reason=finish_reason,
         completion=text + tail if completion is None else completion,
         error=error,
+        tokens_at_cancel=tokens_at_cancel,
     )
 
 
