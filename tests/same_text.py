@@ -6,37 +6,36 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from bench.undisturbed import Comparison, Undisturbed, Written
+from bench.undisturbed import Undisturbed, Written
 from tasks.generation import Generation
 from tasks.job import Job, Status
+from tasks.token_log import TokenLog
+
+#: Texts that are decoded at once.
+ROWS = 16
 
 
-def assert_same_text(
-    checkpoint: Path, generation: Generation, token_ids: Sequence[int], *, finish_reason: str | None = None
-) -> str:
-    """The tokens are those of an undisturbed run; at a difference the logits prove a near tie. Returns their text.
-
-    Without `finish_reason` they may be the beginning of that run's.
-    """
-    comparison = _compare(checkpoint, Written(generation, tuple(token_ids), finish_reason))
+def assert_same_text(checkpoint: Path, generation: Generation, token_ids: Sequence[int]) -> str:
+    """The tokens begin an undisturbed run's; at a difference the logits prove a near tie. Returns their text."""
+    (comparison,) = _right(checkpoint).compare([Written(generation, tuple(token_ids), None)])
     assert comparison.difference is None, comparison
     return comparison.text
 
 
-def assert_undisturbed(checkpoint: Path, job: Job, token_ids: Sequence[int]) -> None:
-    """A job has succeeded with the text that it would have had alone; `token_ids` is its log."""
-    assert job.status is Status.SUCCEEDED, job
-    assert job.finish_reason is not None
-    text = assert_same_text(checkpoint, job.generation, token_ids, finish_reason=job.finish_reason.value)
-    assert job.completion == text
-    assert job.tokens == len(token_ids)
-
-
-def _compare(checkpoint: Path, written: Written) -> Comparison:
-    (comparison,) = _right(checkpoint).compare([written])
-    return comparison
+def assert_undisturbed(checkpoint: Path, jobs: Sequence[Job], logs: Sequence[TokenLog]) -> None:
+    """Each job has succeeded with the text that it would have had alone, and its log tells the same."""
+    for job in jobs:
+        assert job.status is Status.SUCCEEDED, job
+    texts = [
+        Written(job.generation, log.token_ids, job.finish_reason and job.finish_reason.value)
+        for job, log in zip(jobs, logs, strict=True)
+    ]
+    for job, log, comparison in zip(jobs, logs, _right(checkpoint).compare(texts), strict=True):
+        assert comparison.difference is None, (job, comparison)
+        assert job.completion == comparison.text == log.text
+        assert job.tokens == len(log.token_ids)
 
 
 @cache
 def _right(checkpoint: Path) -> Undisturbed:
-    return Undisturbed(checkpoint, threads=1, rows=1)
+    return Undisturbed(checkpoint, threads=1, rows=ROWS)

@@ -71,10 +71,10 @@ def test_a_job_runs_once_whatever_becomes_of_its_messages(cluster: Cluster) -> N
 
 def assert_once(cluster: Cluster, worker: Process, job_ids: list[str]) -> None:
     """Each job has one generation and one result, and no message is left."""
-    for job_id in job_ids:
-        job = cluster.finished(job_id)
-        cluster.assert_undisturbed(job)
+    jobs = [cluster.finished(job_id) for job_id in job_ids]
+    cluster.assert_undisturbed(*jobs)
+    for job in jobs:
         assert (job.attempt, job.losses) == (1, 0)
-        assert worker.output.count(f'"job_id": "{job_id}", "attempt"') == 1
-        assert worker.output.count(f'"job_id": "{job_id}", "reason"') == 1
+        assert worker.output.count(f'"job_id": "{job.id}", "attempt"') == 1
+        assert worker.output.count(f'"job_id": "{job.id}", "reason"') == 1
     cluster.until_quiet()

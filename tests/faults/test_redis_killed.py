@@ -72,9 +72,9 @@ def test_everything_is_there_again_and_no_job_loses_its_worker(cluster: Cluster,
         assert cluster.job(finished.id) == finished
         again = client.post("/v1/jobs", json=BODY, headers=KEY)
         assert (again.json()["id"], again.headers["idempotency-replayed"]) == (job_id, "true")
-    for job_id in [*running, *waiting]:
-        job = cluster.finished(job_id)
-        cluster.assert_undisturbed(job)
+    jobs = [cluster.finished(job_id) for job_id in [*running, *waiting]]
+    cluster.assert_undisturbed(*jobs)
+    for job in jobs:
         assert (job.attempt, job.losses, job.checkpoint) == (1, 0, SHIPPED)
     for job_id, entries in logs.items():
         assert cluster.log(job_id).entries[: len(entries)] == entries

@@ -87,9 +87,9 @@ def refuse(
             lambda: [line for line in worker.output.splitlines() if '"redis_away"' in line and word in line], "the log"
         )
         end(cluster.redis)
-        for job_id in running:
-            job = cluster.finished(job_id)
-            cluster.assert_undisturbed(job)
+        jobs = [cluster.finished(job_id) for job_id in running]
+        cluster.assert_undisturbed(*jobs)
+        for job in jobs:
             assert (job.attempt, job.losses) == (1, 0)
         assert client.post("/generate", json=BODY).status_code == 200
     cluster.until_idle(worker)

@@ -22,16 +22,16 @@ def test_another_worker_goes_on_at_the_next_token(cluster: Cluster) -> None:
     for job_id in job_ids:
         until(lambda job_id=job_id: cluster.job(job_id).attempt == 2, "a second attempt", timeout_s=TAKEN_OVER_S)  # type: ignore[misc]
     until(lambda: engine.gone, "the end of the engine, which nobody tells", timeout_s=TAKEN_OVER_S)
-    for job_id in job_ids:
-        job = cluster.finished(job_id)
-        cluster.assert_undisturbed(job)
+    jobs = [cluster.finished(job_id) for job_id in job_ids]
+    cluster.assert_undisturbed(*jobs)
+    for job in jobs:
         assert (job.attempt, job.tokens) == (2, LONG)
         # The tokens that came since have cleared the count that fails a job.
         assert (job.losses, job.losses_in_a_row) == (1, 0)
         assert BEGUN <= job.resumed_tokens < LONG
-        log = cluster.log(job_id)
+        log = cluster.log(job.id)
         # Whoever follows it sees what was there, a mark, and what follows.
-        assert log.entries[: len(seen[job_id])] == seen[job_id]
+        assert log.entries[: len(seen[job.id])] == seen[job.id]
         assert [(entry.after, entry.attempt) for entry in log.entries if entry.attempt] == [(job.resumed_tokens, 2)]
     assert "Traceback" not in second.output
 
@@ -45,8 +45,7 @@ def test_messages_that_the_dead_worker_had_taken_are_not_lost(cluster: Cluster) 
     for engine in engines:
         if not engine.gone:
             engine.resume()
-    for job_id in job_ids:
-        cluster.assert_undisturbed(cluster.finished(job_id))
+    cluster.assert_undisturbed(*(cluster.finished(job_id) for job_id in job_ids))
     assert {cluster.job(job_id).attempt for job_id in job_ids} == {1, 2}
     cluster.until_quiet()
 

@@ -46,9 +46,9 @@ def pause(cluster: Cluster, workers: list[Process], *, whole: bool) -> None:
     until(lambda: paused.output[heard:].count('"job_left"') == len(held), "the end of the jobs that it lost")
     assert paused.output[heard:].count('"fenced"') + paused.output[heard:].count('"lease_lost"') == len(held)
     cluster.until_idle(paused)
+    cluster.assert_undisturbed(*finished)
     for job in finished:
         # Nothing that it wrote since has changed anything.
         assert cluster.job(job.id) == job
-        cluster.assert_undisturbed(job)
         marks = [entry.attempt for entry in cluster.log(job.id).entries if entry.attempt]
         assert (job.attempt, job.losses, marks) == ((2, 1, [2]) if job.id in held else (1, 0, []))
