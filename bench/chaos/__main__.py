@@ -48,6 +48,8 @@ def main() -> int:
         statuses=verdict.statuses,
         resumed=verdict.resumed,
         near_ties=verdict.near_ties,
+        streams=verdict.streams,
+        reconnects=verdict.reconnects,
         exits=outcome.exits,
         unexpected_answers=outcome.unexpected.total(),
         faults={kind: len(took) for kind, took in sorted(outcome.recovery_s.items())},

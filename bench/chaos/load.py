@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 
+from bench.chaos.follow import Followed, follow
 from bench.chaos.queue_view import QueueView
 from bench.chaos.system import CHECKPOINTS, Api
 from tasks.job import Job
@@ -27,6 +28,9 @@ ANSWER_S = 5.0
 REPEAT_S = 0.1
 #: How often the records of the open jobs are looked at, in seconds.
 WATCH_S = 0.05
+#: Share of the jobs that are cancelled, and of those that somebody reads along.
+CANCELLED = 0.07
+FOLLOWED = 0.3
 #: Longest wait before a job is cancelled that is to be cancelled, in seconds.
 CANCEL_WITHIN_S = 1.5
 
@@ -45,6 +49,8 @@ class Ordered:
     gone: bool = False
     #: Its record once told fewer tokens than before.
     shrank: bool = False
+    #: What a customer saw who read along; None where nobody did.
+    followed: Followed | None = None
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -84,7 +90,7 @@ class Load:
     async def _customer(self, client: httpx.AsyncClient, dice: random.Random) -> None:
         while not self._stopping:
             body = request(dice)
-            cancel_after_s = dice.uniform(0, CANCEL_WITHIN_S) if dice.random() < 0.07 else None
+            cancel_after_s = dice.uniform(0, CANCEL_WITHIN_S) if dice.random() < CANCELLED else None
             key = {"Idempotency-Key": f'"{uuid.UUID(int=dice.getrandbits(128))}"'}
             answer = await self._insist(client, dice, "/v1/jobs", body, key)
             if answer is None:
@@ -92,10 +98,16 @@ class Load:
                 continue
             order = Ordered(answer["id"], cancel_after_s is not None)
             self.orders.append(order)
-            if cancel_after_s is not None:
-                await asyncio.sleep(cancel_after_s)
-                await self._insist(client, dice, f"/v1/jobs/{order.id}/cancel", None, {})
-            await order.over.wait()
+            async with asyncio.TaskGroup() as both:
+                if dice.random() < FOLLOWED:
+                    order.followed = Followed()
+                    # With dice of its own: how often it is cast is not for the seed to say.
+                    own = random.Random(dice.random())
+                    both.create_task(follow(client, self._apis, own, order.followed, order.id))
+                if cancel_after_s is not None:
+                    await asyncio.sleep(cancel_after_s)
+                    await self._insist(client, dice, f"/v1/jobs/{order.id}/cancel", None, {})
+                await order.over.wait()
 
     async def _insist(
         self, client: httpx.AsyncClient, dice: random.Random, path: str, body: Any, headers: dict[str, str]

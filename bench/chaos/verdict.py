@@ -1,4 +1,5 @@
-"""The verdict on every accepted job: it is over, once, and its text is that of an undisturbed run."""
+"""The verdict on every accepted job: it is over, once, and its text is that of an undisturbed run, also
+for who read along."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from bench.chaos.follow import Followed
 from bench.chaos.load import Ordered
 from bench.processes import ROOT
 from bench.undisturbed import Comparison, Undisturbed, Written
@@ -30,6 +32,9 @@ class Verdict:
     #: Jobs that were taken up again, and differences from an undisturbed run that are proven near ties.
     resumed: int = 0
     near_ties: int = 0
+    #: Jobs that a customer read along, and how often their streams broke off.
+    streams: int = 0
+    reconnects: int = 0
 
     @property
     def spotless(self) -> bool:
@@ -67,6 +72,8 @@ def judge(orders: Sequence[Ordered], evidence: Mapping[str, Evidence], known: Se
             verdict.resumed += found.job.attempt > 1
             _judge_end(verdict, order, found.job)
             _judge_log(verdict, found.job, found.log)
+            if order.followed is not None:
+                _judge_stream(verdict, found.job, order.followed)
             over.setdefault(found.job.checkpoint, []).append((found.job, found.log))
     for checkpoint, jobs in over.items():
         right = Undisturbed(checkpoint, ROOT / "checkpoints", threads=1)
@@ -104,6 +111,20 @@ def _judge_log(verdict: Verdict, job: Job, log: TokenLog) -> None:
         verdict.blame(verdict.mismatched, job.id, f"{job.tokens} tokens in its record, {len(log.token_ids)} in its log")
     if log.text != job.completion:
         verdict.blame(verdict.mismatched, job.id, f"log {log.text!r}, completion {job.completion!r}")
+
+
+def _judge_stream(verdict: Verdict, job: Job, followed: Followed) -> None:
+    """Each token once, in order, over every break."""
+    verdict.streams += 1
+    verdict.reconnects += followed.connections - 1
+    for reason in followed.repeated:
+        verdict.blame(verdict.duplicated, job.id, f"stream: {reason}")
+    for reason in [*followed.skipped, *followed.odd]:
+        verdict.blame(verdict.mismatched, job.id, f"stream: {reason}")
+    if followed.done is None:
+        verdict.blame(verdict.lost, job.id, "its stream never ended")
+    elif (followed.tokens, followed.text) != (job.tokens, job.completion):
+        verdict.blame(verdict.mismatched, job.id, f"stream: {followed.tokens} tokens, {followed.text!r}; record: {job}")
 
 
 def _judge_text(verdict: Verdict, job: Job, comparison: Comparison) -> None:

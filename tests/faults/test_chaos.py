@@ -22,7 +22,7 @@ def test_two_hundred_rounds_of_faults_lose_nothing(tmp_path: Path) -> None:
     print(f"repeat with: python -m bench.chaos --rounds {ROUNDS} --seed {seed}")
     outcome = asyncio.run(storm(Plan(seed=seed, workers_each=2, rounds=ROUNDS, logs=tmp_path)))
     verdict = outcome.verdict
-    assert not (verdict.lost or verdict.duplicated or verdict.mismatched), "\n".join(verdict.reasons)
+    assert verdict.spotless, "\n".join(verdict.reasons)
     assert verdict.statuses.total() == outcome.jobs
     assert outcome.rounds == ROUNDS
     assert outcome.stuck == 0
