@@ -22,13 +22,19 @@ from bench.report import percentile, report
 
 #: Where neither rounds nor minutes are given.
 ROUNDS = 20
+#: Exit code after SIGTERM or Ctrl-C, as shells have it for the latter.
+INTERRUPTED = 130
 
 
 def main() -> int:
     """Run and report. Returns the exit code."""
     plan = _plan()
     print(f"seed {plan.seed}", file=sys.stderr, flush=True)
-    outcome = asyncio.run(_until_told(plan))
+    try:
+        outcome = asyncio.run(_until_told(plan))
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        print("interrupted: no verdict", file=sys.stderr)
+        return INTERRUPTED
     verdict = outcome.verdict
     for reason in [*verdict.reasons, *outcome.unexpected]:
         print(reason, file=sys.stderr)

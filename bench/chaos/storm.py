@@ -72,8 +72,8 @@ async def storm(plan: Plan) -> Outcome:
             evidence = {job_id: Evidence(await view.job(job_id), await view.log(job_id)) for job_id in ids}
             known = await view.job_ids()
         finally:
-            await view.close()
             system.close()
+            await view.close()
             if plan.logs is not None:
                 _keep(folder, plan.logs)
     _say(f"comparing {len(load.orders)} jobs with undisturbed runs")
