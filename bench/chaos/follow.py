@@ -62,6 +62,7 @@ class Followed:
     text: str = ""
     #: The id that the next connection begins behind.
     last_id: str | None = None
+    #: Streams that were answered.
     connections: int = 0
     #: The job object of `done`; None before it.
     done: dict[str, Any] | None = None
@@ -102,7 +103,6 @@ async def follow(
     """Read a job along to its end; `followed` tells how far that is."""
     while followed.done is None and not followed.odd:
         api = dice.choice(apis)
-        followed.connections += 1
         # The process was killed, or is not there yet again.
         with suppress(httpx.TransportError):
             await _read(client, f"{api.url}/v1/jobs/{job_id}/stream", followed)
@@ -119,6 +119,7 @@ async def _read(client: httpx.AsyncClient, url: str, followed: Followed) -> None
         if answer.status_code != httpx.codes.OK:
             followed.odd.append(f"{answer.status_code} {(await answer.aread()).decode(errors='replace')}")
             return
+        followed.connections += 1
         reader = EventReader()
         async for received in answer.aiter_raw():
             for event in reader.feed(received):

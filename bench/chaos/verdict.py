@@ -32,7 +32,7 @@ class Verdict:
     #: Jobs that were taken up again, and differences from an undisturbed run that are proven near ties.
     resumed: int = 0
     near_ties: int = 0
-    #: Jobs that a customer read along, and how often their streams broke off.
+    #: Jobs that a customer read along, and how often one of these streams went on behind a break.
     streams: int = 0
     reconnects: int = 0
 
@@ -116,7 +116,7 @@ def _judge_log(verdict: Verdict, job: Job, log: TokenLog) -> None:
 def _judge_stream(verdict: Verdict, job: Job, followed: Followed) -> None:
     """Each token once, in order, over every break."""
     verdict.streams += 1
-    verdict.reconnects += followed.connections - 1
+    verdict.reconnects += max(0, followed.connections - 1)
     for reason in followed.repeated:
         verdict.blame(verdict.duplicated, job.id, f"stream: {reason}")
     for reason in [*followed.skipped, *followed.odd]:

@@ -175,7 +175,10 @@ class Cluster:
         until(lambda: not self.redis.exists(queue, "unacked"), "the end of all messages", timeout_s=DEADLINE_S)
 
     def decode_a_little(self, engines: Sequence[Engine], job_ids: Sequence[str], *, tokens: int = 5) -> None:
-        """Let stopped engines go on until each of these running jobs has some tokens, and stop them again."""
+        """Let stopped engines go on until each of these jobs has some tokens, and stop them again."""
+        # First all of them run: otherwise the first may be over before the last has begun.
+        for job_id in job_ids:
+            self.when(job_id, Status.RUNNING)
         creep(engines, lambda: min(self.job(job_id).tokens for job_id in job_ids) >= tokens)
         assert {self.job(job_id).status for job_id in job_ids} == {Status.RUNNING}
 
