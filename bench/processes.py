@@ -28,13 +28,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def until(condition: Callable[[], T | None], what: str, *, timeout_s: float = 30.0) -> T:
+def until(condition: Callable[[], T | None], what: str, *, timeout_s: float = 30.0, look_s: float = LOOK_S) -> T:
     """Wait until `condition` returns something true, and return it. AssertionError after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if result := condition():
             return result
-        time.sleep(LOOK_S)
+        time.sleep(look_s)
     raise AssertionError(f"{what} did not happen within {timeout_s:g} s")
 
 
@@ -116,8 +116,7 @@ class Engine:
 
     def stop(self) -> None:
         """Let it make no step, and wait until that is so."""
-        os.kill(self.pid, SIGSTOP)
-        until(lambda: is_stopped(self.pid), "the engine's stop")
+        stop_all([self])
 
     def resume(self) -> None:
         """Let it go on."""
@@ -131,6 +130,14 @@ class Engine:
     def gone(self) -> bool:
         """Whether the process has ended, whoever is to be told."""
         return is_gone(self.pid)
+
+
+def stop_all(engines: Sequence[Engine]) -> None:
+    """Let engines make no step, none of them while another one is waited for; return when that is so."""
+    for engine in engines:
+        os.kill(engine.pid, SIGSTOP)
+    for engine in engines:
+        until(lambda pid=engine.pid: is_stopped(pid), "the engine's stop", look_s=0.001)  # type: ignore[misc]
 
 
 def children(pid: int) -> list[int]:

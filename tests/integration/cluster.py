@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from bench.processes import Engine, children
+from bench.processes import Engine, children, stop_all
 from tasks import keys
 from tasks.connections import make_async, make_sync
 from tasks.generation import Generation
@@ -78,8 +78,7 @@ class Cluster:
 
     def begin(self, engines: Sequence[Engine], generations: Iterable[Generation], *, tokens: int = 5) -> list[str]:
         """Ids of new jobs that have some tokens; the engines stand still then."""
-        for engine in engines:
-            engine.stop()
+        stop_all(engines)
         job_ids = self.submit_all(generations)
         self.decode_a_little(engines, job_ids, tokens=tokens)
         return job_ids
@@ -204,5 +203,4 @@ def creep(engines: Sequence[Engine], condition: Callable[[], object], *, timeout
         for engine in engines:
             engine.resume()
         time.sleep(0.005)
-        for engine in engines:
-            engine.stop()
+        stop_all(engines)
