@@ -14,11 +14,12 @@ from pathlib import Path
 from tasks import keys
 from tasks.connections import make_async, make_sync
 from tasks.generation import Generation
-from tasks.job import Job, Status
+from tasks.job import Job, Status, TimeLimits
 from tasks.job_id import new_job_id
 from tasks.job_store import JobStore, NewJob
 from tasks.settings import Settings
 from tasks.token_log import TokenLog
+from tasks.worker_info import WorkerInfo
 from tests.integration.stack import ROOT, START_S, Process, Stack, until
 from worker.local import Answer, LocalModel, Sampling
 
@@ -64,11 +65,18 @@ class Cluster:
             process.wait_for_line(" ready.")
         return started
 
-    def submit(self, generation: Generation) -> str:
+    def submit(self, generation: Generation, limits: TimeLimits | None = None) -> str:
         """Id of a new job."""
         name = self.checkpoint.name
         card = until(lambda: self._loop.run(self._store.card(name)), f"a card of {name}", timeout_s=START_S)
-        new = NewJob(id=new_job_id(), owner="anybody", checkpoint=name, digest=card.digest, generation=generation)
+        new = NewJob(
+            id=new_job_id(),
+            owner="anybody",
+            checkpoint=name,
+            digest=card.digest,
+            generation=generation,
+            limits=limits or TimeLimits(),
+        )
         return self._loop.run(self._store.submit(new)).job_id
 
     def submit_all(self, generations: Iterable[Generation]) -> list[str]:
@@ -86,6 +94,14 @@ class Cluster:
         job = self._loop.run(self._store.cancel(job_id))
         assert job is not None
         return job
+
+    def delete(self, job_id: str) -> None:
+        """Delete a job that exists."""
+        assert self._loop.run(self._store.delete(job_id))
+
+    def workers_now(self) -> list[WorkerInfo]:
+        """The live workers, by their last heartbeats."""
+        return self._loop.run(self._store.workers(self.checkpoint.name))
 
     def token_ids(self, job_id: str) -> tuple[int, ...]:
         """The token log of a job."""
