@@ -11,12 +11,14 @@ EVERYTHING = (
     "\ufeffretry: 2000\r\n: comment\r\n\r\n"
     "event: token\nid: 1-0\ndata: a€😀é\n\n"
     "event: token\rid: 2-0\rdata: first\rdata: second\r\r"
+    "event: token\r\nid: 3-0\r\ndata: third\r\ndata: fourth\r\n\r\n"
     "data:last\r\n\r\n"
     "data: never finished"
 ).encode()
 MESSAGES = [
     Message("token", "a€😀é", "1-0"),
     Message("token", "first\nsecond", "2-0"),
+    Message("token", "third\nfourth", "3-0"),
     Message("message", "last", None),
 ]
 
