@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from http import HTTPStatus
 
 from fastapi import Response
 from pydantic import BaseModel
 from redis.exceptions import RedisError
 
+from api.estimates import Estimates, retry_after_s
 from api.job_view import generate_response, job_response, job_url, server_timing
 from api.prefer import Preferences
 from api.problems import RETRY_SOON_S, ApiError, Code, FieldError, code_of, presentable
+from api.schemas import JobResponse
 from tasks.job import Job, JobError, Status
 from tasks.job_store import JobStore
 from tasks.token_log import TokenLog
@@ -37,17 +40,31 @@ def preference_headers(preferences: Preferences, *, waited_s: float | None, answ
     return {"Vary": "Prefer", **({"Preference-Applied": applied} if applied else {})}
 
 
-async def job_answer(
-    store: JobStore, job: Job, prefix: str, status: int, headers: Mapping[str, str] | None = None
-) -> Response:
-    """The job object, with the text so far where the job is not over. Raises RedisError."""
-    partial = None if job.status.terminal else await _text_so_far(store, job)
-    return json_answer(job_response(job, prefix=prefix, partial=partial), status, headers)
+@dataclass(frozen=True, slots=True)
+class JobAnswers:
+    """Answers with a job object, for all requests of this process. Each raises RedisError."""
 
+    store: JobStore
+    estimates: Estimates
 
-async def accepted(store: JobStore, job: Job, prefix: str, headers: Mapping[str, str]) -> Response:
-    """202: the job is there, its end is not."""
-    return await job_answer(store, job, prefix, 202, {**headers, "Retry-After": str(RETRY_SOON_S)})
+    async def job(
+        self, job: Job, prefix: str, status: int = HTTPStatus.OK, headers: Mapping[str, str] | None = None
+    ) -> Response:
+        """The job object, with the text so far and an estimate where the job is not over."""
+        return json_answer(await self._live_response(job, prefix), status, headers)
+
+    async def accepted(self, job: Job, prefix: str, headers: Mapping[str, str]) -> Response:
+        """202: the job is there, its end is not. `Retry-After` says when it probably will be."""
+        body = await self._live_response(job, prefix)
+        finish = body.queue.eta_finish_s
+        later = str(retry_after_s(None if finish is None else finish.p50))
+        return json_answer(body, HTTPStatus.ACCEPTED, {**headers, "Retry-After": later})
+
+    async def _live_response(self, job: Job, prefix: str) -> JobResponse:
+        if job.status.terminal:
+            return job_response(job, prefix=prefix)
+        reading = await self.estimates.reading(job.checkpoint)
+        return job_response(job, prefix=prefix, partial=await _text_so_far(self.store, job), reading=reading)
 
 
 def generated(job: Job, headers: Mapping[str, str]) -> Response:
@@ -63,16 +80,14 @@ def unsuccessful(job: Job, prefix: str) -> ApiError:
     """The error of a synchronous call whose job is over without success."""
     if job.error is not None:
         return _failed(job.error, job.id, prefix)
-    if job.status is Status.CANCELLED:
-        return _job_error(Code.CANCELLED, "The job was cancelled.", job.id, prefix)
-    return _job_error(Code.DEADLINE_EXCEEDED, "The job's time was over before a worker took it up.", job.id, prefix)
+    return _job_error(Code.CANCELLED, "The job was cancelled.", job.id, prefix)
 
 
-def wait_is_over(job_id: str, prefix: str, waited_s: float) -> ApiError:
-    """The error of a synchronous call whose caller agreed to no other answer than the text."""
+def wait_is_over(job_id: str, prefix: str, why: str) -> ApiError:
+    """The error of a synchronous call whose caller agreed to no other answer than the text. `why` is a sentence."""
     return _job_error(
         Code.WAIT_TIMEOUT,
-        f"No answer within {waited_s:g} s. The job goes on: read it at {job_url(prefix, job_id)}.",
+        f"{why} The job goes on: read it at {job_url(prefix, job_id)}.",
         job_id,
         prefix,
         retry_after_s=RETRY_SOON_S,
@@ -84,11 +99,16 @@ def no_result(job: Job, prefix: str) -> ApiError:
     url = job_url(prefix, job.id)
     output = job_response(job, prefix=prefix).output.model_dump(mode="json")
     extra = {"job_id": job.id, "job_url": url, "output": output}
-    if job.error is not None:
-        return ApiError(code_of(job.error.code), job.error.message, extra=extra, status=HTTPStatus.CONFLICT)
-    if job.status is Status.CANCELLED:
+    if job.error is None:
         return ApiError(Code.CANCELLED, "The job was cancelled.", extra=extra)
-    return ApiError(Code.EXPIRED, "The job's time was over before a worker took it up.", extra=extra)
+    status = HTTPStatus.GONE if job.status is Status.EXPIRED else HTTPStatus.CONFLICT
+    return ApiError(code_of(job.error.code), job.error.message, extra=extra, status=status)
+
+
+def not_retryable(job: Job) -> ApiError:
+    """The error of repeating a job that is not over, or has succeeded."""
+    why = "has succeeded: submit its request again" if job.status.terminal else f"is {job.status}: cancel it first"
+    return ApiError(Code.NOT_RETRYABLE, f"{job.id} {why}, if you want another one.", extra={"job_id": job.id})
 
 
 async def read_accepted(store: JobStore, job_id: str, prefix: str) -> Job:
@@ -104,13 +124,33 @@ async def read_accepted(store: JobStore, job_id: str, prefix: str) -> Job:
             retry_after_s=RETRY_SOON_S,
         ) from error
     if job is None:
-        raise no_such_job(job_id)
+        raise await vanished(store, job_id)
     return job
+
+
+async def vanished(store: JobStore, job_id: str) -> ApiError:
+    """The error of a job that was accepted, and is not there any more. Raises RedisError."""
+    if await store.was_deleted(job_id):
+        return _deleted(job_id)
+    return ApiError(
+        Code.JOB_LOST,
+        f"{job_id} was accepted, and is not in the queue any more: Redis has lost data. Send the request again.",
+        extra={"job_id": job_id},
+    )
+
+
+async def missing(store: JobStore, job_id: str) -> ApiError:
+    """The error of an id under which there is no job. Raises RedisError."""
+    return _deleted(job_id) if await store.was_deleted(job_id) else no_such_job(job_id)
 
 
 def no_such_job(job_id: str) -> ApiError:
     """The error of an id that never was, or whose record is over."""
     return ApiError(Code.NOT_FOUND, f"There is no job {presentable(job_id)}: it never was, or its time is over.")
+
+
+def _deleted(job_id: str) -> ApiError:
+    return ApiError(Code.GONE, f"{job_id} was deleted.", extra={"job_id": job_id})
 
 
 async def _text_so_far(store: JobStore, job: Job) -> str:

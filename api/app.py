@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,8 +16,9 @@ from redis.exceptions import RedisError
 from api import error_handlers
 from api.documented import openapi
 from api.middleware import BodyLimit, LastResort, RequestLog
-from api.routes import generate, health, jobs, workers
+from api.routes import generate, health, jobs, streams, workers
 from api.services import Services
+from api.stopping import told_to_stop
 from tasks.connections import redacted
 from tasks.logs import setup_logging
 from tasks.settings import Settings
@@ -36,6 +38,10 @@ EXPOSED_HEADERS = (
     "X-Job-Warnings",
     "X-Request-Id",
 )
+
+
+#: Connections and files of one process, as far as the system grants them.
+MAX_OPEN_FILES = 10_240
 
 
 class Api(FastAPI):
@@ -60,8 +66,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         services = Services.open(chosen)
         app.state.services = services
         try:
+            _allow_many_connections()
             await _greet(services)
-            yield
+            with told_to_stop(services.stopping.begin):
+                yield
         finally:
             await services.close()
 
@@ -71,7 +79,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=generate.VERSION,
         lifespan=lifespan,
     )
-    for family in (generate, health, jobs, workers):
+    for family in (generate, health, jobs, streams, workers):
         app.include_router(family.router)
     error_handlers.install(app)
     # The last one added is the first to see a request.
@@ -86,6 +94,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.add_middleware(RequestLog)
     return app
+
+
+def _allow_many_connections() -> None:
+    """Let this process open as many files as it may: a client that waits is one, and 1,024 is a common limit."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if now != resource.RLIM_INFINITY and now < MAX_OPEN_FILES:
+        allowed = MAX_OPEN_FILES if most == resource.RLIM_INFINITY else min(most, MAX_OPEN_FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, most))
 
 
 async def _greet(services: Services) -> None:

@@ -34,9 +34,16 @@ class Bell:
 
     def __init__(self) -> None:
         self._rung = asyncio.Event()
+        #: Whether something may have changed since this was last set to False; a nudge alone is no news.
+        self.news = False
 
     def ring(self) -> None:
-        """Wake the waiter."""
+        """Wake the waiter: something may have changed."""
+        self.news = True
+        self._rung.set()
+
+    def nudge(self) -> None:
+        """Wake the waiter, who knows himself what for."""
         self._rung.set()
 
     async def wait(self, timeout_s: float) -> bool:
@@ -97,6 +104,12 @@ class Bells:
                 if not self._ears[name]:
                     del self._ears[name]
                     self._tell(name)
+
+    def ring_all(self) -> None:
+        """Wake everybody."""
+        for ears in self._ears.values():
+            for bell in ears:
+                bell.ring()
 
     def _tell(self, channel: bytes) -> None:
         self._changed.add(channel)

@@ -31,6 +31,9 @@ SUBMIT_CODES = (
     Code.NO_WORKERS,
 )
 
+#: A stream, beside which the same status may have an answer in JSON.
+STREAM_CONTENT = {"text/event-stream": {"schema": {"type": "string"}}}
+
 _PROBLEM_REF = "#/components/schemas/Problem"
 
 

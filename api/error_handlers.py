@@ -109,8 +109,7 @@ async def _redis_error(request: Request, error: Exception) -> Response:
         return unexpected_error(request.scope, error)
     log.warning("redis_unavailable", error=type(error).__name__, reason=str(error))
     if refusal is None:
-        # A Redis that went away may come back as another one.
-        request.app.state.services.schema_checked = False
+        request.app.state.services.redis_went_away()
     detail = (
         "Redis cannot be reached. It is tried again at every request."
         if refusal is None

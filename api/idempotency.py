@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from api.problems import invalid
-from api.schemas import Model
 from tasks.job_store import Idempotency
 
 #: Longest key, in characters.
@@ -19,17 +19,17 @@ _STRING = re.compile(r'"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"\s*(?:;.*)?
 _BARE = re.compile(r"[\x21\x23-\x7e]+")
 
 
-def idempotency(lines: Sequence[str], *, owner: str, route: str, body: Model) -> Idempotency | None:
+def idempotency(lines: Sequence[str], *, owner: str, route: str, request: Mapping[str, Any]) -> Idempotency | None:
     """Key and fingerprint of a request; None where it has no key.
 
-    The key counts for one owner and one kind of route. The fingerprint is that of the validated body, defaults filled
-    in, so that two spellings of the same request are the same. Raises ApiError on a malformed key.
+    The key counts for one owner and one kind of route. `request` is what was asked for, validated and with defaults
+    filled in, so that two spellings of the same request are the same. Raises ApiError on a malformed key.
     """
     if not lines:
         return None
     key = parse_key(lines)
     scope = "\0".join((owner, route, key))
-    canonical = json.dumps(body.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    canonical = json.dumps(request, sort_keys=True, separators=(",", ":"))
     return Idempotency(
         key_hash=hashlib.sha256(scope.encode()).hexdigest(), fingerprint=hashlib.sha256(canonical.encode()).hexdigest()
     )

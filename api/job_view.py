@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from api.estimates import Reading
 from api.schemas import (
+    EtaFinish,
     GenerateResponse,
     JobCancel,
+    JobEta,
     JobFailure,
     JobInput,
+    JobLimits,
     JobOutput,
     JobProgress,
     JobQueue,
@@ -18,6 +22,7 @@ from api.schemas import (
     JobUrls,
     Usage,
 )
+from tasks.estimate import Estimate
 from tasks.job import Job, Status
 
 
@@ -26,8 +31,11 @@ def job_url(prefix: str, job_id: str) -> str:
     return f"{prefix}/v1/jobs/{job_id}"
 
 
-def job_response(job: Job, *, prefix: str = "", partial: str | None = None) -> JobResponse:
-    """The job object. `partial` is the text so far of a job that runs, where the caller has read it."""
+def job_response(
+    job: Job, *, prefix: str = "", partial: str | None = None, reading: Reading | None = None
+) -> JobResponse:
+    """The job object. `partial` is the text so far of a job that runs, where the caller has read it; `reading` is what
+    the queue does, for the estimates of a job that is not over."""
     completion = partial if job.completion is None else job.completion
     url = job_url(prefix, job.id)
     return JobResponse(
@@ -38,9 +46,15 @@ def job_response(job: Job, *, prefix: str = "", partial: str | None = None) -> J
         created_at=moment(job.created_at),
         started_at=maybe_moment(job.started_at),
         finished_at=maybe_moment(job.finished_at),
+        deadline_at=maybe_moment(job.deadline_at),
         expires_at=maybe_moment(job.expires_at),
         input=_input(job),
-        queue=JobQueue(priority=job.priority, position=job.position if job.status is Status.QUEUED else None),
+        limits=JobLimits(
+            queue_timeout_s=_maybe_seconds(job.limits.queue_timeout_ms),
+            run_timeout_s=_maybe_seconds(job.limits.run_timeout_ms),
+            deadline_s=_maybe_seconds(job.limits.deadline_ms),
+        ),
+        queue=_queue(job, reading),
         progress=JobProgress(tokens_generated=job.tokens, max_tokens=job.generation.max_tokens),
         output=JobOutput(
             generated_text=None if completion is None else job.generation.prompt + completion,
@@ -60,8 +74,11 @@ def job_response(job: Job, *, prefix: str = "", partial: str | None = None) -> J
         else JobFailure(code=job.error.code.value, message=job.error.message, retryable=job.error.retryable),
         cancel_requested=job.cancellation is not None,
         cancel=_cancel(job),
+        retry_of=job.retry_of,
         metadata=dict(job.metadata),
-        urls=JobUrls(self=url, result=f"{url}/result", cancel=f"{url}/cancel"),
+        urls=JobUrls(
+            self=url, result=f"{url}/result", stream=f"{url}/stream", cancel=f"{url}/cancel", retry=f"{url}/retry"
+        ),
     )
 
 
@@ -111,6 +128,32 @@ def moment(ms: int) -> datetime:
 def maybe_moment(ms: int | None) -> datetime | None:
     """`moment`, of a time that may not have come."""
     return None if ms is None else moment(ms)
+
+
+def eta(estimate: Estimate, *, position: int | None, as_of: datetime) -> JobEta:
+    """When a job will probably be over; `position` is None where it runs."""
+    waits = position is not None
+    finish = estimate.finish
+    return JobEta(
+        position=position,
+        tokens_ahead=estimate.tokens_ahead if waits else None,
+        eta_start_s=None if estimate.start_s is None or not waits else round(estimate.start_s, 3),
+        eta_finish_s=None if finish is None else EtaFinish(p50=round(finish.p50, 3), p90=round(finish.p90, 3)),
+        as_of=as_of,
+    )
+
+
+def _queue(job: Job, reading: Reading | None) -> JobQueue:
+    position = job.position if job.status is Status.QUEUED else None
+    if job.status.terminal or reading is None:
+        nothing: dict[str, None] = dict.fromkeys(("tokens_ahead", "eta_start_s", "eta_finish_s", "as_of"))
+        return JobQueue(priority=job.priority, position=position, **nothing)
+    told = eta(reading.of_job(job), position=position, as_of=reading.as_of)
+    return JobQueue(priority=job.priority, **dict(told))
+
+
+def _maybe_seconds(ms: int | None) -> float | None:
+    return None if ms is None else ms / 1000
 
 
 def _seconds(start: int | None, end: int | None) -> float | None:

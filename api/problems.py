@@ -32,16 +32,23 @@ class Code(StrEnum):
     PROMPT_TOO_LONG = "prompt_too_long"
     BODY_TOO_LARGE = "body_too_large"
     NOT_FOUND = "not_found"
+    #: It was deleted.
+    GONE = "gone"
+    NOT_RETRYABLE = "not_retryable"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     MODEL_NOT_FOUND = "model_not_found"
     MODEL_REQUIRED = "model_required"
     IDEMPOTENCY_MISMATCH = "idempotency_mismatch"
     QUEUE_FULL = "queue_full"
+    MAX_QUEUE_POSITION = "max_queue_position"
     MODEL_NOT_LOADED = "model_not_loaded"
     NO_WORKERS = "no_workers"
     REDIS_UNAVAILABLE = "redis_unavailable"
     SCHEMA_MISMATCH = "schema_mismatch"
+    #: It was accepted, and Redis has forgotten it.
+    JOB_LOST = "job_lost"
     WAIT_TIMEOUT = "wait_timeout"
+    START_TIMEOUT = "start_timeout"
     CHECKPOINT_CHANGED = "checkpoint_changed"
     WORKER_LOST = "worker_lost"
     OUT_OF_MEMORY = "out_of_memory"
@@ -66,15 +73,20 @@ KINDS: Mapping[Code, Kind] = {
     Code.PROMPT_TOO_LONG: Kind(422, "The prompt is too long"),
     Code.BODY_TOO_LARGE: Kind(413, "The request body is too large"),
     Code.NOT_FOUND: Kind(404, "Not found"),
+    Code.GONE: Kind(410, "Deleted"),
+    Code.NOT_RETRYABLE: Kind(409, "The job cannot be repeated"),
     Code.METHOD_NOT_ALLOWED: Kind(405, "Method not allowed"),
     Code.MODEL_NOT_FOUND: Kind(404, "No such model"),
     Code.MODEL_REQUIRED: Kind(422, "Several models are served: name one"),
     Code.IDEMPOTENCY_MISMATCH: Kind(422, "The idempotency key belongs to another request"),
     Code.QUEUE_FULL: Kind(429, "The queue is full", retryable=True),
+    Code.MAX_QUEUE_POSITION: Kind(429, "The queue is longer than you want", retryable=True),
     Code.MODEL_NOT_LOADED: Kind(503, "Model not loaded", retryable=True),
     Code.NO_WORKERS: Kind(503, "No worker serves the model", retryable=True),
     Code.REDIS_UNAVAILABLE: Kind(503, "The queue is not available", retryable=True),
     Code.SCHEMA_MISMATCH: Kind(503, "The queue belongs to another version"),
+    Code.JOB_LOST: Kind(503, "The queue has lost the job", retryable=True),
+    Code.START_TIMEOUT: Kind(504, "The job was not started in time", retryable=True),
     Code.WAIT_TIMEOUT: Kind(504, "The answer is not ready yet"),
     Code.CHECKPOINT_CHANGED: Kind(503, "The checkpoint has changed", retryable=True),
     Code.WORKER_LOST: Kind(503, "The workers were lost", retryable=True),

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 
 import structlog
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from api.cancelling import end
@@ -19,10 +20,19 @@ log = structlog.get_logger(__name__)
 class Reaper:
     """A task that calls the reaper again and again. Use it on one event loop."""
 
-    def __init__(self, store: JobStore, *, check_schema: Callable[[], Awaitable[None]], every_s: float) -> None:
-        """`check_schema` raises SchemaError where Redis is not ours to write to."""
+    def __init__(
+        self,
+        store: JobStore,
+        *,
+        check_schema: Callable[[], Awaitable[None]],
+        on_away: Callable[[], None],
+        every_s: float,
+    ) -> None:
+        """`check_schema` raises SchemaError where Redis is not ours to write to; `on_away` is called where it cannot be
+        reached."""
         self._store = store
         self._check_schema = check_schema
+        self._on_away = on_away
         self._every_s = every_s
         self._failing = False
         self._task: asyncio.Task[None] | None = None
@@ -43,6 +53,8 @@ class Reaper:
                 await self._check_schema()
                 reaped = await self._store.reap()
             except (RedisError, SchemaError) as error:
+                if isinstance(error, RedisConnectionError):
+                    self._on_away()
                 # Once for each outage: it may last.
                 if not self._failing:
                     log.warning("reaper_stalled", error=str(error))

@@ -18,6 +18,8 @@ MAX_METADATA_VALUE = 512
 #: How long a caller may ask for a finished job to be kept, in seconds: a minute to a week.
 MIN_RESULT_TTL_S = 60
 MAX_RESULT_TTL_S = 604_800
+#: Longest limit in time that a caller may set, in seconds: a week.
+MAX_TIME_LIMIT_S = 604_800
 #: Longest name of a checkpoint, which is a folder's.
 MAX_MODEL_NAME = 255
 #: Jobs of one page of the list.
@@ -35,6 +37,7 @@ Moment = Annotated[
     PlainSerializer(_rfc3339, when_used="json"),
     WithJsonSchema({"type": "string", "format": "date-time"}, mode="serialization"),
 ]
+TimeLimit = Annotated[float | None, Field(gt=0, le=MAX_TIME_LIMIT_S)]
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 MetadataName = Annotated[str, StringConstraints(min_length=1, max_length=MAX_METADATA_NAME)]
 MetadataValue = Annotated[str, StringConstraints(max_length=MAX_METADATA_VALUE)]
@@ -104,6 +107,21 @@ class JobRequest(GenerateRequest):
     )
     wait_for_worker: bool = Field(
         False, description="Accept the job even if no worker serves the checkpoint now; it waits until one does."
+    )
+    queue_timeout_s: TimeLimit = Field(
+        None, description="If no worker has taken the job up after so many seconds, it expires. null: it waits."
+    )
+    run_timeout_s: TimeLimit = Field(
+        None,
+        description="After so many seconds of running, all attempts together, it fails and keeps its text so far.",
+    )
+    deadline_s: TimeLimit = Field(
+        None,
+        description="So many seconds after its submission it is over: expired if nobody has begun it, else failed, "
+        "with its text so far.",
+    )
+    max_queue_position: int | None = Field(
+        None, ge=0, le=10**9, description="Refuse the job (429) if more jobs than this would be ahead of it."
     )
 
 
@@ -177,11 +195,27 @@ class JobInput(Model):
     seed: int = Field(description="The given seed, or the one that was drawn: with it the run can be repeated.")
 
 
-class JobQueue(Model):
-    """The job's place in the queue."""
+class EtaFinish(Model):
+    """Seconds until a job is over: half of the jobs, and nine of ten, take no longer than estimated."""
+
+    p50: float
+    p90: float
+
+
+class JobEta(Model):
+    """What can be told of a job's future. Times are in seconds from `as_of`; null where nothing is known yet."""
+
+    position: int | None = Field(description="Jobs ahead of this one (0: next); null unless queued.")
+    tokens_ahead: int | None = Field(description="Tokens that those jobs will probably generate; null unless queued.")
+    eta_start_s: float | None = Field(description="Until it starts; null unless queued.")
+    eta_finish_s: EtaFinish | None = Field(description="Until it is over; null once it is.")
+    as_of: Moment | None = Field(description="When this was estimated.")
+
+
+class JobQueue(JobEta):
+    """The job's place in the queue, and when it will probably be over."""
 
     priority: int
-    position: int | None = Field(description="Jobs ahead of this one (0: next); null unless queued.")
 
 
 class JobProgress(Model):
@@ -227,12 +261,22 @@ class JobCancel(Model):
     tokens_after: int | None = Field(description="Tokens decoded after the request.")
 
 
+class JobLimits(Model):
+    """How long the job may take, in seconds; null: as long as it takes."""
+
+    queue_timeout_s: float | None
+    run_timeout_s: float | None
+    deadline_s: float | None
+
+
 class JobUrls(Model):
     """Where to go from here."""
 
     self: str
     result: str
+    stream: str
     cancel: str
+    retry: str
 
 
 class JobResponse(Model):
@@ -246,8 +290,10 @@ class JobResponse(Model):
     created_at: Moment
     started_at: Moment | None
     finished_at: Moment | None
+    deadline_at: Moment | None = Field(description="When `deadline_s` is over.")
     expires_at: Moment | None = Field(description="When the finished job is forgotten.")
     input: JobInput
+    limits: JobLimits
     queue: JobQueue
     progress: JobProgress
     output: JobOutput
@@ -261,6 +307,7 @@ class JobResponse(Model):
     error: JobFailure | None
     cancel_requested: bool
     cancel: JobCancel | None
+    retry_of: str | None = Field(description="The job that this one repeats.")
     metadata: dict[str, str]
     urls: JobUrls
 
@@ -271,6 +318,28 @@ class JobList(Model):
     object: Literal["list"] = "list"
     data: list[JobResponse]
     next_cursor: str | None = Field(description="Give it as `cursor` for the next page; null on the last one.")
+
+
+class StatusEvent(Model):
+    """Data of a stream's `status` event."""
+
+    status: Status
+    attempt: int
+
+
+class TokenEvent(Model):
+    """Data of a stream's `token` event."""
+
+    offset: int = Field(description="Tokens in front of these.")
+    count: int = Field(description="New tokens; 0 for a last piece of text that belongs to none.")
+    text: str
+
+
+class AttemptEvent(Model):
+    """Data of a stream's `attempt` event: another worker goes on."""
+
+    attempt: int
+    resumed_from: int = Field(description="Tokens that it took over.")
 
 
 class WorkerResponse(Model):

@@ -5,18 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated
 
+import structlog
 from fastapi import Depends, Request
 from redis.asyncio.client import Redis
 
+from api.answers import JobAnswers
 from api.bells import Bells
 from api.checkpoints import Checkpoints
+from api.estimates import Estimates
+from api.following import Follower
 from api.reaping import Reaper
+from api.stopping import Stopping
 from api.submission import Submitter
 from api.waiting import Waiter
 from api.watching import JobWatch
-from tasks.connections import make_async
+from tasks.connections import make_async, redacted
 from tasks.job_store import JobStore
 from tasks.settings import Settings
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass
@@ -31,9 +38,15 @@ class Services:
     submitter: Submitter
     watch: JobWatch
     waiter: Waiter
+    follower: Follower
+    answers: JobAnswers
+    estimates: Estimates
+    stopping: Stopping
     reaper: Reaper = field(init=False)
     #: Whether this Redis was seen to have our layout; False again after it was away.
     schema_checked: bool = False
+    #: Whether it ever was.
+    schema_met: bool = False
 
     @classmethod
     def open(cls, settings: Settings) -> Services:
@@ -45,17 +58,28 @@ class Services:
         bells.start()
         watch.start()
         checkpoints = Checkpoints(store, default=settings.default_checkpoint)
+        estimates = Estimates(store)
+        stopping = Stopping(bells.ring_all)
         services = cls(
             settings=settings,
             redis=redis,
             store=store,
             bells=bells,
             checkpoints=checkpoints,
-            submitter=Submitter(store, checkpoints),
+            submitter=Submitter(store, checkpoints, estimates),
             watch=watch,
-            waiter=Waiter(store, watch),
+            waiter=Waiter(store, watch, stopping),
+            follower=Follower(store, watch, estimates, stopping),
+            answers=JobAnswers(store, estimates),
+            estimates=estimates,
+            stopping=stopping,
         )
-        services.reaper = Reaper(store, check_schema=services.check_schema, every_s=settings.reap_every_s)
+        services.reaper = Reaper(
+            store,
+            check_schema=services.check_schema,
+            on_away=services.redis_went_away,
+            every_s=settings.reap_every_s,
+        )
         services.reaper.start()
         return services
 
@@ -69,8 +93,14 @@ class Services:
     async def check_schema(self) -> None:
         """Raises SchemaError where Redis belongs to another version, and RedisError where it is away."""
         if not self.schema_checked:
-            await self.store.check_schema()
-            self.schema_checked = True
+            was_empty = await self.store.check_schema()
+            if was_empty and self.schema_met:
+                log.error("redis_lost_its_data", url=redacted(self.settings.redis_url), what="every job is gone")
+            self.schema_checked = self.schema_met = True
+
+    def redis_went_away(self) -> None:
+        """It may come back as another one, or empty."""
+        self.schema_checked = False
 
 
 async def services_of(request: Request) -> Services:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
+from api.cancel_after import sooner
 from api.checkpoints import Checkpoints
-from api.problems import RETRY_SOON_S, ApiError, Code, FieldError, invalid
+from api.estimates import Estimates, retry_after_s
+from api.problems import ApiError, Code, FieldError, invalid
 from api.schemas import GenerateRequest, JobRequest
 from tasks.card import Card
-from tasks.errors import IdempotencyMismatchError, QueueFullError
+from tasks.errors import IdempotencyMismatchError, QueueFullError, QueuePositionError
 from tasks.generation import SEED_BITS, Generation
+from tasks.job import Job, TimeLimits
 from tasks.job_store import Idempotency, JobStore, NewJob, Submitted
 
 #: Owner of every job until there are API keys.
@@ -26,20 +31,33 @@ MAX_NAMED_CHARACTERS = 10
 class Submitter:
     """Checks a request against its checkpoint's card and hands it to the queue."""
 
-    def __init__(self, store: JobStore, checkpoints: Checkpoints) -> None:
+    def __init__(self, store: JobStore, checkpoints: Checkpoints, estimates: Estimates) -> None:
         self._store = store
         self._checkpoints = checkpoints
+        self._estimates = estimates
 
-    async def submit(self, body: GenerateRequest, *, job_id: str, key: Idempotency | None) -> Submitted:
+    async def submit(
+        self, body: GenerateRequest, *, job_id: str, key: Idempotency | None, cancel_after_s: float | None
+    ) -> Submitted:
         """Queue the request under `job_id`, or find the job that its idempotency key belongs to.
 
         Raises ApiError for whatever is wrong with it, and RedisError.
         """
+        return await self._accept(key, lambda: self._new_job(body, job_id, key, cancel_after_s))
+
+    async def repeat(self, job: Job, *, job_id: str, key: Idempotency | None) -> Submitted:
+        """Queue under `job_id` what `job` was asked for, as a job of its own. Raises as `submit`."""
+        return await self._accept(key, lambda: self._repeated(job, job_id, key))
+
+    async def _accept(self, key: Idempotency | None, make: Callable[[], Awaitable[NewJob]]) -> Submitted:
+        checkpoint: str | None = None
         try:
             # A repeated request finds its job even if it could not be accepted now.
             if key is not None and (known := await self._store.find(key)) is not None:
                 return Submitted(known, replayed=True)
-            return await self._store.submit(await self._new_job(body, job_id, key))
+            new = await make()
+            checkpoint = new.checkpoint
+            return await self._store.submit(await self._predicted(new))
         except IdempotencyMismatchError as error:
             raise ApiError(
                 Code.IDEMPOTENCY_MISMATCH,
@@ -47,55 +65,100 @@ class Submitter:
                 errors=[FieldError(("header", "idempotency-key"), str(error), "idempotency_mismatch")],
             ) from error
         except QueueFullError as error:
-            raise ApiError(Code.QUEUE_FULL, str(error), retry_after_s=RETRY_SOON_S) from error
+            raise await self._refusal(Code.QUEUE_FULL, error, checkpoint, 1) from error
+        except QueuePositionError as error:
+            too_many = error.position - error.limit
+            raise await self._refusal(Code.MAX_QUEUE_POSITION, error, checkpoint, too_many) from error
 
-    async def _new_job(self, body: GenerateRequest, job_id: str, key: Idempotency | None) -> NewJob:
+    async def _refusal(self, code: Code, error: Exception, checkpoint: str | None, departures: int) -> ApiError:
+        """429, until so many jobs that wait now have been started."""
+        assert checkpoint is not None, "only a job that was made can be refused by the queue"
+        load = (await self._estimates.reading(checkpoint)).load
+        return ApiError(code, str(error), retry_after_s=retry_after_s(load.departure_s(departures)))
+
+    async def _predicted(self, new: NewJob) -> NewJob:
+        """The job with what its estimate would be, as a measure of the estimates."""
+        load = (await self._estimates.reading(new.checkpoint)).load
+        estimate = load.estimate(position=load.waiting, tokens_left=new.generation.max_tokens)
+        return replace(new, predicted_s=estimate.uncorrected_s)
+
+    async def _new_job(
+        self, body: GenerateRequest, job_id: str, key: Idempotency | None, cancel_after_s: float | None
+    ) -> NewJob:
         queued = body if isinstance(body, JobRequest) else None
         card = await self._checkpoints.choose(body.model, may_wait=queued is not None and queued.wait_for_worker)
-        if len(body.prompt) > LONG_PROMPT:
-            await asyncio.to_thread(check_against, card, body)
-        else:
-            check_against(card, body)
+        generation = _generation(body)
+        await self._check(card, generation)
         return NewJob(
             id=job_id,
             owner=ANYBODY,
             checkpoint=card.name,
             digest=card.digest,
-            generation=_generation(body),
+            generation=generation,
             priority=DEFAULT_PRIORITY if queued is None else queued.priority,
             metadata={} if queued is None else queued.metadata,
+            limits=TimeLimits(
+                queue_timeout_ms=None if queued is None else _ms(queued.queue_timeout_s),
+                run_timeout_ms=None if queued is None else _ms(queued.run_timeout_s),
+                deadline_ms=_ms(sooner(cancel_after_s, None if queued is None else queued.deadline_s)),
+            ),
+            max_position=None if queued is None else queued.max_queue_position,
             idempotency=key,
             result_ttl_s=None if queued is None else queued.result_ttl_s,
         )
 
+    async def _repeated(self, job: Job, job_id: str, key: Idempotency | None) -> NewJob:
+        card = await self._checkpoints.choose(job.checkpoint)
+        # It may be another checkpoint by now, under the same name.
+        await self._check(card, job.generation)
+        return NewJob(
+            id=job_id,
+            owner=job.owner,
+            checkpoint=card.name,
+            digest=card.digest,
+            generation=job.generation,
+            priority=job.priority,
+            metadata=job.metadata,
+            limits=job.limits,
+            retry_of=job.id,
+            idempotency=key,
+            result_ttl_s=job.result_ttl_ms / 1000,
+        )
 
-def check_against(card: Card, body: GenerateRequest) -> None:
+    async def _check(self, card: Card, asked: Generation) -> None:
+        if len(asked.prompt) > LONG_PROMPT:
+            await asyncio.to_thread(check_against, card, asked)
+        else:
+            check_against(card, asked)
+
+
+def check_against(card: Card, asked: Generation) -> None:
     """Raises ApiError for a request that the checkpoint cannot run.
 
     What only the tokenizer can tell, as the length of a prompt in BPE tokens, the worker checks before it decodes.
     """
-    if body.top_k is not None and body.top_k > card.vocab_size:
+    if asked.top_k is not None and asked.top_k > card.vocab_size:
         raise invalid(
             ("body", "top_k"),
             f"Input should be less than or equal to {card.vocab_size}",
             "less_than_equal",
-            given=body.top_k,
+            given=asked.top_k,
             ctx={"le": card.vocab_size},
         )
-    unknown = card.tokenizer.unknown_characters(body.prompt)
+    unknown = card.tokenizer.unknown_characters(asked.prompt)
     if unknown and card.tokenizer.unknown == "refuse":
         raise ApiError(
             Code.INVALID_REQUEST,
             f"The vocabulary of {card.name} lacks {len(unknown)} of the prompt's characters.",
             errors=[_unknown_character(card, index, char) for index, char in unknown[:MAX_NAMED_CHARACTERS]],
         )
-    tokens = card.tokenizer.prompt_tokens(body.prompt)
+    tokens = card.tokenizer.prompt_tokens(asked.prompt)
     if tokens == 0:
         raise invalid(
             ("body", "prompt"),
             f"The vocabulary of {card.name} has none of the prompt's characters.",
             "unknown_character",
-            given=body.prompt,
+            given=asked.prompt,
         )
     if tokens is not None and tokens >= card.context:
         raise invalid(
@@ -105,6 +168,11 @@ def check_against(card: Card, body: GenerateRequest) -> None:
             Code.PROMPT_TOO_LONG.value,
             code=Code.PROMPT_TOO_LONG,
         )
+
+
+def _ms(seconds: float | None) -> int | None:
+    """A limit as the record has it: at least 1 ms."""
+    return None if seconds is None else max(1, round(seconds * 1000))
 
 
 def _generation(body: GenerateRequest) -> Generation:

@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 
 import structlog
 from redis.exceptions import RedisError
-from starlette.requests import Request
+from starlette.types import Receive
 
 from api.cancelling import end
+from api.stopping import Stopping
 from api.watching import JobWatch
 from tasks.job import Job
 from tasks.job_store import JobStore
@@ -31,14 +32,15 @@ class ClientGoneError(Exception):
 class Waiter:
     """Waits for jobs."""
 
-    def __init__(self, store: JobStore, watch: JobWatch) -> None:
+    def __init__(self, store: JobStore, watch: JobWatch, stopping: Stopping) -> None:
         self._store = store
         self._watch = watch
+        self._stopping = stopping
 
     async def wait(
         self, job_id: str, *, until: Callable[[Job], bool], timeout_s: float, tokens: bool = False
     ) -> Job | None:
-        """The job as soon as `until` holds for it, else as it was read last when the time is over.
+        """The job as soon as `until` holds for it, else as it was read last when time is over, or this process ends.
 
         `tokens`: new tokens matter, too, not the state alone. None: the job is gone, or could never be read. A Redis
         that goes away meanwhile is waited for: the job was accepted, and goes on.
@@ -46,12 +48,12 @@ class Waiter:
         deadline = time.monotonic() + timeout_s
         job: Job | None = None
         failed = False
-        with self._watch.watch(job_id, tokens=tokens) as bell:
-            while (left_s := deadline - time.monotonic()) > 0:
+        with self._watch.watch(job_id, tokens=tokens) as watched:
+            while (left_s := deadline - time.monotonic()) > 0 and not self._stopping.begun:
                 if failed:
                     await asyncio.sleep(min(left_s, RETRY_S))
                 else:
-                    await bell.wait(left_s)
+                    await watched.bell.wait(left_s)
                 try:
                     job = await self._store.get(job_id)
                     failed = False
@@ -64,14 +66,14 @@ class Waiter:
         return job
 
 
-async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`, unless the client goes away before: then it is cancelled, and ClientGoneError raised.
 
     The request's body must have been read. A cancellation from outside, as at the server's own shutdown, is none of the
     client's doing and passes as it is.
     """
     working = asyncio.create_task(work)
-    watching = asyncio.create_task(_disconnect(request))
+    watching = asyncio.create_task(_disconnect(receive))
     try:
         await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
         if working.done():
@@ -81,6 +83,6 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
         await end(working, watching)
 
 
-async def _disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
         pass

@@ -127,15 +127,18 @@ class DataFolder:
         """Where the server writes what it has to say."""
         return self.path / LOG_NAME
 
-    def command(self, executable: Path) -> list[str]:
-        """How to start the server. It writes every change down, and refuses writes rather than forget jobs."""
+    def command(self, executable: Path, appendfsync: str) -> list[str]:
+        """How to start the server. It writes every change down, and refuses writes rather than forget jobs.
+
+        `appendfsync`: when what it wrote is on the disk, as redis.conf has it.
+        """
         options = {
             "port": "0",
             "unixsocket": str(self.socket),
             "unixsocketperm": "700",
             "dir": str(self.path),
             "appendonly": "yes",
-            "appendfsync": "everysec",
+            "appendfsync": appendfsync,
             "save": "",
             "maxmemory-policy": "noeviction",
             "logfile": str(self.log),

@@ -4,6 +4,7 @@
     ├── ConfigurationError
     ├── SchemaError
     ├── QueueFullError
+    ├── QueuePositionError
     ├── IdempotencyMismatchError
     └── CardConflictError
 
@@ -38,6 +39,15 @@ class QueueFullError(QueueError):
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"The queue is full: {limit} jobs are waiting. Try again later.")
+        self.limit = limit
+
+
+class QueuePositionError(QueueError):
+    """More jobs would be ahead than the caller wants."""
+
+    def __init__(self, position: int, limit: int) -> None:
+        super().__init__(f"{position} jobs would be ahead of this one, and you want {limit} at most.")
+        self.position = position
         self.limit = limit
 
 

@@ -49,6 +49,8 @@ class ErrorCode(StrEnum):
     #: The checkpoint's weights are not those that the job was accepted for.
     CHECKPOINT_CHANGED = "checkpoint_changed"
     WORKER_LOST = "worker_lost"
+    #: No worker took it up within its `queue_timeout_s`.
+    START_TIMEOUT = "start_timeout"
     DEADLINE_EXCEEDED = "deadline_exceeded"
     OUT_OF_MEMORY = "out_of_memory"
     INTERNAL = "internal"
@@ -65,6 +67,18 @@ class JobError:
     def to_json(self) -> str:
         """As one line of JSON."""
         return json.dumps({"code": self.code, "message": self.message, "retryable": self.retryable})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeLimits:
+    """How long a job may take, in ms; None: as long as it takes."""
+
+    #: From submission to the first start.
+    queue_timeout_ms: int | None = None
+    #: Running, in all attempts together.
+    run_timeout_ms: int | None = None
+    #: From submission to the end.
+    deadline_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +110,18 @@ class Job:
     digest: str
     generation: Generation
     priority: int
+    limits: TimeLimits
+    #: The job that this one repeats.
+    retry_of: str | None
     created_at: int
+    #: When `limits.deadline_ms` is over.
+    deadline_at: int | None
     started_at: int | None
     first_token_at: int | None
     finished_at: int | None
     expires_at: int | None
+    #: How long it is kept when it is over.
+    result_ttl_ms: int
     #: The fence: rises at every claim.
     attempt: int
     #: Workers and engines that were lost with the job, in all, and since its last new token.
@@ -146,11 +167,19 @@ class Job:
             digest=text["digest"],
             generation=Generation.from_json(text["input"]),
             priority=int(text["priority"]),
+            limits=TimeLimits(
+                queue_timeout_ms=number("queue_timeout_ms"),
+                run_timeout_ms=number("run_timeout_ms"),
+                deadline_ms=number("deadline_ms"),
+            ),
+            retry_of=text.get("retry_of"),
             created_at=int(text["created_at"]),
+            deadline_at=number("deadline_at"),
             started_at=number("started_at"),
             first_token_at=number("first_token_at"),
             finished_at=number("finished_at"),
             expires_at=number("expires_at"),
+            result_ttl_ms=int(text["result_ttl_ms"]),
             attempt=int(text["attempt"]),
             losses=int(text["losses"]),
             losses_in_a_row=int(text["losses_in_a_row"]),

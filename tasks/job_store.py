@@ -1,4 +1,4 @@
-"""The front end's side of the queue: accept, read, list and cancel jobs; see who serves what.
+"""The front end's side of the queue: accept, read, follow, list, cancel and delete jobs; see who serves what.
 
 Every method may raise redis.exceptions.RedisError where Redis is away or refuses to write.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import redis.asyncio
@@ -15,13 +15,14 @@ import redis.asyncio
 from tasks import keys, reaped, schema, scripts
 from tasks.card import Card
 from tasks.celery_app import make_app
-from tasks.errors import IdempotencyMismatchError, QueueFullError
+from tasks.errors import IdempotencyMismatchError, QueueFullError, QueuePositionError
+from tasks.estimate import Load
 from tasks.generation import Generation
-from tasks.job import Job, Status
+from tasks.job import Job, Status, TimeLimits
 from tasks.message import Renderer
 from tasks.reaped import Reaped
 from tasks.settings import Settings
-from tasks.token_log import Entry
+from tasks.token_log import Entry, from_reply
 from tasks.worker_info import WorkerInfo
 
 
@@ -49,6 +50,14 @@ class NewJob:
     #: 0 (first) to 9.
     priority: int = 5
     metadata: Mapping[str, str] = field(default_factory=dict)
+    limits: TimeLimits = field(default_factory=TimeLimits)
+    #: Most jobs that may be ahead of it; None: any number.
+    max_position: int | None = None
+    #: The job that this one repeats.
+    retry_of: str | None = None
+    #: How long it should take from submission to end, in seconds, as far as that can be told; it is compared with how
+    #: long it took.
+    predicted_s: float | None = None
     idempotency: Idempotency | None = None
     #: How long the finished job is kept, in seconds; None for the setting.
     result_ttl_s: float | None = None
@@ -62,6 +71,31 @@ class Submitted:
     job_id: str
     #: An earlier request with the same key made it. Its record may have expired since.
     replayed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What many jobs are asked for at once."""
+
+    #: Rises at every change.
+    version: int
+    #: Jobs ahead of it; None unless it waits.
+    position: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What is new of a job that somebody follows."""
+
+    status: Status
+    attempt: int
+    #: Jobs ahead of it; None unless it waits.
+    position: int | None
+    #: What the log has behind the cursor; the first entry is cut where the cursor is inside it.
+    entries: tuple[Entry, ...]
+    #: Once it is over: the whole job, and an id behind that of every entry.
+    ended: Job | None = None
+    end_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +121,15 @@ class JobStore:
         self._reap_arguments = reaped.arguments(settings)
         self._renderer = Renderer(make_app(settings))
 
-    async def check_schema(self) -> None:
-        """Raises SchemaError where Redis holds another version's keys."""
-        await schema.acheck(self._redis)
+    async def check_schema(self) -> bool:
+        """Whether Redis was empty; it is marked then. Raises SchemaError where it holds another version's keys."""
+        return await schema.acheck(self._redis)
 
     async def submit(self, new: NewJob) -> Submitted:
-        """Accept a job, all of it or nothing, in one call. Raises QueueFullError and IdempotencyMismatchError."""
+        """Accept a job, all of it or nothing, in one call.
+
+        Raises QueueFullError, QueuePositionError and IdempotencyMismatchError.
+        """
         ttl_ms = _ms(self._settings.result_ttl_s if new.result_ttl_s is None else new.result_ttl_s)
         record: dict[str, scripts.Argument] = {
             "owner": new.owner,
@@ -102,7 +139,13 @@ class JobStore:
             "warnings": json.dumps(new.warnings),
             "result_ttl_ms": ttl_ms,
             "message": self._renderer.render(new.id, new.checkpoint),
+            "max_tokens": new.generation.max_tokens,
+            **{name: ms for name, ms in asdict(new.limits).items() if ms is not None},
         }
+        if new.retry_of is not None:
+            record["retry_of"] = new.retry_of
+        if new.predicted_s is not None:
+            record["predicted_ms"] = max(1, _ms(new.predicted_s))
         if new.idempotency is not None:
             # Counted from the job's end: as long as the job lives, so does its key.
             record["idempotency"] = new.idempotency.key_hash
@@ -113,12 +156,15 @@ class JobStore:
             new.checkpoint,
             new.priority,
             self._settings.max_queued_jobs,
+            "" if new.max_position is None else new.max_position,
             new.idempotency.key_hash if new.idempotency else "",
             new.idempotency.fingerprint if new.idempotency else "",
             *(part for field in record.items() for part in field),
         )
         if outcome == b"full":
             raise QueueFullError(self._settings.max_queued_jobs)
+        if outcome == b"far":
+            raise QueuePositionError(rest[0], new.max_position or 0)
         job_id = rest[0].decode()
         if outcome == b"mismatch":
             raise IdempotencyMismatchError(job_id)
@@ -138,12 +184,51 @@ class JobStore:
         """The job, with its exact position while it waits; None where there is none (any more)."""
         return _job(await scripts.load("view").acall(self._redis, job_id))
 
-    async def versions(self, job_ids: Sequence[str]) -> Sequence[int | None]:
-        """The version of each job in one round trip; None where there is no such job (any more)."""
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            for job_id in job_ids:
-                pipeline.hget(keys.job(job_id), "version")
-            return [None if version is None else int(version) for version in await pipeline.execute()]
+    async def look(self, job_ids: Sequence[str]) -> Sequence[Look | None]:
+        """A look at each job, in one call; None where there is no such job (any more)."""
+        seen = await scripts.load("look").acall(self._redis, *job_ids)
+        return [None if of_job is None else Look(of_job[0], _position(of_job[1])) for of_job in seen]
+
+    async def follow(self, job_id: str, after: int = 0, k: int = 0) -> News | None:
+        """What is new of a job behind the cursor `<after>-<k>`, in one call; None where there is no such job."""
+        reply = await scripts.load("follow").acall(self._redis, job_id, f"{after}-{k}")
+        if reply is None:
+            return None
+        status, attempt, ahead, entries, *end = reply
+        return News(
+            status=Status(status.decode()),
+            attempt=attempt,
+            position=_position(ahead),
+            entries=tuple(entry.cut(after) for entry in from_reply(entries)),
+            ended=_job([end[1], -1]) if end else None,
+            end_id=end[0].decode() if end else "",
+        )
+
+    async def delete(self, job_id: str) -> bool:
+        """Delete a job, whatever its state, with its prompt and its text. False where there is no such job."""
+        remember_ms = _ms(self._settings.result_ttl_s)
+        return bool(await scripts.load("delete").acall(self._redis, job_id, remember_ms))
+
+    async def was_deleted(self, job_id: str) -> bool:
+        """Whether a job that is not there was deleted, not so long ago."""
+        return bool(await self._redis.exists(keys.deleted(job_id)))
+
+    async def load(self, checkpoint: str) -> Load:
+        """What an estimate of the checkpoint's queue goes by."""
+        waiting, waiting_tokens, running, slots, *pace, accuracy = await scripts.load("load").acall(
+            self._redis, checkpoint
+        )
+        first_token_ms, ms_per_token, share = (float(value) if value else None for value in pace)
+        return Load(
+            waiting=waiting,
+            waiting_tokens=waiting_tokens,
+            running=running,
+            slots=slots,
+            first_token_s=None if first_token_ms is None else first_token_ms / 1000,
+            s_per_token=0.0 if ms_per_token is None else ms_per_token / 1000,
+            share=1.0 if share is None else share,
+            accuracy=tuple(float(ratio) for ratio in accuracy),
+        )
 
     async def cancel(self, job_id: str) -> Job | None:
         """Cancel a job and return it as it is then: one that waited is over, one that runs is asked to stop."""
@@ -215,7 +300,12 @@ def _job(view: Sequence[Any] | None) -> Job | None:
     if view is None:
         return None
     flat, ahead = view
-    return Job.from_hash(dict(zip(flat[::2], flat[1::2], strict=True)), None if ahead < 0 else ahead)
+    return Job.from_hash(dict(zip(flat[::2], flat[1::2], strict=True)), _position(ahead))
+
+
+def _position(ahead: int) -> int | None:
+    """Jobs ahead, as the scripts tell them."""
+    return None if ahead < 0 else ahead
 
 
 def _parse_cursor(cursor: str | None) -> tuple[str, str]:

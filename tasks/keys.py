@@ -2,7 +2,7 @@
 
 PREFIX = "celeriac:"
 #: Version of the layout of these keys; a process that finds another one in Redis stops (see `tasks.schema`).
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 SCHEMA = f"{PREFIX}schema"
 #: zset of all jobs by creation time in ms, for listing.
@@ -11,6 +11,8 @@ JOBS = f"{PREFIX}jobs"
 EXPIRIES = f"{PREFIX}expiries"
 #: Hash of the times in ms that the reaper goes by: `called_at`, `ran_at`, `extended_at`.
 REAPED = f"{PREFIX}reaped"
+#: zset of waiting jobs that have a limit in time, by the ms at which it is over.
+TIMEOUTS = f"{PREFIX}timeouts"
 #: set of the names of all checkpoints that ever published a card.
 CHECKPOINTS = f"{PREFIX}checkpoints"
 
@@ -45,6 +47,21 @@ def running(checkpoint: str) -> str:
     return f"{PREFIX}running:{checkpoint}"
 
 
+def waiting_tokens(checkpoint: str) -> str:
+    """String: tokens that the waiting jobs may still generate, in all."""
+    return f"{PREFIX}waiting-tokens:{checkpoint}"
+
+
+def pace(checkpoint: str) -> str:
+    """Hash: how jobs went of late; `first_token_ms`, `ms_per_token`, `share` (of `max_tokens` that they generated)."""
+    return f"{PREFIX}pace:{checkpoint}"
+
+
+def accuracy(checkpoint: str) -> str:
+    """List: real over predicted duration of the last jobs, the newest first."""
+    return f"{PREFIX}accuracy:{checkpoint}"
+
+
 def workers(checkpoint: str) -> str:
     """Zset of the workers of a checkpoint by the ms at which they count as gone."""
     return f"{PREFIX}workers:{checkpoint}"
@@ -58,6 +75,11 @@ def worker(name: str) -> str:
 def card(checkpoint: str) -> str:
     """Hash with the fields `card` (JSON) and `digest`."""
     return f"{PREFIX}card:{checkpoint}"
+
+
+def deleted(job_id: str) -> str:
+    """String: a job was deleted, and its id is none that never was."""
+    return f"{PREFIX}deleted:{job_id}"
 
 
 def idempotency(key_hash: str) -> str:

@@ -5,15 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from tasks.job import ErrorCode, JobError
 from tasks.settings import Settings
-
-#: What a job tells that lost its worker too often.
-WORKER_LOST = JobError(
-    ErrorCode.WORKER_LOST,
-    "Workers died again and again while they ran this job, without a new token in between.",
-    retryable=True,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +22,8 @@ class Reaped:
     jobs_dropped: int
     #: Leases that were extended because Redis had been away.
     leases_extended: int
+    #: Jobs whose time was over while they waited.
+    jobs_overdue: int
 
     def __bool__(self) -> bool:
         return any(asdict(self).values())
@@ -40,7 +34,7 @@ class Reaped:
         return cls(*reply)
 
 
-def arguments(settings: Settings) -> tuple[str | int, ...]:
+def arguments(settings: Settings) -> tuple[int, ...]:
     """What `reap.lua` takes."""
     times_s = (settings.reap_every_s, settings.reap_gap_s, settings.lease_s, settings.dispatch_timeout_s)
-    return (*(round(seconds * 1000) for seconds in times_s), WORKER_LOST.to_json())
+    return tuple(round(seconds * 1000) for seconds in times_s)

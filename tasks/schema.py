@@ -9,23 +9,27 @@ from tasks import keys
 from tasks.errors import SchemaError
 
 
-def check(client: redis.Redis) -> None:
-    """Mark an empty Redis with this layout's version. Raises SchemaError where another one is there."""
+def check(client: redis.Redis) -> bool:
+    """Mark an empty Redis with this layout's version. Whether it was empty. Raises SchemaError where it has another."""
     found = client.get(keys.SCHEMA)
-    if found is None:
+    empty = found is None
+    if empty:
         # Only now, so that a Redis that refuses writes can still be read.
         client.set(keys.SCHEMA, keys.SCHEMA_VERSION, nx=True)
         found = client.get(keys.SCHEMA)
     _compare(found)
+    return empty
 
 
-async def acheck(client: redis.asyncio.Redis) -> None:
+async def acheck(client: redis.asyncio.Redis) -> bool:
     """`check` for an asynchronous client."""
     found = await client.get(keys.SCHEMA)
-    if found is None:
+    empty = found is None
+    if empty:
         await client.set(keys.SCHEMA, keys.SCHEMA_VERSION, nx=True)
         found = await client.get(keys.SCHEMA)
     _compare(found)
+    return empty
 
 
 def _compare(found: object) -> None:

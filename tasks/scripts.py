@@ -16,7 +16,8 @@ import redis
 import redis.asyncio
 from redis.exceptions import NoScriptError
 
-from tasks import keys
+from tasks import failures, keys
+from tasks.job import JobError
 
 Argument = str | bytes | int
 
@@ -27,6 +28,11 @@ LIMITS = {
     "MAX_LOSSES": 10,
     # Messages beyond its slots that lie ready for each worker.
     "SPARE_MESSAGES": 2,
+    # Durations that the estimates go by: weight of the newest, and how many are kept to tell their accuracy.
+    "PACE_WEIGHT": 0.2,
+    "ACCURACY_WINDOW": 100,
+    # How long they are kept without a new one, in ms: a day.
+    "PACE_TTL_MS": 86_400_000,
     # Expired entries that one script takes out of the listing.
     "TIDY_AT_ONCE": 100,
     # Jobs of one kind and checkpoint that one run of the reaper looks at.
@@ -73,13 +79,16 @@ def load(name: str) -> Script:
 
 @cache
 def prelude() -> str:
-    """Lua tables made from Python, so that no key and no limit is spelled twice: `KEY` and `LIMIT`."""
-    lines = ["local KEY = {}"]
+    """Lua tables made from Python, so that nothing is spelled twice: `KEY`, `LIMIT` and `FAILURE` (as JSON)."""
+    lines = ["local KEY, FAILURE = {}, {}"]
     for name, value in vars(keys).items():
         if inspect.isfunction(value):
             before, _, after = value("\0").partition("\0")
             lines.append(f"function KEY.{name}(of) return '{before}' .. of .. '{after}' end")
         elif name.isupper() and isinstance(value, str):
             lines.append(f"KEY.{name} = '{value}'")
+    for name, value in vars(failures).items():
+        if isinstance(value, JobError):
+            lines.append(f"FAILURE.{name} = [==[{value.to_json()}]==]")
     lines.append("local LIMIT = {" + ", ".join(f"{name} = {value}" for name, value in LIMITS.items()) + "}")
     return "\n".join(lines)

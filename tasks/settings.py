@@ -28,6 +28,12 @@ class Settings(BaseSettings):
         Path(".celeriac"), description="Where `celeriac serve` keeps the data of its Redis, one folder for each port."
     )
 
+    redis_appendfsync: Literal["everysec", "always"] = Field(
+        "everysec",
+        description="When the Redis of `celeriac serve` has its file on the disk: within about a second, or before it "
+        "answers (nothing accepted is lost even if the machine fails; each write waits for the disk).",
+    )
+
     # The API
     default_checkpoint: str | None = Field(
         None, description="Checkpoint of a request without `model`. Unset: the only one served, else 422."
@@ -43,7 +49,10 @@ class Settings(BaseSettings):
     cors_origins: list[str] = Field(["*"], description="Origins whose browsers may call the API (JSON list).")
     max_body_bytes: int = Field(1_048_576, gt=0, description="Largest request body; a larger one is answered 413.")
     bell_poll_s: float = Field(
-        1.5, gt=0, description="A waiter reads the record this often even if no bell rang (pub/sub may lose one)."
+        1.0,
+        gt=0,
+        description="Watched jobs are looked at this often even if no bell rang (pub/sub may lose one); streams tell "
+        "their position as often.",
     )
 
     # The queue

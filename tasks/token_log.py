@@ -95,11 +95,11 @@ def encode_pieces(pieces: Iterable[str]) -> str:
     return json.dumps(list(pieces), ensure_ascii=False, separators=(",", ":"))
 
 
-def from_reply(entries: Sequence[Sequence[object]]) -> TokenLog:
-    """The log in a script's reply, where fields are a flat list."""
+def from_reply(entries: Sequence[Sequence[object]]) -> tuple[Entry, ...]:
+    """The entries in a script's reply, where fields are a flat list."""
     decoded = []
     for entry_id, flat in entries:
         assert isinstance(entry_id, bytes)
         assert isinstance(flat, list)
         decoded.append(Entry.decode((entry_id, dict(zip(flat[::2], flat[1::2], strict=True)))))
-    return TokenLog(tuple(decoded))
+    return tuple(decoded)

@@ -18,17 +18,10 @@ from redis.exceptions import NoScriptError
 from tasks import keys, reaped, schema, scripts, token_log
 from tasks.card import Card
 from tasks.errors import CardConflictError
-from tasks.job import ErrorCode, FinishReason, Job, JobError, Status
-from tasks.reaped import WORKER_LOST, Reaped
+from tasks.job import FinishReason, Job, JobError, Status
+from tasks.reaped import Reaped
 from tasks.settings import Settings
 from tasks.worker_info import WorkerInfo
-
-#: What a job tells whose weights no worker has any more.
-CHECKPOINT_CHANGED = JobError(
-    ErrorCode.CHECKPOINT_CHANGED,
-    "The checkpoint's weights were replaced after this job was accepted. Submit it again to run it on the new ones.",
-    retryable=True,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +33,8 @@ class Claimed:
     #: What earlier attempts left: tokens, and one text for each.
     token_ids: tuple[int, ...]
     pieces: tuple[str, ...]
+    #: How long it may run from now on, in seconds; None: without a limit.
+    time_left_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +42,9 @@ class Refused:
     """A job that is not for this worker. Its message is done with, whatever the reason."""
 
     #: `gone` no such job; `terminal` it is over; `running` another claim holds it; `waiting` its turn comes with
-    #: another message; `digest` it has failed, its weights are gone; `superseded` the worker's own weights are the
-    #: old ones, and another worker gets the job.
-    reason: Literal["gone", "terminal", "running", "waiting", "digest", "superseded"]
+    #: another message; `overdue` it is over, its time was up; `digest` it has failed, its weights are gone;
+    #: `superseded` the worker's own weights are the old ones, and another worker gets the job.
+    reason: Literal["gone", "terminal", "running", "waiting", "overdue", "digest", "superseded"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +76,8 @@ class Finish:
     #: The whole generated text.
     completion: str
     error: JobError | None = None
+    #: Tokens that the worker knew when it heard that the job is to stop; None where it did not.
+    tokens_at_cancel: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,15 +130,14 @@ class WorkerStore:
             card.digest,
             card.to_json(),
             self._worker_ttl_ms,
-            WORKER_LOST.to_json(),
             *info.to_fields(),
         )
         if outcome == b"conflict":
             raise CardConflictError(info.checkpoint, card.digest, rest[0].decode())
         self._card = card
 
-    def heartbeat(self, info: WorkerInfo) -> None:
-        """Say that a registered worker lives. Where Redis lost its data this registers it again.
+    def heartbeat(self, info: WorkerInfo) -> bool:
+        """Say that a registered worker lives. False: Redis had lost its data, and the worker is registered again.
 
         Raises CardConflictError where the checkpoint's name belongs to other weights since: the worker was silent for
         so long that it counted as gone.
@@ -154,7 +150,9 @@ class WorkerStore:
         if outcome == b"unknown":
             if self._card is None:
                 raise RuntimeError("heartbeat before register")
+            self.check_schema()
             self.register(info, self._card)
+        return bool(outcome != b"unknown")
 
     def deregister(self, info: WorkerInfo) -> None:
         """Remove a worker that stops. A later run under the same name stays."""
@@ -165,6 +163,15 @@ class WorkerStore:
         # redis-py's types leave room for decoded replies, which our clients never ask for.
         fields: Any = self._redis.hgetall(keys.job(job_id))
         return Job.from_hash(fields) if fields else None
+
+    def over(self, job_ids: Sequence[str]) -> set[str]:
+        """Those of the jobs that do not wait (any more), in one round trip."""
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for job_id in job_ids:
+                pipeline.hget(keys.job(job_id), "status")
+            statuses: list[Any] = pipeline.execute()
+        waits = Status.QUEUED.encode()
+        return {job_id for job_id, status in zip(job_ids, statuses, strict=True) if status != waits}
 
     def cancel(self, job_id: str) -> None:
         """Cancel a job: one that waits is over, one that runs is asked to stop."""
@@ -195,13 +202,12 @@ class WorkerStore:
             json.dumps(list(warnings)),
             self._lease_ms,
             claim or secrets.token_hex(8),
-            CHECKPOINT_CHANGED.to_json(),
         )
         if outcome == b"refused":
             return Refused(rest[0].decode())
-        attempt, entries = rest
-        log = token_log.from_reply(entries)
-        return Claimed(attempt, log.token_ids, log.token_pieces)
+        attempt, entries, left_ms = rest
+        log = token_log.TokenLog(token_log.from_reply(entries))
+        return Claimed(attempt, log.token_ids, log.token_pieces, None if left_ms < 0 else left_ms / 1000)
 
     def flush(self, batch: Sequence[Append | Finish]) -> list[FlushReply]:
         """Write for many jobs, at most one item for each, in one round trip; one reply for each item.
@@ -222,7 +228,7 @@ class WorkerStore:
 
     def reject(self, job_id: str, error: JobError, *, digest: str) -> None:
         """Fail a waiting job that its checkpoint can never run. `digest` is that of the weights which say so."""
-        self._call("reject", job_id, digest, error.to_json(), CHECKPOINT_CHANGED.to_json())
+        self._call("reject", job_id, digest, error.to_json())
 
     def put_back(self, job_id: str) -> None:
         """Give a job back whose message was taken but that was not claimed: it is next in line."""
@@ -233,7 +239,7 @@ class WorkerStore:
 
         A counted loss is one too many at times, and the job fails; one that was asked to stop is cancelled.
         """
-        return bool(self._call("release", job_id, attempt, WORKER_LOST.to_json() if count_loss else ""))
+        return bool(self._call("release", job_id, attempt, int(count_loss)))
 
     def renew(self, leases: Mapping[str, int]) -> Renewal:
         """Extend the leases of running jobs, given as the attempt of each job id."""
@@ -276,6 +282,7 @@ def _arguments(item: Append | Finish) -> tuple[str, ...]:
         item.finish_reason,
         item.completion,
         item.error.to_json() if item.error else "",
+        "" if item.tokens_at_cancel is None else str(item.tokens_at_cancel),
     )
 
 

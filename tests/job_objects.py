@@ -8,7 +8,7 @@ from typing import Any
 
 from api.job_view import job_response
 from tasks.generation import Generation
-from tasks.job import FinishReason, Job, Status
+from tasks.job import FinishReason, Job, Status, TimeLimits
 
 JOB_ID = "job_01JZ8K6T4V9QABCDEFGHJKMNPQ"
 
@@ -21,11 +21,15 @@ QUEUED = Job(
     digest="d" * 64,
     generation=Generation(prompt="1+1=", max_tokens=8, temperature=0.0, seed=7),
     priority=5,
+    limits=TimeLimits(),
+    retry_of=None,
     created_at=1_800_000_000_000,
+    deadline_at=None,
     started_at=None,
     first_token_at=None,
     finished_at=None,
     expires_at=None,
+    result_ttl_ms=86_400_000,
     attempt=0,
     losses=0,
     losses_in_a_row=0,

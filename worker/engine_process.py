@@ -30,6 +30,26 @@ IDLE_TICK_S = 0.5
 
 def serve(pipe: Connection, engine: Engine) -> None:
     """The decode loop: take what came in, do one step, report it. Raises EOFError when the other side is gone."""
+    told: str | None = None
+
+    def report(updates: tuple[Update, ...], alone: str | None) -> None:
+        nonlocal told
+        told = alone
+        pipe.send(
+            Report(
+                updates=updates,
+                alone=alone,
+                running=engine.running,
+                waiting=engine.waiting,
+                kv_tokens_free=engine.free_kv_tokens,
+            )
+        )
+
+    def before_run(alone: str | None) -> None:
+        # Whoever hears of this process's death then knows whether one sequence is to blame.
+        if alone != told:
+            report((), alone)
+
     while True:
         refused: list[Update] = []
         while pipe.poll(0.0 if refused or engine.has_work else IDLE_TICK_S):
@@ -40,15 +60,8 @@ def serve(pipe: Connection, engine: Engine) -> None:
                 engine.abort(message.sequence_id)
             else:
                 raise TypeError(f"unexpected message {type(message).__name__}")
-        updates = engine.step().updates if engine.has_work else []
-        pipe.send(
-            Report(
-                updates=(*refused, *updates),
-                running=engine.running,
-                waiting=engine.waiting,
-                kv_tokens_free=engine.free_kv_tokens,
-            )
-        )
+        updates = engine.step(before_run).updates if engine.has_work else []
+        report((*refused, *updates), engine.alone)
 
 
 def submit(engine: Engine, request: SequenceRequest) -> list[Update]:

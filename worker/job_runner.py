@@ -19,7 +19,7 @@ from tasks.worker_store import Claimed, Refused, WorkerStore
 from worker.checkpoints.tokenizers import Tokenizer
 from worker.engine.request import SequenceRequest
 from worker.engine_client import EngineDiedError
-from worker.kv_gate import GateClosedError, KvGate
+from worker.kv_gate import GateClosedError, KvGate, Ticket, WithdrawnError
 from worker.prompt import PromptError, answer_tokens, encode_prompt
 from worker.publisher import Publisher, PublisherStoppedError
 from worker.running import RunningJob
@@ -89,6 +89,12 @@ class JobRunner:
         self._closed.set()
         self._gate.close()
 
+    def withdraw_over(self) -> None:
+        """Call jobs out of the line in front of the engine that need not run any more. Raises RedisError."""
+        if tickets := self._gate.waiting:
+            over = self._store.over([ticket.name for ticket in tickets])
+            self._gate.withdraw(ticket for ticket in tickets if ticket.name in over)
+
     def wait_idle(self, timeout_s: float) -> bool:
         """Wait until every body has returned. False where some have not in time."""
         with self._idle:
@@ -116,17 +122,26 @@ class JobRunner:
         request = self._request(job, prompt)
         with ExitStack() as held:
             try:
-                held.enter_context(self._gate.reserve(len(prompt), request.max_tokens))
+                ticket = held.enter_context(
+                    self._gate.reserve(len(prompt), request.max_tokens, name=job_id, alone=request.alone > 0)
+                )
                 if not self._engine.wait_available():
                     raise GateClosedError
             except GateClosedError:
                 self._patiently(partial(self._store.put_back, job_id))
                 return
+            except WithdrawnError:
+                log.info("job_skipped", job_id=job_id, why="over before its turn")
+                return
             claim = self._claim(job_id, len(prompt), warnings)
-            if isinstance(claim, Claimed):
-                self._decode(job, claim, request)
-            else:
+            if isinstance(claim, Refused):
                 log.info("claim_refused", job_id=job_id, why=claim.reason)
+            elif claim.attempt != job.attempt + 1:
+                # Others had it while it waited here, and may have died of it: what was read of its losses is old.
+                log.info("job_left", job_id=job_id, why="changed while it waited")
+                self._patiently(partial(self._store.release, job_id, claim.attempt))
+            else:
+                self._decode(job, claim, request, ticket)
 
     def _reject(self, job_id: str, error: JobError) -> None:
         log.info("job_rejected", job_id=job_id, code=error.code.value)
@@ -147,12 +162,15 @@ class JobRunner:
             )
         )
 
-    def _decode(self, job: Job, claim: Claimed, request: SequenceRequest) -> None:
+    def _decode(self, job: Job, claim: Claimed, request: SequenceRequest, ticket: Ticket) -> None:
         """From the claim to the end."""
         try:
-            running = self._adopt(job, claim)
+            running = self._adopt(job, claim, request.alone, ticket)
             log.info("job_started", job_id=job.id, attempt=claim.attempt, resumed_tokens=len(claim.token_ids))
-            self._submit(running, replace(request, id=running.sequence_id, generated=claim.token_ids))
+            attempt = replace(
+                request, id=running.sequence_id, generated=claim.token_ids, time_limit_s=claim.time_left_s
+            )
+            self._submit(running, attempt)
             running.over.wait()
         except PublisherStoppedError:
             self._patiently(partial(self._store.release, job.id, claim.attempt))
@@ -166,17 +184,18 @@ class JobRunner:
             self._engine.submit(request)
         except EngineDiedError:
             # The engine's death handed back the jobs that it held; this one came too late for that.
-            self._publisher.hand_back(running.sequence_id, count_loss=False)
+            self._publisher.hand_back(running.sequence_id)
         if running.over.is_set():
             # Handed back in the meantime, before the engine knew the sequence.
             self._engine.abort(running.sequence_id)
 
     def _request(self, job: Job, prompt: tuple[int, ...]) -> SequenceRequest:
         """What a first attempt asks of the engine. Raises PromptError."""
+        max_tokens = answer_tokens(prompt, job.generation.max_tokens, context=self._card.context)
         return SequenceRequest(
             id=job.id,
             prompt=prompt,
-            max_tokens=answer_tokens(prompt, job.generation.max_tokens, context=self._card.context),
+            max_tokens=max_tokens,
             temperature=job.generation.temperature,
             top_k=job.generation.top_k,
             top_p=job.generation.top_p,
@@ -184,6 +203,7 @@ class JobRunner:
             stop_on_newline=job.generation.stop_on_newline,
             stop=tuple(stop.encode() for stop in job.generation.stop),
             ignore_eos=job.generation.ignore_eos,
+            alone=alone_tokens(job, max_tokens),
         )
 
     def _patiently(self, call: Callable[[], T]) -> T:
@@ -199,7 +219,7 @@ class JobRunner:
                     raise LeftError(str(error)) from error
                 log.warning("redis_away", error=str(error))
 
-    def _adopt(self, job: Job, claim: Claimed) -> RunningJob:
+    def _adopt(self, job: Job, claim: Claimed, alone: int, ticket: Ticket) -> RunningJob:
         assembler = TextAssembler(
             self._tokenizer.decoder(), stop=job.generation.stop, stop_on_newline=job.generation.stop_on_newline
         )
@@ -212,6 +232,18 @@ class JobRunner:
             token_ids=list(claim.token_ids),
             pieces=list(claim.pieces),
             logged=len(claim.token_ids),
+            cleared_at=len(claim.token_ids) + alone if alone else None,
+            on_cleared=ticket.clear,
         )
         self._publisher.adopt(running)
         return running
+
+
+def alone_tokens(job: Job, max_tokens: int) -> int:
+    """How many new tokens a job decodes alone: none, unless it lost a worker or an engine since its last one."""
+    if job.losses_in_a_row == 0:
+        return 0
+    # One token clears most: they were mates of the guilty one. A job that kills its engine some tokens after each time
+    # it is taken up looks as innocent, and would take its mates along ten times. So with every loss it is watched for
+    # twice as long, and is soon alone when it happens.
+    return min(1 << (job.losses - 1), max_tokens)

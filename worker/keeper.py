@@ -1,5 +1,5 @@
-"""The keeper: tells Redis each second that this worker lives, renews its leases, hears who wants out, and calls the
-reaper."""
+"""The keeper: tells Redis each second that this worker lives, renews its leases, hears who wants out or waits in vain,
+and calls the reaper."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import asdict
 import structlog
 from redis.exceptions import RedisError
 
-from tasks.errors import CardConflictError
+from tasks.errors import CardConflictError, SchemaError
 from tasks.worker_info import WorkerInfo
 from tasks.worker_store import WorkerStore
 from worker.publisher import Publisher
@@ -27,15 +27,18 @@ class Keeper:
         publisher: Publisher,
         *,
         info: Callable[[], WorkerInfo],
+        withdraw_over: Callable[[], None],
         on_alive: Callable[[], None],
         on_conflict: Callable[[str], None],
         period_s: float,
     ) -> None:
-        """`on_alive` is called before each heartbeat, whether Redis is there or not. `on_conflict` is called, with a
-        message, where other weights took the checkpoint's name while this worker was silent."""
+        """`withdraw_over` calls off the waiting for jobs that need not run any more. `on_alive` is called before each
+        heartbeat, whether Redis is there or not. `on_conflict` is called, with a message, where other weights took the
+        checkpoint's name, or another version the Redis, while this worker was silent."""
         self._store = store
         self._publisher = publisher
         self._info = info
+        self._withdraw_over = withdraw_over
         self._on_alive = on_alive
         self._on_conflict = on_conflict
         self._period_s = period_s
@@ -58,14 +61,19 @@ class Keeper:
                 self.beat()
             except RedisError as error:
                 log.warning("heartbeat_failed", error=str(error))
-            except CardConflictError as error:
+            except (CardConflictError, SchemaError) as error:
                 self._on_conflict(str(error))
                 return
 
     def beat(self) -> None:
-        """One heartbeat, one renewal, then the reaper. Raises RedisError and CardConflictError."""
-        self._store.heartbeat(self._info())
+        """A heartbeat, a renewal, a look at the line, then the reaper.
+
+        Raises RedisError, CardConflictError and SchemaError.
+        """
+        if not self._store.heartbeat(self._info()):
+            log.error("redis_lost_its_data", what="every job is gone; registered again")
         self._renew()
+        self._withdraw_over()
         if reaped := self._store.reap():
             log.info("reaped", **asdict(reaped))
 

@@ -57,9 +57,11 @@ class LoadFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """One engine step, for all of its rows together; without updates it is an idle tick."""
+    """One engine step, for all of its rows together; without updates it is an idle tick, or tells `alone` in time."""
 
     updates: tuple[Update, ...]
+    #: The sequence that runs alone in the next step, told before that begins. None: whoever is there runs.
+    alone: str | None
     running: int
     waiting: int
     kv_tokens_free: int

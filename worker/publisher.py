@@ -36,9 +36,12 @@ class _Adopt:
 
 @dataclass(frozen=True, slots=True)
 class _HandBack:
-    #: None: every running job.
-    sequence_id: str | None
-    count_loss: bool
+    sequence_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class _EngineDied:
+    culprit: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,12 @@ class _Drop:
     sequence_id: str
 
 
-_Item = _Adopt | _HandBack | _Drop | Sequence[Update]
+@dataclass(frozen=True, slots=True)
+class _CancelHeard:
+    job_id: str
+
+
+_Item = _Adopt | _HandBack | _EngineDied | _Drop | _CancelHeard | Sequence[Update]
 
 
 class Publisher:
@@ -100,13 +108,26 @@ class Publisher:
             if job.job_id == job_id:
                 self._abort(job.sequence_id)
 
+    def hear_cancel(self, job_id: str) -> None:
+        """As `cancel`, at the moment that the cancel is asked for: what was decoded by now was decoded before it."""
+        # Behind all that the engine has reported, which may wait for a flush.
+        self._inbox.put(_CancelHeard(job_id))
+        self.cancel(job_id)
+
     def drop(self, sequence_id: str) -> None:
         """Forget a job that is no longer ours, and stop its sequence. Nothing more is written for it."""
         self._inbox.put(_Drop(sequence_id))
 
-    def hand_back(self, sequence_id: str | None = None, *, count_loss: bool) -> None:
-        """Flush and give one job, or every job that is adopted by now, back to the queue."""
-        self._inbox.put(_HandBack(sequence_id, count_loss))
+    def hand_back(self, sequence_id: str) -> None:
+        """Give a job that the engine never got back to the queue."""
+        self._inbox.put(_HandBack(sequence_id))
+
+    def engine_died(self, culprit: str | None) -> None:
+        """Flush and give every job that is adopted by now back to the queue.
+
+        It is a loss for the `culprit`, the sequence that the engine ran alone; without one for each of them.
+        """
+        self._inbox.put(_EngineDied(culprit))
 
     def running(self) -> list[RunningJob]:
         """The jobs whose leases this worker holds."""
@@ -116,7 +137,7 @@ class Publisher:
         while True:
             for item in self._next_items():
                 if item is None:
-                    self._release(self._jobs.values(), count_loss=False)
+                    self._release(self._jobs.values())
                     return
                 self._handle(item)
             if any(job.urgent for job in self._jobs.values()) or (self._due() and self._dirty()):
@@ -145,11 +166,19 @@ class Publisher:
                 self._forget(job, "superseded")
             self._jobs[item.job.sequence_id] = item.job
         elif isinstance(item, _HandBack):
-            jobs = [job for job in self._jobs.values() if item.sequence_id in (None, job.sequence_id)]
-            self._release(jobs, count_loss=item.count_loss)
+            self._release(job for job in self._jobs.values() if job.sequence_id == item.sequence_id)
+        elif isinstance(item, _EngineDied):
+            self._release(
+                self._jobs.values(), counts_loss=lambda job: item.culprit is None or job.sequence_id == item.culprit
+            )
         elif isinstance(item, _Drop):
             if (dropped := self._jobs.get(item.sequence_id)) is not None:
                 self._forget(dropped, "lease_lost")
+        elif isinstance(item, _CancelHeard):
+            for job in self._jobs.values():
+                # The bell rings at each call; the first one counts.
+                if job.job_id == item.job_id and job.tokens_at_cancel is None:
+                    job.tokens_at_cancel = len(job.token_ids)
         else:
             for update in item:
                 self._extend(update)
@@ -189,17 +218,19 @@ class Publisher:
             job.over.set()
             log.info("job_finished", job_id=job.job_id, reason=job.finish.value, tokens=len(job.token_ids))
         else:
-            job.logged = reply.length
+            job.confirm(reply.length)
             if reply.cancel_requested:
                 self._abort(job.sequence_id)
 
-    def _release(self, jobs: Iterable[RunningJob], *, count_loss: bool) -> None:
+    def _release(
+        self, jobs: Iterable[RunningJob], *, counts_loss: Callable[[RunningJob], bool] = lambda _: False
+    ) -> None:
         jobs = list(jobs)
         self._flush()
         for job in jobs:
             if job.over.is_set():
                 continue
-            release = partial(self._store.release, job.job_id, job.attempt, count_loss=count_loss)
+            release = partial(self._store.release, job.job_id, job.attempt, count_loss=counts_loss(job))
             # Without Redis its lease will run out.
             self._forget(job, "abandoned" if self._insist(release) is None else "handed_back")
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from tasks.failures import DEADLINE_EXCEEDED
 from tasks.job import ErrorCode, FinishReason, JobError, Status
 from tasks.worker_store import Append, Finish
 from worker.engine.request import Finish as EngineFinish
@@ -30,6 +32,11 @@ class RunningJob:
     pieces: list[str]
     #: Tokens that Redis has confirmed.
     logged: int
+    #: Where the job is suspected of killing engines: the length of the log that clears it, and who is told.
+    cleared_at: int | None = None
+    on_cleared: Callable[[], None] | None = None
+    #: Tokens that were known here when the bell of a cancel rang; None: it did not.
+    tokens_at_cancel: int | None = None
     tail: str = ""
     finish: EngineFinish | None = None
     error: str | None = None
@@ -41,6 +48,11 @@ class RunningJob:
         """The attempt's name in the engine: what an earlier attempt still reports is not taken for this one's."""
         return f"{self.job_id}/{self.attempt}"
 
+    @staticmethod
+    def job_of(sequence_id: str) -> str:
+        """The job whose attempt has this name in the engine."""
+        return sequence_id.rpartition("/")[0]
+
     @property
     def dirty(self) -> bool:
         """Whether Redis lacks something."""
@@ -48,8 +60,20 @@ class RunningJob:
 
     @property
     def urgent(self) -> bool:
-        """Whether a reader waits for it: the first token of all, or the end."""
-        return self.finish is not None or (self.logged == 0 and bool(self.token_ids))
+        """Whether somebody waits: readers for the first token of all and the end, other jobs for its being cleared."""
+        return (
+            self.finish is not None
+            or (self.logged == 0 and bool(self.token_ids))
+            or (self.cleared_at is not None and len(self.token_ids) >= self.cleared_at)
+        )
+
+    def confirm(self, length: int) -> None:
+        """Redis has so many of its tokens."""
+        self.logged = length
+        if self.cleared_at is not None and length >= self.cleared_at:
+            self.cleared_at = None
+            if self.on_cleared is not None:
+                self.on_cleared()
 
     def extend(self, update: Update) -> None:
         """Take in what the engine decoded, and turn it into text."""
@@ -88,6 +112,7 @@ class RunningJob:
             finish_reason=reason,
             completion="".join(self.pieces) + self.tail,
             error=error,
+            tokens_at_cancel=self.tokens_at_cancel,
         )
 
     def _outcome(self, finish: EngineFinish) -> tuple[Status, FinishReason, JobError | None]:
@@ -96,8 +121,6 @@ class RunningJob:
         if finish is EngineFinish.CANCELLED:
             return Status.CANCELLED, FinishReason.CANCELLED, None
         if finish is EngineFinish.DEADLINE:
-            message = "The job's time was over before its text was complete; the part that was decoded is kept."
-            error = JobError(ErrorCode.DEADLINE_EXCEEDED, message, retryable=False)
-            return Status.FAILED, FinishReason.DEADLINE, error
+            return Status.FAILED, FinishReason.DEADLINE, DEADLINE_EXCEEDED
         message = f"Decoding failed: {self.error or 'no reason given'}"
         return Status.FAILED, FinishReason.ERROR, JobError(ErrorCode.INTERNAL, message, retryable=True)

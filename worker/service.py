@@ -68,18 +68,19 @@ class WorkerService:
             ),
             load_timeout_s=settings.load_timeout_s,
             on_updates=self._publisher.take,
-            on_death=partial(self._publisher.hand_back, count_loss=True),
+            on_death=self._publisher.engine_died,
             on_give_up=give_up,
         )
         self._keeper = Keeper(
             self._store,
             self._publisher,
             info=self._info_now,
+            withdraw_over=lambda: self._runner_now().withdraw_over(),
             on_alive=self._look_after_engine,
             on_conflict=give_up,
             period_s=settings.heartbeat_s,
         )
-        self._bells = BellListener(self._redis, keys.worker_bell(name), self._publisher.cancel)
+        self._bells = BellListener(self._redis, keys.worker_bell(name), self._publisher.hear_cancel)
         self._runner: JobRunner | None = None
         self._info = WorkerInfo(
             name=name,

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 
 import structlog
 
+from worker.deaths import WITHIN_S, Deaths
 from worker.engine.request import SequenceRequest
 from worker.engine.update import Update
 from worker.engine_client import EngineClient, EngineDiedError, EngineLoadError, describe_exit
 from worker.messages import Ready, Report, Start
+from worker.running import RunningJob
 
 log = structlog.get_logger(__name__)
-
-#: This many deaths within this many seconds, and the worker gives up.
-MAX_DEATHS = 3
-DEATHS_WITHIN_S = 60.0
 
 
 class EngineSupervisor:
@@ -30,16 +27,17 @@ class EngineSupervisor:
         *,
         load_timeout_s: float,
         on_updates: Callable[[Sequence[Update]], None],
-        on_death: Callable[[], None],
+        on_death: Callable[[str | None], None],
         on_give_up: Callable[[str], None],
     ) -> None:
-        """All three are called from the reader thread of an engine."""
+        """All three are called from the reader thread of an engine. `on_death` gets the sequence that the engine ran
+        alone, None where the fault may be anybody's."""
         self._start = start
         self._load_timeout_s = load_timeout_s
         self._on_updates = on_updates
         self._on_death = on_death
         self._on_give_up = on_give_up
-        self._deaths: deque[float] = deque(maxlen=MAX_DEATHS)
+        self._deaths = Deaths()
         self._changed = threading.Condition()
         self._client: EngineClient | None = None
         #: Whether `_client` has loaded and, for all we know, lives.
@@ -112,6 +110,8 @@ class EngineSupervisor:
             self._client.abort(sequence_id)
 
     def _took_report(self, report: Report) -> None:
+        if report.alone is not None and (self.report is None or self.report.alone != report.alone):
+            log.info("runs_alone", sequence=report.alone)
         self.report = report
         if report.updates:
             self._on_updates(report.updates)
@@ -123,13 +123,13 @@ class EngineSupervisor:
                 return
             # First: whoever submits from now on learns of the death, and hands its own job back.
             self._available = False
+        culprit = None if self.report is None else self.report.alone
         self.report = None
-        log.error("engine_died", exit=describe_exit(exit_code))
-        self._on_death()
-        self._deaths.append(time.monotonic())
-        if len(self._deaths) == MAX_DEATHS and self._deaths[-1] - self._deaths[0] <= DEATHS_WITHIN_S:
+        log.error("engine_died", exit=describe_exit(exit_code), ran_alone=culprit)
+        self._on_death(culprit)
+        if self._deaths.add(None if culprit is None else RunningJob.job_of(culprit)):
             self._on_give_up(
-                f"The engine process died {MAX_DEATHS} times within {DEATHS_WITHIN_S:g} s, "
+                f"The engine process died {self._deaths.count} times within {WITHIN_S:g} s, "
                 f"last by {describe_exit(exit_code)}. The jobs are back in the queue."
             )
             return

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import structlog
 from fastapi import APIRouter, Request, Response
 from redis.exceptions import RedisError
 
 from api.answers import (
-    accepted,
     generated,
     job_headers,
     preference_headers,
@@ -15,11 +16,14 @@ from api.answers import (
     unsuccessful,
     wait_is_over,
 )
-from api.documented import QUEUE_CODES, SUBMIT_CODES, headers, legacy_errors
+from api.cursor import cursor_of
+from api.documented import QUEUE_CODES, STREAM_CONTENT, SUBMIT_CODES, headers, legacy_errors
+from api.event_stream import wants_events
 from api.idempotency import idempotency
 from api.problems import Code
 from api.routes.health import summary
-from api.routes.parameters import KeyLinesDep, PreferencesDep
+from api.routes.parameters import CancelAfterDep, KeyLinesDep, LastEventIdHeader, PreferencesDep
+from api.routes.streams import stream_answer
 from api.schemas import GenerateRequest, GenerateResponse, InfoResponse, JobResponse, RootResponse
 from api.services import Services, ServicesDep, UncheckedServicesDep
 from api.strict_json import StrictRoute
@@ -38,7 +42,10 @@ router = APIRouter(route_class=StrictRoute, tags=["guide"])
 
 _JOB_CODES = (
     Code.WAIT_TIMEOUT,
+    Code.START_TIMEOUT,
     Code.DEADLINE_EXCEEDED,
+    Code.GONE,
+    Code.JOB_LOST,
     Code.CANCELLED,
     Code.CHECKPOINT_CHANGED,
     Code.WORKER_LOST,
@@ -52,7 +59,8 @@ _JOB_CODES = (
     summary="Generate text from a prompt",
     responses={
         200: {
-            "description": "The prompt with its continuation.",
+            "description": "The prompt with its continuation. With `Accept: text/event-stream`: the events of the job.",
+            "content": STREAM_CONTENT,
             "headers": headers(
                 X_Job_Id="The job behind this answer.",
                 Location="Its URL.",
@@ -69,43 +77,59 @@ _JOB_CODES = (
     },
 )
 async def generate(
-    body: GenerateRequest, request: Request, services: ServicesDep, preferences: PreferencesDep, key_lines: KeyLinesDep
+    body: GenerateRequest,
+    request: Request,
+    services: ServicesDep,
+    preferences: PreferencesDep,
+    key_lines: KeyLinesDep,
+    cancel_after: CancelAfterDep,
+    last_event_id: LastEventIdHeader = None,
 ) -> Response:
     """Continues a prompt and waits for the text, which is given back with the prompt in front.
 
     The request goes through the same queue as every job. A client that closes the connection cancels it, unless the
-    request has an `Idempotency-Key`, with which the answer can be fetched later.
+    request has an `Idempotency-Key`, with which the answer can be fetched later. With `Accept: text/event-stream` the
+    answer is the job's stream of events, as `GET /v1/jobs/{id}/stream` has it.
     """
     prefix = request.scope.get("root_path", "")
-    key = idempotency(key_lines, owner=ANYBODY, route="generate", body=body)
-    submitted = await services.submitter.submit(body, job_id=new_job_id(), key=key)
+    asked = {**body.model_dump(mode="json"), "deadline_s": cancel_after}
+    key = idempotency(key_lines, owner=ANYBODY, route="generate", request=asked)
+    streams = wants_events(request)
+    cursor = cursor_of(last_event_id if streams else None, None)
+    submitted = await services.submitter.submit(body, job_id=new_job_id(), key=key, cancel_after_s=cancel_after)
     job_id = submitted.job_id
     replayed = {"Idempotency-Replayed": "true"} if submitted.replayed else {}
+    # Without a key nobody knows the job's id, so that nobody will ever ask for its text.
+    abandon = partial(_cancel, services, job_id) if key is None else None
+    if streams:
+        accepted = await read_accepted(services.store, job_id, prefix)
+        return await stream_answer(services, accepted, cursor, prefix, headers=replayed, on_gone=abandon)
     settings = services.settings
     wait_s = preferences.patience_s(default=settings.sync_wait_s, longest=settings.max_wait_s)
     job: Job | None = None
     if wait_s is not None:
         wait = services.waiter.wait(job_id, until=lambda job: job.status.terminal, timeout_s=wait_s)
         try:
-            job = await while_connected(request, wait)
+            job = await while_connected(request.receive, wait)
         except ClientGoneError:
-            if key is None:
-                # Nobody knows the job's id, so nobody will ever ask for its text.
-                await _cancel(services, job_id)
+            if abandon is not None:
+                await abandon()
             raise
     if job is None:
         job = await read_accepted(services.store, job_id, prefix)
     # Who did not want to wait gets 202 for a new job, however quickly it was done.
     over = job.status.terminal and (wait_s is not None or submitted.replayed)
     if wait_s is not None and not over and not preferences.given and settings.generate_timeout_status != 202:
-        raise wait_is_over(job_id, prefix, wait_s)
+        stopping = services.stopping.begun
+        why = "This server is shutting down." if stopping else f"No answer within {wait_s:g} s."
+        raise wait_is_over(job_id, prefix, why)
     answer = {
         **job_headers(job_id, prefix),
         **replayed,
         **preference_headers(preferences, waited_s=wait_s, answered_async=not over),
     }
     if not over:
-        return await accepted(services.store, job, prefix, answer)
+        return await services.answers.accepted(job, prefix, answer)
     if job.status is not Status.SUCCEEDED:
         raise unsuccessful(job, prefix)
     return generated(job, answer)

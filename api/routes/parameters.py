@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import Depends, Header
+from fastapi import Depends, Header, Path
 from pydantic import WithJsonSchema
 
+from api.cancel_after import parse_cancel_after
 from api.prefer import Preferences, parse_prefer
 
 #: What the document says of a header whose lines we read one by one.
 _ONE_LINE = WithJsonSchema({"type": "string"})
+
+
+JobIdPath = Annotated[str, Path(description="Id of a job.", examples=["job_01JZ8K6T4V9QABCDEFGHJKMNPQ"])]
 
 
 async def _preferences(
@@ -33,6 +37,20 @@ async def _key_lines(
     return idempotency_key or []
 
 
+async def _cancel_after(
+    cancel_after: Annotated[
+        str | None,
+        Header(description="How long the whole job may take, as `30s` or `1m30s`; the same as `deadline_s`."),
+    ] = None,
+) -> float | None:
+    return None if cancel_after is None else parse_cancel_after(cancel_after)
+
+
+#: Seconds of `Cancel-After`; None without it.
+CancelAfterDep = Annotated[float | None, Depends(_cancel_after)]
+LastEventIdHeader = Annotated[
+    str | None, Header(alias="Last-Event-ID", description="The `id` of the last event that you got.")
+]
 PreferencesDep = Annotated[Preferences, Depends(_preferences)]
 #: The lines of the `Idempotency-Key` header; `api.idempotency` reads them.
 KeyLinesDep = Annotated[list[str], Depends(_key_lines)]

@@ -59,7 +59,7 @@ def serve(options: Options, settings: Settings) -> int:
     try:
         redis = Role(
             name="redis",
-            command=data.command(executable),
+            command=data.command(executable, settings.redis_appendfsync),
             stop_s=REDIS_STOP_S,
             # The server holds the lock of its folder as long as it lives.
             pass_fds=(data.lock,),

@@ -1,5 +1,5 @@
--- Put in front of every script by tasks/scripts.py, after two generated tables: KEY, the key builders of tasks/keys.py
--- under their names there, and LIMIT, the numbers of tasks/scripts.py.
+-- Put in front of every script by tasks/scripts.py, after three generated tables: KEY, the key builders of tasks/keys.py
+-- under their names there; LIMIT, the numbers of tasks/scripts.py; FAILURE, the errors of tasks/failures.py as JSON.
 --
 -- Scripts take no KEYS. A job id leads to keys that only its record names (its checkpoint, its worker), so they build
 -- what they touch: that needs one primary, and rules out Redis Cluster, which kombu cannot use either.
@@ -62,15 +62,24 @@ local function ring_tokens(id)
   redis.call('PUBLISH', KEY.token_bell(id), '')
 end
 
+-- Slots of each live worker that takes jobs.
+local function slots_serving(checkpoint)
+  local found = {}
+  for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEY.workers(checkpoint), '(' .. int(NOW_MS), '+inf')) do
+    local slots, state = unpack(redis.call('HMGET', KEY.worker(name), 'slots', 'state'))
+    if state == 'idle' or state == 'busy' then
+      table.insert(found, tonumber(slots))
+    end
+  end
+  return found
+end
+
 -- Jobs that may be dispatched or running at once: the slots of the live workers, and some spare messages for each, so
 -- that a freed slot finds its next job on the list.
 local function capacity(checkpoint)
   local jobs = 0
-  for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEY.workers(checkpoint), '(' .. int(NOW_MS), '+inf')) do
-    local slots, state = unpack(redis.call('HMGET', KEY.worker(name), 'slots', 'state'))
-    if state == 'idle' or state == 'busy' then
-      jobs = jobs + slots + LIMIT.SPARE_MESSAGES
-    end
+  for _, slots in ipairs(slots_serving(checkpoint)) do
+    jobs = jobs + slots + LIMIT.SPARE_MESSAGES
   end
   return jobs
 end
@@ -100,6 +109,9 @@ end
 local function dispatch(checkpoint)
   local backlog, dispatched = KEY.backlog(checkpoint), KEY.dispatched(checkpoint)
   if redis.call('EXISTS', backlog) == 0 then
+    if redis.call('EXISTS', dispatched) == 0 then
+      redis.call('DEL', KEY.waiting_tokens(checkpoint))
+    end
     return
   end
   local room = capacity(checkpoint) - redis.call('ZCARD', dispatched) - redis.call('ZCARD', KEY.running(checkpoint))
@@ -124,17 +136,56 @@ local function dispatch(checkpoint)
   push_first(checkpoint, resumed)
 end
 
--- Puts a job at the head of the backlog: behind other resumed ones of a more urgent priority or an earlier arrival,
--- before everything new.
-local function to_head(id, checkpoint, score)
-  redis.call('ZADD', KEY.backlog(checkpoint), score - RESUMED, id)
+-- The score of a job at the head of the backlog: behind other resumed ones of a more urgent priority or an earlier
+-- arrival, before everything new.
+local function head_score(score)
+  return score - RESUMED
+end
+
+-- Until when a waiting job may wait, in ms; nil where it may wait for ever. What was begun once has no limit of its own
+-- in the queue any more.
+local function waits_until(id)
+  local created_at, queue_timeout, deadline_at, attempt = read(
+    id, 'created_at', 'queue_timeout_ms', 'deadline_at', 'attempt')
+  local until_ms = deadline_at and tonumber(deadline_at) or nil
+  if queue_timeout and attempt == '0' then
+    until_ms = math.min(until_ms or math.huge, created_at + queue_timeout)
+  end
+  return until_ms
+end
+
+-- Adds to what the waiting jobs of a checkpoint may still generate. `sign` is 1 for a job that begins to wait, -1 for
+-- one that waits no more.
+local function count_waiting_tokens(id, checkpoint, sign)
+  local max_tokens, tokens = read(id, 'max_tokens', 'tokens')
+  -- A record that is gone tells no number; the sum is forgotten when nobody waits any more.
+  if max_tokens then
+    -- Minus nothing is spelled `-0`, which Redis takes for no number.
+    local change = int(sign * math.max(0, max_tokens - tokens) + 0)
+    if redis.call('INCRBY', KEY.waiting_tokens(checkpoint), change) <= 0 then
+      redis.call('DEL', KEY.waiting_tokens(checkpoint))
+    end
+  end
+end
+
+-- Makes a job wait in the backlog.
+local function enter_queue(id, checkpoint, score)
+  redis.call('ZADD', KEY.backlog(checkpoint), score, id)
+  count_waiting_tokens(id, checkpoint, 1)
+  local until_ms = waits_until(id)
+  if until_ms then
+    redis.call('ZADD', KEY.TIMEOUTS, until_ms, id)
+  end
 end
 
 -- Takes a job out of whatever it waits or runs in.
 local function leave_queue(id, checkpoint)
-  redis.call('ZREM', KEY.backlog(checkpoint), id)
-  redis.call('ZREM', KEY.dispatched(checkpoint), id)
+  local waited = redis.call('ZREM', KEY.backlog(checkpoint), id) + redis.call('ZREM', KEY.dispatched(checkpoint), id)
   redis.call('ZREM', KEY.running(checkpoint), id)
+  redis.call('ZREM', KEY.TIMEOUTS, id)
+  if waited > 0 then
+    count_waiting_tokens(id, checkpoint, -1)
+  end
 end
 
 -- Takes a job without a record out of everything. Returns 1.
@@ -191,22 +242,76 @@ local function tidy()
   end
 end
 
--- Ends a job. `outcome` has `status`, `finish_reason`, `completion`, and where it failed `error` (JSON).
+-- Time that a job has run, in ms, in all attempts up to now.
+local function run_ms(id)
+  local earlier, attempt_started_at, status = read(id, 'run_ms', 'attempt_started_at', 'status')
+  return earlier + (status == 'running' and NOW_MS - attempt_started_at or 0)
+end
+
+-- Time that a job may still run, in ms; nil where there is no limit.
+local function time_left(id)
+  local run_timeout, deadline_at = read(id, 'run_timeout_ms', 'deadline_at')
+  local left = deadline_at and deadline_at - NOW_MS
+  if run_timeout then
+    left = math.min(left or math.huge, run_timeout - run_ms(id))
+  end
+  return left or nil
+end
+
+-- A running average of a hash's field, in which the newest value has a fixed weight.
+local function average(key, field, value)
+  local before = redis.call('HGET', key, field)
+  if before then
+    value = before + LIMIT.PACE_WEIGHT * (value - before)
+  end
+  redis.call('HSET', key, field, string.format('%.6g', value))
+end
+
+-- Learns from a job that is about to succeed how long jobs take, and how far its own estimate was off. One that was
+-- taken over says more about the worker that died.
+local function learn_pace(id, checkpoint)
+  local attempt, max_tokens, tokens, created_at, started_at, first_token_at, predicted = read(
+    id, 'attempt', 'max_tokens', 'tokens', 'created_at', 'started_at', 'first_token_at', 'predicted_ms')
+  if attempt ~= '1' or not first_token_at then
+    return
+  end
+  local pace = KEY.pace(checkpoint)
+  average(pace, 'first_token_ms', first_token_at - started_at)
+  if tonumber(tokens) > 1 then
+    average(pace, 'ms_per_token', (NOW_MS - first_token_at) / (tokens - 1))
+  end
+  average(pace, 'share', tokens / max_tokens)
+  redis.call('PEXPIRE', pace, LIMIT.PACE_TTL_MS)
+  if predicted then
+    redis.call('LPUSH', KEY.accuracy(checkpoint), string.format('%.4g', (NOW_MS - created_at) / predicted))
+    redis.call('LTRIM', KEY.accuracy(checkpoint), 0, LIMIT.ACCURACY_WINDOW - 1)
+    redis.call('PEXPIRE', KEY.accuracy(checkpoint), LIMIT.PACE_TTL_MS)
+  end
+end
+
+-- Ends a job. `outcome` has `status`, `finish_reason`, `completion`, where it failed `error` (JSON), and where its
+-- worker heard of a cancel `cancel_tokens`, how many tokens it knew by then. Those that were logged when the cancel was
+-- asked for came before it in any case.
 local function finish(id, outcome)
   local checkpoint, from, created_at, result_ttl, requested_at, cancel_tokens, tokens, key_hash, key_ttl = read(
     id, 'checkpoint', 'status', 'created_at', 'result_ttl_ms', 'cancel_requested_at', 'cancel_tokens', 'tokens',
     'idempotency', 'idempotency_ttl_ms')
   local expires_at = NOW_MS + result_ttl
+  if outcome.status == 'succeeded' then
+    learn_pace(id, checkpoint)
+  end
+  -- First, for it goes by the record as it was.
+  leave_queue(id, checkpoint)
   write(id, 'status', outcome.status, 'finish_reason', outcome.finish_reason, 'completion', outcome.completion,
     'finished_at', NOW_MS, 'expires_at', expires_at)
   if outcome.error then
     redis.call('HSET', KEY.job(id), 'error', outcome.error)
   end
   if requested_at then
-    redis.call('HSET', KEY.job(id), 'cancel_acked_at', NOW_MS, 'cancel_tokens_after', tokens - cancel_tokens)
+    local before = math.max(tonumber(cancel_tokens), outcome.cancel_tokens or 0)
+    redis.call('HSET', KEY.job(id), 'cancel_acked_at', NOW_MS, 'cancel_tokens_after', tokens - before)
   end
   redis.call('HDEL', KEY.job(id), 'message', 'claim')
-  leave_queue(id, checkpoint)
   redis.call('ZREM', KEY.jobs_with(from), id)
   redis.call('ZADD', KEY.jobs_with(outcome.status), created_at, id)
   redis.call('ZADD', KEY.EXPIRIES, expires_at, id)
@@ -245,8 +350,21 @@ local function finish_failed(id, failure)
   finish(id, {status = 'failed', finish_reason = 'error', completion = logged_text(id), error = failure})
 end
 
--- Takes a running job from its worker and puts it at the head of the backlog; the caller dispatches. With `lost` (JSON,
--- what the job tells when that was once too often) it counts as a loss; a hand-over does not.
+-- Ends a waiting job whose time is over: one that nobody ever began has expired, another one has failed with the text
+-- that it has.
+local function finish_overdue(id)
+  local attempt, deadline_at = read(id, 'attempt', 'deadline_at')
+  local outcome = {status = 'failed', error = FAILURE.DEADLINE_EXCEEDED}
+  if attempt == '0' then
+    local at_deadline = deadline_at and NOW_MS >= tonumber(deadline_at)
+    outcome = {status = 'expired', error = at_deadline and FAILURE.EXPIRED or FAILURE.START_TIMEOUT}
+  end
+  outcome.finish_reason, outcome.completion = 'deadline', logged_text(id)
+  finish(id, outcome)
+end
+
+-- Takes a running job from its worker and puts it at the head of the backlog; the caller dispatches. Where its worker was
+-- lost with it, `lost` is true, and that counts; a hand-over does not.
 local function requeue(id, lost)
   local checkpoint, score, created_at, losses, in_a_row, requested_at = read(
     id, 'checkpoint', 'score', 'created_at', 'losses', 'losses_in_a_row', 'cancel_requested_at')
@@ -257,13 +375,17 @@ local function requeue(id, lost)
     losses, in_a_row = losses + 1, in_a_row + 1
     redis.call('HSET', KEY.job(id), 'losses', losses, 'losses_in_a_row', in_a_row)
     if in_a_row >= LIMIT.MAX_LOSSES_IN_A_ROW or losses >= LIMIT.MAX_LOSSES then
-      return finish_failed(id, lost)
+      return finish_failed(id, FAILURE.WORKER_LOST)
     end
   end
-  write(id, 'status', 'queued')
-  redis.call('HDEL', KEY.job(id), 'claim', 'worker', 'incarnation')
+  local left = time_left(id)
+  if left and left <= 0 then
+    return finish_overdue(id)
+  end
   leave_queue(id, checkpoint)
-  to_head(id, checkpoint, score)
+  write(id, 'status', 'queued', 'run_ms', run_ms(id))
+  redis.call('HDEL', KEY.job(id), 'claim', 'worker', 'incarnation')
+  enter_queue(id, checkpoint, head_score(score))
   redis.call('ZREM', KEY.jobs_with('running'), id)
   redis.call('ZADD', KEY.jobs_with('queued'), created_at, id)
   ring_state(id)
@@ -272,16 +394,17 @@ end
 -- Gives a dispatched job that nobody claimed back to the head of the backlog.
 local function put_back(id)
   local checkpoint, score = read(id, 'checkpoint', 'score')
+  -- It waits as before, only elsewhere.
   if redis.call('ZREM', KEY.dispatched(checkpoint), id) == 1 then
-    to_head(id, checkpoint, score)
+    redis.call('ZADD', KEY.backlog(checkpoint), head_score(score), id)
     dispatch(checkpoint)
   end
 end
 
 -- Whether a worker may decide about a waiting job: its weights must be those that the job was accepted for. Returns nil
 -- where it may. 'superseded': the worker is the odd one out, and the job is given back. 'digest': no worker can have
--- those weights any more, and the job has failed with `failure` (JSON).
-local function wrong_weights(id, digest, failure)
+-- those weights any more, and the job has failed.
+local function wrong_weights(id, digest)
   local checkpoint, accepted = read(id, 'checkpoint', 'digest')
   if digest == accepted then
     return nil
@@ -290,7 +413,7 @@ local function wrong_weights(id, digest, failure)
     put_back(id)
     return 'superseded'
   end
-  finish_failed(id, failure)
+  finish_failed(id, FAILURE.CHECKPOINT_CHANGED)
   return 'digest'
 end
 
@@ -343,6 +466,15 @@ local function announce(name, checkpoint, ttl_ms, fields)
   tidy()
 end
 
+-- Jobs ahead of a waiting one; -1 where it does not wait.
+local function position(id, checkpoint, status)
+  if status ~= 'queued' then
+    return -1
+  end
+  local ahead = redis.call('ZRANK', KEY.dispatched(checkpoint), id)
+  return ahead or redis.call('ZCARD', KEY.dispatched(checkpoint)) + redis.call('ZRANK', KEY.backlog(checkpoint), id)
+end
+
 -- What a client may see of a job: {record as field, value, ...; jobs ahead of it, or -1 where it does not wait}. False
 -- where there is no such job.
 local function view(id)
@@ -350,13 +482,5 @@ local function view(id)
   if #record == 0 then
     return false
   end
-  local checkpoint, status = read(id, 'checkpoint', 'status')
-  if status ~= 'queued' then
-    return {record, -1}
-  end
-  local ahead = redis.call('ZRANK', KEY.dispatched(checkpoint), id)
-  if not ahead then
-    ahead = redis.call('ZCARD', KEY.dispatched(checkpoint)) + redis.call('ZRANK', KEY.backlog(checkpoint), id)
-  end
-  return {record, ahead}
+  return {record, position(id, read(id, 'checkpoint', 'status'))}
 end

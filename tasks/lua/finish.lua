@@ -4,9 +4,10 @@
 -- ARGV   1 to 5 as append.lua
 --        6 JSON list of one text that belongs to no token of its own and ends the log, or ''
 --        7 status   8 finish_reason   9 completion   10 error (JSON), or ''
+--        11 tokens that the worker knew when it heard that the job is to stop, or '' where it did not
 -- reply  as append.lua
 
-local id, attempt, before, ids, pieces, tail, status, finish_reason, completion, failure = unpack(ARGV, 1, 10)
+local id, attempt, before, ids, pieces, tail, status, finish_reason, completion, failure, known = unpack(ARGV, 1, 11)
 local from, current, length = read(id, 'status', 'attempt', 'tokens')
 
 if current ~= attempt then
@@ -27,5 +28,6 @@ end
 if tail ~= '' then
   redis.call('XADD', KEY.tokens(id), next_mark(id, int(after)), 'pieces', tail)
 end
-finish(id, {status = status, finish_reason = finish_reason, completion = completion, error = failure ~= '' and failure})
+finish(id, {status = status, finish_reason = finish_reason, completion = completion, error = failure ~= '' and failure,
+  cancel_tokens = tonumber(known)})
 return {'ok', after, 0}

@@ -6,12 +6,11 @@
 --
 -- KEYS   none
 -- ARGV   1 worker   2 its incarnation   3 checkpoint   4 digest   5 card (JSON)   6 ms until the worker counts as gone
---        7 what a job tells that was lost once too often (JSON)
---        8.. field, value, ... of the worker's hash
+--        7.. field, value, ... of the worker's hash
 -- reply  {'ok', jobs that were taken from the earlier run}
 --        {'conflict', digest}    another live worker serves the checkpoint's name with these weights
 
-local name, incarnation, checkpoint, digest, card, ttl_ms, lost = unpack(ARGV, 1, 7)
+local name, incarnation, checkpoint, digest, card, ttl_ms = unpack(ARGV, 1, 6)
 
 for _, other in ipairs(redis.call('ZRANGEBYSCORE', KEY.workers(checkpoint), '(' .. int(NOW_MS), '+inf')) do
   local served = other ~= name and redis.call('HGET', KEY.worker(other), 'digest')
@@ -33,7 +32,7 @@ if earlier ~= incarnation then
     for _, id in ipairs(redis.call('ZRANGE', KEY.running(served), 0, -1)) do
       local holder, run = read(id, 'worker', 'incarnation')
       if holder == name and run ~= incarnation then
-        requeue(id, lost)
+        requeue(id, true)
         taken = taken + 1
       end
     end
@@ -42,7 +41,7 @@ if earlier ~= incarnation then
     end
   end
 end
-announce(name, checkpoint, ttl_ms, {unpack(ARGV, 8)})
+announce(name, checkpoint, ttl_ms, {unpack(ARGV, 7)})
 if taken > 0 or (earlier and earlier ~= incarnation) then
   -- What the earlier run had taken and not begun.
   push_again(checkpoint, NOW_US)

@@ -2,12 +2,11 @@
 --
 -- KEYS   none
 -- ARGV   1 job id   2 digest of the worker's weights   3 what the job tells (JSON)
---        4 what it tells where no worker has its weights any more (JSON)
 -- reply  1, or 0: the job does not wait, or is not for this worker to judge (see wrong_weights)
 
-local id, digest, failure, changed = unpack(ARGV, 1, 4)
+local id, digest, failure = unpack(ARGV, 1, 3)
 
-if read(id, 'status') ~= 'queued' or wrong_weights(id, digest, changed) then
+if read(id, 'status') ~= 'queued' or wrong_weights(id, digest) then
   return 0
 end
 finish_failed(id, failure)

@@ -2,14 +2,16 @@
 --
 -- KEYS   none
 -- ARGV   1 job id   2 checkpoint   3 priority   4 most jobs that may wait for the checkpoint
---        5 idempotency key's hash, or ''   6 request's fingerprint, or ''
---        7.. field, value, ... of the record
--- reply  {'created', job id}      the job waits
---        {'replayed', job id}     the key made this job earlier, with this request
---        {'mismatch', job id}     the key made this job, with another request
+--        5 most jobs that may be ahead of this one, or ''
+--        6 idempotency key's hash, or ''   7 request's fingerprint, or ''
+--        8.. field, value, ... of the record
+-- reply  {'created', job id}         the job waits
+--        {'replayed', job id}        the key made this job earlier, with this request
+--        {'mismatch', job id}        the key made this job, with another request
 --        {'full'}
+--        {'far', jobs ahead}         more than the caller wants
 
-local id, checkpoint, priority, limit, key_hash, fingerprint = unpack(ARGV, 1, 6)
+local id, checkpoint, priority, limit, most_ahead, key_hash, fingerprint = unpack(ARGV, 1, 7)
 
 if redis.call('EXISTS', KEY.job(id)) == 1 then
   return {'created', id}
@@ -27,15 +29,27 @@ if waiting >= tonumber(limit) then
 end
 
 local score = priority * PRIORITY_STEP + NOW_US
+if most_ahead ~= '' then
+  local ahead = redis.call('ZCARD', KEY.dispatched(checkpoint))
+    + redis.call('ZCOUNT', KEY.backlog(checkpoint), '-inf', int(score))
+  if ahead > tonumber(most_ahead) then
+    return {'far', ahead}
+  end
+end
+
 redis.call('HSET', KEY.job(id), 'id', id, 'checkpoint', checkpoint, 'priority', priority, 'status', 'queued',
   'version', 1, 'created_at', NOW_MS, 'score', int(score), 'attempt', 0, 'losses', 0, 'losses_in_a_row', 0,
-  'resumed_tokens', 0, 'tokens', 0, unpack(ARGV, 7))
+  'resumed_tokens', 0, 'tokens', 0, 'run_ms', 0, unpack(ARGV, 8))
+local deadline_ms = read(id, 'deadline_ms')
+if deadline_ms then
+  redis.call('HSET', KEY.job(id), 'deadline_at', NOW_MS + deadline_ms)
+end
 if key_hash ~= '' then
   redis.call('SET', KEY.idempotency(key_hash), id .. ' ' .. fingerprint)
 end
 redis.call('ZADD', KEY.JOBS, NOW_MS, id)
 redis.call('ZADD', KEY.jobs_with('queued'), NOW_MS, id)
-redis.call('ZADD', KEY.backlog(checkpoint), score, id)
+enter_queue(id, checkpoint, score)
 tidy()
 dispatch(checkpoint)
 return {'created', id}

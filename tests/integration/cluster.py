@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -109,6 +109,15 @@ class Cluster:
 
         return until(there, f"{job_id} {status}", timeout_s=DEADLINE_S)
 
+    def when_taken_up(self, job_id: str, attempt: int) -> Job:
+        """The job, once this attempt of it runs."""
+
+        def there() -> Job | None:
+            job = self.job(job_id)
+            return job if job.status is Status.RUNNING and job.attempt == attempt else None
+
+        return until(there, f"attempt {attempt} of {job_id}", timeout_s=START_S)
+
     def until_quiet(self) -> None:
         """Wait until no message is on the list, and none is taken but not acknowledged."""
         queue = keys.queue(self.checkpoint.name)
@@ -116,14 +125,7 @@ class Cluster:
 
     def decode_a_little(self, engines: Sequence[Engine], job_ids: Sequence[str], *, tokens: int = 5) -> None:
         """Let stopped engines go on until each of these running jobs has some tokens, and stop them again."""
-        deadline = time.monotonic() + DEADLINE_S
-        while min(self.job(job_id).tokens for job_id in job_ids) < tokens:
-            assert time.monotonic() < deadline
-            for engine in engines:
-                engine.resume()
-            time.sleep(0.005)
-            for engine in engines:
-                engine.stop()
+        creep(engines, lambda: min(self.job(job_id).tokens for job_id in job_ids) >= tokens)
         assert {self.job(job_id).status for job_id in job_ids} == {Status.RUNNING}
 
 
@@ -161,6 +163,18 @@ def stopped(engines: Sequence[Engine]) -> Iterator[None]:
         for engine in engines:
             with suppress(ProcessLookupError):
                 engine.resume()
+
+
+def creep(engines: Sequence[Engine], condition: Callable[[], object], *, timeout_s: float = DEADLINE_S) -> None:
+    """Let stopped engines go on by a few steps at a time, until `condition` holds; they are stopped then."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        for engine in engines:
+            engine.resume()
+        time.sleep(0.005)
+        for engine in engines:
+            engine.stop()
 
 
 def children(pid: int) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -167,6 +167,7 @@ def finish(
     status: Status = Status.SUCCEEDED,
     finish_reason: FinishReason = FinishReason.STOP,
     error: JobError | None = None,
+    tokens_at_cancel: int | None = None,
 ) -> Finish:
     """The end of a job."""
     return Finish(
@@ -180,18 +181,26 @@ def finish(
         finish_reason=finish_reason,
         completion=text + tail if completion is None else completion,
         error=error,
+        tokens_at_cancel=tokens_at_cancel,
     )
 
 
-@pytest.fixture
-async def queue(redis_url: str, anyio_backend: str) -> AsyncIterator[QueueWorld]:
-    """An empty queue, with a worker store and a job store of default settings."""
+@asynccontextmanager
+async def queue_world(redis_url: str) -> AsyncIterator[QueueWorld]:
+    """The queue in a Redis, with a worker store and a job store of default settings."""
     settings = Settings(redis_url=redis_url)
     asynchronous = make_async(settings)
     with make_sync(settings) as synchronous:
         jobs, workers = JobStore(asynchronous, settings), WorkerStore(synchronous, settings)
         yield QueueWorld(settings, jobs, workers, synchronous, asynchronous)
     await asynchronous.aclose()
+
+
+@pytest.fixture
+async def queue(redis_url: str, anyio_backend: str) -> AsyncIterator[QueueWorld]:
+    """An empty queue."""
+    async with queue_world(redis_url) as world:
+        yield world
 
 
 @pytest.fixture

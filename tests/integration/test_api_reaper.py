@@ -46,6 +46,7 @@ async def test_an_outage_is_told_once() -> None:
         client = make_async(settings)
         store = JobStore(client, settings)
         tries: list[None] = []
+        away: list[None] = []
 
         async def check_schema() -> None:
             tries.append(None)
@@ -54,10 +55,11 @@ async def test_an_outage_is_told_once() -> None:
         def told() -> list[str]:
             return [str(entry["event"]) for entry in logs]
 
-        reaper = Reaper(store, check_schema=check_schema, every_s=0.01)
+        reaper = Reaper(store, check_schema=check_schema, on_away=lambda: away.append(None), every_s=0.01)
         reaper.start()
         await eventually(lambda: len(tries) > 5)
         assert told() == ["reaper_stalled"]
+        assert away
         with running_redis(Path(name)):
             await eventually(lambda: told() == ["reaper_stalled", "reaper_goes_on"])
         await eventually(lambda: told() == ["reaper_stalled", "reaper_goes_on", "reaper_stalled"])

@@ -67,6 +67,39 @@ async def test_a_running_job_is_asked_to_stop_and_its_worker_hears(queue: QueueW
     assert job.cancellation.latency_ms >= 0
 
 
+@pytest.mark.parametrize(
+    ("known", "after"),
+    [(None, 4), (4, 2), (6, 0), (1, 4)],
+    ids=["heard by a renewal", "heard by the bell", "heard after its last token", "the log had more by then"],
+)
+async def test_tokens_that_the_worker_knew_when_it_heard_of_the_cancel_came_before_it(
+    queue: QueueWorld, known: int | None, after: int
+) -> None:
+    queue.register()
+    job_id = await queue.running()
+    queue.append(job_id, "12")
+    await queue.jobs.cancel(job_id)
+    queue.append(job_id, "3", before=2)
+    queue.finish(
+        job_id,
+        "456",
+        before=3,
+        status=Status.CANCELLED,
+        finish_reason=FinishReason.CANCELLED,
+        tokens_at_cancel=known,
+    )
+    job = await queue.job(job_id)
+    assert job.cancellation is not None
+    assert job.cancellation.tokens_after == after
+
+
+async def test_a_bell_without_a_cancel_cancels_nothing(queue: QueueWorld) -> None:
+    queue.register()
+    job_id = await queue.running()
+    queue.finish(job_id, "579", tokens_at_cancel=1)
+    assert (await queue.job(job_id)).cancellation is None
+
+
 async def test_cancelling_again_keeps_the_first_request(queue: QueueWorld) -> None:
     queue.register()
     job_id = await queue.running()

@@ -50,6 +50,18 @@ async def test_a_job_is_claimed_once(queue: QueueWorld) -> None:
     assert queue.try_claim(new_job_id()) == Refused("gone")
 
 
+async def test_a_worker_learns_which_of_its_taken_messages_are_for_nothing(queue: QueueWorld) -> None:
+    queue.register(slots=4)
+    dispatched, cancelled, finished = [await queue.submit() for _ in range(3)]
+    running = await queue.running()
+    await queue.jobs.cancel(cancelled)
+    queue.claim(finished)
+    queue.finish(finished)
+    gone = new_job_id()
+    asked = [dispatched, cancelled, finished, running, gone]
+    assert queue.workers.over(asked) == {cancelled, finished, running, gone}
+
+
 async def test_of_many_claims_at_once_one_wins(queue: QueueWorld) -> None:
     queue.register()
     job_id = await queue.submit()

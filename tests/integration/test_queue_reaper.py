@@ -20,7 +20,7 @@ from tests.integration.conftest import CARD, WORKER, QueueWorld
 
 pytestmark = pytest.mark.anyio
 
-NOTHING = Reaped(0, 0, 0, 0, 0)
+NOTHING = Reaped(0, 0, 0, 0, 0, 0)
 #: Longest wait for something that should happen within milliseconds, in seconds.
 DEADLINE_S = 10.0
 OTHER = replace(WORKER, name="tiny-2@host", incarnation="other")

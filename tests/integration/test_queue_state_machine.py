@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 from tasks import keys
 from tasks.connections import make_async, make_sync
 from tasks.generation import Generation
-from tasks.job import ErrorCode, Job, Status
+from tasks.job import ErrorCode, Job, Status, TimeLimits
 from tasks.job_id import new_job_id
 from tasks.job_store import JobStore, NewJob
 from tasks.scripts import LIMITS
@@ -41,6 +41,11 @@ WORKERS = (
 )
 
 
+MAX_TOKENS = 8
+#: A limit that no run lives to see, in ms.
+NEVER_MS = 3_600_000
+
+
 @dataclass
 class Modelled:
     """What a job should be."""
@@ -52,8 +57,20 @@ class Modelled:
     losses_in_a_row: int = 0
     cancel_requested: bool = False
     lease_over: bool = False
+    #: Whether it has a limit in time, and whether that is over.
+    limited: bool = False
+    overdue: bool = False
+    deleted: bool = False
     #: Attempt marks as (tokens before it, attempt).
     marks: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def waits(self) -> bool:
+        return self.status is Status.QUEUED and not self.deleted
+
+    @property
+    def runs(self) -> bool:
+        return self.status is Status.RUNNING and not self.deleted
 
     def lose(self) -> None:
         """Its worker died."""
@@ -63,11 +80,18 @@ class Modelled:
         self.losses += 1
         self.losses_in_a_row += 1
         too_often = self.losses_in_a_row >= LIMITS["MAX_LOSSES_IN_A_ROW"] or self.losses >= LIMITS["MAX_LOSSES"]
-        self.status = Status.FAILED if too_often else Status.QUEUED
+        self.status = Status.FAILED if too_often or self.overdue else Status.QUEUED
 
     def hand_back(self) -> None:
         """Its worker gives it back."""
-        self.status = Status.CANCELLED if self.cancel_requested else Status.QUEUED
+        if self.cancel_requested:
+            self.status = Status.CANCELLED
+        else:
+            self.status = Status.FAILED if self.overdue else Status.QUEUED
+
+    def give_up(self) -> None:
+        """Its time is over while it waits."""
+        self.status = Status.EXPIRED if self.attempt == 0 else Status.FAILED
 
 
 @dataclass(frozen=True)
@@ -113,9 +137,9 @@ class QueueMachine(RuleBasedStateMachine):
 
     # What happens
 
-    @rule(target=jobs, priority=st.integers(0, 9))
-    def submit(self, priority: int) -> str:
-        generation = Generation(prompt="1+1=", max_tokens=8, temperature=0.0, seed=7)
+    @rule(target=jobs, priority=st.integers(0, 9), limited=st.booleans())
+    def submit(self, priority: int, limited: bool) -> str:
+        generation = Generation(prompt="1+1=", max_tokens=MAX_TOKENS, temperature=0.0, seed=7)
         new = NewJob(
             id=new_job_id(),
             owner="anybody",
@@ -123,9 +147,10 @@ class QueueMachine(RuleBasedStateMachine):
             digest=CARD.digest,
             generation=generation,
             priority=priority,
+            limits=TimeLimits(deadline_ms=NEVER_MS if limited else None),
         )
         self.run(self.store.submit(new))
-        self.model[new.id] = Modelled()
+        self.model[new.id] = Modelled(limited=limited)
         return new.id
 
     @rule(target=claims, job_id=jobs, worker=st.sampled_from(WORKERS))
@@ -136,7 +161,9 @@ class QueueMachine(RuleBasedStateMachine):
             job_id, worker=worker.name, incarnation=worker.incarnation, digest=worker.digest, prompt_tokens=4
         )
         job = self.model[job_id]
-        assert isinstance(claimed, Claimed) == (job.status is Status.QUEUED and dispatched)
+        assert isinstance(claimed, Claimed) == (job.waits and dispatched and not job.overdue)
+        if job.waits and dispatched and job.overdue:
+            job.give_up()
         if isinstance(claimed, Claimed):
             job.status, job.attempt, job.lease_over = Status.RUNNING, job.attempt + 1, False
             if job.attempt > 1:
@@ -209,7 +236,7 @@ class QueueMachine(RuleBasedStateMachine):
     def finish(self, claim: Claim, text: str, status: Status) -> None:
         job = self.model[claim.job_id]
         held = self.holds(claim)
-        again = job.status is status and job.attempt == claim.attempt
+        again = job.status is status and job.attempt == claim.attempt and not job.deleted
         whole = job.text + text
         reply = self.workers.flush(
             [finish(claim.job_id, text, before=len(job.text), attempt=claim.attempt, status=status, completion=whole)]
@@ -223,10 +250,29 @@ class QueueMachine(RuleBasedStateMachine):
     def cancel(self, job_id: str) -> None:
         job = self.model[job_id]
         self.run(self.store.cancel(job_id))
-        if job.status is Status.QUEUED:
+        if job.waits:
             job.status = Status.CANCELLED
-        elif job.status is Status.RUNNING:
+        elif job.runs:
             job.cancel_requested = True
+
+    @rule(job_id=jobs)
+    def delete(self, job_id: str) -> None:
+        """Whatever it does, and also for the second time."""
+        assert self.run(self.store.delete(job_id))
+        assert self.run(self.store.get(job_id)) is None
+        self.model[job_id].deleted = True
+
+    @precondition(lambda self: any(job.limited and not job.overdue for job in self.model.values()))
+    @rule(data=st.data())
+    def time_is_over(self, data: st.DataObject) -> None:
+        """Nobody notices yet."""
+        limited = [job_id for job_id, job in self.model.items() if job.limited and not job.overdue]
+        job_id = data.draw(st.sampled_from(limited))
+        job = self.model[job_id]
+        job.overdue = True
+        if job.waits or job.runs:
+            self.redis.hset(keys.job(job_id), "deadline_at", 1)
+            self.redis.zadd(keys.TIMEOUTS, {job_id: 1}, xx=True)
 
     @rule(job_id=jobs)
     def put_back(self, job_id: str) -> None:
@@ -244,8 +290,15 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule()
     def reap(self) -> None:
-        over = [job for job in self.model.values() if job.status is Status.RUNNING and job.lease_over]
-        assert self.workers.reap().leases_over == len(over)
+        self.reap_with(self.workers)
+
+    def reap_with(self, workers: WorkerStore) -> None:
+        late = [job for job in self.model.values() if job.waits and job.overdue]
+        over = [job for job in self.model.values() if job.runs and job.lease_over]
+        reaped = workers.reap()
+        assert (reaped.jobs_overdue, reaped.leases_over) == (len(late), len(over))
+        for job in late:
+            job.give_up()
         for job in over:
             job.lose()
 
@@ -253,10 +306,7 @@ class QueueMachine(RuleBasedStateMachine):
     def lose_messages_and_reap(self, keep: int) -> None:
         """Celery's list loses messages; while somebody serves, whatever is dispatched has one afterwards."""
         self.redis.ltrim(keys.queue("tiny"), 0, keep - 1) if keep else self.redis.delete(keys.queue("tiny"))
-        over = [job for job in self.model.values() if job.status is Status.RUNNING and job.lease_over]
-        assert self.hasty.reap().leases_over == len(over)
-        for job in over:
-            job.lose()
+        self.reap_with(self.hasty)
         if not any(self.serving.values()):
             return
         messages: Any = self.redis.lrange(keys.queue("tiny"), 0, -1)
@@ -268,8 +318,9 @@ class QueueMachine(RuleBasedStateMachine):
     @invariant()
     def records_and_listings_are_as_modelled(self) -> None:
         jobs = {job.id: job for job in self.run(self.store.list(limit=1000)).jobs}
-        assert jobs.keys() == self.model.keys()
-        for job_id, expected in self.model.items():
+        model = self.kept()
+        assert jobs.keys() == model.keys()
+        for job_id, expected in model.items():
             job = jobs[job_id]
             assert (job.status, job.attempt, job.tokens) == (expected.status, expected.attempt, len(expected.text))
             if not job.status.terminal:
@@ -279,7 +330,7 @@ class QueueMachine(RuleBasedStateMachine):
                 assert job.completion == expected.text
             assert job.version >= self.versions.get(job_id, 0)
             self.versions[job_id] = job.version
-            assert job.error is None or job.error.code is ErrorCode.WORKER_LOST
+            assert job.error is None or job.error.code in (ErrorCode.WORKER_LOST, ErrorCode.DEADLINE_EXCEEDED)
         positions = [job.position for job in jobs.values() if job.position is not None]
         assert sorted(positions) == list(range(sum(job.status is Status.QUEUED for job in jobs.values())))
         for status in Status:
@@ -292,7 +343,7 @@ class QueueMachine(RuleBasedStateMachine):
         for zset in (keys.backlog, keys.dispatched, keys.running):
             found: Any = self.redis.zrange(zset("tiny"), 0, -1)
             members[zset.__name__] = {member.decode() for member in found}
-        for job_id, job in self.model.items():
+        for job_id, job in self.kept().items():
             places = [name for name, ids in members.items() if job_id in ids]
             if job.status is Status.RUNNING:
                 assert places == ["running"]
@@ -300,7 +351,7 @@ class QueueMachine(RuleBasedStateMachine):
                 assert places in (["backlog"], ["dispatched"])
             else:
                 assert places == []
-        assert set().union(*members.values()) <= self.model.keys()
+        assert set().union(*members.values()) <= self.kept().keys()
         room = sum(1 + LIMITS["SPARE_MESSAGES"] for serving in self.serving.values() if serving)
         used = len(members["dispatched"]) + len(members["running"])
         assert used >= room or not members["backlog"]
@@ -308,10 +359,10 @@ class QueueMachine(RuleBasedStateMachine):
     @invariant()
     def logs_hold_each_token_once(self) -> None:
         with self.redis.pipeline(transaction=False) as pipeline:
-            for job_id in self.model:
+            for job_id in self.kept():
                 pipeline.xrange(keys.tokens(job_id))
             logs = pipeline.execute()
-        for expected, log in zip(self.model.values(), logs, strict=True):
+        for expected, log in zip(self.kept().values(), logs, strict=True):
             text, marks = "", []
             for entry in map(Entry.decode, log):
                 assert entry.before == len(text)
@@ -320,13 +371,25 @@ class QueueMachine(RuleBasedStateMachine):
                     marks.append((entry.after, entry.attempt))
             assert (text, marks) == (expected.text, expected.marks)
 
+    @invariant()
+    def what_waits_is_counted_and_its_limits_are_known(self) -> None:
+        waiting = {job_id: job for job_id, job in self.model.items() if job.waits}
+        tokens = sum(max(0, MAX_TOKENS - len(job.text)) for job in waiting.values())
+        assert int(self.redis.get(keys.waiting_tokens("tiny")) or 0) == tokens
+        limited: Any = self.redis.zrange(keys.TIMEOUTS, 0, -1)
+        assert {member.decode() for member in limited} == {job_id for job_id, job in waiting.items() if job.limited}
+
+    def kept(self) -> dict[str, Modelled]:
+        """The jobs that nobody deleted."""
+        return {job_id: job for job_id, job in self.model.items() if not job.deleted}
+
     def holds(self, claim: Claim) -> bool:
         """Whether the claim is the job's current one."""
         return claim in self.held()
 
     def held(self) -> list[Claim]:
         """The current claims of the running jobs."""
-        return [Claim(job_id, job.attempt) for job_id, job in self.model.items() if job.status is Status.RUNNING]
+        return [Claim(job_id, job.attempt) for job_id, job in self.model.items() if job.runs]
 
 
 @pytest.fixture

@@ -149,11 +149,11 @@ async def test_a_change_whose_ring_was_lost_is_noticed(redis_url: str, client: R
         with fake_worker(settings):
             pass
         job = (await http.post("/v1/jobs", json={"prompt": "1", "wait_for_worker": True})).json()
-        with deaf.watch(job["id"], tokens=False) as bell:
-            assert await bell.wait(DEADLINE_S), "the first look always rings"
-            assert not await bell.wait(0.2), "nothing changed"
+        with deaf.watch(job["id"], tokens=False) as watched:
+            assert await watched.bell.wait(DEADLINE_S), "the first look always rings"
+            assert not await watched.bell.wait(0.2), "nothing changed"
             await store.cancel(job["id"])
-            assert await bell.wait(DEADLINE_S)
+            assert await watched.bell.wait(DEADLINE_S)
     assert deaf.jobs == 0
     await deaf.stop()
 

@@ -30,7 +30,8 @@ def test_refuses_what_is_no_key(lines: list[str]) -> None:
 
 
 def made(key: str = "k", owner: str = "o", route: str = "jobs", **body: object) -> tuple[str, str]:
-    found = idempotency([key], owner=owner, route=route, body=GenerateRequest.model_validate({"prompt": "1", **body}))
+    asked = GenerateRequest.model_validate({"prompt": "1", **body}).model_dump(mode="json")
+    found = idempotency([key], owner=owner, route=route, request=asked)
     assert found is not None
     return found.key_hash, found.fingerprint
 
@@ -52,4 +53,4 @@ def test_keys_of_other_owners_and_routes_are_others() -> None:
 
 
 def test_without_the_header_there_is_no_key() -> None:
-    assert idempotency([], owner="o", route="jobs", body=GenerateRequest(prompt="1")) is None
+    assert idempotency([], owner="o", route="jobs", request={"prompt": "1"}) is None

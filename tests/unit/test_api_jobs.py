@@ -61,7 +61,14 @@ async def test_submit_and_read(redis_url: str) -> None:
         "finish_reason": "stop",
     }
     assert done["usage"] == {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12}
-    assert done["queue"] == {"priority": 2, "position": None}
+    assert done["queue"] == {
+        "priority": 2,
+        "position": None,
+        "tokens_ahead": None,
+        "eta_start_s": None,
+        "eta_finish_s": None,
+        "as_of": None,
+    }
     assert done["metadata"] == {"run": "7"}
     assert done["attempt"] == 1
     assert done["worker"] == "step_002920@test"

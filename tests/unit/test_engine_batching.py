@@ -74,6 +74,7 @@ def arrivals(vocab_size: int) -> st.SearchStrategy[list[Arrival]]:
         ignore_eos=st.booleans(),
         stop_on_newline=st.booleans(),
         every_id=st.booleans(),
+        alone=st.sampled_from([0, 0, 0, 1, 4]),
     )
     one = st.builds(Arrival, request=requests, at=st.integers(0, 12), aborted_at=st.none() | st.integers(0, 20))
     return st.lists(one, min_size=1, max_size=7).map(

@@ -211,21 +211,21 @@ def test_loading_has_a_time_limit() -> None:
 
 
 def test_the_supervisor_replaces_a_dead_engine_and_turns_waiters_away_at_the_end() -> None:
-    deaths: queue.SimpleQueue[None] = queue.SimpleQueue()
+    deaths: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     reports: queue.SimpleQueue[Sequence[Update]] = queue.SimpleQueue()
     gave_up: queue.SimpleQueue[str] = queue.SimpleQueue()
     supervisor = EngineSupervisor(
         start_of(find(str(TINY), TINY.parent)),
         load_timeout_s=LOAD_S,
         on_updates=reports.put,
-        on_death=lambda: deaths.put(None),
+        on_death=deaths.put,
         on_give_up=gave_up.put,
     )
     supervisor.start(should_stop=lambda: False)
     first = supervisor.pid
     assert first is not None
     os.kill(first, signal.SIGKILL)
-    deaths.get(timeout=DEADLINE_S)
+    assert deaths.get(timeout=DEADLINE_S) is None
     with pytest.raises(EngineDiedError):
         supervisor.submit(LONG)
     assert supervisor.wait_available()

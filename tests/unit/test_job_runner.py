@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from worker.checkpoints.tokenizers.characters import CharacterTokenizer
 from worker.engine.kv_ledger import KvLedger
 from worker.engine.request import SequenceRequest
 from worker.engine_client import EngineDiedError
-from worker.job_runner import JobRunner
+from worker.job_runner import JobRunner, alone_tokens
 from worker.kv_gate import KvGate
 from worker.publisher import Publisher, PublisherStoppedError
 from worker.running import RunningJob
@@ -46,6 +46,9 @@ class Store(WorkerStore):
         self.put_backs: list[str] = []
         self.releases: list[tuple[str, int, bool]] = []
         self.rejections: list[JobError] = []
+        #: Jobs that do not wait, and who was asked for.
+        self.done: set[str] = set()
+        self.asked: list[list[str]] = []
         #: Called in each call: raises where Redis shall be away.
         self.before: Callable[[], None] = lambda: None
         self.before_claim: Callable[[], None] = lambda: None
@@ -66,6 +69,10 @@ class Store(WorkerStore):
     def release(self, job_id: str, attempt: int, *, count_loss: bool = False) -> bool:
         self.releases.append((job_id, attempt, count_loss))
         return True
+
+    def over(self, job_ids: Sequence[str]) -> set[str]:
+        self.asked.append(list(job_ids))
+        return self.done & set(job_ids)
 
     def reject(self, job_id: str, error: JobError, *, digest: str) -> None:
         self.before()
@@ -98,7 +105,7 @@ class Book(Publisher):
 
     def __init__(self) -> None:
         self.adopted: list[RunningJob] = []
-        self.handed_back: list[tuple[str | None, bool]] = []
+        self.handed_back: list[str] = []
         self.stopped = False
         self.finishes = True
 
@@ -109,8 +116,8 @@ class Book(Publisher):
         if self.finishes:
             job.over.set()
 
-    def hand_back(self, sequence_id: str | None = None, *, count_loss: bool) -> None:
-        self.handed_back.append((sequence_id, count_loss))
+    def hand_back(self, sequence_id: str) -> None:
+        self.handed_back.append(sequence_id)
         self.adopted[-1].over.set()
 
 
@@ -135,6 +142,13 @@ def world() -> World:
     return World()
 
 
+def eventually(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 def away_for(calls: int) -> Callable[[], None]:
     left = iter(range(calls))
 
@@ -154,10 +168,11 @@ def test_a_job_is_claimed_and_its_request_cut_to_the_context(world: World) -> No
     assert (request.stop, request.top_k, request.generated) == ((b"B",), 5, ())
     assert world.store.claims[0]["prompt_tokens"] == 5
     assert world.runner.wait_idle(0)
-    assert world.gate.waiting == 0
+    assert world.gate.waiting == ()
 
 
 def test_a_resumed_job_goes_on_with_what_is_in_its_log(world: World) -> None:
+    world.store.job = replace(JOB, attempt=2)
     world.store.answer = Claimed(3, (1, 2), ("1", "2"))
     world.runner.run("job_1")
     [running], [request] = world.publisher.adopted, world.engine.requests
@@ -202,7 +217,7 @@ def test_an_engine_that_died_gives_the_job_back_without_a_loss(world: World) -> 
     world.publisher.finishes = False
     world.engine.dead = True
     world.runner.run("job_1")
-    assert world.publisher.handed_back == [("job_1/1", False)]
+    assert world.publisher.handed_back == ["job_1/1"]
 
 
 def test_a_job_handed_back_before_the_engine_knew_it_is_stopped_there(world: World) -> None:
@@ -221,7 +236,7 @@ def test_a_job_that_waits_for_an_engine_that_never_comes_is_put_back(world: Worl
     world.engine.stops = True
     world.runner.run("job_1")
     assert world.store.put_backs == ["job_1"]
-    assert world.gate.waiting == 0
+    assert world.gate.waiting == ()
 
 
 def test_a_job_claimed_while_the_worker_stops_is_released_at_once(world: World) -> None:
@@ -269,11 +284,72 @@ def test_bodies_inside_are_counted_until_they_return(world: World) -> None:
     world.publisher.finishes = False
     body = threading.Thread(target=world.runner.run, args=("job_1",))
     body.start()
-    deadline = time.monotonic() + DEADLINE_S
-    while not world.engine.requests:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    eventually(lambda: world.engine.requests)
     assert not world.runner.wait_idle(0)
     world.publisher.adopted[0].over.set()
     assert world.runner.wait_idle(DEADLINE_S)
     body.join()
+
+
+@pytest.mark.parametrize(
+    ("losses", "in_a_row", "max_tokens", "alone"),
+    [(0, 0, 50, 0), (1, 1, 50, 1), (2, 1, 50, 2), (4, 2, 50, 8), (9, 1, 50, 50), (9, 0, 50, 0)],
+)
+def test_a_job_with_losses_since_its_last_token_runs_alone_for_longer_each_time(
+    losses: int, in_a_row: int, max_tokens: int, alone: int
+) -> None:
+    job = replace(JOB, losses=losses, losses_in_a_row=in_a_row)
+    assert alone_tokens(job, max_tokens) == alone
+
+
+def test_a_suspect_lets_others_in_when_its_first_tokens_are_in_the_log(world: World) -> None:
+    world.store.job = replace(JOB, attempt=2, losses=2, losses_in_a_row=2)
+    world.store.answer = Claimed(3, (1,), ("1",))
+    world.publisher.finishes = False
+    suspect = threading.Thread(target=world.runner.run, args=("job_1",))
+    suspect.start()
+    eventually(lambda: world.publisher.adopted)
+    [running] = world.publisher.adopted
+    mate = threading.Thread(target=world.runner.run, args=("job_2",))
+    mate.start()
+    eventually(lambda: world.gate.waiting)
+    running.token_ids += [2, 3]
+    running.confirm(2)
+    assert [ticket.name for ticket in world.gate.waiting] == ["job_2"]
+    running.confirm(3)
+    eventually(lambda: len(world.publisher.adopted) == 2)
+    assert [request.alone for request in world.engine.requests] == [2, 2]
+    for adopted in world.publisher.adopted:
+        adopted.over.set()
+    suspect.join(DEADLINE_S)
+    mate.join(DEADLINE_S)
+    assert world.runner.wait_idle(0)
+
+
+def test_a_job_that_others_had_while_it_waited_here_is_given_back_and_read_anew(world: World) -> None:
+    world.store.answer = Claimed(3, (), ())
+    world.runner.run("job_1")
+    assert world.store.releases == [("job_1", 3, False)]
+    assert world.engine.requests == []
+
+
+def test_a_job_that_is_over_while_it_waits_in_front_of_the_engine_leaves_without_a_claim(world: World) -> None:
+    with world.gate.reserve(CARD.context * 2 - 1, 1):
+        bodies = {name: threading.Thread(target=world.runner.run, args=(name,)) for name in ("job_1", "job_2")}
+        for number, body in enumerate(bodies.values()):
+            body.start()
+            eventually(lambda line=number: len(world.gate.waiting) == line + 1)  # type: ignore[misc]
+        world.store.done = {"job_1"}
+        world.runner.withdraw_over()
+        bodies["job_1"].join(DEADLINE_S)
+        assert not bodies["job_1"].is_alive()
+        assert world.store.asked == [["job_1", "job_2"]]
+        assert (world.store.claims, world.store.put_backs) == ([], [])
+        assert [ticket.name for ticket in world.gate.waiting] == ["job_2"]
+    bodies["job_2"].join(DEADLINE_S)
+    assert len(world.store.claims) == 1
+
+
+def test_nothing_is_asked_while_nobody_waits(world: World) -> None:
+    world.runner.withdraw_over()
+    assert world.store.asked == []

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 import pytest
 
 from worker.engine.kv_ledger import BLOCK_TOKENS, KvLedger
-from worker.kv_gate import GateClosedError, KvGate
+from worker.kv_gate import GateClosedError, KvGate, Ticket, WithdrawnError
 
 DEADLINE_S = 10.0
+#: So long nothing happens where nothing is to happen.
+QUIET_S = 0.05
 #: Blocks of KV memory behind the gate.
 ROOM = 4
 
@@ -23,19 +25,21 @@ class Door:
     def __init__(self) -> None:
         self.ledger = KvLedger(ROOM * BLOCK_TOKENS)
         self.gate = KvGate(self.ledger)
+        #: Of those who are inside.
+        self.tickets: dict[str, Ticket] = {}
         self._heard: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._leaving: dict[str, threading.Event] = {}
         self._threads: dict[str, threading.Thread] = {}
 
-    def enter(self, name: str, blocks: int) -> None:
+    def enter(self, name: str, blocks: int, *, alone: bool = False) -> None:
         """A visitor who goes in at once."""
-        self._come(name, blocks)
+        self._come(name, blocks, alone)
         assert self.next() == f"{name} is in"
 
-    def queue_up(self, name: str, blocks: int) -> None:
+    def queue_up(self, name: str, blocks: int, *, alone: bool = False) -> None:
         """A visitor who has to wait; it stands in line when this returns."""
         line = self.gate.waiting
-        self._come(name, blocks)
+        self._come(name, blocks, alone)
         deadline = time.monotonic() + DEADLINE_S
         while self.gate.waiting == line:
             assert time.monotonic() < deadline, f"{name} never stood in line"
@@ -52,23 +56,32 @@ class Door:
         """What happens next."""
         return self._heard.get(timeout=DEADLINE_S)
 
+    def line(self) -> list[str]:
+        """Who waits, after everybody had the time to go in who may."""
+        with pytest.raises(queue.Empty):
+            self._heard.get(timeout=QUIET_S)
+        return [ticket.name for ticket in self.gate.waiting]
+
     def close(self) -> None:
         self.gate.close()
         for name in self._threads:
             self.leave(name)
 
-    def _come(self, name: str, blocks: int) -> None:
+    def _come(self, name: str, blocks: int, alone: bool) -> None:
         self._leaving[name] = threading.Event()
-        self._threads[name] = threading.Thread(target=self._visit, args=(name, blocks))
+        self._threads[name] = threading.Thread(target=self._visit, args=(name, blocks, alone))
         self._threads[name].start()
 
-    def _visit(self, name: str, blocks: int) -> None:
+    def _visit(self, name: str, blocks: int, alone: bool) -> None:
         try:
-            with self.gate.reserve(blocks * BLOCK_TOKENS - 1, 1):
+            with self.gate.reserve(blocks * BLOCK_TOKENS - 1, 1, name=name, alone=alone) as ticket:
+                self.tickets[name] = ticket
                 self._heard.put(f"{name} is in")
                 self._leaving[name].wait(DEADLINE_S)
         except GateClosedError:
             self._heard.put(f"{name} was turned away")
+        except WithdrawnError:
+            self._heard.put(f"{name} was called away")
 
 
 @pytest.fixture
@@ -122,4 +135,80 @@ def test_closing_turns_away_who_waits_and_who_comes_and_leaves_those_inside(door
 def test_memory_comes_back_also_where_the_visit_fails(door: Door) -> None:
     with pytest.raises(RuntimeError, match="broke"), door.gate.reserve(1, 1):
         raise RuntimeError("broke")
+    assert door.ledger.free == ROOM * BLOCK_TOKENS
+
+
+def test_nobody_goes_in_behind_a_suspect_until_it_is_cleared(door: Door) -> None:
+    door.enter("mate", 1)
+    door.enter("suspect", 1, alone=True)
+    door.queue_up("second", 1)
+    door.queue_up("third", 1)
+    assert door.line() == ["second", "third"]
+    door.tickets["suspect"].clear()
+    assert door.next() == "second is in"
+    assert door.next() == "third is in"
+
+
+def test_suspects_go_in_one_after_the_other(door: Door) -> None:
+    door.enter("first", 1, alone=True)
+    door.queue_up("second", 1, alone=True)
+    door.queue_up("innocent", 1)
+    door.tickets["first"].clear()
+    assert door.next() == "second is in"
+    assert door.line() == ["innocent"]
+    door.tickets["second"].clear()
+    assert door.next() == "innocent is in"
+
+
+def test_a_suspect_that_leaves_is_watched_no_more(door: Door) -> None:
+    door.enter("suspect", 1, alone=True)
+    door.queue_up("second", 1)
+    door.leave("suspect")
+    assert door.next() == "second is in"
+
+
+def test_clearing_somebody_else_or_twice_is_nothing(door: Door) -> None:
+    door.enter("mate", 1)
+    door.enter("first", 1, alone=True)
+    door.queue_up("second", 1, alone=True)
+    door.tickets["mate"].clear()
+    assert door.line() == ["second"]
+    door.tickets["first"].clear()
+    assert door.next() == "second is in"
+    door.queue_up("third", 1)
+    door.tickets["first"].clear()
+    assert door.line() == ["third"]
+
+
+def test_a_suspect_at_the_head_waits_for_its_memory_and_is_not_overtaken(door: Door) -> None:
+    door.enter("early", 3)
+    door.queue_up("suspect", 2, alone=True)
+    door.queue_up("small", 1)
+    assert door.line() == ["suspect", "small"]
+    door.leave("early")
+    assert door.next() == "suspect is in"
+    assert door.line() == ["small"]
+
+
+def test_closing_turns_away_who_waits_behind_a_suspect(door: Door) -> None:
+    door.enter("suspect", 1, alone=True)
+    door.queue_up("second", 1)
+    door.gate.close()
+    assert door.next() == "second was turned away"
+
+
+def test_who_is_called_away_leaves_its_place_to_the_next_and_reserves_nothing(door: Door) -> None:
+    door.enter("early", 3)
+    door.queue_up("large", 4)
+    door.queue_up("small", 1)
+    door.gate.withdraw(door.gate.waiting[:1])
+    assert {door.next(), door.next()} == {"large was called away", "small is in"}
+    assert door.ledger.free == 0
+
+
+def test_calling_away_who_is_inside_is_nothing(door: Door) -> None:
+    door.enter("inside", 3)
+    door.gate.withdraw([door.tickets["inside"]])
+    assert door.ledger.free == BLOCK_TOKENS
+    door.leave("inside")
     assert door.ledger.free == ROOM * BLOCK_TOKENS

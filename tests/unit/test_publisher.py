@@ -140,6 +140,20 @@ def test_between_first_and_last_token_nothing_is_sent_before_the_interval(world:
     assert world.store.text() == "abcd"
 
 
+def test_a_suspects_first_new_tokens_go_at_once_and_clear_it(world: World) -> None:
+    publisher = world.publish(SELDOM_S)
+    cleared = threading.Event()
+    running = job(attempt=2)
+    running.token_ids, running.pieces, running.logged = [97], ["a"], 1
+    running.cleared_at, running.on_cleared = 3, cleared.set
+    world.store.logs["job_1"] = ["a"]
+    publisher.adopt(running)
+    publisher.take([said(running, "b")])
+    publisher.take([said(running, "c")])
+    assert cleared.wait(DEADLINE_S)
+    assert world.store.text() == "abc"
+
+
 def test_with_an_interval_that_is_over_every_token_is_sent(world: World) -> None:
     publisher = world.publish(ALWAYS_S)
     running = job()
@@ -225,9 +239,27 @@ def test_a_cancel_by_bell_stops_the_sequence_and_one_of_another_job_nothing(worl
     publisher.adopt(running)
     publisher.take([said(running, "a")])
     world.store.wait_for(lambda: world.store.text() == "a")
-    publisher.cancel("job_2")
-    publisher.cancel("job_1")
+    publisher.hear_cancel("job_2")
+    publisher.hear_cancel("job_1")
     assert world.aborted == [running.sequence_id]
+
+
+def test_tokens_that_were_not_sent_when_the_bell_of_a_cancel_rang_were_decoded_before_it(world: World) -> None:
+    publisher = world.publish(SELDOM_S)
+    heard, unheard = job("job_1"), job("job_2")
+    for running in (heard, unheard):
+        publisher.adopt(running)
+    publisher.take([said(heard, "a"), said(unheard, "a")])
+    publisher.take([said(heard, "bc"), said(unheard, "bc")])
+    publisher.hear_cancel("job_1")
+    publisher.cancel("job_2")
+    publisher.take([said(heard, "d"), said(unheard, "d")])
+    publisher.hear_cancel("job_1")
+    publisher.take([said(heard, "", EngineFinish.CANCELLED), said(unheard, "", EngineFinish.CANCELLED)])
+    assert heard.over.wait(DEADLINE_S)
+    assert unheard.over.wait(DEADLINE_S)
+    assert world.store.ends["job_1"].tokens_at_cancel == 3
+    assert world.store.ends["job_2"].tokens_at_cancel is None
 
 
 def test_a_text_that_ends_before_the_engine_knows_stops_the_sequence(world: World) -> None:
@@ -247,11 +279,36 @@ def test_jobs_of_a_dead_engine_are_handed_back_with_their_tokens_and_a_loss(worl
     publisher.adopt(first)
     publisher.adopt(second)
     publisher.take([said(first, "ab"), said(second, "xy")])
-    publisher.hand_back(count_loss=True)
+    publisher.engine_died(None)
     assert first.over.wait(DEADLINE_S)
     assert second.over.wait(DEADLINE_S)
     assert world.store.released == [("job_1", 1, True), ("job_2", 4, True)]
     assert (world.store.text("job_1"), world.store.text("job_2")) == ("ab", "xy")
+
+
+def test_of_the_jobs_of_a_dead_engine_the_one_that_ran_alone_has_the_loss(world: World) -> None:
+    publisher = world.publish(SELDOM_S)
+    first, second = job("job_1", attempt=2), job("job_2", attempt=2)
+    publisher.adopt(first)
+    publisher.adopt(second)
+    publisher.take([said(first, "ab"), said(second, "xy")])
+    publisher.engine_died(second.sequence_id)
+    assert first.over.wait(DEADLINE_S)
+    assert second.over.wait(DEADLINE_S)
+    assert world.store.released == [("job_1", 2, False), ("job_2", 2, True)]
+    assert (world.store.text("job_1"), world.store.text("job_2")) == ("ab", "xy")
+
+
+def test_a_death_put_down_to_a_job_that_is_over_costs_the_others_nothing(world: World) -> None:
+    publisher = world.publish()
+    over, running = job("job_1"), job("job_2")
+    publisher.adopt(over)
+    publisher.adopt(running)
+    publisher.take([said(over, "a", EngineFinish.LENGTH)])
+    assert over.over.wait(DEADLINE_S)
+    publisher.engine_died(over.sequence_id)
+    assert running.over.wait(DEADLINE_S)
+    assert world.store.released == [("job_2", 1, False)]
 
 
 def test_handing_back_waits_for_redis(world: World) -> None:
@@ -259,7 +316,7 @@ def test_handing_back_waits_for_redis(world: World) -> None:
     running = job()
     publisher.adopt(running)
     world.store.there = False
-    publisher.hand_back(count_loss=True)
+    publisher.engine_died(None)
     world.store.wait_for(lambda: world.store.tries >= 2)
     assert not running.over.is_set()
     world.store.there = True
@@ -272,7 +329,7 @@ def test_one_job_may_be_handed_back_alone(world: World) -> None:
     first, second = job("job_1"), job("job_2")
     publisher.adopt(first)
     publisher.adopt(second)
-    publisher.hand_back(first.sequence_id, count_loss=False)
+    publisher.hand_back(first.sequence_id)
     assert first.over.wait(DEADLINE_S)
     assert world.store.released == [("job_1", 1, False)]
     assert [running.job_id for running in publisher.running()] == ["job_2"]

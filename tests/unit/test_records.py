@@ -104,6 +104,7 @@ def test_a_job_in_every_detail() -> None:
         "first_token_at": "3",
         "finished_at": "9",
         "expires_at": "99",
+        "result_ttl_ms": "90",
         "attempt": "2",
         "losses": "4",
         "losses_in_a_row": "1",

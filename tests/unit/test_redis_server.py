@@ -117,7 +117,7 @@ def test_the_socket_of_a_long_path_is_in_a_folder_of_its_own(tmp_path: Path, mon
 
 def test_the_server_writes_everything_down_and_is_on_no_port(tmp_path: Path) -> None:
     folder = DataFolder.take(tmp_path / "with space")
-    command = folder.command(Path("redis-server"))
+    command = folder.command(Path("redis-server"), "everysec")
     options = dict(zip(command[1::2], command[2::2], strict=True))
     assert options["--port"] == "0"
     assert (options["--appendonly"], options["--maxmemory-policy"]) == ("yes", "noeviction")

@@ -54,6 +54,23 @@ def test_the_first_token_is_urgent_and_the_next_are_not() -> None:
     assert not running.urgent
 
 
+def test_a_suspect_is_cleared_once_when_redis_has_its_first_new_tokens() -> None:
+    cleared: list[int] = []
+    running = job("ab", attempt=2)
+    running.cleared_at, running.on_cleared = 4, lambda: cleared.append(running.logged)
+    running.extend(said("c"))
+    assert not running.urgent
+    running.confirm(3)
+    running.extend(said("d"))
+    assert running.urgent, "others wait for it"
+    assert cleared == []
+    running.extend(said("e"))
+    for length in (5, 6):
+        running.confirm(length)
+    assert cleared == [5]
+    assert not running.urgent
+
+
 def test_an_append_carries_what_the_log_lacks() -> None:
     running = job("ab", attempt=2)
     running.extend(said("cd"))

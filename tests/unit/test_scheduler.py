@@ -21,11 +21,11 @@ from worker.engine.vocabulary import Vocabulary
 VOCABULARY = Vocabulary(4, (b"a",) * 4)
 
 
-def sequence(name: str, prompt: int, answer: int) -> Sequence:
-    request = SequenceRequest(id=name, prompt=(0,) * prompt, max_tokens=answer)
+def sequence(name: str, prompt: int, answer: int, *, alone: int = 0, resumed: int = 0) -> Sequence:
+    request = SequenceRequest(id=name, prompt=(0,) * prompt, max_tokens=answer, alone=alone, generated=(1,) * resumed)
     return Sequence(
         request=request,
-        tokens=[],
+        tokens=list(request.generated),
         end_of_text=EndOfText(request, VOCABULARY),
         uniforms=UniformStream(0),
         deadline=None,
@@ -120,23 +120,73 @@ def test_removing_a_waiting_sequence_gives_nothing_back_and_a_running_one_its_me
     assert policy.ledger.free == 2 * BLOCK_TOKENS
 
 
+def ids(chunks: list[Chunk]) -> list[str]:
+    return [chunk.sequence.id for chunk in chunks]
+
+
+def test_a_sequence_that_is_to_be_alone_has_the_steps_for_itself_and_the_others_wait_inside() -> None:
+    policy = scheduler(chunk=8)
+    mate = sequence("mate", 3, 10)
+    policy.add(mate)
+    admit(policy)
+    assert ids(run(policy)) == ["mate"]
+    policy.add(sequence("suspect", 12, 10, alone=2))
+    policy.add(sequence("late", 3, 10))
+    assert admit(policy) == ["suspect", "late"]
+    assert [(chunk.sequence.id, chunk.start, chunk.length, chunk.draws) for _ in range(3) for chunk in run(policy)] == [
+        ("suspect", 0, 8, False),
+        ("suspect", 8, 4, True),
+        ("suspect", 12, 1, True),
+    ]
+    assert (mate.cached, len(mate.tokens)) == (3, 1), "it keeps what it has"
+    assert policy.alone is None
+    assert ids(run(policy)) == ["mate", "suspect", "late"]
+
+
+def test_tokens_of_earlier_attempts_do_not_count_as_decoded_alone() -> None:
+    policy = scheduler(chunk=8)
+    policy.add(sequence("suspect", 2, 10, alone=1, resumed=4))
+    policy.add(sequence("mate", 1, 10))
+    admit(policy)
+    assert ids(run(policy)) == ["suspect"]
+    assert ids(run(policy)) == ["suspect", "mate"]
+
+
+def test_of_two_that_are_to_be_alone_the_first_comes_first_and_makes_way_when_it_ends() -> None:
+    policy = scheduler()
+    first, second = sequence("first", 1, 10, alone=2), sequence("second", 1, 10, alone=1)
+    for one in (first, sequence("mate", 1, 10), second):
+        policy.add(one)
+    admit(policy)
+    assert ids(run(policy)) == ["first"]
+    assert policy.alone is first
+    policy.remove(first)
+    assert policy.alone is second
+    assert ids(run(policy)) == ["second"]
+    assert ids(run(policy)) == ["mate", "second"]
+
+
 @given(
-    st.lists(st.tuples(st.integers(1, 60), st.integers(1, 40)), min_size=1, max_size=20),
+    st.lists(
+        st.tuples(st.integers(1, 60), st.integers(1, 40), st.sampled_from([0, 0, 1, 2, 50])), min_size=1, max_size=20
+    ),
     st.integers(1, 5),
     st.integers(1, 40),
 )
 def test_everybody_is_served_in_bounded_steps_and_the_bounds_hold(
-    sizes: list[tuple[int, int]], slots: int, chunk: int
+    sizes: list[tuple[int, int, int]], slots: int, chunk: int
 ) -> None:
     policy = scheduler(tokens=6 * BLOCK_TOKENS, slots=slots, chunk=chunk)
-    for number, (prompt, answer) in enumerate(sizes):
-        policy.add(sequence(str(number), prompt, answer))
+    for number, (prompt, answer, alone) in enumerate(sizes):
+        policy.add(sequence(str(number), prompt, answer, alone=alone))
     order: list[str] = []
-    bound = sum(prompt + answer for prompt, answer in sizes)
+    bound = sum(prompt + answer for prompt, answer, _ in sizes)
     for _ in range(bound):
         order += admit(policy)
-        ready = {one.id for one in policy.running if one.length - one.cached == 1}
+        planned = policy.running if policy.alone is None else [policy.alone]
+        ready = {one.id for one in planned if one.length - one.cached == 1}
         chunks = run(policy)
+        assert {chunk.sequence for chunk in chunks} <= {*planned}
         assert chunks, "as long as there is work, a step does some"
         assert len(policy.running) <= slots
         assert 0 <= policy.ledger.free <= 6 * BLOCK_TOKENS

@@ -32,7 +32,7 @@ def test_a_cursor_does_not_cut_what_belongs_to_no_token() -> None:
 
 
 def test_a_log_is_its_entries_in_a_row() -> None:
-    log = from_reply(
+    entries = from_reply(
         [
             [b"2-0", [b"ids", b"5 6", b"pieces", b'["a","b"]']],
             [b"2-1", [b"attempt", b"2"]],
@@ -40,6 +40,7 @@ def test_a_log_is_its_entries_in_a_row() -> None:
             [b"3-1", [b"pieces", b'["!"]']],
         ]
     )
+    log = TokenLog(entries)
     assert log.token_ids == (5, 6, 7)
     assert log.token_pieces == ("a", "b", "c")
     assert log.text == "abc!"

@@ -104,6 +104,13 @@ class Engine:
         return len(self._scheduler.waiting)
 
     @property
+    def alone(self) -> str | None:
+        """Id of the sequence that the next step runs alone, as things stand. What the step admits or ends before it
+        runs may change that; the step itself tells."""
+        alone = self._scheduler.alone
+        return None if alone is None else alone.id
+
+    @property
     def has_work(self) -> bool:
         """Whether `step` has something to do or to report."""
         return bool(self._sequences or self._ended)
@@ -140,11 +147,12 @@ class Engine:
             self._end(self._sequences[sequence_id], Finish.CANCELLED)
 
     @torch.inference_mode()
-    def step(self) -> StepReport:
-        """One turn of the loop."""
+    def step(self, before_run: Callable[[str | None], None] = lambda _: None) -> StepReport:
+        """One turn of the loop. `before_run` hears which sequence it runs alone, if it does, before the model runs."""
         self._end_overdue()
         for sequence in self._scheduler.admit():
             sequence.extent = self._cache.allocate(self._lane or self._scheduler.need(sequence))
+        before_run(self.alone)
         chunks = self._scheduler.plan()
         touched = [chunk.sequence for chunk in chunks]
         if chunks:

@@ -45,3 +45,5 @@ class SequenceRequest:
     keep_prompt_logits: bool = False
     #: Time left for decoding, in seconds from submission; None for no limit.
     time_limit_s: float | None = None
+    #: So many new tokens it decodes with no other sequence in the step: if the process dies, nobody else is to blame.
+    alone: int = 0

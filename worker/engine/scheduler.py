@@ -4,6 +4,8 @@
 - What a sequence may need is reserved when it is admitted, so a running sequence is never pushed out.
 - Each step, every sequence that has its prompt in the cache decodes one token; beside them at most
   `prefill_chunk_tokens` of the prompts are prefilled, the oldest first. So no decoding row waits for more than a chunk.
+- As long as a running sequence is to be alone, it has the steps for itself, those of its prompt included. The others
+  keep their rows and their memory. Of several the first comes first.
 """
 
 from __future__ import annotations
@@ -68,11 +70,17 @@ class Scheduler:
             self.running.append(admitted[-1])
         return admitted
 
+    @property
+    def alone(self) -> Sequence | None:
+        """The running sequence that has the steps for itself."""
+        return next((sequence for sequence in self.running if sequence.alone), None)
+
     def plan(self) -> list[Chunk]:
         """What goes through the model in the next step, decoding rows first."""
         decode, prefill = [], []
         budget = self.prefill_chunk_tokens
-        for sequence in self.running:
+        alone = self.alone
+        for sequence in self.running if alone is None else [alone]:
             cached = sequence.cached
             left = sequence.length - cached
             if left == 1:

@@ -52,6 +52,11 @@ class Sequence:
         """How many of these have keys and values in the cache."""
         return 0 if self.extent is None else self.extent.filled
 
+    @property
+    def alone(self) -> bool:
+        """Whether its next token is one of those that it decodes with no other sequence in the step."""
+        return len(self.tokens) - len(self.request.generated) < self.request.alone
+
     def token(self, position: int) -> int:
         """The id at `position`, counted from the beginning of the prompt."""
         prompt = self.request.prompt

@@ -1,0 +1,66 @@
+"""Estimates as arithmetic: who waits how long, and how much is known of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tasks.estimate import ENOUGH_JOBS, UNKNOWN_P90, Estimate, Finish, Load, quantile
+
+#: Four slots that are taken, ten jobs of 100 tokens behind them; each runs 1 s + 50 tokens of 0.1 s = 6 s.
+BUSY = Load(
+    waiting=10,
+    waiting_tokens=1000,
+    running=4,
+    slots=4,
+    first_token_s=1.0,
+    s_per_token=0.1,
+    share=0.5,
+    accuracy=(),
+)
+
+
+def test_a_job_starts_when_enough_others_are_over() -> None:
+    # Four jobs are over every 6 s. The first in line waits for one of these ends, the next one for two, ...
+    assert [BUSY.estimate(position=ahead, tokens_left=100).start_s for ahead in range(3)] == [1.5, 3.0, 4.5]
+    estimate = BUSY.estimate(position=3, tokens_left=200)
+    assert estimate == Estimate(150, 6.0, Finish(17.0, 17.0 * UNKNOWN_P90), 17.0)
+
+
+def test_a_job_that_finds_a_slot_starts_at_once() -> None:
+    idle = replace(BUSY, waiting=1, waiting_tokens=100, running=2)
+    assert idle.estimate(position=0, tokens_left=100).start_s == 0.0
+    assert idle.estimate(position=1, tokens_left=100).start_s == 0.0
+    assert idle.estimate(position=2, tokens_left=100).start_s == 1.5
+
+
+def test_a_running_job_has_its_tokens_left_and_nobody_ahead() -> None:
+    estimate = BUSY.estimate(position=None, tokens_left=40)
+    assert (estimate.tokens_ahead, estimate.start_s, estimate.uncorrected_s) == (0, 0.0, 2.0)
+
+
+def test_nothing_is_told_before_a_job_was_over_or_without_workers() -> None:
+    for load in (replace(BUSY, first_token_s=None), replace(BUSY, slots=0)):
+        assert load.estimate(position=2, tokens_left=100) == Estimate(100, None, None, None)
+        assert load.departure_s(1) is None
+
+
+def test_the_bounds_are_those_that_recent_jobs_kept() -> None:
+    accuracy = tuple(0.1 * (index + 1) for index in range(ENOUGH_JOBS))
+    raw = BUSY.estimate(position=0, tokens_left=100).uncorrected_s
+    assert raw == 7.5
+    finish = replace(BUSY, accuracy=accuracy).estimate(position=0, tokens_left=100).finish
+    assert finish == Finish(pytest.approx(raw * 0.6), pytest.approx(raw * 1.0))
+    few = replace(BUSY, accuracy=accuracy[1:]).estimate(position=0, tokens_left=100).finish
+    assert few == Finish(raw, raw * UNKNOWN_P90)
+
+
+def test_room_in_the_queue_comes_with_the_next_departure() -> None:
+    assert BUSY.departure_s(1) == 1.5
+    assert BUSY.departure_s(3) == 4.5
+    assert replace(BUSY, waiting=0, waiting_tokens=0).departure_s(1) is None
+
+
+def test_quantiles_are_values_of_the_list() -> None:
+    assert [quantile((3.0, 1.0, 2.0), part) for part in (0.0, 0.5, 0.9, 1.0)] == [1.0, 2.0, 3.0, 3.0]
