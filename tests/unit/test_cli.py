@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 from celeriac.cli import main
 from celeriac.cli.screen import Screen
 from celeriac.client import sync_client
+from tasks.job import Status
 from tasks.settings import settings
 from tests.job_objects import JOB_ID, QUEUED, RUNNING, SUCCEEDED, job_object
 from tests.stream_bytes import DONE_JOB, RETRY, TEXT, done, error, event, queue, status, tokens, whole
@@ -142,7 +143,7 @@ def test_a_reader_that_leaves_generate_cancels_the_job(shell: Shell, monkeypatch
 
 
 def test_watch_prints_the_text_and_fails_where_the_job_did(shell: Shell) -> None:
-    cancelled = job_object(SUCCEEDED, status="cancelled", completion="5")
+    cancelled = job_object(SUCCEEDED, status=Status.CANCELLED, completion="5")
     result = shell("watch", JOB_ID, answers=[ok(job_object(RUNNING)), stream(tokens(0, 1), done(cancelled))])
     assert (result.exit_code, result.stdout) == (1, "1+1=5\n")
     *states, last = result.stderr.splitlines()
@@ -151,7 +152,7 @@ def test_watch_prints_the_text_and_fails_where_the_job_did(shell: Shell) -> None
 
 
 def test_watch_shows_a_job_that_failed_without_a_text_as_an_error_alone(shell: Shell) -> None:
-    failed = job_object(SUCCEEDED, status="failed", completion="")
+    failed = job_object(SUCCEEDED, status=Status.FAILED, completion="")
     failed["error"] = {"code": "prompt_too_long", "message": "The prompt is too long.", "retryable": False}
     for answers in ([ok(failed)], [ok(job_object(RUNNING)), stream(error("prompt_too_long"), done(failed))]):
         result = shell("watch", JOB_ID, answers=[*answers])
@@ -240,7 +241,7 @@ def test_delete_tells_what_is_gone(shell: Shell) -> None:
 
 
 def test_cancel_tells_what_became_of_each(shell: Shell) -> None:
-    cancelled = job_object(SUCCEEDED, status="cancelled")
+    cancelled = job_object(SUCCEEDED, status=Status.CANCELLED)
     result = shell("cancel", "a", "b", answers=[ok(job_object(RUNNING), 202), ok(cancelled)])
     assert (result.exit_code, result.stdout) == (0, f"{JOB_ID}\tstopping\n{JOB_ID}\tcancelled\n")
 

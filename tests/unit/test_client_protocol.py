@@ -22,6 +22,7 @@ from celeriac import (
 )
 from celeriac.client.protocol import LONG_POLL_S, Protocol
 from celeriac.client.steps import ANSWER_S, Call, Flow, Pause
+from tasks.job import Status
 from tests.job_objects import JOB_ID, QUEUED, RUNNING, SUCCEEDED, job_object
 
 T = TypeVar("T")
@@ -122,7 +123,7 @@ def test_generate_gives_up_waiting_after_its_timeout_and_names_the_job() -> None
 
 
 def test_an_error_that_names_an_accepted_job_is_followed_to_the_job() -> None:
-    failed = job_object(SUCCEEDED, status="failed", completion=None)
+    failed = job_object(SUCCEEDED, status=Status.FAILED, completion=None)
     failed["error"] = {"code": "worker_lost", "message": "Three workers died.", "retryable": True}
     server = Server([problem(503, "worker_lost", job_id=JOB_ID), ok(failed)])
     protocol = server.protocol()

@@ -24,6 +24,7 @@ from celeriac import (
     WaitTimeoutError,
 )
 from celeriac.client import patience, protocol
+from tasks.job import Status
 from tests.both_clients import Both, Handler
 from tests.job_objects import JOB_ID, QUEUED, RUNNING, SUCCEEDED, job_object
 from tests.stream_bytes import PIECES, RETRY, TEXT, done, error, log_after, status, tokens, whole
@@ -158,7 +159,7 @@ def test_generate_stream_has_a_key_of_its_own_unless_one_is_given(call: Both) ->
 
 
 def test_generate_stream_fails_where_the_job_does_after_the_text_that_it_has(call: Both) -> None:
-    failed = job_object(SUCCEEDED, status="failed", completion="5")
+    failed = job_object(SUCCEEDED, status=Status.FAILED, completion="5")
     failed["error"] = {"code": "out_of_memory", "message": "No memory.", "retryable": True}
     pieces = []
 
