@@ -24,8 +24,8 @@ RETRIES = 1
 RETRY_AFTER_S = 0.02
 #: Connections of one API process for commands and bells, however many clients wait.
 MAX_CONNECTIONS = 32
-#: A call may wait this many times as long for one of them as Redis may take to answer: when a thousand clients connect at
-#: once it is this process that is busy, not Redis that is away.
+#: A call may wait this many times as long for one of them as Redis may take to answer: when a thousand clients connect
+#: at once it is this process that is busy, not Redis that is away.
 PATIENCE_FOR_CONNECTION = 4
 
 
