@@ -41,7 +41,8 @@ def follow(client: InferenceClient, job: Job, *, text: bool) -> Job:
 def place_of(position: int | None, eta_start_s: float | None) -> str:
     """Where a job stands in the queue."""
     ahead = "" if position is None else f", {position} ahead"
-    start = "" if eta_start_s is None else f", starts in about {duration(eta_start_s)}"
+    # Below a second there is nothing to wait for.
+    start = "" if eta_start_s is None or eta_start_s < 1 else f", starts in about {duration(eta_start_s)}"
     return f"queued{ahead}{start}"
 
 
@@ -73,4 +74,4 @@ def news_of(event: Event, job: Job) -> str | None:
 
 def duration(seconds: float) -> str:
     """Some time, roughly."""
-    return f"{seconds / 60:.0f} min" if seconds >= 100 else f"{max(1.0, seconds):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds >= 100 else f"{seconds:.0f} s"
