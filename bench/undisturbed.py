@@ -92,6 +92,10 @@ class Undisturbed:
                     settled[index] = proofs[index] + 1
         return [Comparison(self.text(written), found.get(index), ties[index]) for index, written in enumerate(texts)]
 
+    def token_ids(self, text: str) -> tuple[int, ...]:
+        """The ids of a text, without BOS."""
+        return self._tokenizer.encode(text).ids
+
     def text(self, written: Written) -> str:
         """The text of the tokens that were written."""
         generation = written.generation

@@ -22,6 +22,11 @@ def assert_same_text(checkpoint: Path, generation: Generation, token_ids: Sequen
     return comparison.text
 
 
+def assert_same_characters(checkpoint: Path, generation: Generation, text: str) -> None:
+    """`assert_same_text` for who has the text alone, of a checkpoint whose tokens are characters."""
+    assert assert_same_text(checkpoint, generation, _right(checkpoint).token_ids(text)) == text
+
+
 def assert_undisturbed(checkpoint: Path, jobs: Sequence[Job], logs: Sequence[TokenLog]) -> None:
     """Each job has succeeded with the text that it would have had alone, and its log tells the same."""
     for job in jobs:

@@ -12,7 +12,7 @@ from bench.processes import Engine, children, stop_all
 from tasks import keys
 from tasks.connections import make_async, make_sync
 from tasks.generation import Generation
-from tasks.job import Job, Status
+from tasks.job import Job, Status, TimeLimits
 from tasks.job_id import new_job_id
 from tasks.job_store import JobStore, NewJob
 from tasks.settings import Settings
@@ -65,11 +65,18 @@ class Cluster:
             process.wait_for_line(" ready.")
         return started
 
-    def submit(self, generation: Generation) -> str:
+    def submit(self, generation: Generation, limits: TimeLimits | None = None) -> str:
         """Id of a new job."""
         name = self.checkpoint.name
         card = until(lambda: self._loop.run(self._store.card(name)), f"a card of {name}", timeout_s=START_S)
-        new = NewJob(id=new_job_id(), owner="anybody", checkpoint=name, digest=card.digest, generation=generation)
+        new = NewJob(
+            id=new_job_id(),
+            owner="anybody",
+            checkpoint=name,
+            digest=card.digest,
+            generation=generation,
+            limits=limits or TimeLimits(),
+        )
         return self._loop.run(self._store.submit(new)).job_id
 
     def submit_all(self, generations: Iterable[Generation]) -> list[str]:
@@ -102,14 +109,21 @@ class Cluster:
         assert [entry.before for entry in log.entries] == ends[:-1]
         return log
 
+    def delete(self, job_id: str) -> None:
+        """Delete a job that exists."""
+        assert self._loop.run(self._store.delete(job_id))
+
+    def workers_now(self) -> list[WorkerInfo]:
+        """The live workers, by their last heartbeats."""
+        return self._loop.run(self._store.workers(self.checkpoint.name))
+
     def token_ids(self, job_id: str) -> tuple[int, ...]:
         """The tokens of a job."""
         return self.log(job_id).token_ids
 
     def heartbeat(self, worker: Process) -> WorkerInfo | None:
         """What a worker last said of itself; None where it counts as gone."""
-        found = self._loop.run(self._store.workers(self.checkpoint.name))
-        return next((info for info in found if info.pid == worker.pid), None)
+        return next((info for info in self.workers_now() if info.pid == worker.pid), None)
 
     def holder(self, job_id: str) -> Process:
         """The worker that runs a job."""

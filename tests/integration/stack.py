@@ -47,9 +47,9 @@ class Stack:
             process.wait_for_line(" ready.")
         return process
 
-    def api(self, **settings: str) -> tuple[Process, str]:
+    def api(self, *, port: int | None = None, **settings: str) -> tuple[Process, str]:
         """Start an API process; returns it and its URL when it answers."""
-        port = free_port()
+        port = free_port() if port is None else port
         command = (sys.executable, "-m", "celeriac", "api", "--port", str(port))
         process = self.run("api", *command, **settings)
         url = f"http://127.0.0.1:{port}"

@@ -16,7 +16,9 @@ import httpx
 import pytest
 
 from celeriac import InferenceClient
-from tests.integration.stack import ROOT, START_S, Process, free_port, until
+from tasks.generation import Generation
+from tests.integration.stack import CHECKPOINTS, ROOT, SHIPPED, START_S, Process, free_port, until
+from tests.same_text import assert_same_characters
 
 CHECKPOINT = Path(__file__).parents[1] / "fixtures" / "golden" / "E1b-seed" / "step_000102"
 READY = "Celeriac is ready: http://127.0.0.1:{port} (docs at /docs)"
@@ -42,8 +44,8 @@ class Served:
         self.processes.append(process)
         return process
 
-    def ready(self, *options: str, **env: str) -> Process:
-        process = self.start(*options, **env)
+    def ready(self, *options: str, checkpoint: Path | str = CHECKPOINT, **env: str) -> Process:
+        process = self.start(*options, checkpoint=checkpoint, **env)
         process.wait_for_line(READY.format(port=self.port), timeout_s=START_S)
         return process
 
@@ -109,6 +111,28 @@ def test_the_jobs_are_there_after_a_restart(served: Served) -> None:
         assert process.terminate(30) == 0
         served.ready()
         assert client.job(done.id).text == done.text
+
+
+def test_ctrl_c_in_mid_sentence_and_the_next_serve_finishes_what_ran_and_what_waited(served: Served) -> None:
+    one_slot = {"CELERIAC_SLOTS": "1"}
+    process = served.ready(checkpoint=SHIPPED, **one_slot)
+    with InferenceClient(served.url) as client:
+        running = client.submit("123+", max_tokens=2000, seed=7, ignore_eos=True)
+        waiting = [client.submit(f"{seed}+", max_tokens=20, seed=seed, ignore_eos=True) for seed in range(3)]
+        until(lambda: client.job(running.id).tokens > 50, "some tokens")
+        process.signal(signal.SIGINT)
+        assert process.wait(30) == 0, process.output
+        served.ready(checkpoint=SHIPPED, **one_slot)
+        done = [client.wait(job, timeout=120) for job in (running, *waiting)]
+    for job in done:
+        generation = Generation(
+            prompt=job.prompt, max_tokens=job.max_tokens, temperature=0.8, seed=job.seed or 0, ignore_eos=True
+        )
+        assert (job.status, job.raw["usage"]["completion_tokens"]) == ("succeeded", job.max_tokens)
+        assert_same_characters(CHECKPOINTS / SHIPPED, generation, job.text)
+    resumed = done[0].raw
+    assert (resumed["attempt"], resumed["losses"]) == (2, 0)
+    assert resumed["resumed_tokens"] > 50
 
 
 def test_a_killed_launcher_leaves_no_process_and_the_next_one_starts(served: Served) -> None:
