@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM, Signals
 from typing import TypeVar
+
+from celeriac import leash
 
 ROOT = Path(__file__).parents[1]
 #: Starting a worker imports torch and loads a checkpoint; on a busy machine of two cores that takes its time.
@@ -36,6 +39,11 @@ def until(condition: Callable[[], T | None], what: str, *, timeout_s: float = 30
             return result
         time.sleep(look_s)
     raise AssertionError(f"{what} did not happen within {timeout_s:g} s")
+
+
+def on_leash() -> list[str]:
+    """What stands in front of a command so that it ends with this process, whatever kills that."""
+    return [sys.executable, "-I", "-S", leash.__file__, str(os.getpid()), str(int(SIGKILL))]
 
 
 class Process:

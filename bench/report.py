@@ -7,22 +7,26 @@ import platform
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import groupby
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from tasks.estimate import quantile
+
 _PACKAGES = ("celeriac", "torch", "celery", "redis", "fastapi")
 
 
 def report(title: str, rows: Sequence[Mapping[str, Any]], **context: Any) -> None:
-    """Print `rows`, which have equal keys, as a table and as JSON with the machine, the versions and the command."""
-    table = Table(title=title)
-    for column in rows[0]:
-        table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(*(f"{value:,.2f}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console(file=sys.stderr).print(table)
+    """Print `rows` as tables, one for each run of equal keys, and as JSON with machine, versions and command."""
+    for columns, alike in groupby(rows, key=tuple):
+        table = Table(title=title)
+        for column in columns:
+            table.add_column(column, justify="right")
+        for row in alike:
+            table.add_row(*(f"{value:,.2f}" if isinstance(value, float) else str(value) for value in row.values()))
+        Console(file=sys.stderr).print(table)
     print(
         json.dumps(
             {
@@ -49,5 +53,4 @@ def machine() -> dict[str, Any]:
 
 def percentile(values: Sequence[float], share: float) -> float:
     """The value below which `share` of `values` lie: nearest rank. `values` must not be empty."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+    return quantile(values, share)

@@ -20,6 +20,8 @@ from worker.messages import Abort, FromEngine, LoadFailed, Ready, Report, Start,
 
 log = structlog.get_logger(__name__)
 
+#: What the engine process runs.
+ENGINE_MODULE = "worker.engine_process"
 #: How often a loading is asked whether it shall go on, in seconds.
 POLL_S = 0.1
 #: How long a process that closed its pipe may take to end, in seconds.
@@ -67,7 +69,7 @@ class EngineClient:
         unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "worker.engine_process", str(theirs.fileno())],
+                [sys.executable, "-m", ENGINE_MODULE, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 import time
 from collections import Counter
@@ -13,11 +12,9 @@ from pathlib import Path
 from signal import SIGKILL
 
 import httpx
-import redis
 
-from bench.processes import ROOT, START_S, Process, children, free_port
-from celeriac import leash
-from celeriac.redis_server import find_executable
+from bench.own_redis import OwnRedis
+from bench.processes import ROOT, START_S, Process, children, free_port, on_leash
 
 CHECKPOINTS = ("step_002920", "step_003650")
 APIS = 2
@@ -43,54 +40,6 @@ SETTINGS = {
 SUPERVISE_S = 0.05
 #: Pause before a process that ended soon after its start is started again, in seconds.
 RESTART_PAUSE_S = 0.5
-
-
-class OwnRedis:
-    """A Redis on a socket in `folder`, which is complete after a kill: every write waits for the disk."""
-
-    def __init__(self, folder: Path) -> None:
-        """`folder` has a short path: that of a Unix socket has room for about 100 bytes."""
-        self._folder = folder
-        self._executable = find_executable()
-        self._process: Process | None = None
-        self.url = f"unix://{folder}/redis.sock?db=0"
-
-    @property
-    def running(self) -> bool:
-        """Whether the process is there."""
-        return self._process is not None and self._process.returncode is None
-
-    def start(self) -> None:
-        """Start it, on the files of the time before. It may take a moment until it answers."""
-        options = {
-            "port": "0",
-            "unixsocket": f"{self._folder}/redis.sock",
-            "dir": str(self._folder),
-            "save": "",
-            "appendonly": "yes",
-            "appendfsync": "always",
-        }
-        words = [word for name, value in options.items() for word in (f"--{name}", value)]
-        command = [str(self._executable), *words]
-        self._process = Process("redis", [*_leash(), *command], env={}, log_dir=self._folder)
-
-    async def wait_until_it_answers(self) -> None:
-        """Return when it takes commands."""
-        deadline = time.monotonic() + START_S
-        with redis.Redis.from_url(self.url, socket_timeout=1) as client:
-            while True:
-                try:
-                    client.ping()
-                    return
-                except redis.RedisError:
-                    if time.monotonic() > deadline:
-                        raise
-                await asyncio.sleep(0.01)
-
-    def kill(self) -> None:
-        """SIGKILL."""
-        if self._process is not None:
-            self._process.kill()
 
 
 @dataclass
@@ -145,7 +94,7 @@ class System:
     def __init__(self, folder: Path, *, workers_each: int) -> None:
         """`folder` takes files and the socket; `workers_each`: workers of each checkpoint."""
         self._folder = folder
-        self.redis = OwnRedis(folder)
+        self.redis = OwnRedis(folder, appendfsync="always")
         env = {f"CELERIAC_{name}": value for name, value in SETTINGS.items()}
         env["CELERIAC_REDIS_URL"] = self.redis.url
         celeriac = (sys.executable, "-m", "celeriac")
@@ -201,13 +150,8 @@ class System:
         self.redis.kill()
 
     def _start(self, member: Member) -> None:
-        member.process = Process(member.name, [*_leash(), *member.command], env=member.env, log_dir=self._folder)
+        member.process = Process(member.name, [*on_leash(), *member.command], env=member.env, log_dir=self._folder)
         member.started_at = time.monotonic()
-
-
-def _leash() -> list[str]:
-    """What stands in front of a command so that it ends with this process, whatever kills that."""
-    return [sys.executable, "-I", "-S", leash.__file__, str(os.getpid()), str(int(SIGKILL))]
 
 
 async def _until_live(client: httpx.AsyncClient, api: Api) -> None:

@@ -17,3 +17,13 @@ def test_the_engine_bench_reports_a_row_for_each_batch() -> None:
     assert all(row["tokens_per_s"] > 0 and row["step_ms"] > 0 for row in result["rows"])
     assert result["checkpoint"] == "step_003650"
     assert result["machine"]["versions"]["torch"]
+
+
+def test_the_queue_bench_tells_what_the_queue_adds() -> None:
+    command = [sys.executable, "-m", "bench.queue", "--measure", "latency", "--threads", "1"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=True)
+    result = json.loads(run.stdout.splitlines()[-1])
+    [row] = result["rows"]
+    assert row["http_p95_ms"] >= row["http_p50_ms"] > row["engine_p50_ms"] > 0
+    assert row["added_p50_ms"] > 0
+    assert set(row["memory_mb"]) == {"api", "worker", "engine"}

@@ -1,0 +1,1 @@
+"""What the queue costs: from a request to the engine and back, beside the engine itself."""

@@ -1,0 +1,52 @@
+"""An engine process whose step is a sleep: the queue around it is what is measured.
+
+Its worker is `python -m bench.queue.sleeping_worker`. Everything but the model is the real thing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+import torch
+from torch import Tensor
+
+from worker import engine_process
+from worker.engine.batch import Batch
+from worker.engine.kv_cache import KvCache
+from worker.engine.model import Model
+from worker.loading import LoadedModel
+from worker.messages import Start
+
+#: Environment variable with the length of a step in ms.
+STEP_MS = "BENCH_STEP_MS"
+
+
+class SleepingModel:
+    """Takes its time, and finds every token equally likely."""
+
+    def __init__(self, model: Model, step_s: float) -> None:
+        self.config = model.config
+        self.device = model.device
+        self._step_s = step_s
+
+    def forward(self, batch: Batch, cache: KvCache) -> Tensor:
+        """Logits (R, V) of nothing in particular."""
+        time.sleep(self._step_s)
+        return torch.zeros(len(batch.outputs), self.config.vocab_size)
+
+
+def load(start: Start) -> LoadedModel:
+    """What `worker.engine_process` loads, with the model put to sleep."""
+    loaded = real_load(start)
+    assert isinstance(loaded.engine.model, Model)
+    loaded.engine.model = SleepingModel(loaded.engine.model, float(os.environ[STEP_MS]) / 1000)
+    return loaded
+
+
+real_load = engine_process.load
+
+if __name__ == "__main__":
+    engine_process.load = load
+    sys.exit(engine_process.main())

@@ -1,0 +1,12 @@
+"""A worker like any other, with an engine that sleeps: see `bench.queue.sleeping_engine`."""
+
+from __future__ import annotations
+
+import sys
+
+from worker import engine_client
+from worker.main import run
+
+if __name__ == "__main__":
+    engine_client.ENGINE_MODULE = "bench.queue.sleeping_engine"
+    sys.exit(run())

@@ -1,0 +1,106 @@
+"""The ways to ask a server for a text, each as one timed request."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from typing import Any
+
+import aiohttp
+
+from bench.serve.timing import Timing
+
+#: How long one long poll is held, in seconds.
+POLL_S = 30
+
+
+class RequestFailedError(Exception):
+    """A request that did not give a text."""
+
+
+Route = Callable[[aiohttp.ClientSession, Mapping[str, Any]], Coroutine[Any, Any, Timing]]
+
+
+async def generate(session: aiohttp.ClientSession, body: Mapping[str, Any]) -> Timing:
+    """`POST /generate`: one call, one text."""
+    began = time.perf_counter()
+    async with session.post("/generate", json=body) as answer:
+        text = await _json(answer)
+    return Timing(None, time.perf_counter() - began, text["tokens_generated"])
+
+
+async def jobs(session: aiohttp.ClientSession, body: Mapping[str, Any]) -> Timing:
+    """`POST /v1/jobs`, then long polls until it is over."""
+    began = time.perf_counter()
+    async with session.post("/v1/jobs", json=body) as answer:
+        job = await _json(answer)
+    while job["status"] in ("queued", "running"):
+        async with session.get(job["urls"]["self"], params={"wait": POLL_S}) as answer:
+            job = await _json(answer)
+    if job["status"] != "succeeded":
+        raise RequestFailedError(f"{job['id']} is {job['status']}: {job['error']}")
+    return Timing(None, time.perf_counter() - began, job["progress"]["tokens_generated"])
+
+
+async def stream(session: aiohttp.ClientSession, body: Mapping[str, Any]) -> Timing:
+    """`POST /generate` as Server-Sent Events."""
+    began = time.perf_counter()
+    first: float | None = None
+    tokens = 0
+    async with session.post("/generate", json=body, headers={"Accept": "text/event-stream"}) as answer:
+        async for name, data in _events(answer):
+            if name == "token":
+                tokens += json.loads(data)["count"]
+                first = time.perf_counter() - began if first is None else first
+            elif name == "error":
+                raise RequestFailedError(data)
+    return Timing(first, time.perf_counter() - began, tokens)
+
+
+async def completions(session: aiohttp.ClientSession, body: Mapping[str, Any]) -> Timing:
+    """`POST /v1/completions` of any server that speaks OpenAI's API, streamed."""
+    began = time.perf_counter()
+    first: float | None = None
+    tokens = chunks = 0
+    asked = {**body, "stream": True, "stream_options": {"include_usage": True}}
+    async with session.post("/v1/completions", json=asked) as answer:
+        async for _, data in _events(answer):
+            if data == "[DONE]":
+                break
+            chunk = json.loads(data)
+            if any(choice.get("text") for choice in chunk.get("choices", ())):
+                chunks += 1
+                first = time.perf_counter() - began if first is None else first
+            tokens = (chunk.get("usage") or {}).get("completion_tokens", tokens)
+    # A server that counts nothing sends a chunk for each token.
+    return Timing(first, time.perf_counter() - began, tokens or chunks)
+
+
+ROUTES: Mapping[str, Route] = {
+    "generate": generate,
+    "jobs": jobs,
+    "stream": stream,
+    "completions": completions,
+}
+
+
+async def _json(answer: aiohttp.ClientResponse) -> Any:
+    if answer.status >= 400:
+        raise RequestFailedError(f"HTTP {answer.status}: {(await answer.text())[:200]}")
+    return await answer.json(content_type=None)
+
+
+async def _events(answer: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, str]]:
+    """Name and data of each event; every server that is measured sends data in one line."""
+    if answer.status >= 400:
+        raise RequestFailedError(f"HTTP {answer.status}: {(await answer.text())[:200]}")
+    name = "message"
+    async for raw in answer.content:
+        line = raw.decode().rstrip("\r\n")
+        if line.startswith("event: "):
+            name = line.removeprefix("event: ")
+        elif line.startswith("data: "):
+            yield name, line.removeprefix("data: ")
+        elif not line:
+            name = "message"
