@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -15,14 +17,15 @@ from rich.table import Table
 _PACKAGES = ("celeriac", "torch", "celery", "redis", "fastapi")
 
 
-def report(title: str, rows: Sequence[Mapping[str, Any]], **context: Any) -> None:
-    """Print `rows`, which have equal keys, as a table and as JSON with the machine, the versions and the command."""
+def report(title: str, rows: Sequence[Mapping[str, Any]], *, quiet: bool = False, **context: Any) -> None:
+    """Print `rows`, which have equal keys, as a table unless `quiet`, and as JSON with machine, versions, command."""
     table = Table(title=title)
     for column in rows[0]:
-        table.add_column(column, justify="right")
+        table.add_column(column.replace("_", " "), justify="right")
     for row in rows:
-        table.add_row(*(f"{value:,.2f}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console(file=sys.stderr).print(table)
+        table.add_row(*map(_cell, row.values()))
+    if not quiet:
+        Console(file=sys.stderr).print(table)
     print(
         json.dumps(
             {
@@ -36,6 +39,12 @@ def report(title: str, rows: Sequence[Mapping[str, Any]], **context: Any) -> Non
     )
 
 
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(_cell, value))
+    return f"{value:,.2f}" if isinstance(value, float) else str(value)
+
+
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     versions: dict[str, str | None] = {}
@@ -44,7 +53,27 @@ def machine() -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = None
-    return {"python": platform.python_version(), "platform": platform.platform(), "versions": versions}
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+    }
+
+
+def _processor() -> str:
+    """Its name and the widest vectors that torch uses on it."""
+    name = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text().splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    try:
+        import torch
+    except ImportError:
+        return name
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def percentile(values: Sequence[float], share: float) -> float:
