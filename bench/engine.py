@@ -35,7 +35,9 @@ from worker.engine.config import ModelConfig
 from worker.engine.device import Device, physical_cores
 from worker.engine.engine import Engine
 from worker.engine.era import ERAS
+from worker.engine.load import load_weights
 from worker.engine.model import Model
+from worker.engine.native.model import NativeModel
 from worker.engine.request import SequenceRequest
 from worker.engine.vocabulary import Vocabulary
 
@@ -47,7 +49,7 @@ class Subject:
     """The model that is measured, and how a peer finds the same one."""
 
     name: str
-    model: Model
+    model: Model | NativeModel
     #: What the peer is told: the files of a checkpoint, or a shape.
     order: dict[str, Any]
 
@@ -97,7 +99,7 @@ def matrix_elements(config: ModelConfig) -> tuple[int, int]:
     return layers, config.vocab_size * config.n_embd
 
 
-def least_step_s(model: Model, limits: Limits, batch: int, context: float) -> float:
+def least_step_s(model: Model | NativeModel, limits: Limits, batch: int, context: float) -> float:
     """The least time for a step that decodes `batch` rows, each over `context` tokens."""
     elements = sum(matrix_elements(model.config))
     kv = batch * context * model.device.kv_bytes_per_token(model.config)
@@ -105,7 +107,7 @@ def least_step_s(model: Model, limits: Limits, batch: int, context: float) -> fl
     return limits.seconds(elements * model.device.dtype.itemsize + kv, 2.0 * elements * batch + attention)
 
 
-def least_prefill_s(model: Model, limits: Limits, batch: int, length: int) -> float:
+def least_prefill_s(model: Model | NativeModel, limits: Limits, batch: int, length: int) -> float:
     """The least time for `batch` prompts of `length` tokens, of which the last ones give logits."""
     config = model.config
     layers, head = matrix_elements(config)
@@ -130,13 +132,13 @@ def subject(args: argparse.Namespace) -> Subject:
             era=ERAS["E1b"],
             softcap=ERAS["E1b"].softcap,
         )
-        model = Model.load(config, random_weights(layers, width, vocab_size), device)
+        model = load_weights(config, random_weights(layers, width, vocab_size), device)
         return Subject(args.shape, model, {"shape": [layers, width, heads, vocab_size]})
     checkpoint = formats.load(find(args.checkpoint, Path()))
     files = {"meta_file": str(checkpoint.folder.meta_file), "model_file": str(checkpoint.folder.model_file)}
     if args.vs and not checkpoint.config.era.name.startswith("E1"):
         sys.exit(f"{args.vs} has the model of eras E1a and E1b alone, and this one is of {checkpoint.config.era.name}")
-    model = Model.load(checkpoint.config, checkpoint.weights, device)
+    model = load_weights(checkpoint.config, checkpoint.weights, device)
     return Subject(checkpoint.folder.name, model, {"shape": None, **files})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from worker.engine.config import ModelConfig
 from worker.engine.kv_ledger import KvLedger
+from worker.engine.native.library import library
 
 Kind = Literal["cpu", "cuda", "mps"]
 
@@ -26,10 +28,13 @@ class Device:
     """Where the model runs, and how."""
 
     kind: Kind
+    #: Whether torch's count of threads was asked for, and is not only the most that may be used.
+    fixed_threads: bool = False
 
     @classmethod
     def choose(cls, name: Literal["auto", "cpu", "cuda", "mps"] = "auto", *, threads: int = 0) -> Device:
-        """The named device, or with `auto` the fastest there is. Sets torch's threads (0: the physical cores).
+        """The named device, or with `auto` the fastest there is. Sets torch's threads (0: the physical cores,
+        or fewer where that is faster).
 
         ValueError where the named one is missing.
         """
@@ -43,7 +48,7 @@ class Device:
         if kind not in there:
             raise ValueError(f"device {kind!r} is not there; this machine's torch has: {', '.join(there)}")
         torch.set_num_threads(threads or physical_cores())
-        return cls(kind)
+        return cls(kind, fixed_threads=threads > 0)
 
     @property
     def torch_device(self) -> torch.device:
@@ -58,6 +63,11 @@ class Device:
     def packs(self) -> bool:
         """Whether matrices are packed for oneDNN."""
         return self.kind == "cpu" and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+
+    @property
+    def kernels(self) -> ctypes.CDLL | None:
+        """The compiled kernels that run the whole model, where there are any for this device."""
+        return library() if self.kind == "cpu" else None
 
     @property
     def complex_products(self) -> bool:
