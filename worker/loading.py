@@ -15,6 +15,7 @@ from worker.engine.engine import Engine
 from worker.engine.kv_ledger import KvLedger
 from worker.engine.load import load_weights
 from worker.engine.vocabulary import Vocabulary
+from worker.engine.warm_up import warm_up
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 
@@ -76,4 +77,5 @@ def load_model(
         kv_tokens=kv_tokens,
         prefill_chunk_tokens=prefill_chunk_tokens,
     )
+    warm_up(engine)
     return LoadedModel(engine=engine, card=card, device=place, kv_tokens=kv_tokens, warnings=checkpoint.warnings)
