@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import math
+import mmap
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -90,10 +90,13 @@ class Device:
 
     def zeros(self, *shape: int) -> Tensor:
         """Zeros in this device's memory and number format. On a CPU the memory is not taken before it is written to,
-        as `torch.zeros` would; filling some gigabytes takes seconds."""
+        as `torch.zeros` would; filling some gigabytes takes seconds. It is taken in small pages: a text touches a
+        little of every layer's and head's part, and would take gigabytes in large ones."""
         if self.kind == "cpu":
-            memory = np.zeros(math.prod(shape) * self.dtype.itemsize, np.uint8)
-            return torch.from_numpy(memory).view(self.dtype).view(shape)
+            memory = mmap.mmap(-1, math.prod(shape) * self.dtype.itemsize)
+            if hasattr(mmap, "MADV_NOHUGEPAGE"):
+                memory.madvise(mmap.MADV_NOHUGEPAGE)
+            return torch.frombuffer(memory, dtype=self.dtype).view(shape)
         return torch.zeros(shape, dtype=self.dtype, device=self.torch_device)
 
     def is_fatal(self, error: Exception) -> bool:

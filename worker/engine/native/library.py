@@ -115,6 +115,7 @@ class Pass(ctypes.Structure):
 
 _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "celeriac_reserve": (Pointer, (Long,)),
+    "celeriac_enlarge_pages": (None, (Pointer, Long)),
     "celeriac_release": (None, (Pointer, Long)),
     "celeriac_packed_bytes": (Long, (Long, Long)),
     "celeriac_pack": (None, (Pointer, Long, Pointer, Long, Long, ctypes.c_int)),

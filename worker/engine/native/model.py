@@ -33,8 +33,13 @@ class Arena:
         self.address: int | None = kernels.celeriac_reserve(size)
         if self.address is None:
             raise MemoryError(f"there is no memory for {size} bytes of weights")
+        self._size = size
         self._end = 0
         weakref.finalize(self, kernels.celeriac_release, self.address, size)
+
+    def filled(self, kernels: ctypes.CDLL) -> None:
+        """What was taken is filled, and will only be read."""
+        kernels.celeriac_enlarge_pages(self.address, self._size)
 
     def take(self, size: int) -> int:
         """The address of the next `size` bytes."""
@@ -160,6 +165,7 @@ class _Loader:
             data.backout = self._floats("backout_lambda")[0]
         for i in range(config.n_layer):
             self._load_layer(i, model._layers[i])
+        model._arena.filled(model._kernels)
 
     def _load_layer(self, i: int, layer: Layer) -> None:
         config, name = self._config, f"transformer.h.{i}."
