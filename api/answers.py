@@ -26,7 +26,8 @@ _PROMPT_CODES = (Code.INVALID_REQUEST, Code.PROMPT_TOO_LONG)
 
 def json_answer(body: BaseModel, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """`body` as JSON."""
-    return Response(body.model_dump_json(), status, headers, media_type="application/json")
+    # A plain number, as the log shows it.
+    return Response(body.model_dump_json(), int(status), headers, media_type="application/json")
 
 
 def job_headers(job_id: str, prefix: str) -> dict[str, str]:

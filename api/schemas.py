@@ -325,6 +325,7 @@ class StatusEvent(Model):
 
     status: Status
     attempt: int
+    worker: str | None = Field(description="Who runs it; null while it waits.")
 
 
 class TokenEvent(Model):

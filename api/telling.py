@@ -38,7 +38,7 @@ class Telling:
 
     def news(self, news: News) -> Iterator[Event]:
         """What a read brought: state, log, end."""
-        status = StatusEvent(status=news.status, attempt=news.attempt)
+        status = StatusEvent(status=news.status, attempt=news.attempt, worker=news.worker)
         if news.ended is None and status != self._status:
             self._status = status
             yield Event("status", status.model_dump_json())

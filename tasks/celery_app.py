@@ -44,6 +44,9 @@ def make_app(settings: Settings) -> Celery:
             "socket_keepalive": True,
             "health_check_interval": 25,
         },
+        # A Redis that refuses to write (its disk fails, or it has become a replica) refuses kombu's BRPOP, too: that is
+        # an outage like others, and no reason to end.
+        broker_channel_error_retry=True,
         broker_connection_retry=True,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,

@@ -24,6 +24,9 @@ RETRIES = 1
 RETRY_AFTER_S = 0.02
 #: Connections of one API process for commands and bells, however many clients wait.
 MAX_CONNECTIONS = 32
+#: A call may wait this many times as long for one of them as Redis may take to answer: when a thousand clients connect
+#: at once it is this process that is busy, not Redis that is away.
+PATIENCE_FOR_CONNECTION = 4
 
 
 def make_sync(settings: Settings) -> redis.Redis:
@@ -40,7 +43,7 @@ def make_async(settings: Settings) -> redis.asyncio.Redis:
     pool = redis.asyncio.BlockingConnectionPool.from_url(
         settings.redis_url,
         max_connections=MAX_CONNECTIONS,
-        timeout=settings.redis_timeout_s,
+        timeout=PATIENCE_FOR_CONNECTION * settings.redis_timeout_s,
         retry=retry,
         **_options(settings),
     )

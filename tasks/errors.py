@@ -28,7 +28,8 @@ class SchemaError(QueueError):
     def __init__(self, found: str, expected: int) -> None:
         super().__init__(
             f"This Redis holds jobs in layout {found}, and this version of Celeriac knows layout {expected}. Run all "
-            "processes with one version, or give this one a Redis database of its own (CELERIAC_REDIS_URL)."
+            "processes with one version, or give this one a Redis database of its own (CELERIAC_REDIS_URL, or for "
+            "`celeriac serve` another --data-dir)."
         )
         self.found = found
         self.expected = expected

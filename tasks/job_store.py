@@ -89,6 +89,7 @@ class News:
 
     status: Status
     attempt: int
+    worker: str | None
     #: Jobs ahead of it; None unless it waits.
     position: int | None
     #: What the log has behind the cursor; the first entry is cut where the cursor is inside it.
@@ -194,10 +195,11 @@ class JobStore:
         reply = await scripts.load("follow").acall(self._redis, job_id, f"{after}-{k}")
         if reply is None:
             return None
-        status, attempt, ahead, entries, *end = reply
+        status, attempt, worker, ahead, entries, *end = reply
         return News(
             status=Status(status.decode()),
             attempt=attempt,
+            worker=worker.decode() or None,
             position=_position(ahead),
             entries=tuple(entry.cut(after) for entry in from_reply(entries)),
             ended=_job([end[1], -1]) if end else None,

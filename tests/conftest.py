@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -84,3 +85,39 @@ def wait_for_redis(server: subprocess.Popen[bytes], url: str) -> None:
         except (redis.ConnectionError, redis.TimeoutError):
             time.sleep(0.02)
     raise RuntimeError(f"redis-server did not answer within {START_DEADLINE_S:g} s")
+
+
+class OwnRedis:
+    """A Redis that a test may stop, start again with its data, and freeze."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.url = f"unix://{folder}/redis.sock?db=0"
+        self._server: subprocess.Popen[bytes] | None = None
+
+    def start(self, *more: str) -> None:
+        """Start it; `more` are further options."""
+        options = ["--port", "0", "--unixsocket", f"{self._folder}/redis.sock", "--dir", str(self._folder)]
+        durable = ["--save", "", "--appendonly", "yes", "--appendfsync", "always"]
+        self._server = subprocess.Popen([redis_executable(), *options, *durable, *more], stdout=subprocess.DEVNULL)
+        wait_for_redis(self._server, self.url)
+
+    def kill(self) -> None:
+        if self._server is not None:
+            self._server.kill()
+            self._server.wait()
+            self._server = None
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._server is not None
+        self._server.send_signal(number)
+
+
+@pytest.fixture
+def own_redis() -> Iterator[OwnRedis]:
+    """Not started yet."""
+    folder = Path(tempfile.mkdtemp(prefix="cel-"))
+    own = OwnRedis(folder)
+    yield own
+    own.kill()
+    shutil.rmtree(folder)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import structlog
 from celery.exceptions import CPendingDeprecationWarning
 from celery.worker.consumer import Consumer
 from kombu import Connection
+from redis.exceptions import ResponseError
+
+log = structlog.get_logger(__name__)
 
 #: How long one wait for a message takes, in seconds. A worker that stops has to see the last one to its end.
 BRPOP_S = 0.1
@@ -39,7 +44,11 @@ class EagerConsumer(Consumer):
         return super().ensure_connected(conn)
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
-        """Dismantle a broken connection."""
+        """Dismantle a broken connection, or one over which Redis refuses to serve."""
+        if isinstance(exc, ResponseError):
+            log.warning("redis_refuses", error=str(exc))
+            # Connecting works, so nothing else holds the next try back.
+            time.sleep(LONGEST_WAIT_S)
         # kombu would put the messages back on the list, where this worker finds them first. In 5.7 it also does that
         # over the connection it has just dismantled, and the AttributeError ends the worker.
         for channel in self.connection.transport.channels:

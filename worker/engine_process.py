@@ -5,6 +5,7 @@ Started by `worker.engine_client` as `python -m worker.engine_process FD`, FD be
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from multiprocessing.connection import Connection
@@ -114,7 +115,9 @@ def main() -> int:
         )
         serve(pipe, loaded.engine)
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        return 0
+        # Nobody is left to hear of anything: taking the interpreter and torch apart in good order would hold the
+        # device's memory for seconds, which the next worker may need.
+        os._exit(0)
     return 0
 
 

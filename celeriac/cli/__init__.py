@@ -6,7 +6,21 @@ from typing import Any
 
 import click
 
-from celeriac.cli import api, cancel, flower, generate, inspect, jobs, run, serve, submit, watch, worker
+from celeriac.cli import (
+    api,
+    cancel,
+    delete,
+    flower,
+    generate,
+    inspect,
+    jobs,
+    retry,
+    run,
+    serve,
+    submit,
+    watch,
+    worker,
+)
 from celeriac.errors import CeleriacError
 
 
@@ -27,5 +41,5 @@ def main() -> None:
     """Text generation from trained checkpoints, served through a queue."""
 
 
-for module in (serve, api, worker, flower, run, inspect, generate, submit, watch, cancel, jobs):
+for module in (serve, api, worker, flower, run, inspect, generate, submit, watch, cancel, retry, delete, jobs):
     main.add_command(module.command)

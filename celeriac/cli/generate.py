@@ -23,13 +23,12 @@ def command(prompt: str, url: str, as_json: bool, **request: Any) -> None:
     with InferenceClient(url) as client:
         job = client.submit(options.prompt_text(prompt), **request)
         try:
-            job = follow(client, job)
-        except KeyboardInterrupt:
+            job = follow(client, job, text=not as_json)
+        except (KeyboardInterrupt, BrokenPipeError):
+            # Nobody reads the rest.
             client.cancel(job)
             raise
     warn(job.warnings)
     result = job.result()
     if as_json:
         print_json(result)
-    else:
-        click.echo(result["generated_text"])

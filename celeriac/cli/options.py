@@ -102,6 +102,37 @@ def sampling(command: F) -> F:
     return _with(options, command)
 
 
+def limits(command: F) -> F:
+    """What a job may cost its sender in time; the command gets `deadline_s`, ... as keywords."""
+    seconds = click.FloatRange(min=0.0, min_open=True)
+    options: tuple[Callable[[F], F], ...] = (
+        click.option(
+            "--deadline", "deadline_s", type=seconds, metavar="SECONDS", help="Stop it if it is not over by then."
+        ),
+        click.option(
+            "--queue-timeout",
+            "queue_timeout_s",
+            type=seconds,
+            metavar="SECONDS",
+            help="Let it expire if it is not started by then.",
+        ),
+        click.option(
+            "--run-timeout",
+            "run_timeout_s",
+            type=seconds,
+            metavar="SECONDS",
+            help="Stop it when it has run for so long.",
+        ),
+        click.option(
+            "--max-queue-position",
+            type=click.IntRange(min=0),
+            metavar="N",
+            help="Refuse it if more jobs than this are ahead of it.",
+        ),
+    )
+    return _with(options, command)
+
+
 def generating(command: F) -> F:
     """Which server and which of its checkpoints generate."""
     command = url(command)

@@ -1,58 +1,77 @@
-"""How far a job is: one live line on a terminal, a line for each new state elsewhere. All of it on stderr."""
+"""A job in the shell: its text on stdout as it is decoded, its states on stderr."""
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
-import click
+from celeriac.cli.screen import Screen
 
 if TYPE_CHECKING:
-    from celeriac.client import InferenceClient, Job
+    from celeriac.client import Event, InferenceClient, Job
 
 
-def follow(client: InferenceClient, job: Job) -> Job:
-    """Show a job until it is over, and return it then."""
-    if job.done:
-        return job
-    return _live(client, job) if sys.stderr.isatty() else _plain(client, job)
+def follow(client: InferenceClient, job: Job, *, text: bool) -> Job:
+    """Show a job until it is over, and return it then. `text`: with its text."""
+    from celeriac.client import DoneEvent, QueueEvent, TokenEvent
 
-
-def _plain(client: InferenceClient, job: Job) -> Job:
-    last_state = ""
-    for current in client.watch(job):
-        job = current
-        if (state := state_of(job)) != last_state:
-            click.echo(f"{job.id} {state}", err=True)
-            last_state = state
+    screen = Screen(job, text=text)
+    with screen:
+        if job.done:
+            screen.rest(job)
+            return job
+        if job.status == "queued":
+            screen.waits(job.position, place_of(job.position, job.eta_start_s))
+        else:
+            screen.state(running_on(job.worker))
+        for event in client.stream(job):
+            match event:
+                case TokenEvent():
+                    screen.text(event.text)
+                case QueueEvent():
+                    screen.waits(event.position, place_of(event.position, event.eta_start_s))
+                case DoneEvent():
+                    job = event.job
+                    screen.rest(job)
+                case _ if news := news_of(event, job):
+                    screen.state(news)
+    screen.state(job.status)
     return job
 
 
-def _live(client: InferenceClient, job: Job) -> Job:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        TextColumn("{task.completed}/{task.total} tokens"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        line = progress.add_task(state_of(job), total=job.max_tokens, completed=job.tokens)
-        for current in client.watch(job):
-            job = current
-            progress.update(line, description=state_of(job), completed=job.tokens)
-    return job
+def place_of(position: int | None, eta_start_s: float | None) -> str:
+    """Where a job stands in the queue."""
+    ahead = "" if position is None else f", {position} ahead"
+    # Below a second there is nothing to wait for.
+    start = "" if eta_start_s is None or eta_start_s < 1 else f", starts in about {duration(eta_start_s)}"
+    return f"queued{ahead}{start}"
 
 
-def state_of(job: Job) -> str:
-    """A job's state in a few words."""
-    match job.status:
-        case "queued" if job.position is not None:
-            return f"queued, {job.position} ahead"
-        case "running" if job.worker is not None:
-            return f"running on {job.worker}"
-        case status:
-            return status
+def running_on(worker: str | None) -> str:
+    """Who runs a job."""
+    return "running" if worker is None else f"running on {worker}"
+
+
+def news_of(event: Event, job: Job) -> str | None:
+    """What an event tells that is neither text nor a place in the queue; None: nothing that people need.
+
+    `job`: as it was read before the events.
+    """
+    from celeriac.client import AttemptEvent, ReconnectEvent, StatusEvent
+
+    match event:
+        case StatusEvent(status="running"):
+            return running_on(event.worker or (job.worker if event.attempt == job.attempt else None))
+        case StatusEvent(status="queued") if event.attempt > 0:
+            return "queued again: its worker stopped or was lost"
+        case AttemptEvent() if event.attempt > 1:
+            worker = "" if event.worker is None else f" by {event.worker}"
+            token = f", resumed from token {event.resumed_from}" if event.resumed_from else ""
+            return f"taken up again{worker}{token}"
+        case ReconnectEvent():
+            return f"reconnecting in {duration(event.pause_s)}: {event.reason}"
+    return None
+
+
+def duration(seconds: float) -> str:
+    """Some time, roughly."""
+    return f"{seconds / 60:.0f} min" if seconds >= 100 else f"{seconds:.0f} s"

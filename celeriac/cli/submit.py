@@ -15,6 +15,7 @@ from celeriac.cli.output import print_json, warn
 @options.sampling
 @click.option("--priority", type=click.IntRange(0, 9), default=5, show_default=True, help="0 is served first.")
 @click.option("--wait-for-worker", is_flag=True, help="Queue it even if no worker serves the checkpoint now.")
+@options.limits
 @options.generating
 @options.as_json
 def command(prompt: str, url: str, as_json: bool, **request: Any) -> None:

@@ -14,14 +14,12 @@ from celeriac.cli.progress import follow
 @options.url
 @options.as_json
 def command(job_id: str, url: str, as_json: bool) -> None:
-    """Show how far the job JOB_ID is until it is over, then print its text. Ctrl-C leaves the job alone."""
+    """Print the text of the job JOB_ID as it is decoded, until the job is over. Ctrl-C leaves the job alone."""
     from celeriac.client import InferenceClient
 
     with InferenceClient(url) as client:
-        job = follow(client, client.job(job_id))
+        job = follow(client, client.job(job_id), text=not as_json)
     warn(job.warnings)
     if as_json:
         print_json(job.raw)
-    elif job.generated_text:
-        click.echo(job.generated_text)
     job.result()

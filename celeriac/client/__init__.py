@@ -12,6 +12,16 @@ from celeriac.client.errors import (
     UnexpectedAnswerError,
     WaitTimeoutError,
 )
+from celeriac.client.events import (
+    AttemptEvent,
+    DoneEvent,
+    ErrorEvent,
+    Event,
+    QueueEvent,
+    ReconnectEvent,
+    StatusEvent,
+    TokenEvent,
+)
 from celeriac.client.guide import GeneratedText, Health, Info
 from celeriac.client.job import Job
 from celeriac.client.sync_client import InferenceClient
@@ -19,6 +29,10 @@ from celeriac.client.sync_client import InferenceClient
 __all__ = [
     "ApiError",
     "AsyncInferenceClient",
+    "AttemptEvent",
+    "DoneEvent",
+    "ErrorEvent",
+    "Event",
     "GeneratedText",
     "Health",
     "InferenceClient",
@@ -27,8 +41,12 @@ __all__ = [
     "Job",
     "JobFailedError",
     "NotFoundError",
+    "QueueEvent",
     "QueueFullError",
+    "ReconnectEvent",
     "ServerUnreachableError",
+    "StatusEvent",
+    "TokenEvent",
     "UnavailableError",
     "UnexpectedAnswerError",
     "WaitTimeoutError",

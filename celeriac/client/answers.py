@@ -38,7 +38,7 @@ def read(answer: httpx.Response, take: Callable[[Any], T]) -> T:
     try:
         return take(answer.json())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _unexpected(answer) from error
+        raise nonsense(answer, answer.text) from error
 
 
 def error_of(answer: httpx.Response) -> ApiError:
@@ -51,7 +51,7 @@ def error_of(answer: httpx.Response) -> ApiError:
     if message is None:
         # A proxy, or another program. Its status may still say that it is worth another try.
         kind = KINDS[answer.status_code] if answer.status_code in (429, 502, 503) else UnexpectedAnswerError
-        message = str(_unexpected(answer))
+        message = str(nonsense(answer, answer.text))
         body = {}
     else:
         kind = KINDS.get(answer.status_code, ApiError)
@@ -101,9 +101,10 @@ def _retry_after(answer: httpx.Response) -> float | None:
     return float(value) if value.isascii() and value.isdigit() else None
 
 
-def _unexpected(answer: httpx.Response) -> UnexpectedAnswerError:
-    text = " ".join(answer.text.split())
-    quote = text if len(text) <= MAX_QUOTE else f"{text[:MAX_QUOTE]}..."
+def nonsense(answer: httpx.Response, text: str) -> UnexpectedAnswerError:
+    """The exception of an answer, or a part of one, that no server of ours would send."""
+    words = " ".join(text.split())
+    quote = words if len(words) <= MAX_QUOTE else f"{words[:MAX_QUOTE]}..."
     return UnexpectedAnswerError(
         f"{answer.request.url} answered with HTTP {answer.status_code} and something that is not Celeriac's: "
         f"{quote or 'nothing'}",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, suppress
 from types import TracebackType
 from typing import TypeVar
 
@@ -12,9 +12,11 @@ import httpx
 
 from celeriac.client import bodies
 from celeriac.client.defaults import DEFAULT_URL, LIMITS, RETRY_S, TIMEOUT_S
+from celeriac.client.events import Event, piece_of
 from celeriac.client.guide import GeneratedText, Health, Info
 from celeriac.client.job import Job, id_of
-from celeriac.client.protocol import Flow, Pause, Protocol
+from celeriac.client.protocol import Protocol
+from celeriac.client.steps import Call, Flow, Open, Pause, Read, StreamFlow, is_stream
 from celeriac.errors import CeleriacError
 
 T = TypeVar("T")
@@ -90,6 +92,53 @@ class AsyncInferenceClient:
                 await self._run(self._protocol.abandon(call))
             raise
 
+    async def generate_stream(
+        self,
+        prompt: str,
+        max_tokens: int = 100,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        stop_on_newline: bool = False,
+        *,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] | None = None,
+        ignore_eos: bool = False,
+        model: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - as its twin
+        idempotency_key: str | None = None,
+    ) -> AsyncGenerator[str, None]:
+        """See `InferenceClient.generate_stream`. Cancelling the task cancels the job.
+
+        A loop that is left by `break` leaves its iterator open until it is collected; `contextlib.aclosing` around it
+        cancels the job at once.
+        """
+        body = bodies.generation(
+            prompt,
+            max_tokens,
+            temperature,
+            top_k,
+            stop_on_newline,
+            top_p=top_p,
+            seed=seed,
+            stop=stop,
+            ignore_eos=ignore_eos,
+            model=model,
+        )
+        limit = self._timeout if timeout is None else timeout
+        call = self._protocol.submit_call(body, key=idempotency_key)
+        try:
+            job = await self._run(self._protocol.submit(call, timeout=limit))
+            flow = self._protocol.stream(job.id, starting_after=None, timeout=limit)
+            async with aclosing(self._stream(flow)) as events:
+                async for event in events:
+                    if piece := piece_of(event):
+                        yield piece
+        except (GeneratorExit, asyncio.CancelledError):
+            with suppress(CeleriacError):
+                await self._run(self._protocol.abandon(call))
+            raise
+
     async def submit(
         self,
         prompt: str,
@@ -107,6 +156,10 @@ class AsyncInferenceClient:
         metadata: Mapping[str, str] | None = None,
         result_ttl_s: int | None = None,
         wait_for_worker: bool = False,
+        queue_timeout_s: float | None = None,
+        run_timeout_s: float | None = None,
+        deadline_s: float | None = None,
+        max_queue_position: int | None = None,
         idempotency_key: str | None = None,
     ) -> Job:
         """See `InferenceClient.submit`."""
@@ -123,9 +176,16 @@ class AsyncInferenceClient:
             model=model,
         )
         body |= bodies.queueing(
-            priority=priority, metadata=metadata, result_ttl_s=result_ttl_s, wait_for_worker=wait_for_worker
+            priority=priority,
+            metadata=metadata,
+            result_ttl_s=result_ttl_s,
+            wait_for_worker=wait_for_worker,
+            queue_timeout_s=queue_timeout_s,
+            run_timeout_s=run_timeout_s,
+            deadline_s=deadline_s,
+            max_queue_position=max_queue_position,
         )
-        return await self._run(self._protocol.submit(body, key=idempotency_key))
+        return await self._run(self._protocol.submit(self._protocol.submit_call(body, key=idempotency_key)))
 
     async def job(self, job_id: str) -> Job:
         """See `InferenceClient.job`."""
@@ -142,6 +202,18 @@ class AsyncInferenceClient:
         while not current.done:
             current = await self._run(self._protocol.changed(current))
             yield current
+
+    def stream(self, job: str | Job, starting_after: int | str | None = None) -> AsyncGenerator[Event, None]:
+        """See `InferenceClient.stream`."""
+        return self._stream(self._protocol.stream(id_of(job), starting_after=starting_after))
+
+    async def retry(self, job: str | Job) -> Job:
+        """See `InferenceClient.retry`."""
+        return await self._run(self._protocol.retry(id_of(job)))
+
+    async def delete(self, job: str | Job) -> None:
+        """See `InferenceClient.delete`."""
+        await self._run(self._protocol.delete(id_of(job)))
 
     async def cancel(self, job: str | Job) -> Job:
         """See `InferenceClient.cancel`."""
@@ -181,3 +253,38 @@ class AsyncInferenceClient:
                 answer = await self._http.request(**step.to_httpx())
             except httpx.RequestError as error:
                 lost = error
+
+    async def _stream(self, flow: StreamFlow) -> AsyncGenerator[Event, None]:
+        """See `InferenceClient._stream`."""
+        answer: httpx.Response | bytes | None = None
+        lost: httpx.RequestError | None = None
+        async with AsyncExitStack() as connection:
+            chunks: AsyncIterator[bytes] | None = None
+            while True:
+                try:
+                    step = flow.send(answer) if lost is None else flow.throw(lost)
+                except StopIteration:
+                    return
+                answer = lost = None
+                try:
+                    match step:
+                        case Event():
+                            yield step
+                        case Pause():
+                            await asyncio.sleep(step.seconds)
+                        case Call():
+                            answer = await self._http.request(**step.to_httpx())
+                        case Open():
+                            await connection.aclose()
+                            request = self._http.build_request(**step.call.to_httpx())
+                            answer = await self._http.send(request, stream=True)
+                            connection.push_async_callback(answer.aclose)
+                            if is_stream(answer):
+                                chunks = answer.aiter_bytes()
+                            else:
+                                await answer.aread()
+                        case Read():
+                            assert chunks is not None
+                            answer = await anext(chunks, b"")
+                except httpx.RequestError as error:
+                    lost = error

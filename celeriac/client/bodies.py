@@ -40,10 +40,25 @@ def generation(
 
 
 def queueing(
-    *, priority: int, metadata: Mapping[str, str] | None, result_ttl_s: int | None, wait_for_worker: bool
+    *,
+    priority: int,
+    metadata: Mapping[str, str] | None,
+    result_ttl_s: int | None,
+    wait_for_worker: bool,
+    queue_timeout_s: float | None,
+    run_timeout_s: float | None,
+    deadline_s: float | None,
+    max_queue_position: int | None,
 ) -> dict[str, Any]:
     """What the body of `POST /v1/jobs` says beyond the generation."""
-    optional = {"metadata": None if metadata is None else dict(metadata), "result_ttl_s": result_ttl_s}
+    optional = {
+        "metadata": None if metadata is None else dict(metadata),
+        "result_ttl_s": result_ttl_s,
+        "queue_timeout_s": queue_timeout_s,
+        "run_timeout_s": run_timeout_s,
+        "deadline_s": deadline_s,
+        "max_queue_position": max_queue_position,
+    }
     return {"priority": priority, "wait_for_worker": wait_for_worker, **_given(optional)}
 
 

@@ -37,6 +37,19 @@ class Timings:
     total_s: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """When something will be, in seconds: in half of all cases by p50, in nine of ten by p90."""
+
+    p50: float
+    p90: float
+
+    @classmethod
+    def of(cls, raw: Mapping[str, Any] | None) -> Estimate | None:
+        """The API's `{"p50": ..., "p90": ...}`; None where it has no estimate."""
+        return None if raw is None else cls(p50=raw["p50"], p90=raw["p90"])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """A job as it was when the server answered. Read it again with `client.job(id)`."""
@@ -56,6 +69,10 @@ class Job:
     finish_reason: str | None
     #: Jobs ahead of this one (0: next); None unless queued.
     position: int | None
+    #: Seconds until it is started; None unless queued, or where the server cannot tell.
+    eta_start_s: float | None
+    #: Seconds until it is over; None when it is, or where the server cannot tell.
+    eta_finish_s: Estimate | None
     #: 0 is served first, 9 last.
     priority: int
     #: With it, the same request gives the same text again.
@@ -67,11 +84,17 @@ class Job:
     worker: str | None
     #: How many times a worker has taken it up.
     attempt: int
+    #: How many workers were lost with it.
+    losses: int
+    #: The job that this one repeats; None: none.
+    retry_of: str | None
     #: Rises at every change.
     version: int
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    #: When it is stopped if it is not over; None: never.
+    deadline_at: datetime | None
     #: When the finished job is forgotten.
     expires_at: datetime | None
     timings: Timings
@@ -106,8 +129,13 @@ class Job:
 
     @classmethod
     def from_answer(cls, raw: Mapping[str, Any]) -> Job:
-        """The job object of the API. KeyError, TypeError or ValueError where it is none."""
-        asked, output, timings, failure = raw["input"], raw["output"], raw["timings"], raw["error"]
+        """The job object of the API. KeyError, TypeError or ValueError where it is none.
+
+        What servers older than this client do not send is read as None.
+        """
+        asked, queue, output, timings, failure = (
+            raw[name] for name in ("input", "queue", "output", "timings", "error")
+        )
         return cls(
             id=raw["id"],
             status=raw["status"],
@@ -117,18 +145,23 @@ class Job:
             tokens=raw["progress"]["tokens_generated"],
             max_tokens=raw["progress"]["max_tokens"],
             finish_reason=output["finish_reason"],
-            position=raw["queue"]["position"],
-            priority=raw["queue"]["priority"],
+            position=queue["position"],
+            eta_start_s=queue.get("eta_start_s"),
+            eta_finish_s=Estimate.of(queue.get("eta_finish_s")),
+            priority=queue["priority"],
             seed=asked["seed"],
             error=None if failure is None else Failure(failure["code"], failure["message"], failure["retryable"]),
             warnings=tuple(raw["warnings"]),
             metadata=raw["metadata"],
             worker=raw["worker"],
             attempt=raw["attempt"],
+            losses=raw["losses"],
+            retry_of=raw.get("retry_of"),
             version=raw["version"],
             created_at=datetime.fromisoformat(raw["created_at"]),
             started_at=_moment(raw["started_at"]),
             finished_at=_moment(raw["finished_at"]),
+            deadline_at=_moment(raw.get("deadline_at")),
             expires_at=_moment(raw["expires_at"]),
             timings=Timings(
                 queue_s=timings["queue_s"],

@@ -1,90 +1,48 @@
 """What a client says to the server, and when: requests, waits and retries, free of sockets and sleeps.
 
 Each operation is a generator, a *flow*: it yields a `Call` and is sent the answer, or has the transport's exception
-thrown into it; it yields a `Pause` and goes on when that is over; its return value is the operation's result. The two
-clients run the same flows, one with threads' means and one with asyncio's, and tests run them with neither.
+thrown into it; it yields a `Pause` and goes on when that is over; its return value is the operation's result. A flow
+that streams also yields `Open` and is sent the head of the answer, `Read` and is sent bytes, and in between the events
+that it makes of them. The two clients run the same flows, one with threads' means and one with asyncio's, and tests run
+them with neither.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import random
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
 from urllib.parse import quote
 
 import httpx
 
 from celeriac.client import guide
-from celeriac.client.answers import error_of, read
-from celeriac.client.errors import ApiError, ServerUnreachableError, WaitTimeoutError
+from celeriac.client.answers import error_of, nonsense, read
+from celeriac.client.errors import ApiError, NotFoundError, ServerUnreachableError, WaitTimeoutError
+from celeriac.client.events import DoneEvent, ErrorEvent, Event, ReconnectEvent, TokenEvent, event_of
 from celeriac.client.guide import GeneratedText, Health, Info
 from celeriac.client.job import Job
-
-T = TypeVar("T")
+from celeriac.client.patience import Patience
+from celeriac.client.reading import OutOfStepError, Reading
+from celeriac.client.sse import Message, SseParser
+from celeriac.client.steps import SILENCE_S, Call, Flow, Open, Pause, Read, StreamFlow, is_stream
 
 #: How long the server may hold one request back, in seconds: less than the 30 or 60 at which proxies cut connections.
 LONG_POLL_S = 20.0
-#: How long connecting may take, and an answer beyond the time for which the server was asked to hold it.
-CONNECT_S = 5.0
-ANSWER_S = 30.0
 #: A server that has never answered is given up after this many seconds: the URL is wrong, or nothing runs there.
 FIRST_CONTACT_S = 2.0
-#: Pauses between tries where the server does not say: the first, and the longest, in seconds.
-FIRST_PAUSE_S = 0.2
-LONGEST_PAUSE_S = 5.0
+#: A stream whose server still sends something after this many seconds has been opened with success: one that answers
+#: and falls over at once does not get well by doing so again and again.
+SETTLED_S = 5.0
 #: Least time between two questions for the same job, in seconds, however quickly the server answers.
 POLL_PAUSE_S = 0.1
 #: Patience with each answer while an abandoned call is cancelled, in seconds.
 ABANDON_S = 2.0
 #: Jobs that the server lists at once.
 PAGE = 100
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """One request. Sending it twice does no harm: GETs change nothing, and POSTs carry an Idempotency-Key."""
-
-    method: str
-    path: str
-    params: Mapping[str, str | int | float] = field(default_factory=dict)
-    body: Mapping[str, Any] | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
-    #: How long the server was asked to hold the answer back, in seconds.
-    held_s: float = 0.0
-    #: How long to wait for the answer at most; None: ANSWER_S beyond the time for which it is held.
-    answer_s: float | None = None
-
-    def to_httpx(self) -> dict[str, Any]:
-        """Arguments of `httpx.Client.request`."""
-        content, headers = None, dict(self.headers)
-        if self.body is not None:
-            # ASCII, so that even half a surrogate pair reaches the server, whose message is better than a codec's.
-            content = json.dumps(self.body).encode()
-            headers["Content-Type"] = "application/json"
-        answer_s = self.held_s + ANSWER_S if self.answer_s is None else self.answer_s
-        return {
-            "method": self.method,
-            "url": self.path,
-            "params": dict(self.params),
-            "content": content,
-            "headers": headers,
-            "timeout": httpx.Timeout(answer_s, connect=min(CONNECT_S, answer_s), pool=None),
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Pause:
-    """Wait, in seconds."""
-
-    seconds: float
-
-
-Flow: TypeAlias = Generator[Call | Pause, httpx.Response | None, T]
 
 
 class Protocol:
@@ -134,22 +92,25 @@ class Protocol:
         return job.result()
 
     def abandon(self, call: Call) -> Flow[None]:
-        """Cancel the job of a `generate_call` whose caller was interrupted: by its key the server finds it again."""
+        """Cancel the job of a call whose caller was interrupted: by its key the server finds it again."""
         again = replace(call, headers={**call.headers, "Prefer": "respond-async"}, held_s=0.0, answer_s=ABANDON_S)
         answer = yield from self._exchange(again, retry_s=0.0)
         if answer.status_code == httpx.codes.ACCEPTED:
             cancel = replace(_cancel_call(read(answer, Job.from_answer).id), answer_s=ABANDON_S)
             yield from self._exchange(cancel, retry_s=0.0)
 
-    def submit(self, body: Mapping[str, Any], *, key: str | None) -> Flow[Job]:
-        """`POST /v1/jobs`."""
-        answer = yield from self._exchange(Call(method="POST", path="/v1/jobs", body=body, headers=_key(key)))
+    def submit_call(self, body: Mapping[str, Any], *, key: str | None) -> Call:
+        """`POST /v1/jobs`, with an Idempotency-Key of its own unless one is given."""
+        return Call(method="POST", path="/v1/jobs", body=body, headers=_key(key))
+
+    def submit(self, call: Call, *, timeout: float | None = None) -> Flow[Job]:
+        """Send a `submit_call`."""
+        answer = yield from self._exchange(call, deadline=self._deadline(timeout))
         return read(answer, Job.from_answer)
 
     def job(self, job_id: str) -> Flow[Job]:
         """`GET /v1/jobs/{id}`."""
-        answer = yield from self._exchange(Call(method="GET", path=_path(job_id)))
-        return read(answer, Job.from_answer)
+        return (yield from self._job(job_id))
 
     def wait(self, job_id: str, *, timeout: float | None) -> Flow[Job]:
         """Long polls until the job is over."""
@@ -171,6 +132,20 @@ class Protocol:
         answer = yield from self._exchange(_cancel_call(job_id))
         return read(answer, Job.from_answer)
 
+    def retry(self, job_id: str) -> Flow[Job]:
+        """`POST /v1/jobs/{id}/retry`."""
+        answer = yield from self._exchange(Call(method="POST", path=f"{_path(job_id)}/retry", headers=_key(None)))
+        return read(answer, Job.from_answer)
+
+    def delete(self, job_id: str) -> Flow[None]:
+        """`DELETE /v1/jobs/{id}`."""
+        try:
+            yield from self._exchange(Call(method="DELETE", path=_path(job_id)))
+        except NotFoundError as error:
+            # Deleted before, perhaps by this very request: the answer to its first try may have been lost.
+            if error.status != httpx.codes.GONE:
+                raise
+
     def jobs(self, *, status: str | None, limit: int) -> Flow[list[Job]]:
         """The newest jobs, page by page."""
         jobs: list[Job] = []
@@ -185,6 +160,66 @@ class Protocol:
             more["cursor"] = cursor
         return jobs
 
+    def stream(self, job_id: str, *, starting_after: int | str | None, timeout: float | None = None) -> StreamFlow:
+        """The events of a job until it is over, over as many connections as that takes.
+
+        `timeout`: how long each piece of text may take. Raises WaitTimeoutError, and NotFoundError where the job is
+        deleted. ValueError where `starting_after` is no place in a stream.
+        """
+        reading = Reading(starting_after)
+        patience = Patience(self._clock)
+        deadline = self._deadline(timeout)
+        asked_s = 0.0
+        while True:
+            failure: ApiError | ServerUnreachableError
+            cause: Exception | None = None
+            parser = SseParser()
+            try:
+                answer = yield Open(_stream_call(job_id, reading, timeout))
+                assert isinstance(answer, httpx.Response)
+                self._met = True
+                if answer.status_code == httpx.codes.NO_CONTENT:
+                    return
+                if not is_stream(answer):
+                    raise error_of(answer)
+                opened_at = self._clock()
+                while chunk := (yield Read()):
+                    assert isinstance(chunk, bytes)
+                    for event in _fresh_events(parser.feed(chunk), reading, answer):
+                        yield event
+                        if isinstance(event, DoneEvent):
+                            return
+                        if isinstance(event, TokenEvent):
+                            deadline = self._deadline(timeout)
+                        patience.renew()
+                    now = self._clock()
+                    if now >= deadline:
+                        break
+                    if now >= opened_at + SETTLED_S:
+                        patience.renew()
+                # The API restarts; or a proxy that cuts connections does it in good order.
+                failure = ServerUnreachableError(f"{self.base_url}: the stream ended before the job did")
+            except httpx.RequestError as error:
+                failure, cause = _unreachable(self.base_url, error), error
+            except OutOfStepError as error:
+                failure, cause = ServerUnreachableError(f"{self.base_url}: {error}"), error
+            except ApiError as error:
+                failure = error
+            if self._clock() >= deadline:
+                raise _wait_is_over((yield from self._job(job_id, deadline)))
+            if parser.retry_ms is not None:
+                asked_s = parser.retry_ms / 1000
+            pause_s = self._pause_s(patience, failure, longest_s=self._retry_s, asked_s=asked_s)
+            if pause_s is None or self._clock() + pause_s > deadline:
+                raise failure from cause
+            yield ReconnectEvent(reason=str(failure), pause_s=pause_s)
+            yield Pause(pause_s)
+
+    def _job(self, job_id: str, deadline: float = math.inf) -> Flow[Job]:
+        """The job as it is now."""
+        answer = yield from self._exchange(Call(method="GET", path=_path(job_id)), deadline=deadline)
+        return read(answer, Job.from_answer)
+
     def _wait(self, job_id: str, deadline: float) -> Flow[Job]:
         """The job when it is over. Raises WaitTimeoutError."""
         while True:
@@ -196,7 +231,7 @@ class Protocol:
                 return job
             now = self._clock()
             if now >= deadline:
-                raise WaitTimeoutError(f"The time to wait is over; {job.id} is {job.status} and goes on.", job)
+                raise _wait_is_over(job)
             # A server that shuts down, or grants shorter waits, answers early.
             yield Pause(max(0.0, POLL_PAUSE_S - (now - asked_at)))
 
@@ -208,46 +243,44 @@ class Protocol:
         `retry_s` counts from the first failure: a request that the server held back may be old by then.
         """
         longest_s = self._retry_s if retry_s is None else retry_s
-        failing_since: float | None = None
-        for pause_s in _pauses():
+        patience = Patience(self._clock, deadline=deadline)
+        while True:
             failure: ApiError | ServerUnreachableError
             cause: Exception | None = None
             try:
                 answer = yield call
             except httpx.RequestError as error:
                 failure, cause = _unreachable(self.base_url, error), error
-                patience_s = longest_s if self._met else min(longest_s, FIRST_CONTACT_S)
             else:
                 assert answer is not None
                 self._met = True
                 if answer.is_success:
                     return answer
                 failure = error_of(answer)
-                patience_s = longest_s if _passes(failure) else 0.0
-                if failure.retry_after_s is not None:
-                    # A little later than asked for, so that a crowd does not come back at one moment.
-                    pause_s += failure.retry_after_s
-            now = self._clock()
-            failing_since = now if failing_since is None else failing_since
-            if now + pause_s > min(failing_since + patience_s, deadline):
+            pause_s = self._pause_s(patience, failure, longest_s=longest_s)
+            if pause_s is None:
                 raise failure from cause
             yield Pause(pause_s)
-        raise AssertionError("the pauses never end")
+
+    def _pause_s(
+        self, patience: Patience, failure: ApiError | ServerUnreachableError, *, longest_s: float, asked_s: float = 0.0
+    ) -> float | None:
+        """Until the next try, in seconds; None where there shall be none. `asked_s`: unless the failure says it."""
+        if isinstance(failure, ServerUnreachableError):
+            return patience.pause_s(longest_s if self._met else min(longest_s, FIRST_CONTACT_S), asked_s=asked_s)
+        if not _passes(failure):
+            return None
+        return patience.pause_s(longest_s, asked_s=asked_s if failure.retry_after_s is None else failure.retry_after_s)
 
     def _deadline(self, timeout: float | None) -> float:
         return math.inf if timeout is None else self._clock() + timeout
 
 
-def _pauses() -> Iterator[float]:
-    pause_s = FIRST_PAUSE_S
-    while True:
-        yield pause_s * random.uniform(0.5, 1.0)
-        pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
-
-
 def _passes(failure: ApiError) -> bool:
     """Whether the server, or a proxy that does not find it, can be expected to answer otherwise soon."""
-    return failure.may_retry and (failure.retry_after_s is not None or failure.status == httpx.codes.BAD_GATEWAY)
+    # Who says how long the queue may be wants to know at once that it is longer.
+    may_retry = failure.may_retry and failure.code != "max_queue_position"
+    return may_retry and (failure.retry_after_s is not None or failure.status == httpx.codes.BAD_GATEWAY)
 
 
 def _key(key: str | None) -> dict[str, str]:
@@ -262,6 +295,35 @@ def _path(job_id: str) -> str:
 
 def _cancel_call(job_id: str) -> Call:
     return Call(method="POST", path=f"{_path(job_id)}/cancel")
+
+
+def _stream_call(job_id: str, reading: Reading, timeout: float | None) -> Call:
+    return Call(
+        method="GET",
+        path=f"{_path(job_id)}/stream",
+        params=reading.params(),
+        headers={**reading.headers(), "Accept": "text/event-stream"},
+        answer_s=SILENCE_S if timeout is None else min(SILENCE_S, timeout),
+    )
+
+
+def _fresh_events(messages: list[Message], reading: Reading, answer: httpx.Response) -> Iterator[Event]:
+    """What is new in some messages. Raises OutOfStepError, and the ApiErrors with which a stream ends."""
+    for message in messages:
+        try:
+            event = event_of(message)
+        except (ValueError, KeyError, TypeError) as error:
+            raise nonsense(answer, f"{message.event} {message.data}") from error
+        if isinstance(event, ErrorEvent) and event.code in ("gone", "not_found"):
+            raise NotFoundError(event.message, status=event.status, code=event.code)
+        new = None if event is None else reading.fresh(event)
+        if new is not None:
+            yield new
+
+
+def _wait_is_over(job: Job) -> WaitTimeoutError:
+    goes_on = "" if job.done else " and goes on"
+    return WaitTimeoutError(f"The time to wait is over; {job.id} is {job.status}{goes_on}.", job)
 
 
 def _unreachable(base_url: str, error: httpx.RequestError) -> ServerUnreachableError:

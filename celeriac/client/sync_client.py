@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
 from types import TracebackType
 from typing import TypeVar
 
@@ -12,9 +12,11 @@ import httpx
 
 from celeriac.client import bodies
 from celeriac.client.defaults import DEFAULT_URL, LIMITS, RETRY_S, TIMEOUT_S
+from celeriac.client.events import Event, piece_of
 from celeriac.client.guide import GeneratedText, Health, Info
 from celeriac.client.job import Job, id_of
-from celeriac.client.protocol import Flow, Pause, Protocol
+from celeriac.client.protocol import Protocol
+from celeriac.client.steps import Call, Flow, Open, Pause, Read, StreamFlow, is_stream
 from celeriac.errors import CeleriacError
 
 T = TypeVar("T")
@@ -98,6 +100,55 @@ class InferenceClient:
                 self._run(self._protocol.abandon(call))
             raise
 
+    def generate_stream(
+        self,
+        prompt: str,
+        max_tokens: int = 100,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        stop_on_newline: bool = False,
+        *,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] | None = None,
+        ignore_eos: bool = False,
+        model: str | None = None,
+        timeout: float | None = None,
+        idempotency_key: str | None = None,
+    ) -> Generator[str, None, None]:
+        """Continue `prompt`, and give the text of the continuation piece by piece, as it is decoded.
+
+        The job is submitted when the first piece is asked for. Leaving the iterator early, by `break`, its `close()`
+        or Ctrl-C, cancels it. Raises JobFailedError where the job fails.
+
+        `timeout` is how long each piece may take, the first one included; without it the client's counts. When it is
+        over, WaitTimeoutError tells the job, which goes on.
+        """
+        body = bodies.generation(
+            prompt,
+            max_tokens,
+            temperature,
+            top_k,
+            stop_on_newline,
+            top_p=top_p,
+            seed=seed,
+            stop=stop,
+            ignore_eos=ignore_eos,
+            model=model,
+        )
+        limit = self._timeout if timeout is None else timeout
+        call = self._protocol.submit_call(body, key=idempotency_key)
+        try:
+            job = self._run(self._protocol.submit(call, timeout=limit))
+            with closing(self._stream(self._protocol.stream(job.id, starting_after=None, timeout=limit))) as events:
+                for event in events:
+                    if piece := piece_of(event):
+                        yield piece
+        except (GeneratorExit, KeyboardInterrupt):
+            with suppress(CeleriacError):
+                self._run(self._protocol.abandon(call))
+            raise
+
     def submit(
         self,
         prompt: str,
@@ -115,12 +166,20 @@ class InferenceClient:
         metadata: Mapping[str, str] | None = None,
         result_ttl_s: int | None = None,
         wait_for_worker: bool = False,
+        queue_timeout_s: float | None = None,
+        run_timeout_s: float | None = None,
+        deadline_s: float | None = None,
+        max_queue_position: int | None = None,
         idempotency_key: str | None = None,
     ) -> Job:
         """Queue a generation, and return at once.
 
         `priority`: 0 is served first, 9 last. `metadata`: texts of your own, given back with the job. `result_ttl_s`:
         how long the finished job is kept. `wait_for_worker`: accept the job even if no worker serves the checkpoint.
+
+        `queue_timeout_s`: how long it may wait for its start, before it expires. `run_timeout_s`: how long it may run,
+        in all attempts together. `deadline_s`: how long both may take. `max_queue_position`: refuse it, with a
+        QueueFullError at once, where more jobs than that would be ahead of it.
         """
         body = bodies.generation(
             prompt,
@@ -135,9 +194,16 @@ class InferenceClient:
             model=model,
         )
         body |= bodies.queueing(
-            priority=priority, metadata=metadata, result_ttl_s=result_ttl_s, wait_for_worker=wait_for_worker
+            priority=priority,
+            metadata=metadata,
+            result_ttl_s=result_ttl_s,
+            wait_for_worker=wait_for_worker,
+            queue_timeout_s=queue_timeout_s,
+            run_timeout_s=run_timeout_s,
+            deadline_s=deadline_s,
+            max_queue_position=max_queue_position,
         )
-        return self._run(self._protocol.submit(body, key=idempotency_key))
+        return self._run(self._protocol.submit(self._protocol.submit_call(body, key=idempotency_key)))
 
     def job(self, job_id: str) -> Job:
         """The job as it is now, with its text so far. Raises NotFoundError."""
@@ -157,6 +223,23 @@ class InferenceClient:
         while not current.done:
             current = self._run(self._protocol.changed(current))
             yield current
+
+    def stream(self, job: str | Job, starting_after: int | str | None = None) -> Generator[Event, None, None]:
+        """What happens to the job, as it happens: its place in the queue, its text, its end (`celeriac.client.events`).
+
+        Connections that break are opened again where they were: no text comes twice, and none is left out. Ends after
+        the DoneEvent. `starting_after`: tokens, or the `id` of an event, that are known already. Leaving the iterator
+        leaves the job alone. Raises NotFoundError where the job is deleted.
+        """
+        return self._stream(self._protocol.stream(id_of(job), starting_after=starting_after))
+
+    def retry(self, job: str | Job) -> Job:
+        """A new job that repeats one that failed, expired or was cancelled. ApiError `not_retryable` for any other."""
+        return self._run(self._protocol.retry(id_of(job)))
+
+    def delete(self, job: str | Job) -> None:
+        """Forget a job, its prompt and its text; one that is not over is stopped. Deleting it again is harmless."""
+        self._run(self._protocol.delete(id_of(job)))
 
     def cancel(self, job: str | Job) -> Job:
         """Stop a job, which keeps its text so far; one that runs is over a moment later. One that is over stays so."""
@@ -196,3 +279,36 @@ class InferenceClient:
                 answer = self._http.request(**step.to_httpx())
             except httpx.RequestError as error:
                 lost = error
+
+    def _stream(self, flow: StreamFlow) -> Generator[Event, None, None]:
+        """Do what a flow asks for, and give the events on."""
+        answer: httpx.Response | bytes | None = None
+        lost: httpx.RequestError | None = None
+        with ExitStack() as connection:
+            chunks: Iterator[bytes] = iter(())
+            while True:
+                try:
+                    step = flow.send(answer) if lost is None else flow.throw(lost)
+                except StopIteration:
+                    return
+                answer = lost = None
+                try:
+                    match step:
+                        case Event():
+                            yield step
+                        case Pause():
+                            time.sleep(step.seconds)
+                        case Call():
+                            answer = self._http.request(**step.to_httpx())
+                        case Open():
+                            connection.close()
+                            answer = self._http.send(self._http.build_request(**step.call.to_httpx()), stream=True)
+                            connection.callback(answer.close)
+                            if is_stream(answer):
+                                chunks = answer.iter_bytes()
+                            else:
+                                answer.read()
+                        case Read():
+                            answer = next(chunks, b"")
+                except httpx.RequestError as error:
+                    lost = error

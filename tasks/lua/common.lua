@@ -391,13 +391,11 @@ local function requeue(id, lost)
   ring_state(id)
 end
 
--- Gives a dispatched job that nobody claimed back to the head of the backlog.
+-- Pushes the message of a dispatched job again whose worker took it and will not claim the job: it is next in line.
 local function put_back(id)
-  local checkpoint, score = read(id, 'checkpoint', 'score')
-  -- It waits as before, only elsewhere.
-  if redis.call('ZREM', KEY.dispatched(checkpoint), id) == 1 then
-    redis.call('ZADD', KEY.backlog(checkpoint), head_score(score), id)
-    dispatch(checkpoint)
+  local checkpoint, message = read(id, 'checkpoint', 'message')
+  if redis.call('ZSCORE', KEY.dispatched(checkpoint), id) and not redis.call('LPOS', KEY.queue(checkpoint), message) then
+    push_first(checkpoint, {{id, message}})
   end
 end
 

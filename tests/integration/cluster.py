@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path
 
+from bench.processes import Engine, children, stop_all
 from tasks import keys
 from tasks.connections import make_async, make_sync
 from tasks.generation import Generation
@@ -21,7 +19,9 @@ from tasks.settings import Settings
 from tasks.token_log import TokenLog
 from tasks.worker_info import WorkerInfo
 from tests.integration.stack import ROOT, START_S, Process, Stack, until
-from worker.local import Answer, LocalModel, Sampling
+from tests.same_text import assert_undisturbed
+
+__all__ = ["DEADLINE_S", "TINY", "Cluster", "Engine", "children", "creep", "long_generation", "stopped"]
 
 #: A reference checkpoint of the guide's vocabulary and a context of 256 tokens.
 TINY = ROOT / "tests" / "fixtures" / "golden" / "E1b-seed" / "step_000102"
@@ -83,6 +83,13 @@ class Cluster:
         """Ids of new jobs."""
         return [self.submit(generation) for generation in generations]
 
+    def begin(self, engines: Sequence[Engine], generations: Iterable[Generation], *, tokens: int = 5) -> list[str]:
+        """Ids of new jobs that have some tokens; the engines stand still then."""
+        stop_all(engines)
+        job_ids = self.submit_all(generations)
+        self.decode_a_little(engines, job_ids, tokens=tokens)
+        return job_ids
+
     def job(self, job_id: str) -> Job:
         """A job that exists."""
         job = self._loop.run(self._store.get(job_id))
@@ -95,6 +102,13 @@ class Cluster:
         assert job is not None
         return job
 
+    def log(self, job_id: str) -> TokenLog:
+        """The token log of a job. Each of its entries begins where the one before it ends."""
+        log = TokenLog(tuple(self._loop.run(self._store.log(job_id))))
+        ends = [0, *(entry.after for entry in log.entries)]
+        assert [entry.before for entry in log.entries] == ends[:-1]
+        return log
+
     def delete(self, job_id: str) -> None:
         """Delete a job that exists."""
         assert self._loop.run(self._store.delete(job_id))
@@ -104,8 +118,23 @@ class Cluster:
         return self._loop.run(self._store.workers(self.checkpoint.name))
 
     def token_ids(self, job_id: str) -> tuple[int, ...]:
-        """The token log of a job."""
-        return TokenLog(tuple(self._loop.run(self._store.log(job_id)))).token_ids
+        """The tokens of a job."""
+        return self.log(job_id).token_ids
+
+    def heartbeat(self, worker: Process) -> WorkerInfo | None:
+        """What a worker last said of itself; None where it counts as gone."""
+        return next((info for info in self.workers_now() if info.pid == worker.pid), None)
+
+    def holder(self, job_id: str) -> Process:
+        """The worker that runs a job."""
+        name = self.job(job_id).worker
+        beats = {worker: self.heartbeat(worker) for worker in self.stack.processes}
+        (found,) = [worker for worker, beat in beats.items() if beat is not None and beat.name == name]
+        return found
+
+    def assert_undisturbed(self, *jobs: Job) -> None:
+        """Each job has succeeded with the text that the engine in this process gives it; its log tells the same."""
+        assert_undisturbed(self.checkpoint, jobs, [self.log(job.id) for job in jobs])
 
     def finished(self, job_id: str) -> Job:
         """The job, once it is over."""
@@ -125,6 +154,25 @@ class Cluster:
 
         return until(there, f"{job_id} {status}", timeout_s=DEADLINE_S)
 
+    def until_busy(self, worker: Process) -> list[str]:
+        """Wait until a worker runs jobs. Returns their ids."""
+
+        def busy() -> list[str]:
+            beat = self.heartbeat(worker)
+            ids = [raw.decode() for raw in self.redis.zrange(keys.running(self.checkpoint.name), 0, -1)]
+            return [job_id for job_id in ids if beat is not None and self.job(job_id).worker == beat.name]
+
+        return until(busy, f"jobs of {worker.name}", timeout_s=DEADLINE_S)
+
+    def until_idle(self, worker: Process) -> None:
+        """Wait until a worker says that it holds nothing."""
+
+        def idle() -> bool:
+            beat = self.heartbeat(worker)
+            return beat is not None and beat.running == 0 and beat.kv_tokens_free == beat.kv_tokens > 0
+
+        until(idle, f"an idle {worker.name}", timeout_s=DEADLINE_S)
+
     def when_taken_up(self, job_id: str, attempt: int) -> Job:
         """The job, once this attempt of it runs."""
 
@@ -140,32 +188,12 @@ class Cluster:
         until(lambda: not self.redis.exists(queue, "unacked"), "the end of all messages", timeout_s=DEADLINE_S)
 
     def decode_a_little(self, engines: Sequence[Engine], job_ids: Sequence[str], *, tokens: int = 5) -> None:
-        """Let stopped engines go on until each of these running jobs has some tokens, and stop them again."""
+        """Let stopped engines go on until each of these jobs has some tokens, and stop them again."""
+        # First all of them run: otherwise the first may be over before the last has begun.
+        for job_id in job_ids:
+            self.when(job_id, Status.RUNNING)
         creep(engines, lambda: min(self.job(job_id).tokens for job_id in job_ids) >= tokens)
         assert {self.job(job_id).status for job_id in job_ids} == {Status.RUNNING}
-
-
-class Engine:
-    """The engine process of a worker."""
-
-    def __init__(self, worker: Process) -> None:
-        self.pid = next(iter(children(worker.pid)))
-
-    def stop(self) -> None:
-        """Let it make no step, and wait until that is so."""
-        os.kill(self.pid, signal.SIGSTOP)
-        until(lambda: _stat(self.pid)[0] == "T", "the engine's stop")
-
-    def resume(self) -> None:
-        os.kill(self.pid, signal.SIGCONT)
-
-    def kill(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)
-
-    @property
-    def gone(self) -> bool:
-        """Whether the process has ended, whoever is to be told."""
-        return not Path(f"/proc/{self.pid}").exists() or _stat(self.pid)[0] == "Z"
 
 
 @contextmanager
@@ -189,42 +217,4 @@ def creep(engines: Sequence[Engine], condition: Callable[[], object], *, timeout
         for engine in engines:
             engine.resume()
         time.sleep(0.005)
-        for engine in engines:
-            engine.stop()
-
-
-def children(pid: int) -> list[int]:
-    """Processes that a process started."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        with suppress(FileNotFoundError, ProcessLookupError):
-            if _stat(int(entry.name))[1] == str(pid):
-                found.append(int(entry.name))
-    return found
-
-
-def _stat(pid: int) -> list[str]:
-    """State, parent, and the rest of what the kernel says of a process."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-
-
-@cache
-def _local(checkpoint: Path) -> LocalModel:
-    return LocalModel.load(str(checkpoint), checkpoint.parent, device="cpu", threads=1)
-
-
-def undisturbed(checkpoint: Path, generation: Generation) -> Answer:
-    """What the engine in this process says, alone."""
-    model = _local(checkpoint)
-    prompt, _ = model.encode(generation.prompt)
-    sampling = Sampling(
-        max_tokens=generation.max_tokens,
-        temperature=generation.temperature,
-        top_k=generation.top_k,
-        top_p=generation.top_p,
-        seed=generation.seed,
-        stop_on_newline=generation.stop_on_newline,
-        stop=generation.stop,
-        ignore_eos=generation.ignore_eos,
-    )
-    return model.generate(prompt, sampling)
+        stop_all(engines)

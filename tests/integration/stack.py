@@ -2,103 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
 
 import httpx
 
-ROOT = Path(__file__).parents[2]
+from bench.processes import ROOT, START_S, Process, free_port, until
+
 CHECKPOINTS = ROOT / "checkpoints"
 SHIPPED = "step_002920"
-#: Starting a worker imports torch and loads a checkpoint; on a busy machine of two cores that takes its time.
-START_S = 120.0
 
-T = TypeVar("T")
-
-
-def free_port() -> int:
-    """A TCP port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def until(condition: Callable[[], T | None], what: str, *, timeout_s: float = 30.0) -> T:
-    """Wait until `condition` returns something true, and return it. AssertionError after `timeout_s`."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if result := condition():
-            return result
-        time.sleep(0.02)
-    raise AssertionError(f"{what} did not happen within {timeout_s:g} s")
-
-
-class Process:
-    """One of our processes, its output in a file."""
-
-    def __init__(self, name: str, command: list[str], *, env: dict[str, str], log_dir: Path, cwd: Path = ROOT) -> None:
-        self.name = name
-        self.log_path = log_dir / f"{name}.log"
-        with self.log_path.open("ab") as log:
-            self._popen = subprocess.Popen(
-                command,
-                cwd=cwd,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **env},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    @property
-    def pid(self) -> int:
-        return self._popen.pid
-
-    @property
-    def returncode(self) -> int | None:
-        return self._popen.poll()
-
-    @property
-    def output(self) -> str:
-        return self.log_path.read_text(errors="replace")
-
-    def wait_for_line(self, text: str, *, timeout_s: float = START_S) -> None:
-        """Wait until the output has `text`; AssertionError with the output if the process ends first."""
-
-        def seen() -> bool:
-            if text in self.output:
-                return True
-            assert self.returncode is None, f"{self.name} ended with {self.returncode}:\n{self.output}"
-            return False
-
-        until(seen, f"{text!r} in the output of {self.name}:\n{self.output}", timeout_s=timeout_s)
-
-    def wait(self, timeout_s: float = 15.0) -> int:
-        """The exit code."""
-        return self._popen.wait(timeout_s)
-
-    def signal(self, number: signal.Signals) -> None:
-        self._popen.send_signal(number)
-
-    def terminate(self, timeout_s: float = 15.0) -> int:
-        """SIGTERM, and the exit code."""
-        if self.returncode is None:
-            self.signal(signal.SIGTERM)
-        return self.wait(timeout_s)
-
-    def kill(self) -> None:
-        """SIGKILL to the process and to whatever it started."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
-        self._popen.wait()
+__all__ = ["CHECKPOINTS", "ROOT", "SHIPPED", "START_S", "Process", "Stack", "free_port", "until"]
 
 
 class Stack:
@@ -132,9 +47,9 @@ class Stack:
             process.wait_for_line(" ready.")
         return process
 
-    def api(self, **settings: str) -> tuple[Process, str]:
+    def api(self, *, port: int | None = None, **settings: str) -> tuple[Process, str]:
         """Start an API process; returns it and its URL when it answers."""
-        port = free_port()
+        port = free_port() if port is None else port
         command = (sys.executable, "-m", "celeriac", "api", "--port", str(port))
         process = self.run("api", *command, **settings)
         url = f"http://127.0.0.1:{port}"

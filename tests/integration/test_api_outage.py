@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import signal
-import subprocess
-import tempfile
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import redis
@@ -17,46 +12,12 @@ import redis
 from tasks import keys
 from tasks.errors import SchemaError
 from tests.api_client import DEADLINE_S, api, eventually, settings_for
-from tests.conftest import redis_executable, wait_for_redis
+from tests.conftest import OwnRedis
 from tests.fake_worker import fake_worker
 
 pytestmark = pytest.mark.anyio
 
 BODY = {"prompt": "123+456=", "wait_for_worker": True}
-
-
-class OwnRedis:
-    """A Redis that a test may stop, start again with its data, and freeze."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self.url = f"unix://{folder}/redis.sock?db=0"
-        self._server: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        options = ["--port", "0", "--unixsocket", f"{self._folder}/redis.sock", "--dir", str(self._folder)]
-        durable = ["--save", "", "--appendonly", "yes", "--appendfsync", "always"]
-        self._server = subprocess.Popen([redis_executable(), *options, *durable], stdout=subprocess.DEVNULL)
-        wait_for_redis(self._server, self.url)
-
-    def kill(self) -> None:
-        if self._server is not None:
-            self._server.kill()
-            self._server.wait()
-            self._server = None
-
-    def signal(self, number: signal.Signals) -> None:
-        assert self._server is not None
-        self._server.send_signal(number)
-
-
-@pytest.fixture
-def own_redis() -> Iterator[OwnRedis]:
-    folder = Path(tempfile.mkdtemp(prefix="cel-"))
-    own = OwnRedis(folder)
-    yield own
-    own.kill()
-    shutil.rmtree(folder)
 
 
 async def test_without_redis_it_starts_and_says_so_and_recovers(own_redis: OwnRedis) -> None:

@@ -18,7 +18,7 @@ from tests.api_client import eventually, server, settings_for
 from tests.conftest import running_redis
 from tests.event_streams import Event, stream, text_of
 from tests.fake_worker import fake_worker
-from tests.integration.conftest import QueueWorld, queue_world
+from tests.integration.conftest import WORKER, QueueWorld, queue_world
 
 pytestmark = pytest.mark.anyio
 
@@ -145,10 +145,10 @@ async def test_a_job_is_told_as_it_happens(queue: QueueWorld, url: str) -> None:
     job_id = await queue.submit()
     with stream(stream_url(url, job_id)) as reader:
         [queued] = await reading(lambda: reader.take("status"))
-        assert queued.data == {"status": "queued", "attempt": 0}
+        assert queued.data == {"status": "queued", "attempt": 0, "worker": None}
         queue.claim(job_id)
         [running] = await reading(lambda: reader.take("status"))
-        assert running.data == {"status": "running", "attempt": 1}
+        assert running.data == {"status": "running", "attempt": 1, "worker": WORKER.name}
         assert running.id is None
         tokens = []
         for index, char in enumerate("579"):
@@ -156,10 +156,10 @@ async def test_a_job_is_told_as_it_happens(queue: QueueWorld, url: str) -> None:
             tokens += await reading(lambda: reader.take("token"))
         queue.workers.release(job_id, 1)
         [waits] = await reading(lambda: reader.take("status"))
-        assert waits.data == {"status": "queued", "attempt": 1}
+        assert waits.data == {"status": "queued", "attempt": 1, "worker": None}
         queue.claim(job_id)
         goes_on, mark = await reading(lambda: reader.take("status", "attempt"))
-        assert goes_on.data == {"status": "running", "attempt": 2}
+        assert goes_on.data == {"status": "running", "attempt": 2, "worker": WORKER.name}
         assert (mark.data, mark.id) == ({"attempt": 2, "resumed_from": 3}, "3-1")
         queue.finish(job_id, "!", before=3, attempt=2, completion="579!")
         tokens += await reading(lambda: reader.take("token"))

@@ -25,7 +25,7 @@ async def news(queue: QueueWorld, job_id: str, after: int = 0, k: int = 0) -> Ne
 
 async def test_a_waiting_job_tells_its_position(queue: QueueWorld) -> None:
     first, second = await queue.submit(), await queue.submit()
-    assert await news(queue, first) == News(Status.QUEUED, 0, 0, ())
+    assert await news(queue, first) == News(Status.QUEUED, 0, None, 0, ())
     assert (await news(queue, second)).position == 1
     assert await queue.jobs.follow(new_job_id()) is None
 

@@ -55,6 +55,7 @@ class Modelled:
     text: str = ""
     losses: int = 0
     losses_in_a_row: int = 0
+    priority: int = 5
     cancel_requested: bool = False
     lease_over: bool = False
     #: Whether it has a limit in time, and whether that is over.
@@ -128,6 +129,9 @@ class QueueMachine(RuleBasedStateMachine):
             self.serving[worker.name] = worker.state is WorkerState.IDLE
         self.workers.reap()
         self.model: dict[str, Modelled] = {}
+        #: The waiting jobs in serving order, as of the last look, and those that came back to its head since.
+        self.line: list[str] = []
+        self.came_back: set[str] = set()
         self.versions: dict[str, int] = {}
         self.ended: dict[str, Job] = {}
 
@@ -150,7 +154,7 @@ class QueueMachine(RuleBasedStateMachine):
             limits=TimeLimits(deadline_ms=NEVER_MS if limited else None),
         )
         self.run(self.store.submit(new))
-        self.model[new.id] = Modelled(limited=limited)
+        self.model[new.id] = Modelled(limited=limited, priority=priority)
         return new.id
 
     @rule(target=claims, job_id=jobs, worker=st.sampled_from(WORKERS))
@@ -277,6 +281,7 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(job_id=jobs)
     def put_back(self, job_id: str) -> None:
         self.workers.put_back(job_id)
+        self.came_back.add(job_id)
 
     @precondition(lambda self: self.held())
     @rule(data=st.data(), renewed=st.booleans())
@@ -306,6 +311,8 @@ class QueueMachine(RuleBasedStateMachine):
     def lose_messages_and_reap(self, keep: int) -> None:
         """Celery's list loses messages; while somebody serves, whatever is dispatched has one afterwards."""
         self.redis.ltrim(keys.queue("tiny"), 0, keep - 1) if keep else self.redis.delete(keys.queue("tiny"))
+        dispatched: Any = self.redis.zrange(keys.dispatched("tiny"), 0, -1)
+        self.came_back |= {member.decode() for member in dispatched}
         self.reap_with(self.hasty)
         if not any(self.serving.values()):
             return
@@ -336,6 +343,19 @@ class QueueMachine(RuleBasedStateMachine):
         for status in Status:
             listed: Any = self.redis.zrange(keys.jobs_with(status), 0, -1)
             assert {member.decode() for member in listed} == {job.id for job in jobs.values() if job.status is status}
+
+    @invariant()
+    def a_position_grows_only_for_a_more_urgent_or_a_resumed_job(self) -> None:
+        jobs = self.run(self.store.list(status=Status.QUEUED, limit=1000)).jobs
+        line = [job.id for job in sorted(jobs, key=lambda job: -1 if job.position is None else job.position)]
+        for index, job_id in enumerate(line):
+            if job_id not in self.line:
+                continue
+            before = self.line[: self.line.index(job_id)]
+            for other in set(line[:index]) - set(before):
+                resumed = self.model[other].attempt > 0 or other in self.came_back
+                assert resumed or self.model[other].priority < self.model[job_id].priority
+        self.line, self.came_back = line, set()
 
     @invariant()
     def a_live_job_is_in_one_place(self) -> None:

@@ -10,8 +10,9 @@ import pytest
 
 from tasks import keys
 from tasks.job import ErrorCode, FinishReason, Job, Status, TimeLimits
-from tests.integration.cluster import DEADLINE_S, Cluster, Engine, long_generation, stopped, undisturbed
+from tests.integration.cluster import DEADLINE_S, Cluster, Engine, long_generation, stopped
 from tests.integration.stack import CHECKPOINTS, SHIPPED, START_S, Process, until
+from tests.same_text import assert_same_text
 
 #: Long enough that no test here sees its end.
 TOKENS = 2000
@@ -44,12 +45,8 @@ def when_begun(cluster: Cluster, job_id: str, *, tokens: int = 1) -> Job:
 
 def assert_partial(cluster: Cluster, job: Job) -> None:
     """Its text is the beginning of what an undisturbed run says."""
-    whole = undisturbed(cluster.checkpoint, job.generation)
     assert 0 < job.tokens < TOKENS
-    assert cluster.token_ids(job.id) == whole.token_ids[: job.tokens]
-    assert job.completion
-    assert whole.text is not None
-    assert whole.text.startswith(job.completion)
+    assert job.completion == assert_same_text(cluster.checkpoint, job.generation, cluster.token_ids(job.id))
 
 
 def until_idle(cluster: Cluster) -> None:
@@ -74,11 +71,7 @@ def test_a_text_ends_where_its_time_is_over_and_is_kept(cluster: Cluster, worker
     assert job.error.code is ErrorCode.DEADLINE_EXCEEDED
     assert_partial(cluster, job)
     # Its batch mate saw nothing of it.
-    other = cluster.finished(mate)
-    assert (other.status, other.completion) == (
-        Status.SUCCEEDED,
-        undisturbed(cluster.checkpoint, other.generation).text,
-    )
+    cluster.assert_undisturbed(cluster.finished(mate))
     until_idle(cluster)
     assert "Traceback" not in worker.output
 

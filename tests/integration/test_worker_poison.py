@@ -14,7 +14,7 @@ import pytest
 from tasks import keys
 from tasks.generation import Generation
 from tasks.job import ErrorCode, FinishReason, Job, Status
-from tests.integration.cluster import Cluster, Engine, creep, long_generation, undisturbed
+from tests.integration.cluster import Cluster, Engine, creep, long_generation
 from tests.integration.stack import CHECKPOINTS, SHIPPED, START_S, Process, until
 
 POISON = Generation(prompt="1+" * 900, max_tokens=50, temperature=0.0, seed=1)
@@ -96,13 +96,6 @@ def assert_failed_and_kept(job: Job) -> None:
     assert (job.expires_at or 0) > (job.finished_at or 0)
 
 
-def assert_undisturbed(cluster: Cluster, job: Job) -> None:
-    expected = undisturbed(cluster.checkpoint, job.generation)
-    assert job.status is Status.SUCCEEDED
-    assert cluster.token_ids(job.id) == expected.token_ids
-    assert job.completion == expected.text
-
-
 def test_a_job_that_kills_its_engine_fails_alone_and_its_worker_lives_on(cluster: Cluster) -> None:
     worker = cluster.worker()
     engine = Engine(worker)
@@ -119,9 +112,9 @@ def test_a_job_that_kills_its_engine_fails_alone_and_its_worker_lives_on(cluster
     assert_failed_and_kept(cluster.finished(poison))
     for job_id in mates:
         job = cluster.finished(job_id)
-        assert_undisturbed(cluster, job)
+        cluster.assert_undisturbed(job)
         assert job.losses == 1, "the deaths of the poison alone are no losses of theirs"
-    assert_undisturbed(cluster, cluster.finished(cluster.submit(long_generation(99, max_tokens=10))))
+    cluster.assert_undisturbed(cluster.finished(cluster.submit(long_generation(99, max_tokens=10))))
     cluster.until_quiet()
     assert worker.returncode is None
     assert len(lines_of(worker, "engine_restarted")) == 3
@@ -159,7 +152,7 @@ def test_a_job_that_takes_whole_workers_along_fails_and_those_that_waited_behind
 
     assert_failed_and_kept(cluster.finished(poison))
     for job_id in before:
-        assert_undisturbed(cluster, cluster.finished(job_id))
+        cluster.assert_undisturbed(cluster.finished(job_id))
     assert losses(cluster, late) == [0, 0, 0]
     cluster.until_quiet()
     assert last.returncode is None

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 import redis
 
-from tasks.job import Job, Status
+from tasks.job import Status
 from tasks.settings import Settings
 from tasks.worker_store import WorkerStore
 from tests.conftest import running_redis
-from tests.integration.cluster import DEADLINE_S, TINY, Cluster, Engine, children, long_generation, undisturbed
+from tests.integration.cluster import DEADLINE_S, TINY, Cluster, Engine, children, long_generation
 from tests.integration.conftest import CARD, WORKER
 from tests.integration.stack import START_S, Process, Stack, until
 
@@ -45,13 +45,6 @@ def end(worker: Process, number: signal.Signals = signal.SIGTERM) -> int:
     return code
 
 
-def assert_undisturbed(cluster: Cluster, job: Job) -> None:
-    expected = undisturbed(cluster.checkpoint, job.generation)
-    assert job.status is Status.SUCCEEDED
-    assert cluster.token_ids(job.id) == expected.token_ids
-    assert job.completion == expected.text
-
-
 def test_a_worker_told_to_stop_hands_its_jobs_over_in_mid_sentence(cluster: Cluster) -> None:
     leaving = cluster.worker()
     engine = Engine(leaving)
@@ -66,7 +59,7 @@ def test_a_worker_told_to_stop_hands_its_jobs_over_in_mid_sentence(cluster: Clus
 
     for job_id in job_ids:
         job = cluster.finished(job_id)
-        assert_undisturbed(cluster, job)
+        cluster.assert_undisturbed(job)
         assert (job.attempt, job.losses) == (2, 0)
         assert job.resumed_tokens >= len(shown[job_id]) >= 5
         assert cluster.token_ids(job_id)[: len(shown[job_id])] == shown[job_id]
@@ -92,7 +85,7 @@ def test_jobs_of_the_only_worker_wait_at_the_head_for_the_next(cluster: Cluster)
     cluster.worker()
     jobs = [cluster.finished(job_id) for job_id in [*running, *waiting]]
     for job in jobs:
-        assert_undisturbed(cluster, job)
+        cluster.assert_undisturbed(job)
     cluster.until_quiet()
 
 
@@ -107,7 +100,7 @@ def test_a_killed_engine_is_replaced_and_its_jobs_go_on_with_a_loss_each(cluster
         until(lambda job_id=job_id: cluster.job(job_id).losses == 1, "the loss", timeout_s=DEADLINE_S)  # type: ignore[misc]
     for job_id in job_ids:
         job = cluster.finished(job_id)
-        assert_undisturbed(cluster, job)
+        cluster.assert_undisturbed(job)
         assert job.attempt == 2
         assert job.resumed_tokens >= 5
     cluster.until_quiet()
@@ -122,7 +115,7 @@ def test_an_engine_that_hangs_is_killed_and_its_jobs_go_on(cluster: Cluster) -> 
     job_id = cluster.submit(long_generation())
     until(lambda: cluster.job(job_id).losses == 1, "the loss", timeout_s=DEADLINE_S)
     job = cluster.finished(job_id)
-    assert_undisturbed(cluster, job)
+    cluster.assert_undisturbed(job)
     assert job.attempt == 2
     assert '"engine_hangs"' in worker.output
     assert end(worker) == 0
@@ -155,7 +148,7 @@ def test_the_worker_by_celerys_own_command_and_ctrl_c(cluster: Cluster) -> None:
     worker.wait_for_line('"model_loaded"')
     engine = Engine(worker)
     job = cluster.finished(cluster.submit(long_generation(max_tokens=20)))
-    assert_undisturbed(cluster, job)
+    cluster.assert_undisturbed(job)
     assert (job.worker or "").startswith(TINY.name)
     # A terminal sends it to the whole group.
     os.killpg(worker.pid, signal.SIGINT)
@@ -184,9 +177,9 @@ def test_redis_may_come_late_go_and_come_back(tmp_path: Path, socket_folder: Pat
         with running_redis(folder, *durable):
             for job_id in job_ids:
                 job = cluster.finished(job_id)
-                assert_undisturbed(cluster, job)
+                cluster.assert_undisturbed(job)
                 assert job.attempt == 1
-            assert_undisturbed(cluster, cluster.finished(cluster.submit(long_generation(10))))
+            cluster.assert_undisturbed(cluster.finished(cluster.submit(long_generation(10))))
             # What was taken before the outage stays listed there until the visibility timeout tidies up.
             until(lambda: cluster.redis.hlen("unacked") == len(job_ids), "the end of the later message")
             engine.stop()

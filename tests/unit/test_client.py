@@ -9,7 +9,6 @@ import json
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -26,6 +25,7 @@ from celeriac import (
     UnexpectedAnswerError,
 )
 from tasks.job import ErrorCode, JobError, Status
+from tests.both_clients import Both, Handler
 from tests.job_objects import JOB_ID, QUEUED, RUNNING, SUCCEEDED, job_object
 
 GENERATED = {"prompt": "1+1=", "generated_text": "1+1=2", "tokens_generated": 1, "model": "step_002920"}
@@ -37,29 +37,6 @@ INFO = {
     "model_dim": 128,
     "vocab_size": 32,
 }
-
-Handler = Callable[[httpx.Request], httpx.Response]
-
-
-class Both:
-    """Runs one operation on either client."""
-
-    def __init__(self, asynchronous: bool) -> None:
-        self.asynchronous = asynchronous
-
-    def __call__(self, handler: Handler, name: str, *args: Any, **kwargs: Any) -> Any:
-        transport = httpx.MockTransport(handler)
-        if not self.asynchronous:
-            with InferenceClient("http://host/prefix/", retry_s=0.0, transport=transport) as client:
-                result = getattr(client, name)(*args, **kwargs)
-                return list(result) if name == "watch" else result
-
-        async def run() -> Any:
-            async with AsyncInferenceClient("http://host/prefix/", retry_s=0.0, transport=transport) as client:
-                result = getattr(client, name)(*args, **kwargs)
-                return [job async for job in result] if name == "watch" else await result
-
-        return asyncio.run(run())
 
 
 @pytest.fixture(params=[False, True], ids=["sync", "async"])
@@ -108,7 +85,16 @@ def test_what_is_asked_for_is_sent(call: Both) -> None:
         "ignore_eos": True,
         "model": "m",
     }
-    queueing = {"priority": 0, "metadata": {"a": "b"}, "result_ttl_s": 60, "wait_for_worker": True}
+    queueing = {
+        "priority": 0,
+        "metadata": {"a": "b"},
+        "result_ttl_s": 60,
+        "wait_for_worker": True,
+        "queue_timeout_s": 1.5,
+        "run_timeout_s": 2.0,
+        "deadline_s": 3.0,
+        "max_queue_position": 0,
+    }
     job = call(handler, "submit", **generation, **queueing)
     assert bodies == [{**generation, **queueing}]
     assert (job.id, job.status, job.position, job.metadata) == (JOB_ID, "queued", 3, {"run": "7"})
@@ -139,6 +125,65 @@ def test_watch_gives_each_change_until_the_end(call: Both) -> None:
     answers = iter([job_object(QUEUED), job_object(RUNNING), job_object(SUCCEEDED)])
     jobs = call(lambda _: httpx.Response(200, json=next(answers)), "watch", JOB_ID)
     assert [job.status for job in jobs] == ["queued", "running", "succeeded"]
+
+
+def test_what_is_not_asked_for_is_left_out_for_older_servers(call: Both) -> None:
+    bodies: list[Any] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        bodies.append(json.loads(request.content))
+        return httpx.Response(202, json=job_object(QUEUED))
+
+    call(handler, "submit", "1")
+    assert bodies[0].keys() == {
+        "prompt",
+        "max_tokens",
+        "temperature",
+        "stop_on_newline",
+        "priority",
+        "wait_for_worker",
+    }
+
+
+def test_a_job_tells_its_limits_and_its_prospects(call: Both) -> None:
+    raw = job_object(QUEUED)
+    raw |= {"retry_of": "job_before", "deadline_at": "2027-01-15T08:00:30.000Z", "losses": 2}
+    raw["queue"] |= {"eta_start_s": 0.5, "eta_finish_s": {"p50": 1.5, "p90": 4.0}}
+    job = call(always(raw), "job", JOB_ID)
+    assert (job.retry_of, job.losses, job.eta_start_s) == ("job_before", 2, 0.5)
+    assert (job.eta_finish_s.p50, job.eta_finish_s.p90) == (1.5, 4.0)
+    assert job.deadline_at.isoformat() == "2027-01-15T08:00:30+00:00"
+
+
+def test_a_job_of_an_older_server_is_read_as_well(call: Both) -> None:
+    raw = job_object(QUEUED)
+    for place, names in ((raw, ("retry_of", "deadline_at")), (raw["queue"], ("eta_start_s", "eta_finish_s"))):
+        for name in names:
+            place.pop(name, None)
+    job = call(always(raw), "job", JOB_ID)
+    assert (job.retry_of, job.deadline_at, job.eta_start_s, job.eta_finish_s) == (None, None, None, None)
+
+
+def test_retry_gives_the_new_job_and_delete_nothing(call: Both) -> None:
+    paths: list[str] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        paths.append(f"{request.method} {request.url.path}")
+        if request.method == "DELETE":
+            return httpx.Response(204)
+        return httpx.Response(202, json=job_object(QUEUED) | {"retry_of": "job_before"})
+
+    job = call(handler, "retry", "job_before")
+    assert (job.id, job.retry_of) == (JOB_ID, "job_before")
+    assert call(handler, "delete", job) is None
+    assert paths == ["POST /prefix/v1/jobs/job_before/retry", f"DELETE /prefix/v1/jobs/{JOB_ID}"]
+
+
+def test_a_job_that_cannot_be_retried_says_why(call: Both) -> None:
+    refusal = {"detail": f"{JOB_ID} has succeeded: there is nothing to repeat.", "code": "not_retryable"}
+    with pytest.raises(ApiError, match="has succeeded") as caught:
+        call(always(refusal, 409), "retry", JOB_ID)
+    assert (caught.value.status, caught.value.code) == (409, "not_retryable")
 
 
 def test_cancel_names_the_job_by_id_or_object(call: Both) -> None:

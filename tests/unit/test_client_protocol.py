@@ -12,13 +12,17 @@ import pytest
 from api.idempotency import parse_key
 from celeriac import (
     ApiError,
+    Job,
     JobFailedError,
+    NotFoundError,
     QueueFullError,
     ServerUnreachableError,
     UnavailableError,
     WaitTimeoutError,
 )
-from celeriac.client.protocol import ANSWER_S, LONG_POLL_S, Call, Flow, Pause, Protocol
+from celeriac.client.protocol import LONG_POLL_S, Protocol
+from celeriac.client.steps import ANSWER_S, Call, Flow, Pause
+from tasks.job import Status
 from tests.job_objects import JOB_ID, QUEUED, RUNNING, SUCCEEDED, job_object
 
 T = TypeVar("T")
@@ -57,6 +61,10 @@ class Server:
             except StopIteration as end:
                 result: T = end.value
                 return result
+
+    def submit(self, *, key: str | None = None, retry_s: float = 30.0) -> Job:
+        protocol = self.protocol(retry_s=retry_s)
+        return self.run(protocol.submit(protocol.submit_call({"prompt": "1+1="}, key=key)))
 
     def protocol(self, *, retry_s: float = 30.0) -> Protocol:
         return Protocol(URL, retry_s=retry_s, clock=lambda: self.now)
@@ -115,7 +123,7 @@ def test_generate_gives_up_waiting_after_its_timeout_and_names_the_job() -> None
 
 
 def test_an_error_that_names_an_accepted_job_is_followed_to_the_job() -> None:
-    failed = job_object(SUCCEEDED, status="failed", completion=None)
+    failed = job_object(SUCCEEDED, status=Status.FAILED, completion=None)
     failed["error"] = {"code": "worker_lost", "message": "Three workers died.", "retryable": True}
     server = Server([problem(503, "worker_lost", job_id=JOB_ID), ok(failed)])
     protocol = server.protocol()
@@ -127,8 +135,7 @@ def test_an_error_that_names_an_accepted_job_is_followed_to_the_job() -> None:
 
 def test_a_lost_connection_repeats_the_submission_with_the_same_key() -> None:
     server = Server([LOST, REFUSED, ok(job_object(QUEUED), 202)])
-    protocol = server.protocol()
-    job = server.run(protocol.submit({"prompt": "1+1="}, key=None))
+    job = server.submit()
     assert job.id == JOB_ID
     assert len({call.headers["Idempotency-Key"] for call in server.calls}) == 1
     assert len(server.calls) == 3
@@ -137,7 +144,7 @@ def test_a_lost_connection_repeats_the_submission_with_the_same_key() -> None:
 def test_a_server_that_never_answered_is_given_up_quickly() -> None:
     server = Server([REFUSED])
     with pytest.raises(ServerUnreachableError, match=r"No server answers at http://127\.0\.0\.1:8000"):
-        server.run(server.protocol().submit({"prompt": "1+1="}, key=None))
+        server.submit()
     assert len(server.calls) > 1
     assert server.now - 1000.0 <= 2.0
 
@@ -158,7 +165,7 @@ def test_patience_begins_when_the_connection_is_lost_not_when_the_wait_began() -
 @pytest.mark.parametrize(("status", "code"), [(429, "queue_full"), (503, "model_not_loaded")])
 def test_what_passes_is_tried_again_when_the_server_said(status: int, code: str) -> None:
     server = Server([problem(status, code, retry_after=5), ok(job_object(QUEUED), 202)])
-    server.run(server.protocol().submit({"prompt": "1+1="}, key=None))
+    server.submit()
     [pause] = server.pauses
     assert 5.0 <= pause < 6.0
 
@@ -166,7 +173,7 @@ def test_what_passes_is_tried_again_when_the_server_said(status: int, code: str)
 def test_a_full_queue_is_an_error_when_the_patience_ends() -> None:
     server = Server([problem(429, "queue_full", retry_after=5)])
     with pytest.raises(QueueFullError, match=r"It is queue_full\.") as caught:
-        server.run(server.protocol(retry_s=12.0).submit({"prompt": "1+1="}, key=None))
+        server.submit(retry_s=12.0)
     assert caught.value.code == "queue_full"
     assert caught.value.retry_after_s == 5.0
     assert len(server.calls) == 3
@@ -188,13 +195,15 @@ def test_a_wait_that_is_longer_than_the_timeout_is_not_begun() -> None:
         problem(503, "schema_mismatch"),
         problem(422, "invalid_request"),
         problem(500, "internal"),
+        problem(409, "not_retryable"),
+        problem(429, "max_queue_position", retry_after=1),
         httpx.Response(503, json={"detail": "no"}, headers={"Retry-After": "1", "X-Should-Retry": "false"}),
     ],
 )
 def test_what_does_not_pass_is_not_tried_again(answer: httpx.Response) -> None:
     server = Server([answer])
     with pytest.raises(ApiError):
-        server.run(server.protocol().submit({"prompt": "1+1="}, key=None))
+        server.submit()
     assert len(server.calls) == 1
 
 
@@ -238,6 +247,35 @@ def test_an_abandoned_generation_is_found_by_its_key_and_cancelled() -> None:
     assert (cancel.method, cancel.path) == ("POST", f"/v1/jobs/{JOB_ID}/cancel")
 
 
+def test_a_limit_of_the_callers_own_is_told_as_a_full_queue() -> None:
+    server = Server([problem(429, "max_queue_position", retry_after=7)])
+    with pytest.raises(QueueFullError) as caught:
+        server.submit()
+    assert (caught.value.code, caught.value.retry_after_s) == ("max_queue_position", 7.0)
+
+
+def test_a_repeated_retry_makes_no_second_job() -> None:
+    server = Server([LOST, ok(job_object(QUEUED), 202)])
+    assert server.run(server.protocol().retry(JOB_ID)).id == JOB_ID
+    first, second = server.calls
+    assert first == second
+    assert (first.method, first.path) == ("POST", f"/v1/jobs/{JOB_ID}/retry")
+    assert parse_key([first.headers["Idempotency-Key"]])
+
+
+@pytest.mark.parametrize("answers", [[httpx.Response(204)], [LOST, problem(410, "gone")], [problem(410, "gone")]])
+def test_a_deleted_job_is_gone_whichever_request_did_it(answers: list[httpx.Response | httpx.RequestError]) -> None:
+    server = Server(answers)
+    server.run(server.protocol().delete(JOB_ID))
+    assert {(call.method, call.path) for call in server.calls} == {("DELETE", f"/v1/jobs/{JOB_ID}")}
+
+
+def test_a_job_that_never_was_cannot_be_deleted() -> None:
+    server = Server([problem(404, "not_found")])
+    with pytest.raises(NotFoundError):
+        server.run(server.protocol().delete(JOB_ID))
+
+
 def test_pages_are_followed_as_far_as_asked() -> None:
     def page(jobs: int, cursor: str) -> httpx.Response:
         return ok({"data": [job_object(QUEUED)] * jobs, "next_cursor": cursor})
@@ -253,7 +291,7 @@ def test_pages_are_followed_as_far_as_asked() -> None:
 @pytest.mark.parametrize("key", ["plain", 'with "quotes" and \\'])
 def test_a_key_of_the_callers_own_is_quoted_as_the_server_reads_it(key: str) -> None:
     server = Server([ok(job_object(QUEUED), 202)])
-    server.run(server.protocol().submit({"prompt": "1"}, key=key))
+    server.submit(key=key)
     assert parse_key([server.calls[0].headers["Idempotency-Key"]]) == key
 
 

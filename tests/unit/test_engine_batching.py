@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from bench.slow_sampling import LOGIT_TIE, slow_draw
 from tests.engines import Tampered, checkpoint, engine, model, request, torch_model, vocabulary
 from tests.reference import logits as reference_logits
-from tests.slow_sampling import slow_draw
 from worker.engine.batch import Batch
 from worker.engine.engine import DecodingModel, Engine
 from worker.engine.request import Finish, SequenceRequest
@@ -26,9 +26,6 @@ from worker.engine.sequence import Sequence
 
 #: Padded rows and full attention; grouped queries, windows, value embeddings and smear.
 SEED, E7 = "E1b-seed/step_000102", "E7/step_000101"
-#: Candidates closer than this are a near tie: in logits, and in shares of the whole.
-LOGIT_TIE = 1e-3
-SHARE_TIE = 1e-4
 
 
 def assert_same_as_the_twins(folder: str, sequence: Sequence) -> None:
@@ -43,8 +40,7 @@ def assert_same_as_the_twins(folder: str, sequence: Sequence) -> None:
     logits = reference_logits(found.config, found.weights, [*one.prompt, *tokens[:-1]])[len(one.prompt) - 1 :]
     for index, token in enumerate(tokens):
         draw = slow_draw(logits[index].tolist(), one, index, words)
-        near_tie = draw.logit_margin < LOGIT_TIE or draw.share_margin < SHARE_TIE
-        assert token == draw.token or near_tie, f"token {index} of {one}: {token} for {draw}"
+        assert token == draw.token or draw.near_tie, f"token {index} of {one}: {token} for {draw}"
 
 
 def finish_all(decoding: Engine) -> None:

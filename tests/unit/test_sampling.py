@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.slow_sampling import slow_draw
+from bench.slow_sampling import slow_draw
 from worker.engine.philox import UniformStream, philox4x32, uniforms
 from worker.engine.request import SequenceRequest
 from worker.engine.sampling import Sampler, invert_cdf

@@ -10,6 +10,10 @@ from worker.engine.philox import uniforms
 from worker.engine.request import SequenceRequest
 from worker.engine.vocabulary import Vocabulary
 
+#: Candidates closer than this are a near tie: in logits, and in shares of the whole.
+LOGIT_TIE = 1e-3
+SHARE_TIE = 1e-4
+
 
 @dataclass(frozen=True, slots=True)
 class Draw:
@@ -20,6 +24,11 @@ class Draw:
     logit_margin: float
     #: Distance of the uniform number, or of top-p, from the next step of the cumulative distribution.
     share_margin: float
+
+    @property
+    def near_tie(self) -> bool:
+        """Whether rounding alone may have drawn another id."""
+        return self.logit_margin < LOGIT_TIE or self.share_margin < SHARE_TIE
 
 
 def slow_draw(logits: Rows[float], request: SequenceRequest, index: int, vocabulary: Vocabulary) -> Draw:

@@ -1,0 +1,20 @@
+"""`celeriac delete`: forget jobs."""
+
+from __future__ import annotations
+
+import click
+
+from celeriac.cli import options
+
+
+@click.command("delete")
+@click.argument("job_ids", metavar="JOB_ID...", nargs=-1, required=True)
+@options.url
+def command(job_ids: tuple[str, ...], url: str) -> None:
+    """Forget jobs, their prompts and texts. One that is not over is stopped."""
+    from celeriac.client import InferenceClient
+
+    with InferenceClient(url) as client:
+        for job_id in job_ids:
+            client.delete(job_id)
+            click.echo(f"{job_id}\tdeleted")

@@ -1,0 +1,19 @@
+"""`celeriac retry`: queue jobs again that did not succeed."""
+
+from __future__ import annotations
+
+import click
+
+from celeriac.cli import options
+
+
+@click.command("retry")
+@click.argument("job_ids", metavar="JOB_ID...", nargs=-1, required=True)
+@options.url
+def command(job_ids: tuple[str, ...], url: str) -> None:
+    """Queue jobs again that failed, expired or were cancelled, as new jobs, and print the new jobs' ids."""
+    from celeriac.client import InferenceClient
+
+    with InferenceClient(url) as client:
+        for job_id in job_ids:
+            click.echo(client.retry(job_id).id)

@@ -1,0 +1,119 @@
+"""What is left after a burst of jobs with kills, cancels and failures: nothing that does not go by itself."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from bench.processes import children
+from tasks import keys
+from tasks.connections import MAX_CONNECTIONS
+from tasks.job import ErrorCode, Status
+from tests.conftest import OwnRedis
+from tests.faults.conftest import lasting, quick_cluster
+from tests.integration.cluster import DEADLINE_S, Cluster, Engine
+from tests.integration.stack import SHIPPED, Process, until
+
+#: What has no expiry: the layout's version, the names of checkpoints and their cards.
+LASTING = {keys.SCHEMA, keys.CHECKPOINTS, keys.card(SHIPPED)}
+#: kombu's own tables of who listens for control commands, a fixed set of keys; it tidies them up itself.
+KOMBU = "_kombu.binding"
+#: Streams that are left in the middle, in each burst: more than an API process has connections to Redis.
+FOLLOWERS = MAX_CONNECTIONS + 8
+
+
+@pytest.fixture
+def cluster(own_redis: OwnRedis, tmp_path: Path) -> Iterator[Cluster]:
+    """On a Redis of its own, for pub/sub channels are shared by all databases of a server."""
+    own_redis.start()
+    cluster = quick_cluster(own_redis.url, tmp_path, visibility_timeout_s="1")
+    yield cluster
+    cluster.close()
+
+
+def handles(process: Process) -> tuple[int, int]:
+    """Open files and threads of a process."""
+    folder = Path(f"/proc/{process.pid}")
+    return len(list((folder / "fd").iterdir())), len(list((folder / "task").iterdir()))
+
+
+def job_channels(cluster: Cluster) -> list[bytes]:
+    """Channels of jobs that somebody listens to."""
+    found: list[bytes] = cluster.redis.pubsub_channels(f"{keys.PREFIX}bell:job_*")
+    return found
+
+
+def burst(cluster: Cluster, client: httpx.Client, workers: list[Process]) -> list[str]:
+    """Jobs that are followed, waited for, cancelled, too slow, and lost with their worker. Ids of all."""
+    engines = [Engine(worker) for worker in workers]
+    job_ids = cluster.begin(engines, (lasting(seed) for seed in range(6)), tokens=1)
+    job_ids += cluster.submit_all(lasting(seed, max_tokens=20) for seed in range(10, 30))
+    body = {"prompt": "1+1=", "max_tokens": 20, "ignore_eos": True}
+    for number in range(5):
+        headers = {"Idempotency-Key": f'"{number}"'}
+        job_ids.append(client.post("/v1/jobs", json=body, headers=headers).json()["id"])
+    job_ids.append(client.post("/v1/jobs", json={**body, "max_tokens": 2000, "run_timeout_s": 0.05}).json()["id"])
+    with ExitStack() as open_streams:
+        streams = [
+            open_streams.enter_context(client.stream("GET", f"/v1/jobs/{job_id}/stream")).iter_raw()
+            for job_id in islice(cycle(job_ids), FOLLOWERS)
+        ]
+        for stream in streams:
+            next(stream)
+        until(lambda: job_channels(cluster), "the subscriptions")
+        # One that runs, one that waits.
+        for job_id in (job_ids[0], job_ids[-2]):
+            client.post(f"/v1/jobs/{job_id}/cancel")
+        cluster.holder(job_ids[1]).kill()
+        for engine in engines:
+            if not engine.gone:
+                engine.resume()
+    # The streams were left in the middle.
+    for job_id in job_ids:
+        client.get(f"/v1/jobs/{job_id}", params={"wait": DEADLINE_S})
+    return job_ids
+
+
+def test_a_burst_leaves_nothing_behind(cluster: Cluster) -> None:
+    workers = [cluster.worker(wait=False) for _ in range(2)]
+    api, url = cluster.stack.api()
+    files, threads = handles(api)
+    for worker in workers:
+        worker.wait_for_line(" ready.")
+    with httpx.Client(base_url=url, timeout=DEADLINE_S + 10) as client:
+        first = burst(cluster, client, workers)
+    (survivor,) = [worker for worker in workers if worker.returncode is None]
+    workers = [survivor, cluster.worker()]
+    with httpx.Client(base_url=url, timeout=DEADLINE_S + 10) as client:
+        second = burst(cluster, client, workers)
+    survivor = next(worker for worker in workers if worker.returncode is None)
+    jobs = [cluster.finished(job_id) for job_id in [*first, *second]]
+    assert {job.status for job in jobs} == {Status.SUCCEEDED, Status.CANCELLED, Status.FAILED}
+    assert {job.error.code for job in jobs if job.error} == {ErrorCode.DEADLINE_EXCEEDED}
+
+    cluster.until_idle(survivor)
+    until(lambda: not job_channels(cluster), "the end of the subscriptions", timeout_s=DEADLINE_S)
+    # It keeps its connections to Redis, of which it never has more than these.
+    files += MAX_CONNECTIONS
+    until(lambda: handles(api)[0] <= files, f"the end of all but {files} open files", timeout_s=DEADLINE_S)
+    until(lambda: handles(api)[1] <= threads, f"the end of all but {threads} threads", timeout_s=DEADLINE_S)
+    # What the killed ones had taken is tidied up by the visibility timeout.
+    until(lambda: not cluster.redis.exists("unacked"), "the end of what was not acknowledged", timeout_s=DEADLINE_S)
+    assert endless(cluster) == []
+    survivor.signal(signal.SIGTERM)
+    assert survivor.wait() == 0
+    assert children(survivor.pid) == []
+
+
+def endless(cluster: Cluster) -> list[str]:
+    """Keys that stay for ever and should not."""
+    client: Any = cluster.redis
+    names = [raw.decode() for raw in client.scan_iter()]
+    return [name for name in names if name not in LASTING and not name.startswith(KOMBU) and client.pttl(name) == -1]

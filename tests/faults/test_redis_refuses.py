@@ -1,0 +1,96 @@
+"""A Redis that is there and refuses to write: whoever notices names it, and what runs is finished when it is over."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import redis
+
+from tests.conftest import OwnRedis, running_redis
+from tests.faults.conftest import BEGUN, lasting, quick_cluster
+from tests.integration.cluster import Cluster, Engine
+from tests.integration.stack import Process, until
+
+BODY = {"prompt": "123+456=", "max_tokens": 5}
+
+
+def test_a_redis_that_is_full(own_redis: OwnRedis, tmp_path: Path) -> None:
+    own_redis.start()
+    cluster = quick_cluster(own_redis.url, tmp_path)
+    try:
+        refuse(
+            cluster,
+            word="OOM",
+            begin=lambda admin: admin.config_set("maxmemory", "1mb"),
+            end=lambda admin: admin.config_set("maxmemory", "0"),
+        )
+    finally:
+        cluster.close()
+
+
+def test_a_redis_that_cannot_save(socket_folder: Path, tmp_path: Path) -> None:
+    """Snapshots, as in Redis's own default configuration, and a disk that fails."""
+    folder = socket_folder / "misconf"
+    disk = folder / "disk"
+    disk.mkdir(parents=True)
+
+    def fail(admin: redis.Redis) -> None:
+        admin.config_set("dir", str(disk))
+        admin.config_set("save", "3600 1")
+        shutil.rmtree(disk)
+        admin.bgsave()
+        until(lambda: admin.info("persistence")["rdb_last_bgsave_status"] == "err", "the failed snapshot")
+
+    def mend(admin: redis.Redis) -> None:
+        disk.mkdir()
+        admin.config_set("dir", str(disk))
+        admin.bgsave()
+        until(lambda: admin.info("persistence")["rdb_last_bgsave_status"] == "ok", "a snapshot")
+
+    with running_redis(folder) as url:
+        cluster = quick_cluster(f"{url}?db=0", tmp_path)
+        try:
+            refuse(cluster, word="MISCONF", begin=fail, end=mend)
+        finally:
+            cluster.close()
+
+
+def told(worker: Process, word: str) -> bool:
+    """Whether the worker named the refusal."""
+    return any('"redis_away"' in line and word in line for line in worker.output.splitlines())
+
+
+def refuse(
+    cluster: Cluster, *, word: str, begin: Callable[[redis.Redis], object], end: Callable[[redis.Redis], object]
+) -> None:
+    """From `begin` to `end` writes are refused with `word`."""
+    worker = cluster.worker(wait=False)
+    _, url = cluster.stack.api()
+    worker.wait_for_line(" ready.")
+    engine = Engine(worker)
+    running = cluster.begin([engine], [lasting(1), lasting(2, 0.0)], tokens=BEGUN)
+    with httpx.Client(base_url=url, timeout=30) as client:
+        begin(cluster.redis)
+        engine.resume()
+        for answer in (client.post("/v1/jobs", json=BODY), client.post(f"/v1/jobs/{running[0]}/cancel")):
+            assert (answer.status_code, answer.json()["code"]) == (503, "redis_unavailable")
+            assert word in answer.json()["detail"]
+            assert float(answer.headers["retry-after"]) > 0
+        assert word in client.post("/generate", json=BODY).json()["detail"]
+        # What only reads goes on.
+        assert client.get(f"/v1/jobs/{running[0]}").json()["status"] == "running"
+        assert client.get("/health/live").status_code == 200
+        until(
+            lambda: [line for line in worker.output.splitlines() if '"redis_away"' in line and word in line], "the log"
+        )
+        end(cluster.redis)
+        jobs = [cluster.finished(job_id) for job_id in running]
+        cluster.assert_undisturbed(*jobs)
+        for job in jobs:
+            assert (job.attempt, job.losses) == (1, 0)
+        assert client.post("/generate", json=BODY).status_code == 200
+    cluster.until_idle(worker)
+    assert "Traceback" not in worker.output
