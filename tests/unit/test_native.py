@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +28,7 @@ from worker.engine.native.library import Matrix, build, library, opened, process
 from worker.engine.native.model import NativeModel
 from worker.engine.native.threads import TRY_EVERY, ThreadChoice
 
+ROOT = Path(__file__).parents[2]
 CPU = Device("cpu")
 COUNTS_OF_THREADS = [1, 2, 3]
 #: Full attention; grouped queries, windows, value embeddings, smear.
@@ -177,3 +181,19 @@ def test_a_count_that_was_asked_for_is_kept() -> None:
         assert choice.pick(1) == 3
         choice.note(1, 3, 1.0)
     assert ThreadChoice(5, fixed=False).counts == [5, 2, 1]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_process_that_was_forked_starts_its_own_threads() -> None:
+    program = (
+        "import os, torch\n"
+        "from tests.engines import engine, model, request\n"
+        "torch.set_num_threads(2)\n"
+        f"decoding = model({FOLDERS[0]!r})\n"
+        "tokens = [engine(decoding).submit(request('a')).wait().tokens for _ in range(3)][0]\n"
+        "child = os.fork()\n"
+        "if not child:\n"
+        "    os._exit(engine(decoding).submit(request('a')).wait().tokens != tokens)\n"
+        "os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60, cwd=ROOT)

@@ -9,6 +9,7 @@ machine with other busy processes a thread may have lost its core for much longe
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <string.h>
 
 #ifdef __linux__
 #include <linux/futex.h>
@@ -95,10 +96,18 @@ static void *take_seat(void *arg) {
   return NULL;
 }
 
+/* A process that was forked has none of its parent's threads. */
+static void lose_threads(void) {
+  team.started = 1;
+  memset(team.seats, 0, sizeof(team.seats));
+}
+
 /* Do a work with so many threads, the caller's among them; fewer where the system refuses. */
 static void work_together(int threads, Work *work, void *arg) {
   pthread_mutex_lock(&team.mutex);
   if (threads > MAX_THREADS) threads = MAX_THREADS;
+  static int watched;
+  if (!watched) watched = !pthread_atfork(NULL, NULL, lose_threads);
   while (team.started < threads) {
     pthread_t thread;
     if (pthread_create(&thread, NULL, take_seat, (void *)(intptr_t)team.started)) break;
