@@ -12,8 +12,10 @@ enum { COLUMNS = 2 * LANES };
 enum { PIECE = 768 };
 /* Panels that few rows are multiplied with at once: one alone has too few sums for the processor to overlap. */
 enum { PANELS_MOST = 4 };
-/* Floats that are fetched ahead. */
-enum { AHEAD = 1024 };
+/* Floats that are fetched ahead where all rows fit into one tile. With some more tiles, each fetches its part of the next
+piece, so that memory is read all the time and not only by the first one. With many the arithmetic takes so long that
+the first one's reading is lost in it. */
+enum { AHEAD = 1024, TILES_SHARE = 6 };
 
 typedef struct {
   long outputs, depth;
@@ -24,7 +26,7 @@ INLINE long panel_count(const Matrix *m) { return (m->outputs + COLUMNS - 1) / C
 
 /* Sums (rows, panels * COLUMNS) += x (rows, depth) times a piece of some panels. */
 INLINE void tile(const int rows, const int panels, const float *x, long stride, const float *w, long panel_size,
-                 long depth, float *sums, int begins) {
+                 long depth, const float *ahead, long ahead_step, float *sums, int begins) {
   vec acc[TILE_ROWS][2 * PANELS_MOST];
   UNROLL for (int r = 0; r < rows; r++) {
     UNROLL for (int c = 0; c < 2 * panels; c++) {
@@ -35,8 +37,9 @@ INLINE void tile(const int rows, const int panels, const float *x, long stride, 
     vec b[2 * PANELS_MOST];
     UNROLL for (int p = 0; p < panels; p++) {
       const float *from = w + p * panel_size + k * COLUMNS;
-      __builtin_prefetch(from + AHEAD);
-      if (COLUMNS * 4 > 64) __builtin_prefetch(from + AHEAD + LANES);
+      const float *soon = ahead + p * panel_size + k * ahead_step;
+      __builtin_prefetch(soon);
+      if (COLUMNS * 4 > 64 && ahead_step == COLUMNS) __builtin_prefetch(soon + LANES);
       b[2 * p] = load(from);
       b[2 * p + 1] = load(from + LANES);
     }
@@ -51,10 +54,10 @@ INLINE void tile(const int rows, const int panels, const float *x, long stride, 
 }
 
 static void tiles(int rows, int panels, const float *x, long stride, const float *w, long panel_size, long depth,
-                  float *sums, int begins) {
+                  const float *ahead, long ahead_step, float *sums, int begins) {
 #define CASE(R, P) \
   case R * 8 + P: \
-    tile(R, P, x, stride, w, panel_size, depth, sums, begins); \
+    tile(R, P, x, stride, w, panel_size, depth, ahead, ahead_step, sums, begins); \
     break;
   switch (rows * 8 + panels) {
     CASE(1, 1) CASE(1, 2) CASE(1, 3) CASE(1, 4)
@@ -81,8 +84,11 @@ static void multiply(long rows, int panels, const float *x, long stride, const M
     long depth = m->depth - k < PIECE ? m->depth - k : PIECE;
     for (long block = 0; block < blocks; block++) {
       long begin = rows * block / blocks, end = rows * (block + 1) / blocks;
-      tiles((int)(end - begin), panels, x + begin * stride + k, stride, w + k * COLUMNS, panel_size, depth,
-            sums + begin * panels * COLUMNS, k == 0);
+      const float *piece = w + k * COLUMNS;
+      int shared = blocks > 1 && blocks <= TILES_SHARE;
+      const float *ahead = piece + (shared ? (depth + depth * block / blocks) * COLUMNS : AHEAD);
+      tiles((int)(end - begin), panels, x + begin * stride + k, stride, piece, panel_size, depth, ahead,
+            shared ? COLUMNS / blocks : COLUMNS, sums + begin * panels * COLUMNS, k == 0);
     }
   }
 }
