@@ -211,10 +211,12 @@ static void attention(Worker *w, const Layer *layer, const float *keys, const fl
   const Model *m = s->model;
   const Pass *b = s->pass;
   long heads_a_group = m->heads / m->groups, tasks = b->positions * m->groups;
-  long share = b->positions > 4 * s->threads ? m->groups : 1;
+  /* Positions of a prompt one after the other for each head, whose keys and values then stay in a near cache. */
+  enum { POSITIONS_SHARE = 16 };
+  long share = b->positions > POSITIONS_SHARE * s->threads ? POSITIONS_SHARE : 1;
   for (long begin = claim(w, share); begin < tasks; begin = claim(w, share)) {
     for (long task = begin; task < begin + share && task < tasks; task++) {
-      long t = task / m->groups, g = task % m->groups;
+      long t = task % b->positions, g = task / b->positions;
       long position = b->position[t];
       long first = position > layer->window ? position - layer->window : 0;
       long from = (g * b->places + b->place[t] - position + first) * m->dim;
