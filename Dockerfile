@@ -18,9 +18,16 @@ USER celeriac
 EXPOSE 8000
 CMD ["celeriac", "api", "--host", "0.0.0.0", "--port", "8000"]
 
+# The kernels for each kind of processor that the image may meet: the image itself has no compiler.
+FROM base AS kernels
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev
+COPY worker/engine/native worker/engine/native
+RUN python worker/engine/native/library.py /kernels
+
 FROM base AS worker
 COPY tasks tasks
 COPY worker worker
+COPY --from=kernels /kernels worker/engine/native/built
 COPY celeriac celeriac
 # The pinned torch brings CUDA where the platform has it, and runs on a CPU as well.
 RUN pip install --constraint constraints.txt '.[worker]'

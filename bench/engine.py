@@ -1,85 +1,246 @@
-"""Decoding by the engine alone, without queue or HTTP.
+"""Decoding and prefill by the engine alone, without queue or HTTP, beside what the machine can do and beside a peer.
 
     python -m bench.engine --checkpoint checkpoints/step_003650 --batch 1,8,32 --tokens 200
+    python -m bench.engine --shape 24,1536,12,65536 --batch 1,8,32 --tokens 32 --vs transformers
 
-Each batch size is decoded once to warm up, then in rounds, in turns with the others, so that a machine whose speed
-drifts does so for all of them. The figures are medians of the rounds.
+One round measures the machine, then each batch size, ours and the peer's in turns, so that a machine whose speed drifts
+does so for all of them. After a round of warm-up the figures are medians of the rounds, and so are ratios and shares,
+which are taken within a round.
+
+`tokens_per_s` and `step_ms` are those of decoding; a `ratio` compares whole texts, prompt included. `limit_share` is
+the least time in which this machine could have done the work (read every matrix and the batch's keys and values, do the
+arithmetic; see `bench.limits`) as a share of the time that it took. A model that fits into the processor's cache can
+be above it.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from bench.limits import LimitMeter, Limits
+from bench.peer import Peer, default_folder, disagreements, install
 from bench.report import report
-from worker.checkpoints import meta
+from bench.shapes import CONTEXT, random_weights
+from worker.checkpoints import formats
 from worker.checkpoints.folder import find
-from worker.checkpoints.tokenizers import load_tokenizer
+from worker.engine.config import ModelConfig
+from worker.engine.device import Device, physical_cores
 from worker.engine.engine import Engine
+from worker.engine.era import ERAS
+from worker.engine.load import load_weights
+from worker.engine.model import Model
+from worker.engine.native.model import NativeModel
 from worker.engine.request import SequenceRequest
-from worker.loading import load_model
+from worker.engine.vocabulary import Vocabulary
 
-PROMPT_TOKENS = 8
 ROUNDS = 5
 
 
-def decode(engine: Engine, batch: int, tokens: int) -> tuple[float, int]:
-    """Seconds and steps of decoding `tokens` for each of `batch` sequences, their first token not counted."""
-    for row in range(batch):
-        request = SequenceRequest(
-            id=f"row-{row}",
-            prompt=tuple(1 + (row + position) % 9 for position in range(PROMPT_TOKENS)),
-            max_tokens=tokens,
-            temperature=0.8,
-            seed=row,
-            ignore_eos=True,
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The model that is measured, and how a peer finds the same one."""
+
+    name: str
+    model: Model | NativeModel
+    #: What the peer is told: the files of a checkpoint, or a shape.
+    order: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One batch of texts, from their prompts to their last token."""
+
+    ids: list[list[int]]
+    seconds: float
+    #: Until each text had its first token.
+    prefill_s: float
+    #: Behind that.
+    decode_s: float
+    steps: int
+
+
+def prompts(batch: int, length: int, vocab_size: int) -> list[list[int]]:
+    """Prompts that differ, so that no two rows do the same."""
+    return [[1 + (7 * row + 3 * position) % (vocab_size - 1) for position in range(length)] for row in range(batch)]
+
+
+def decode(engine: Engine, batch: list[list[int]], tokens: int) -> Run:
+    """Greedy texts of `tokens` tokens each."""
+    began = time.perf_counter()
+    sequences = [
+        engine.submit(
+            SequenceRequest(id=str(row), prompt=tuple(prompt), max_tokens=tokens, every_id=True, ignore_eos=True)
         )
-        engine.submit(request)
-    engine.step()
-    steps, began = 0, time.perf_counter()
+        for row, prompt in enumerate(batch)
+    ]
+    while not all(sequence.tokens for sequence in sequences):
+        engine.step()
+    prefilled = time.perf_counter()
+    steps = 0
     while engine.has_work:
         engine.step()
         steps += 1
-    return time.perf_counter() - began, steps
+    ended = time.perf_counter()
+    ids = [sequence.tokens for sequence in sequences]
+    return Run(ids, ended - began, prefilled - began, ended - prefilled, steps)
+
+
+def matrix_elements(config: ModelConfig) -> tuple[int, int]:
+    """Elements of the matrices of all layers, and of the head."""
+    layers = config.n_layer * config.n_embd * (2 * config.n_embd + 2 * config.kv_dim + 8 * config.n_embd)
+    return layers, config.vocab_size * config.n_embd
+
+
+def least_step_s(model: Model | NativeModel, limits: Limits, batch: int, context: float) -> float:
+    """The least time for a step that decodes `batch` rows, each over `context` tokens."""
+    elements = sum(matrix_elements(model.config))
+    kv = batch * context * model.device.kv_bytes_per_token(model.config)
+    attention = 4 * batch * context * model.config.n_layer * model.config.n_embd
+    return limits.seconds(elements * model.device.dtype.itemsize + kv, 2.0 * elements * batch + attention)
+
+
+def least_prefill_s(model: Model | NativeModel, limits: Limits, batch: int, length: int) -> float:
+    """The least time for `batch` prompts of `length` tokens, of which the last ones give logits."""
+    config = model.config
+    layers, head = matrix_elements(config)
+    attention = 2 * batch * length * length * config.n_layer * config.n_embd  # half of all pairs, 4 operations each
+    flop = 2.0 * batch * (length * layers + head) + attention
+    return limits.seconds((layers + head) * model.device.dtype.itemsize, flop)
+
+
+def subject(args: argparse.Namespace) -> Subject:
+    """The model of the command line."""
+    device = Device.choose("auto", threads=args.threads)
+    if args.shape:
+        layers, width, heads, vocab_size = (int(size) for size in args.shape.split(","))
+        config = ModelConfig(
+            sequence_len=CONTEXT,
+            vocab_size=vocab_size,
+            rows=vocab_size,
+            n_layer=layers,
+            n_head=heads,
+            n_kv_head=heads,
+            n_embd=width,
+            era=ERAS["E1b"],
+            softcap=ERAS["E1b"].softcap,
+        )
+        model = load_weights(config, random_weights(layers, width, vocab_size), device)
+        return Subject(args.shape, model, {"shape": [layers, width, heads, vocab_size]})
+    checkpoint = formats.load(find(args.checkpoint, Path()))
+    files = {"meta_file": str(checkpoint.folder.meta_file), "model_file": str(checkpoint.folder.model_file)}
+    if args.vs and not checkpoint.config.era.name.startswith("E1"):
+        sys.exit(f"{args.vs} has the model of eras E1a and E1b alone, and this one is of {checkpoint.config.era.name}")
+    model = load_weights(checkpoint.config, checkpoint.weights, device)
+    return Subject(checkpoint.folder.name, model, {"shape": None, **files})
+
+
+def measure(args: argparse.Namespace, found: Subject, peer: Peer | None, versions: dict[str, str]) -> None:
+    """All rounds, and the report."""
+    model, config = found.model, found.model.config
+    batches = [int(batch) for batch in args.batch.split(",")]
+    engine = Engine(
+        model,
+        Vocabulary.without_text(config.vocab_size),
+        slots=max(batches),
+        kv_tokens=model.device.kv_tokens(config, slots=max(batches)),
+        prefill_chunk_tokens=args.chunk,
+    )
+    meter = LimitMeter()
+    texts = {batch: prompts(batch, args.prompt, config.vocab_size) for batch in batches}
+    if peer is not None:
+        for batch in batches:
+            expected = peer.ask("check", prompts=texts[batch], tokens=args.tokens, vocab_size=config.vocab_size)
+            ours = decode(engine, texts[batch], args.tokens).ids
+            if different := disagreements(ours, expected["ids"], expected["margins"]):
+                sys.exit(f"batch {batch}: the texts are not the same\n" + "\n".join(different))
+    runs: dict[int, list[tuple[Run, Limits, float | None]]] = {batch: [] for batch in batches}
+    for round_ in range(args.rounds + 1):
+        for batch in batches:
+            limits = meter.measure()
+            theirs = None
+            if peer is not None and round_ % 2:
+                theirs = peer.ask("run", prompts=texts[batch], tokens=args.tokens)["seconds"]
+            run = decode(engine, texts[batch], args.tokens)
+            if peer is not None and theirs is None:
+                theirs = peer.ask("run", prompts=texts[batch], tokens=args.tokens)["seconds"]
+            if round_:
+                runs[batch].append((run, limits, theirs))
+    rows = []
+    for batch in batches:
+        context = args.prompt + args.tokens / 2
+        row: dict[str, Any] = {
+            "batch": batch,
+            "tokens_per_s": _median(batch * run.steps / run.decode_s for run, *_ in runs[batch]),
+            "step_ms": _median(1000 * run.decode_s / run.steps for run, *_ in runs[batch]),
+            "limit_share": _median(
+                least_step_s(model, limits, batch, context) * run.steps / run.decode_s for run, limits, _ in runs[batch]
+            ),
+            "prefill_tokens_per_s": _median(batch * args.prompt / run.prefill_s for run, *_ in runs[batch]),
+            "prefill_ms": _median(1000 * run.prefill_s for run, *_ in runs[batch]),
+            "prefill_limit_share": _median(
+                least_prefill_s(model, limits, batch, args.prompt) / run.prefill_s for run, limits, _ in runs[batch]
+            ),
+        }
+        if peer is not None:
+            ratios = [theirs / run.seconds for run, _, theirs in runs[batch] if theirs is not None]
+            row["peer_tokens_per_s"] = _median(batch * args.tokens / theirs for *_, theirs in runs[batch] if theirs)
+            row["ratios"] = [round(ratio, 3) for ratio in ratios]
+            row["ratio"] = _median(ratios)
+        rows.append(row)
+    report(
+        "engine",
+        rows,
+        quiet=args.json,
+        checkpoint=found.name,
+        device=model.device.kind,
+        rounds=args.rounds,
+        tokens=args.tokens,
+        prompt=args.prompt,
+        parameters=sum(matrix_elements(config)),
+        bytes_per_s=statistics.median(limits.bytes_per_s for found in runs.values() for _, limits, _ in found),
+        flop_per_s=statistics.median(limits.flop_per_s for found in runs.values() for _, limits, _ in found),
+        peer={"name": args.vs, "versions": versions, "same_ids": True} if peer is not None else None,
+    )
+
+
+def _median(values: Iterable[float]) -> float:
+    return round(statistics.median(values), 4)
 
 
 def main() -> None:
     """Measure and report."""
-    parser = argparse.ArgumentParser(description="Decoding by the engine alone.")
-    parser.add_argument("--checkpoint", default="checkpoints/step_003650", help="folder of the checkpoint")
+    parser = argparse.ArgumentParser(description="Decoding and prefill by the engine alone.")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--checkpoint", default="checkpoints/step_003650", help="folder of the checkpoint")
+    source.add_argument("--shape", metavar="L,D,H,V", help="layers, width, heads and ids of a model of random weights")
     parser.add_argument("--batch", default="1,8,32", help="batch sizes, separated by commas")
-    parser.add_argument("--tokens", type=int, default=200, help="tokens of each sequence")
-    parser.add_argument("--threads", type=int, default=0, help="compute threads; 0: the physical cores")
+    parser.add_argument("--tokens", type=int, default=100, help="tokens of each text, at least 2")
+    parser.add_argument("--prompt", type=int, default=8, help="tokens of each prompt")
+    parser.add_argument("--chunk", type=int, default=256, help="prompt tokens a step (CELERIAC_PREFILL_CHUNK_TOKENS)")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="rounds that count")
+    parser.add_argument("--threads", type=int, default=0, help="compute threads; 0: the engine chooses")
+    parser.add_argument("--vs", choices=["transformers"], help="run this peer, too, with the same weights")
+    parser.add_argument("--peers", type=Path, default=default_folder(), help="folder where peers are installed")
+    parser.add_argument("--json", action="store_true", help="print no table, the line of JSON alone")
     args = parser.parse_args()
-    batches = [int(batch) for batch in args.batch.split(",")]
-    folder = find(args.checkpoint, Path())
-    loaded = load_model(
-        folder,
-        load_tokenizer(folder, meta.read(folder.meta_file).sizes["vocab_size"]),
-        device="auto",
-        threads=args.threads,
-        softcap=None,
-        slots=max(batches),
-        kv_memory_mb=0,
-        prefill_chunk_tokens=PROMPT_TOKENS * max(batches),
-    )
-    for batch in batches:
-        decode(loaded.engine, batch, args.tokens)
-    rounds: dict[int, list[tuple[float, int]]] = {batch: [] for batch in batches}
-    for _ in range(ROUNDS):
-        for batch in batches:
-            rounds[batch].append(decode(loaded.engine, batch, args.tokens))
-    rows = [
-        {
-            "batch": batch,
-            "tokens_per_s": round(statistics.median(batch * (args.tokens - 1) / s for s, _ in rounds[batch]), 1),
-            "step_ms": round(statistics.median(1000 * s / steps for s, steps in rounds[batch]), 3),
-        }
-        for batch in batches
-    ]
-    report("engine", rows, checkpoint=loaded.card.name, device=loaded.device.kind, rounds=ROUNDS, tokens=args.tokens)
+    if args.tokens < 2:
+        parser.error("--tokens must be at least 2: the first one is the prefill's")
+    with ExitStack() as closing:
+        peer, versions = None, {}
+        if args.vs:
+            peer = closing.enter_context(Peer(args.vs, install(args.vs, args.peers)))
+        found = subject(args)
+        if peer is not None:
+            versions = peer.ask("load", threads=args.threads or physical_cores(), **found.order)["versions"]
+        measure(args, found, peer, versions)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -18,15 +20,16 @@ from tasks.estimate import quantile
 _PACKAGES = ("celeriac", "torch", "celery", "redis", "fastapi")
 
 
-def report(title: str, rows: Sequence[Mapping[str, Any]], **context: Any) -> None:
-    """Print `rows` as tables, one for each run of equal keys, and as JSON with machine, versions and command."""
+def report(title: str, rows: Sequence[Mapping[str, Any]], *, quiet: bool = False, **context: Any) -> None:
+    """Print `rows` as tables, one for each run of equal keys, unless `quiet`, and all of it as a line of JSON."""
     for columns, alike in groupby(rows, key=tuple):
         table = Table(title=title)
         for column in columns:
-            table.add_column(column, justify="right")
+            table.add_column(column.replace("_", " "), justify="right")
         for row in alike:
-            table.add_row(*(f"{value:,.2f}" if isinstance(value, float) else str(value) for value in row.values()))
-        Console(file=sys.stderr).print(table)
+            table.add_row(*map(_cell, row.values()))
+        if not quiet:
+            Console(file=sys.stderr).print(table)
     print(
         json.dumps(
             {
@@ -40,6 +43,14 @@ def report(title: str, rows: Sequence[Mapping[str, Any]], **context: Any) -> Non
     )
 
 
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(_cell, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_cell(part)}" for name, part in value.items())
+    return f"{value:,.2f}" if isinstance(value, float) else str(value)
+
+
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     versions: dict[str, str | None] = {}
@@ -48,7 +59,27 @@ def machine() -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = None
-    return {"python": platform.python_version(), "platform": platform.platform(), "versions": versions}
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+    }
+
+
+def _processor() -> str:
+    """Its name and the widest vectors that torch uses on it."""
+    name = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text().splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    try:
+        import torch
+    except ImportError:
+        return name
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -82,7 +82,9 @@ class Settings(BaseSettings):
     )
     prefill_chunk_tokens: int = Field(256, ge=1, description="Prompt tokens that one engine step prefills at most.")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where the model runs.")
-    threads: int = Field(0, ge=0, description="Compute threads of the engine process. 0: the physical cores.")
+    threads: int = Field(
+        0, ge=0, description="Compute threads of the engine process. 0: as many physical cores as pay."
+    )
     softcap: float | None = Field(None, gt=0, description="Overrides the logit softcap of the checkpoint's era.")
     worker_name: str | None = Field(None, description="Name of this worker. Unset: `<checkpoint>-<random>@<host>`.")
     flush_interval_ms: int = Field(

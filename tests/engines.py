@@ -17,7 +17,9 @@ from worker.engine.config import ModelConfig
 from worker.engine.device import Device
 from worker.engine.engine import DecodingModel, Engine
 from worker.engine.kv_cache import KvCache
+from worker.engine.load import load_weights
 from worker.engine.model import Model
+from worker.engine.native.model import NativeModel
 from worker.engine.request import SequenceRequest
 from worker.engine.vocabulary import Vocabulary
 
@@ -36,8 +38,15 @@ def checkpoint(folder: str) -> Checkpoint:
 
 
 @cache
-def model(folder: str) -> Model:
-    """A reference checkpoint on the CPU."""
+def model(folder: str) -> Model | NativeModel:
+    """A reference checkpoint on the CPU, as it is served."""
+    found = checkpoint(folder)
+    return load_weights(found.config, found.weights, Device("cpu"))
+
+
+@cache
+def torch_model(folder: str) -> Model:
+    """A reference checkpoint on the CPU, on torch alone."""
     found = checkpoint(folder)
     return Model.load(found.config, found.weights, Device("cpu"))
 
@@ -76,11 +85,12 @@ def request(name: str, prompt: tuple[int, ...] = (1, 2, 3), max_tokens: int = 8,
 class Tampered:
     """A model with something done to its batches or its logits."""
 
-    def __init__(self, decoding: Model, tamper: Callable[[Batch, Tensor], Tensor]) -> None:
+    def __init__(self, decoding: DecodingModel, tamper: Callable[[Batch, Tensor], Tensor]) -> None:
         self._decoding = decoding
         self._tamper = tamper
         self.config = decoding.config
         self.device = decoding.device
+        self.reads_beyond = decoding.reads_beyond
 
     def forward(self, batch: Batch, cache: KvCache) -> Tensor:
         return self._tamper(batch, self._decoding.forward(batch, cache))

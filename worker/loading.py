@@ -13,8 +13,9 @@ from worker.checkpoints.tokenizers import Tokenizer
 from worker.engine.device import Device
 from worker.engine.engine import Engine
 from worker.engine.kv_ledger import KvLedger
-from worker.engine.model import Model
+from worker.engine.load import load_weights
 from worker.engine.vocabulary import Vocabulary
+from worker.engine.warm_up import warm_up
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 
@@ -70,10 +71,11 @@ def load_model(
         Vocabulary.without_text(config.vocab_size) if tokenizer is None else vocabulary_of(tokenizer, config.vocab_size)
     )
     engine = Engine(
-        Model.load(config, checkpoint.weights, place),
+        load_weights(config, checkpoint.weights, place),
         vocabulary,
         slots=slots,
         kv_tokens=kv_tokens,
         prefill_chunk_tokens=prefill_chunk_tokens,
     )
+    warm_up(engine)
     return LoadedModel(engine=engine, card=card, device=place, kv_tokens=kv_tokens, warnings=checkpoint.warnings)

@@ -10,7 +10,19 @@ from tests.integration.stack import ROOT
 
 
 def test_the_engine_bench_reports_a_row_for_each_batch() -> None:
-    command = [sys.executable, "-m", "bench.engine", "--batch", "1,3", "--tokens", "6", "--threads", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "bench.engine",
+        "--batch",
+        "1,3",
+        "--tokens",
+        "6",
+        "--threads",
+        "1",
+        "--rounds",
+        "1",
+    ]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
     result = json.loads(run.stdout.splitlines()[-1])
     assert [row["batch"] for row in result["rows"]] == [1, 3]

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from tests.engines import Tampered, engine, model, request
 from worker.engine.batch import Batch
+from worker.engine.engine import DecodingModel
 from worker.engine.kv_cache import KvCache
-from worker.engine.model import Model
 from worker.engine.request import Finish, SequenceRequest
 from worker.engine_process import serve
 from worker.messages import Abort, Report, Submit
@@ -109,11 +109,12 @@ def test_a_step_tells_what_it_runs_alone_also_what_it_has_just_admitted_or_ended
 class Overheard:
     """A model, and what was told through a pipe when each of its steps began."""
 
-    def __init__(self, decoding: Model, pipe: Connection) -> None:
+    def __init__(self, decoding: DecodingModel, pipe: Connection) -> None:
         self._decoding = decoding
         self._pipe = pipe
         self.config = decoding.config
         self.device = decoding.device
+        self.reads_beyond = decoding.reads_beyond
         self.reports: list[Report] = []
         #: What the newest report said would run alone, and how many sequences then did run.
         self.steps: list[tuple[str | None, int]] = []

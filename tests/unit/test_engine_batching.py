@@ -7,6 +7,7 @@ difference is allowed only where they prove such a near tie.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
@@ -16,10 +17,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bench.slow_sampling import LOGIT_TIE, slow_draw
-from tests.engines import Tampered, checkpoint, engine, model, request, vocabulary
+from tests.engines import Tampered, checkpoint, engine, model, request, torch_model, vocabulary
 from tests.reference import logits as reference_logits
 from worker.engine.batch import Batch
-from worker.engine.engine import Engine
+from worker.engine.engine import DecodingModel, Engine
 from worker.engine.request import Finish, SequenceRequest
 from worker.engine.sequence import Sequence
 
@@ -79,12 +80,15 @@ def arrivals(vocab_size: int) -> st.SearchStrategy[list[Arrival]]:
 
 
 @pytest.mark.parametrize("folder", [SEED, E7])
+@pytest.mark.parametrize("load", [model, torch_model])
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
-def test_any_order_of_arrival_gives_everybody_their_own_tokens(folder: str, data: st.DataObject) -> None:
+def test_any_order_of_arrival_gives_everybody_their_own_tokens(
+    load: Callable[[str], DecodingModel], folder: str, data: st.DataObject
+) -> None:
     """Little memory, so that sequences wait for each other and the cache is compacted; chunks of any size."""
     decoding = engine(
-        model(folder),
+        load(folder),
         slots=data.draw(st.integers(1, 5), label="slots"),
         kv_tokens=data.draw(st.sampled_from([96, 128, 160, 256, 4096]), label="kv_tokens"),
         prefill_chunk_tokens=data.draw(st.integers(1, 80), label="chunk"),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from tests.engines import FOLDERS, GOLDEN, checkpoint, model
+from tests.engines import FOLDERS, GOLDEN, checkpoint, model, torch_model
 from worker.engine.device import Device
-from worker.engine.engine import Engine
+from worker.engine.engine import DecodingModel, Engine
 from worker.engine.model import Model
 from worker.engine.request import Finish, SequenceRequest
 from worker.engine.vocabulary import Vocabulary
@@ -28,8 +29,9 @@ def test_there_is_a_checkpoint_of_every_era() -> None:
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1024])
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_an_era_agrees_with_nanochat(folder: str, chunk: int) -> None:
-    assert_agreement(folder, model(folder), chunk)
+@pytest.mark.parametrize("load", [model, torch_model])
+def test_an_era_agrees_with_nanochat(load: Callable[[str], DecodingModel], folder: str, chunk: int) -> None:
+    assert_agreement(folder, load(folder), chunk)
 
 
 @pytest.mark.parametrize("folder", ["E1b-seed/step_000102", "E7/step_000102"])
@@ -40,7 +42,7 @@ def test_packed_matrices_agree_too(folder: str, monkeypatch: pytest.MonkeyPatch)
     assert_agreement(folder, Model.load(found.config, found.weights, Device("cpu")), chunk=64)
 
 
-def assert_agreement(folder: str, decoding: Model, chunk: int) -> None:
+def assert_agreement(folder: str, decoding: DecodingModel, chunk: int) -> None:
     """All cases of a checkpoint in one batch."""
     expected: dict[str, Any] = json.loads((GOLDEN / folder / "expected.json").read_text())
     cases = expected["cases"]

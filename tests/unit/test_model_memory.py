@@ -25,6 +25,7 @@ from worker.checkpoints.folder import find
 from worker.checkpoints.formats import load
 from worker.engine.device import Device
 from worker.engine.engine import Engine
+from worker.engine.load import load_weights
 from worker.engine.model import Model
 from worker.engine.request import SequenceRequest
 from worker.engine.vocabulary import Vocabulary
@@ -45,7 +46,8 @@ before = memory()
 watcher = threading.Thread(target=watch)
 watcher.start()
 checkpoint = load(find(sys.argv[1], Path(sys.argv[1]).parent))
-model = Model.load(checkpoint.config, checkpoint.weights, device)
+form = Model.load if sys.argv[2] == "torch" else load_weights
+model = form(checkpoint.config, checkpoint.weights, device)
 over.set()
 watcher.join()
 engine = Engine(model, Vocabulary.without_text(32768), slots=1, kv_tokens=256, prefill_chunk_tokens=64)
@@ -79,10 +81,11 @@ def write_checkpoint(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
-def test_a_load_peaks_at_little_more_than_the_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["torch", "fastest"])
+def test_a_load_peaks_at_little_more_than_the_weights(form: str, tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "step_000001")
     result = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tmp_path / "step_000001")], capture_output=True, text=True, check=True
+        [sys.executable, "-c", PROGRAM, str(tmp_path / "step_000001"), form], capture_output=True, text=True, check=True
     )
     measured = json.loads(result.stdout)
     for part in ("anonymous", "all"):

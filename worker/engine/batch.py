@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from worker.engine.attention import Call, plan_calls
 from worker.engine.scheduler import Chunk
 from worker.engine.sequence import Sequence
 
@@ -24,10 +24,12 @@ class Output:
     keeps: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Batch:
     """T positions, of which R give logits."""
 
+    #: The four rows of figures that follow.
+    columns: Tensor
     #: Token ids (T,).
     tokens: Tensor
     #: The token before each (T,); -1 in front of the first.
@@ -37,16 +39,30 @@ class Batch:
     last_position: int
     #: Places in the KV cache (T,).
     places: Tensor
-    #: Attention calls by window.
-    calls: dict[int, list[Call]]
+    #: What the positions are of, in order: chunks of one position first, in the order of their places.
+    chunks: list[Chunk]
     #: Positions of the batch that give logits (R,); None: all of them, in order.
     wanted: Tensor | None
     #: What each row of logits is for.
     outputs: list[Output]
 
+    @property
+    def decodes_only(self) -> bool:
+        """Whether each position is that of a row that decodes, so that `advance` can make the next batch."""
+        return self.wanted is None and all(output.draws and not output.keeps for output in self.outputs)
+
+    def advance(self, drawn: Rows[int]) -> None:
+        """Make this the batch of the next step, in which the same rows decode the tokens that they have drawn."""
+        self.columns[1].copy_(self.columns[0])
+        self.columns[0].copy_(torch.tensor(drawn))
+        self.columns[2:].add_(1)
+        self.last_position += 1
+        for chunk in self.chunks:
+            chunk.start += 1
+
     @classmethod
-    def of(cls, chunks: Rows[Chunk], windows: frozenset[int], call_cost_places: int, like: Tensor) -> Batch:
-        """`call_cost_places`: see `readings`. `like` has the activations' dtype and device."""
+    def of(cls, chunks: Rows[Chunk], device: torch.device) -> Batch:
+        """The batch of `chunks`, on the model's device."""
         singles = sorted((chunk for chunk in chunks if chunk.length == 1), key=lambda chunk: chunk.extent.start)
         chunks = [*singles, *(chunk for chunk in chunks if chunk.length > 1)]
         tokens: list[int] = []
@@ -79,14 +95,16 @@ class Batch:
             if chunk.draws or keeps:
                 wanted.append(len(tokens) - 1)
                 outputs.append(Output(sequence, draws=chunk.draws, keeps=keeps))
-        columns = torch.tensor((tokens, previous, positions, places)).to(like.device)
+        figures = array("q", tokens + previous + positions + places)
+        columns = torch.frombuffer(figures, dtype=torch.int64).view(4, -1).to(device)
         return cls(
+            columns=columns,
             tokens=columns[0],
             previous=columns[1],
             positions=columns[2],
             last_position=max(positions),
             places=columns[3],
-            calls=plan_calls(chunks, windows, call_cost_places, like),
-            wanted=None if len(wanted) == len(tokens) else torch.tensor(wanted, dtype=torch.int64).to(like.device),
+            chunks=chunks,
+            wanted=None if len(wanted) == len(tokens) else torch.tensor(wanted, dtype=torch.int64).to(device),
             outputs=outputs,
         )

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import mmap
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from worker.engine.config import ModelConfig
 from worker.engine.kv_ledger import KvLedger
+from worker.engine.native.library import library
 
 Kind = Literal["cpu", "cuda", "mps"]
 
@@ -26,10 +28,13 @@ class Device:
     """Where the model runs, and how."""
 
     kind: Kind
+    #: Whether torch's count of threads was asked for, and is not only the most that may be used.
+    fixed_threads: bool = False
 
     @classmethod
     def choose(cls, name: Literal["auto", "cpu", "cuda", "mps"] = "auto", *, threads: int = 0) -> Device:
-        """The named device, or with `auto` the fastest there is. Sets torch's threads (0: the physical cores).
+        """The named device, or with `auto` the fastest there is. Sets torch's threads (0: the physical cores,
+        or fewer where that is faster).
 
         ValueError where the named one is missing.
         """
@@ -43,7 +48,7 @@ class Device:
         if kind not in there:
             raise ValueError(f"device {kind!r} is not there; this machine's torch has: {', '.join(there)}")
         torch.set_num_threads(threads or physical_cores())
-        return cls(kind)
+        return cls(kind, fixed_threads=threads > 0)
 
     @property
     def torch_device(self) -> torch.device:
@@ -58,6 +63,11 @@ class Device:
     def packs(self) -> bool:
         """Whether matrices are packed for oneDNN."""
         return self.kind == "cpu" and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+
+    @property
+    def kernels(self) -> ctypes.CDLL | None:
+        """The compiled kernels that run the whole model, where there are any for this device."""
+        return library() if self.kind == "cpu" else None
 
     @property
     def complex_products(self) -> bool:
@@ -80,10 +90,13 @@ class Device:
 
     def zeros(self, *shape: int) -> Tensor:
         """Zeros in this device's memory and number format. On a CPU the memory is not taken before it is written to,
-        as `torch.zeros` would; filling some gigabytes takes seconds."""
+        as `torch.zeros` would; filling some gigabytes takes seconds. It is taken in small pages: a text touches a
+        little of every layer's and head's part, and would take gigabytes in large ones."""
         if self.kind == "cpu":
-            memory = np.zeros(math.prod(shape) * self.dtype.itemsize, np.uint8)
-            return torch.from_numpy(memory).view(self.dtype).view(shape)
+            memory = mmap.mmap(-1, math.prod(shape) * self.dtype.itemsize)
+            if hasattr(mmap, "MADV_NOHUGEPAGE"):
+                memory.madvise(mmap.MADV_NOHUGEPAGE)
+            return torch.frombuffer(memory, dtype=self.dtype).view(shape)
         return torch.zeros(shape, dtype=self.dtype, device=self.torch_device)
 
     def is_fatal(self, error: Exception) -> bool:

@@ -16,7 +16,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from worker.engine.attention import CALL_COST_BYTES
 from worker.engine.batch import Batch
 from worker.engine.config import ModelConfig
 from worker.engine.device import Device
@@ -42,6 +41,11 @@ class DecodingModel(Protocol):
 
     @property
     def device(self) -> Device: ...
+
+    @property
+    def reads_beyond(self) -> bool:
+        """Whether attention may read places of the cache that are not its sequence's."""
+        ...
 
     def forward(self, batch: Batch, cache: KvCache) -> Tensor: ...
 
@@ -83,13 +87,14 @@ class Engine:
         #: the rows' attention takes the fewest calls.
         self._lane = full if slots * full <= self.ledger.capacity else None
         # Ordinary tensors, not inference tensors: an abort clears places outside of a step.
-        self._cache = KvCache(config, self.ledger.capacity, model.device)
-        self._like = torch.empty(0, dtype=model.device.dtype, device=model.device.torch_device)
+        self._cache = KvCache(config, self.ledger.capacity, model.device, clears=model.reads_beyond)
         self._sampler = Sampler(vocabulary, model.device.sampling_device)
-        self._windows = frozenset(config.windows)
-        self._call_cost_places = CALL_COST_BYTES * config.n_layer // model.device.kv_bytes_per_token(config)
         self._clock = clock
         self._sequences: dict[str, Sequence] = {}
+        #: The batch of the next step, where it is the last one's with one more token each: as long as the scheduler's
+        #: rows are those of this revision.
+        self._decoding: Batch | None = None
+        self._decoding_revision = 0
         #: Sequences that ended and whose end was not reported yet.
         self._ended: list[Sequence] = []
 
@@ -152,12 +157,18 @@ class Engine:
         self._end_overdue()
         for sequence in self._scheduler.admit():
             sequence.extent = self._cache.allocate(self._lane or self._scheduler.need(sequence))
-        before_run(self.alone)
-        chunks = self._scheduler.plan()
-        touched = [chunk.sequence for chunk in chunks]
+        alone = self.alone
+        before_run(alone)
+        if self._decoding is not None and self._decoding_revision == self._scheduler.revision:
+            chunks = self._decoding.chunks
+        else:
+            self._decoding = None
+            chunks = self._scheduler.plan()
         if chunks:
             self._run(chunks)
-        updates = self._report(touched)
+        if alone is not None or self._decoding_revision != self._scheduler.revision:
+            self._decoding = None
+        updates = self._report([chunk.sequence for chunk in chunks])
         if not self._sequences:
             self.check_idle()
         decoded = sum(chunk.length == 1 for chunk in chunks)
@@ -210,8 +221,9 @@ class Engine:
 
     def _run(self, chunks: Rows[Chunk]) -> None:
         """Put chunks through the model. If that raises, each is tried alone, and the one that raises again ends."""
+        batch, self._decoding = self._decoding, None
         try:
-            self._forward(chunks)
+            self._forward(batch or Batch.of(chunks, self.model.device.torch_device))
         except Exception as error:
             if self.model.device.is_fatal(error):
                 raise
@@ -220,17 +232,17 @@ class Engine:
             return
         for chunk in chunks:
             try:
-                self._forward([chunk])
+                self._forward(Batch.of([chunk], self.model.device.torch_device))
+                self._decoding = None
             except Exception as error:
                 if self.model.device.is_fatal(error):
                     raise
                 log.warning("sequence %s failed alone", chunk.sequence.id, exc_info=True)
                 self._end(chunk.sequence, Finish.ERROR, f"{type(error).__name__}: {error}")
 
-    def _forward(self, chunks: Rows[Chunk]) -> None:
-        """Put chunks through the model and draw; nothing of a sequence changes before all of that has worked."""
-        batch = Batch.of(chunks, self._windows, self._call_cost_places, self._like)
-        for chunk in chunks:
+    def _forward(self, batch: Batch) -> None:
+        """Put a batch through the model and draw; nothing of a sequence changes before all of that has worked."""
+        for chunk in batch.chunks:
             chunk.extent.touched = chunk.end
         logits = self.model.forward(batch, self._cache)
         drawing = [row for row, output in enumerate(batch.outputs) if output.draws]
@@ -241,10 +253,15 @@ class Engine:
         for row, output in enumerate(batch.outputs):
             if output.keeps:
                 output.sequence.prompt_logits = logits[row].tolist()
-        for chunk in chunks:
+        for chunk in batch.chunks:
             chunk.extent.filled = chunk.end
+        revision = self._scheduler.revision
         for row, token in zip(drawing, drawn, strict=True):
             self._take(batch.outputs[row].sequence, token)
+        # Whoever ended has changed the rows.
+        if revision == self._scheduler.revision and batch.decodes_only:
+            batch.advance([token for token in drawn if token is not None])
+            self._decoding, self._decoding_revision = batch, revision
 
     def _take(self, sequence: Sequence, token: int | None) -> None:
         """Give a sequence its next token."""

@@ -20,15 +20,17 @@ _MOVE_PLACES = 64
 class KvCache:
     """Places for `capacity` tokens.
 
-    Places that hold no sequence's keys hold zeros: attention may read a little beyond a sequence's own keys, under a
-    mask behind which every number vanishes, but not what is no number.
+    With `clears`, places that hold no sequence's keys hold zeros: attention may then read a little beyond a sequence's
+    own keys, under a mask behind which every number vanishes, but not what is no number.
     """
 
-    def __init__(self, config: ModelConfig, capacity: int, device: Device) -> None:
+    def __init__(self, config: ModelConfig, capacity: int, device: Device, *, clears: bool = True) -> None:
+        self._clears = clears
         self.extents = Extents(capacity)
-        self._memory = device.zeros(config.n_layer, 2, config.n_kv_head, capacity, config.head_dim)
+        #: (layers, keys and values, key-value heads, places, head_dim)
+        self.memory = device.zeros(config.n_layer, 2, config.n_kv_head, capacity, config.head_dim)
         #: By layer: keys and values, each (key-value heads, places, head_dim).
-        self.layers: list[tuple[Tensor, Tensor]] = [(layer[0], layer[1]) for layer in self._memory]
+        self.layers: list[tuple[Tensor, Tensor]] = [(layer[0], layer[1]) for layer in self.memory]
 
     def allocate(self, size: int) -> Extent:
         """A stretch of `size` places. It moves others together if only that makes room; MemoryError if nothing does."""
@@ -50,11 +52,12 @@ class KvCache:
         for move in self.extents.compact():
             for done in range(0, move.length, _MOVE_PLACES):
                 count = min(_MOVE_PLACES, move.length - done)
-                part = self._memory[..., move.source + done : move.source + done + count, :].clone()
-                self._memory[..., move.target + done : move.target + done + count, :] = part
+                part = self.memory[..., move.source + done : move.source + done + count, :].clone()
+                self.memory[..., move.target + done : move.target + done + count, :] = part
         for extent in self.extents.used:
             self._clear(extent.start + extent.filled, extent.start + extent.size)
         self._clear(self.extents.end, end)
 
     def _clear(self, start: int, end: int) -> None:
-        self._memory[..., start:end, :] = 0
+        if self._clears:
+            self.memory[..., start:end, :] = 0

@@ -7,14 +7,15 @@ V ids.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Rows
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worker.engine.attention import attend
+from worker.engine.attention import CALL_COST_BYTES, Call, attend, plan_calls
 from worker.engine.batch import Batch
 from worker.engine.config import ModelConfig
 from worker.engine.device import Device
@@ -88,6 +89,9 @@ class Block:
 class Model:
     """A checkpoint's weights, ready to decode."""
 
+    #: Attention may read places behind a sequence's own, under a mask.
+    reads_beyond: ClassVar[bool] = True
+
     config: ModelConfig
     device: Device
     embedding: Embedding
@@ -117,10 +121,11 @@ class Model:
         embedded = x
         middle = x
         turns = self.rope.at(batch.positions, batch.last_position)
+        calls = plan_calls(batch.chunks, frozenset(self.config.windows), self._call_cost_places, x)
         for i, block in enumerate(self.blocks):
             if block.mix is not None:
                 x = torch.add(x * block.mix[0], embedded, alpha=block.mix[1])
-            x = x + self._attention(block, rms_norm(x), turns, batch, cache.layers[i])
+            x = x + self._attention(block, rms_norm(x), turns, batch, calls[block.window], cache.layers[i])
             hidden = block.mlp_in(rms_norm(x))
             x = x.add_(block.mlp_out(hidden.square_()))
             if i == len(self.blocks) // 2:
@@ -134,7 +139,20 @@ class Model:
         logits = self.head(rms_norm(x)).float()
         return logits.div_(self.config.softcap).tanh_().mul_(self.config.softcap)
 
-    def _attention(self, block: Block, h: Tensor, turns: Tensor, batch: Batch, layer: tuple[Tensor, Tensor]) -> Tensor:
+    @property
+    def _call_cost_places(self) -> int:
+        """What an attention call costs by itself, in places that could be read instead."""
+        return CALL_COST_BYTES * self.config.n_layer // self.device.kv_bytes_per_token(self.config)
+
+    def _attention(
+        self,
+        block: Block,
+        h: Tensor,
+        turns: Tensor,
+        batch: Batch,
+        calls: Rows[Call],
+        layer: tuple[Tensor, Tensor],
+    ) -> Tensor:
         """The attention of a layer on its normed input h (T, C) -> (T, C)."""
         keys, values = layer
         heads, groups, dim = self.config.n_head, self.config.n_kv_head, self.config.head_dim
@@ -147,7 +165,7 @@ class Model:
         values.index_copy_(1, batch.places, v.transpose(0, 1))
         # Queries and keys are both multiplied with the era's factor; here it is part of the scale of their product.
         scale = self.config.era.qk_scale**2 * dim**-0.5
-        return block.attention_out(attend(qk[:, :heads], keys, values, batch.calls[block.window], scale))
+        return block.attention_out(attend(qk[:, :heads], keys, values, calls, scale))
 
 
 class _Loader:

@@ -21,6 +21,14 @@ def pair_channels(weight: Tensor, head_dim: int) -> Tensor:
     return halves.transpose(1, 2).reshape(weight.shape)
 
 
+def rounded_angles(head_dim: int, base: float, length: int, *, bf16: bool) -> Tensor:
+    """Cosines and sines of `length` positions (2, length, D/2), fp32. `bf16`: rounded to bf16, as the era did."""
+    frequencies = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies)
+    table = torch.stack((angles.cos(), angles.sin()))
+    return table.bfloat16().float() if bf16 else table
+
+
 class Rope:
     """The table of angles, which grows with the longest position seen."""
 
@@ -29,7 +37,8 @@ class Rope:
 
     def __init__(self, head_dim: int, base: float, *, bf16: bool, context: int, device: Device) -> None:
         """`bf16`: round the table to bf16, as the era did. `context`: positions that may be asked for."""
-        self._frequencies = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+        self._head_dim = head_dim
+        self._base = base
         self._bf16 = bf16
         self._context = context
         self._device = device
@@ -37,10 +46,8 @@ class Rope:
 
     def _build(self, length: int) -> Tensor:
         """(length, 1, D/2) complex, or (length, 1, D/2, 2) where the device is not good at complex numbers."""
-        angles = torch.outer(torch.arange(length, dtype=torch.float32), self._frequencies)
-        table = torch.stack((angles.cos(), -angles.sin()), dim=-1)[:, None]
-        if self._bf16:
-            table = table.bfloat16().float()
+        cosines, sines = rounded_angles(self._head_dim, self._base, length, bf16=self._bf16)
+        table = torch.stack((cosines, -sines), dim=-1)[:, None]
         if self._device.complex_products:
             return torch.view_as_complex(table).to(self._device.torch_device)
         return table.to(self._device.torch_device, self._device.dtype)

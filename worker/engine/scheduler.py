@@ -18,9 +18,12 @@ from worker.engine.kv_ledger import KvLedger
 from worker.engine.sequence import Sequence
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Chunk:
-    """Positions `start` to `start + length - 1` of a sequence, to go through the model in this step."""
+    """Positions `start` to `start + length - 1` of a sequence, to go through the model in this step.
+
+    Those of a step that only decodes are used again, one position on, while the same sequences decode.
+    """
 
     sequence: Sequence
     start: int
@@ -52,6 +55,8 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         #: In order of admission.
         self.running: list[Sequence] = []
+        #: Changes whenever `running` does.
+        self.revision = 0
 
     def add(self, sequence: Sequence) -> None:
         """Put a sequence at the end of the queue. ValueError if all of the KV memory would not do for it."""
@@ -68,12 +73,13 @@ class Scheduler:
         while self.waiting and len(self.running) < self.slots and self.ledger.try_reserve(self.need(self.waiting[0])):
             admitted.append(self.waiting.popleft())
             self.running.append(admitted[-1])
+            self.revision += 1
         return admitted
 
     @property
     def alone(self) -> Sequence | None:
         """The running sequence that has the steps for itself."""
-        return next((sequence for sequence in self.running if sequence.alone), None)
+        return next((one for one in self.running if one.request.alone and one.alone), None)
 
     def plan(self) -> list[Chunk]:
         """What goes through the model in the next step, decoding rows first."""
@@ -95,6 +101,7 @@ class Scheduler:
         """Take a sequence out, waiting or running, and give its reservation back."""
         if sequence in self.running:
             self.running.remove(sequence)
+            self.revision += 1
             self.ledger.release(self.need(sequence))
         else:
             self.waiting.remove(sequence)

@@ -1,0 +1,52 @@
+"""The shipped checkpoints against transformers' NanoChatForCausalLM, installed into an environment of its own."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.engine import decode, prompts
+from bench.peer import Peer, disagreements, install
+from tests.integration.stack import ROOT
+from worker.checkpoints.folder import find
+from worker.checkpoints.formats import load
+from worker.engine.device import Device
+from worker.engine.engine import Engine
+from worker.engine.load import load_weights
+from worker.engine.model import Model
+from worker.engine.vocabulary import Vocabulary
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+TOKENS = 40
+
+
+@pytest.fixture(scope="module")
+def peer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peer]:
+    try:
+        python = install("transformers", tmp_path_factory.mktemp("peers"))
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"pip cannot install transformers here, as where no registry can be reached: {error}")
+    with Peer("transformers", python) as process:
+        yield process
+
+
+@pytest.mark.parametrize("on_torch", [False, True])
+@pytest.mark.parametrize("name", ["step_002920", "step_003650"])
+def test_a_shipped_checkpoint_writes_what_transformers_writes(peer: Peer, name: str, on_torch: bool) -> None:
+    checkpoint = load(find(str(ROOT / "checkpoints" / name), Path()))
+    config = checkpoint.config
+    files = {"meta_file": str(checkpoint.folder.meta_file), "model_file": str(checkpoint.folder.model_file)}
+    peer.ask("load", shape=None, threads=torch.get_num_threads(), **files)
+    form = Model.load if on_torch else load_weights
+    model = form(config, checkpoint.weights, Device("cpu"))
+    engine = Engine(model, Vocabulary.without_text(config.vocab_size), slots=5, kv_tokens=4096, prefill_chunk_tokens=64)
+    for batch, length in ((1, 1), (5, 9), (3, 200)):
+        texts = prompts(batch, length, config.vocab_size)
+        theirs = peer.ask("check", prompts=texts, tokens=TOKENS, vocab_size=config.vocab_size)
+        ours = decode(engine, texts, TOKENS).ids
+        assert disagreements(ours, theirs["ids"], theirs["margins"]) == []

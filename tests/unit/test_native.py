@@ -1,0 +1,199 @@
+"""The compiled kernels against torch, on every kind of processor that this one is, and bit against bit in any batch."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.shapes import random_weights
+from tests.engines import checkpoint, engine, request
+from worker.engine.config import ModelConfig
+from worker.engine.device import Device
+from worker.engine.engine import DecodingModel
+from worker.engine.era import ERAS
+from worker.engine.load import load_weights
+from worker.engine.model import Model
+from worker.engine.native import library as libraries
+from worker.engine.native.library import Matrix, build, library, opened, processor_kinds
+from worker.engine.native.model import NativeModel
+from worker.engine.native.threads import TRY_EVERY, ThreadChoice
+
+ROOT = Path(__file__).parents[2]
+CPU = Device("cpu")
+COUNTS_OF_THREADS = [1, 2, 3]
+#: Full attention; grouped queries, windows, value embeddings, smear.
+FOLDERS = ["E1b-seed/step_000102", "E7/step_000101"]
+
+pytestmark = pytest.mark.skipif(library() is None, reason="there is no C compiler here, or none knows this processor")
+
+
+@pytest.fixture(autouse=True)
+def same_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module", params=processor_kinds())
+def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    return opened(build(request.param, tmp_path_factory.mktemp(request.param)))
+
+
+def packed(kernels: ctypes.CDLL, weight: Tensor) -> Matrix:
+    outputs, depth = weight.shape
+    matrix = Matrix(outputs, depth, kernels.celeriac_reserve(kernels.celeriac_packed_bytes(outputs, depth)))
+    kernels.celeriac_pack(ctypes.byref(matrix), 0, weight.data_ptr(), outputs, weight.dtype is torch.bfloat16, 2)
+    return matrix
+
+
+def multiply(kernels: ctypes.CDLL, matrix: Matrix, x: Tensor, threads: int) -> Tensor:
+    out = torch.full((x.shape[0], matrix.outputs), torch.nan)
+    assert kernels.celeriac_product(ctypes.byref(matrix), x.data_ptr(), x.shape[0], out.data_ptr(), threads)
+    return out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("outputs", "depth"), [(1, 1), (7, 3), (32, 16), (100, 800), (257, 1600)])
+def test_a_product_is_that_of_torch_and_no_bit_of_a_row_depends_on_the_others(
+    kernels: ctypes.CDLL, outputs: int, depth: int, dtype: torch.dtype
+) -> None:
+    weight = torch.randn(outputs, depth).to(dtype)
+    matrix = packed(kernels, weight)
+    x = torch.randn(40, depth)
+    alone = torch.cat([multiply(kernels, matrix, x[row : row + 1].clone(), 1) for row in range(len(x))])
+    torch.testing.assert_close(alone, F.linear(x, weight.float()), atol=1e-3, rtol=1e-4)
+    for rows in (*range(2, 15), 24, 25, 40):
+        for threads in COUNTS_OF_THREADS:
+            assert multiply(kernels, matrix, x[:rows].clone(), threads).equal(alone[:rows]), (rows, threads)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_kernels_of_every_kind_of_processor_give_the_logits_of_torch(kernels: ctypes.CDLL, folder: str) -> None:
+    found = checkpoint(folder)
+    torch.set_num_threads(2)
+    native = NativeModel.load(found.config, found.weights, CPU, kernels)
+    assert_same_logits(native, Model.load(found.config, found.weights, CPU), tuple(range(30)) * 5)
+
+
+@pytest.mark.parametrize(("width", "heads"), [(64, 2), (128, 2), (256, 2), (192, 2), (144, 4), (30, 3)])
+def test_heads_of_any_size_give_the_logits_of_torch(kernels: ctypes.CDLL, width: int, heads: int) -> None:
+    era = ERAS["E1b"]
+    config = ModelConfig(
+        sequence_len=512,
+        vocab_size=40,
+        rows=40,
+        n_layer=2,
+        n_head=heads,
+        n_kv_head=heads,
+        n_embd=width,
+        era=era,
+        softcap=era.softcap,
+    )
+    weights = random_weights(2, width, 40)
+    native = NativeModel.load(config, weights, CPU, kernels)
+    assert_same_logits(native, Model.load(config, weights, CPU), tuple(range(39)) * 8)
+
+
+def assert_same_logits(one: DecodingModel, other: DecodingModel, prompt: tuple[int, ...]) -> None:
+    found = [prompt_logits(decoding, prompt, chunk=100) for decoding in (one, other)]
+    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=1e-4)
+
+
+def prompt_logits(decoding: DecodingModel, prompt: tuple[int, ...], *, chunk: int, mates: int = 0) -> Tensor:
+    """The logits after a prompt that goes through the model in chunks, beside others that decode or prefill."""
+    running = engine(decoding, slots=mates + 1, kv_tokens=4096, prefill_chunk_tokens=chunk)
+    for mate in range(mates):
+        running.submit(
+            request(f"mate {mate}", tuple(position % 30 for position in range(1 + 9 * mate)), 60, every_id=True)
+        )
+        running.step()
+    one = running.submit(request("one", prompt, 2, keep_prompt_logits=True, every_id=True)).wait()
+    return torch.tensor(one.prompt_logits)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_no_bit_of_a_sequence_depends_on_its_batch_its_chunks_or_the_threads(folder: str) -> None:
+    found = checkpoint(folder)
+    prompt = tuple((7 * position) % 30 for position in range(90))
+    logits = []
+    for threads in COUNTS_OF_THREADS:
+        torch.set_num_threads(threads)
+        decoding = load_weights(found.config, found.weights, Device("cpu", fixed_threads=True))
+        for chunk, mates in ((1024, 0), (64, 0), (7, 0), (1, 0), (50, 3), (13, 20)):
+            logits.append(prompt_logits(decoding, prompt, chunk=chunk, mates=mates))
+    assert all(one.equal(logits[0]) for one in logits)
+
+
+def test_without_a_compiler_the_model_runs_on_torch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("worker.engine.device.library", libraries.library.__wrapped__)
+    found = checkpoint(FOLDERS[0])
+    with caplog.at_level(logging.WARNING):
+        assert isinstance(load_weights(found.config, found.weights, CPU), Model)
+    assert "no C compiler is on PATH" in caplog.text
+
+
+def test_a_library_is_built_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kind = processor_kinds()[0]
+    first = libraries.built(kind)
+    assert first.is_relative_to(tmp_path)
+    monkeypatch.setenv("PATH", "")
+    assert libraries.built(kind) == first
+
+
+def test_the_count_of_threads_that_was_fastest_lately_is_taken() -> None:
+    choice = ThreadChoice(2, fixed=False)
+    seconds = {1: 3.0, 2: 2.0}
+    picked: list[int] = []
+
+    def run(steps: int) -> list[int]:
+        picked.clear()
+        for _ in range(steps):
+            count = choice.pick(8)
+            picked.append(count)
+            choice.note(8, count, seconds[count])
+        return picked
+
+    assert set(run(12)) == {1, 2}
+    assert run(TRY_EVERY).count(2) >= TRY_EVERY - 2
+    seconds[2] = 9.0
+    run(2 * TRY_EVERY)
+    assert run(TRY_EVERY).count(1) >= TRY_EVERY - 2
+
+
+def test_a_count_that_was_asked_for_is_kept() -> None:
+    choice = ThreadChoice(3, fixed=True)
+    for _ in range(20):
+        assert choice.pick(1) == 3
+        choice.note(1, 3, 1.0)
+    assert ThreadChoice(5, fixed=False).counts == [5, 2, 1]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_process_that_was_forked_starts_its_own_threads() -> None:
+    program = (
+        "import os, torch\n"
+        "from tests.engines import engine, model, request\n"
+        "torch.set_num_threads(2)\n"
+        f"decoding = model({FOLDERS[0]!r})\n"
+        "tokens = [engine(decoding).submit(request('a')).wait().tokens for _ in range(3)][0]\n"
+        "child = os.fork()\n"
+        "if not child:\n"
+        "    os._exit(engine(decoding).submit(request('a')).wait().tokens != tokens)\n"
+        "os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60, cwd=ROOT)

@@ -1,0 +1,81 @@
+/* Vectors of floats as wide as the processor has them, and what the kernels compute with them. */
+#pragma once
+
+#include <stdint.h>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#define LANES 16
+/* Rows of a product's tile: rows times two vectors of sums, two of the matrix and one of a row fill the registers. */
+#define TILE_ROWS 12
+#elif defined(__AVX2__)
+#include <immintrin.h>
+#define LANES 8
+#define TILE_ROWS 6
+#else
+#define LANES 4
+#define TILE_ROWS 8
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+
+/* Of any address: activations and caches are as their owners lay them. */
+typedef float vec __attribute__((vector_size(LANES * 4), aligned(4)));
+typedef int32_t ivec __attribute__((vector_size(LANES * 4), aligned(4)));
+
+INLINE vec load(const float *from) { return *(const vec *)from; }
+INLINE void store(float *to, vec value) { *(vec *)to = value; }
+INLINE vec splat(float value) { return value - (vec){0}; }
+
+/* a where the mask is set, else b. */
+INLINE vec choose(ivec mask, vec a, vec b) { return (vec)((mask & (ivec)a) | (~mask & (ivec)b)); }
+
+INLINE float sum(vec v) {
+#if LANES == 16
+  return _mm512_reduce_add_ps((__m512)v);
+#elif LANES == 8
+  __m128 half = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+  half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+#else
+  return (v[0] + v[2]) + (v[1] + v[3]);
+#endif
+}
+
+/* e^x to about 2 units in the last place (the polynomial is that of Cephes' expf); NaN stays NaN. */
+INLINE vec exponential(vec x) {
+  const vec low = splat(-87.33654f), high = splat(88.37626f), shift = splat(12582912.0f);
+  x = choose(x < low, low, x);
+  x = choose(x > high, high, x);
+  vec shifted = x * 1.44269504f + shift; /* the integer is in the low bits now */
+  vec n = shifted - shift;
+  vec r = x - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  ivec power = ((ivec)shifted - (ivec)shift + 127) << 23;
+  return p * (vec)power;
+}
+
+/* The sum of squares of n floats, in an order that depends on n alone. */
+INLINE float square_sum(const float *x, long n) {
+  vec total = {0};
+  long i = 0;
+  for (; i + LANES <= n; i += LANES) total += load(x + i) * load(x + i);
+  float rest = sum(total);
+  for (; i < n; i++) rest += x[i] * x[i];
+  return rest;
+}
+
+INLINE float widen(uint16_t bf16) {
+  union {
+    uint32_t bits;
+    float value;
+  } word = {(uint32_t)bf16 << 16};
+  return word.value;
+}
