@@ -113,6 +113,7 @@ class Publisher:
         # Behind all that the engine has reported, which may wait for a flush.
         self._inbox.put(_CancelHeard(job_id))
         self.cancel(job_id)
+        log.info("cancel_heard", job_id=job_id)
 
     def drop(self, sequence_id: str) -> None:
         """Forget a job that is no longer ours, and stop its sequence. Nothing more is written for it."""
