@@ -42,7 +42,9 @@ class Peer:
 
     def __init__(self, name: str, python: Path) -> None:
         script = Path(__file__).parent / f"{name}_peer.py"
-        self._process = subprocess.Popen([str(python), str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        # -P: what lies beside the script shall not stand in for modules of the peer's own environment.
+        command = [str(python), "-P", str(script)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def __enter__(self) -> Peer:
         return self
