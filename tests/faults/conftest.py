@@ -23,7 +23,7 @@ QUICK = {
 #: A shipped checkpoint: its context has room for jobs that last.
 CHECKPOINT = CHECKPOINTS / SHIPPED
 #: Tokens of a job that lasts longer than it takes to send a signal.
-LONG = 500
+LONG = 1500
 #: Lease and sign of life together, and time for a busy machine, in seconds.
 TAKEN_OVER_S = 15.0
 #: Tokens that a job has when something happens to it, at least.
