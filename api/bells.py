@@ -1,5 +1,8 @@
 """Bells: one pub/sub connection a process, and any number of asyncio waiters behind it.
 
+Every job has bells of its own, for whoever wants to know of its changes. Who submits a job and waits for its end alone
+needs none of them: the job's record names this process's reply channel, which is subscribed to once and for all.
+
 A bell says that something changed, never what: whoever hears it reads the record. Subscribe, read, then wait, and
 nothing is missed: the server's confirmation of a subscription rings too, so the first read that follows it is late
 enough, and after a lost connection every bell rings once. `api.watching` covers what may still be lost.
@@ -8,7 +11,8 @@ enough, and after a lost connection every bell rings once. `api.watching` covers
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import secrets
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import structlog
@@ -18,6 +22,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from api.cancelling import end
+from tasks import keys
 
 log = structlog.get_logger(__name__)
 
@@ -63,6 +68,11 @@ class Bells:
     def __init__(self, redis: Redis) -> None:
         self._pool = redis.connection_pool
         self._ears: dict[bytes, set[Bell]] = {}
+        #: Where the ends of this process's own jobs are told.
+        self.reply_channel = keys.reply_bell(secrets.token_hex(8))
+        self._reply_name = self.reply_channel.encode()
+        #: By job id.
+        self._awaiting_reply: dict[bytes, set[Bell]] = {}
         #: Channels of which the server was told, or shall be told, on the present connection.
         self._subscribed: set[bytes] = set()
         self._confirmed: set[bytes] = set()
@@ -105,11 +115,24 @@ class Bells:
                     del self._ears[name]
                     self._tell(name)
 
+    @contextmanager
+    def reply(self, job_id: str) -> Iterator[Bell]:
+        """A bell that rings at the end of a job which is submitted, within this context, with `reply_channel`; also
+        when a ring may have been lost."""
+        bell = Bell()
+        name = job_id.encode()
+        self._awaiting_reply.setdefault(name, set()).add(bell)
+        try:
+            yield bell
+        finally:
+            self._awaiting_reply[name].discard(bell)
+            if not self._awaiting_reply[name]:
+                del self._awaiting_reply[name]
+
     def ring_all(self) -> None:
         """Wake everybody."""
-        for ears in self._ears.values():
-            for bell in ears:
-                bell.ring()
+        for ears in (*self._ears.values(), *self._awaiting_reply.values()):
+            _ring(ears)
 
     def _tell(self, channel: bytes) -> None:
         self._changed.add(channel)
@@ -140,7 +163,7 @@ class Bells:
         """Keep one connection's subscriptions in step, until it breaks."""
         self._subscribed.clear()
         self._confirmed.clear()
-        self._changed = set(self._ears)
+        self._changed = {*self._ears, self._reply_name}
         self._work.set()
         async with asyncio.TaskGroup() as both:
             both.create_task(self._send_subscriptions(connection))
@@ -151,8 +174,8 @@ class Bells:
             await self._work.wait()
             self._work.clear()
             changed, self._changed = self._changed, set()
-            new = [name for name in changed if name in self._ears and name not in self._subscribed]
-            old = [name for name in changed if name not in self._ears and name in self._subscribed]
+            new = [name for name in changed if self._is_wanted(name) and name not in self._subscribed]
+            old = [name for name in changed if not self._is_wanted(name) and name in self._subscribed]
             self._subscribed.update(new)
             self._subscribed.difference_update(old)
             self._confirmed.difference_update(old)
@@ -160,6 +183,9 @@ class Bells:
                 for start in range(0, len(names), CHANNELS_A_COMMAND):
                     part = names[start : start + CHANNELS_A_COMMAND]
                     await connection.send_command(command, *part, check_health=False)
+
+    def _is_wanted(self, name: bytes) -> bool:
+        return name in self._ears or name == self._reply_name
 
     async def _hear(self, connection: AbstractConnection) -> None:
         asked = False
@@ -178,5 +204,16 @@ class Bells:
             kind, channel = reply[0], reply[1]
             if kind == b"subscribe" and channel in self._subscribed:
                 self._confirmed.add(channel)
-            for bell in self._ears.get(channel, ()):
-                bell.ring()
+            if channel != self._reply_name:
+                _ring(self._ears.get(channel, ()))
+            elif kind == b"message":
+                _ring(self._awaiting_reply.get(reply[2], ()))
+            else:
+                # What was told before this was told to nobody.
+                for ears in self._awaiting_reply.values():
+                    _ring(ears)
+
+
+def _ring(bells: Iterable[Bell]) -> None:
+    for bell in bells:
+        bell.ring()

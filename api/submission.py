@@ -37,13 +37,20 @@ class Submitter:
         self._estimates = estimates
 
     async def submit(
-        self, body: GenerateRequest, *, job_id: str, key: Idempotency | None, cancel_after_s: float | None
+        self,
+        body: GenerateRequest,
+        *,
+        job_id: str,
+        key: Idempotency | None,
+        cancel_after_s: float | None,
+        reply_to: str | None,
     ) -> Submitted:
-        """Queue the request under `job_id`, or find the job that its idempotency key belongs to.
+        """Queue the request under `job_id`, or find the job that its idempotency key belongs to. `reply_to` is the
+        channel on which a new job's end is told.
 
         Raises ApiError for whatever is wrong with it, and RedisError.
         """
-        return await self._accept(key, lambda: self._new_job(body, job_id, key, cancel_after_s))
+        return await self._accept(key, lambda: self._new_job(body, job_id, key, cancel_after_s, reply_to))
 
     async def repeat(self, job: Job, *, job_id: str, key: Idempotency | None) -> Submitted:
         """Queue under `job_id` what `job` was asked for, as a job of its own. Raises as `submit`."""
@@ -83,7 +90,12 @@ class Submitter:
         return replace(new, predicted_s=estimate.uncorrected_s)
 
     async def _new_job(
-        self, body: GenerateRequest, job_id: str, key: Idempotency | None, cancel_after_s: float | None
+        self,
+        body: GenerateRequest,
+        job_id: str,
+        key: Idempotency | None,
+        cancel_after_s: float | None,
+        reply_to: str | None,
     ) -> NewJob:
         queued = body if isinstance(body, JobRequest) else None
         card = await self._checkpoints.choose(body.model, may_wait=queued is not None and queued.wait_for_worker)
@@ -105,6 +117,7 @@ class Submitter:
             max_position=None if queued is None else queued.max_queue_position,
             idempotency=key,
             result_ttl_s=None if queued is None else queued.result_ttl_s,
+            reply_to=reply_to,
         )
 
     async def _repeated(self, job: Job, job_id: str, key: Idempotency | None) -> NewJob:

@@ -13,9 +13,9 @@ from starlette.types import Receive
 
 from api.cancelling import end
 from api.stopping import Stopping
-from api.watching import JobWatch
+from api.watching import JobWatch, Watched
 from tasks.job import Job
-from tasks.job_store import JobStore
+from tasks.job_store import JobStore, Submitted
 
 log = structlog.get_logger(__name__)
 
@@ -45,25 +45,38 @@ class Waiter:
         `tokens`: new tokens matter, too, not the state alone. None: the job is gone, or could never be read. A Redis
         that goes away meanwhile is waited for: the job was accepted, and goes on.
         """
+        with self._watch.watch(job_id, tokens=tokens) as watched:
+            return await self._wait(watched, job_id, until, timeout_s)
+
+    async def wait_end(self, submitted: Submitted, ending: Watched, *, timeout_s: float) -> Job | None:
+        """As `wait`, for the end of a job that was submitted while `ending`, a view of `watch_end`, was held."""
+        if submitted.replayed:  # another job, of which nobody tells us
+            return await self.wait(submitted.job_id, until=_is_over, timeout_s=timeout_s)
+        return await self._wait(ending, submitted.job_id, _is_over, timeout_s)
+
+    async def _wait(self, watched: Watched, job_id: str, until: Callable[[Job], bool], timeout_s: float) -> Job | None:
         deadline = time.monotonic() + timeout_s
         job: Job | None = None
         failed = False
-        with self._watch.watch(job_id, tokens=tokens) as watched:
-            while (left_s := deadline - time.monotonic()) > 0 and not self._stopping.begun:
-                if failed:
-                    await asyncio.sleep(min(left_s, RETRY_S))
-                else:
-                    await watched.bell.wait(left_s)
-                try:
-                    job = await self._store.get(job_id)
-                    failed = False
-                except RedisError as error:
-                    log.warning("redis_away_while_waiting", job_id=job_id, error=type(error).__name__)
-                    failed = True
-                    continue
-                if job is None or until(job):
-                    return job
+        while (left_s := deadline - time.monotonic()) > 0 and not self._stopping.begun:
+            if failed:
+                await asyncio.sleep(min(left_s, RETRY_S))
+            else:
+                await watched.bell.wait(left_s)
+            try:
+                job = await self._store.get(job_id)
+                failed = False
+            except RedisError as error:
+                log.warning("redis_away_while_waiting", job_id=job_id, error=type(error).__name__)
+                failed = True
+                continue
+            if job is None or until(job):
+                return job
         return job
+
+
+def _is_over(job: Job) -> bool:
+    return job.status.terminal
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

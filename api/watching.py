@@ -78,16 +78,26 @@ class JobWatch:
         It rings once as soon as nothing can be missed any more: wait for that, then read, then wait again.
         """
         channels = [keys.state_bell(job_id), *([keys.token_bell(job_id)] if tokens else [])]
-        with self._bells.listen(*channels) as bell:
-            watched = Watched(bell, moves)
-            self._watched.setdefault(job_id, set()).add(watched)
-            try:
-                yield watched
-            finally:
-                self._watched[job_id].discard(watched)
-                if not self._watched[job_id]:
-                    del self._watched[job_id]
-                    self._seen.pop(job_id, None)
+        with self._bells.listen(*channels) as bell, self._looked_at(job_id, Watched(bell, moves)) as watched:
+            yield watched
+
+    @contextmanager
+    def watch_end(self, job_id: str) -> Iterator[Watched]:
+        """A view of a job that is to be submitted within this context, with the bells' `reply_channel`. It rings at the
+        job's end, and now and then before: cheaper than `watch`, as it takes no subscription of its own."""
+        with self._bells.reply(job_id) as bell, self._looked_at(job_id, Watched(bell, moves=False)) as watched:
+            yield watched
+
+    @contextmanager
+    def _looked_at(self, job_id: str, watched: Watched) -> Iterator[Watched]:
+        self._watched.setdefault(job_id, set()).add(watched)
+        try:
+            yield watched
+        finally:
+            self._watched[job_id].discard(watched)
+            if not self._watched[job_id]:
+                del self._watched[job_id]
+                self._seen.pop(job_id, None)
 
     async def _look_again_and_again(self) -> None:
         while True:

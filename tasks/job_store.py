@@ -61,6 +61,8 @@ class NewJob:
     idempotency: Idempotency | None = None
     #: How long the finished job is kept, in seconds; None for the setting.
     result_ttl_s: float | None = None
+    #: Channel on which its id shall be told at its end; None: nobody waits for that alone.
+    reply_to: str | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -145,6 +147,8 @@ class JobStore:
         }
         if new.retry_of is not None:
             record["retry_of"] = new.retry_of
+        if new.reply_to is not None:
+            record["reply_to"] = new.reply_to
         if new.predicted_s is not None:
             record["predicted_ms"] = max(1, _ms(new.predicted_s))
         if new.idempotency is not None:

@@ -102,6 +102,11 @@ def token_bell(job_id: str) -> str:
     return f"{PREFIX}bell:{job_id}:tokens"
 
 
+def reply_bell(process: str) -> str:
+    """Channel on which an API process hears the ids of jobs that are over, of those that it submitted and waits for."""
+    return f"{PREFIX}bell:api:{process}"
+
+
 def worker_bell(name: str) -> str:
     """Channel on which a worker hears the ids of its jobs that were asked to stop."""
     return f"{PREFIX}bell:worker:{name}"

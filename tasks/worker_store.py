@@ -91,6 +91,8 @@ class FlushReply:
     #: Tokens in the log now.
     length: int = 0
     cancel_requested: bool = False
+    #: Somebody reads along.
+    followed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,7 +294,7 @@ def _flush_reply(reply: list[Any]) -> FlushReply:
             return FlushReply(fenced=True)
         case [b"gap", length]:
             return FlushReply(gap=True, length=length)
-        case [_, length, cancel_requested]:
-            return FlushReply(length=length, cancel_requested=bool(cancel_requested))
+        case [_, length, cancel_requested, listeners]:
+            return FlushReply(length=length, cancel_requested=bool(cancel_requested), followed=bool(listeners))
         case _:
             raise TypeError(f"no reply of append or finish: {reply!r}")

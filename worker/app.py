@@ -20,6 +20,7 @@ from tasks.celery_app import TASK_NAME, make_app
 from tasks.logs import setup_logging
 from tasks.settings import settings
 from worker import bootstep, current
+from worker.broker import install_reuse
 from worker.checkpoints.errors import CheckpointError
 from worker.checkpoints.folder import name_of
 from worker.consumer import BRPOP_S
@@ -28,6 +29,7 @@ from worker.request import GenerationRequest, install_revoke
 app = make_app(settings())
 app.steps["worker"].add(bootstep.EngineStep)
 install_revoke()
+install_reuse()
 app.conf.update(
     worker_pool="threads",
     worker_concurrency=settings().slots,

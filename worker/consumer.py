@@ -20,6 +20,8 @@ log = structlog.get_logger(__name__)
 BRPOP_S = 0.1
 #: How much later than that Redis may end it: it looks at its clock ten times a second.
 BRPOP_LATE_S = 0.1
+#: Events of tasks are told to Flower and other listeners together, this often, in seconds.
+EVENTS_EVERY_S = 0.2
 #: Seconds between two tries: the first wait, and the longest. Celery's own grow to 30.
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 1.0
@@ -31,6 +33,9 @@ class EagerConsumer(Consumer):
     The bodies of those messages go on in this process. Where such a message turns up again after the visibility
     timeout, its job is running or over, and it is acknowledged then.
     """
+
+    #: Whether a flush of buffered events is on its way.
+    _events_due = False
 
     def ensure_connected(self, conn: Connection) -> Connection:
         """A connected connection; waits as long as it takes."""
@@ -57,6 +62,16 @@ class EagerConsumer(Consumer):
             # Celery's advice, each time, to cancel what runs. It shall go on.
             warnings.simplefilter("ignore", CPendingDeprecationWarning)
             super().on_connection_error_after_connected(exc)
+
+    def on_send_event_buffered(self) -> None:
+        """Told of an event, in any thread. Celery itself publishes in the loop's next turn, about once an event."""
+        if not self._events_due:
+            self._events_due = True
+            self.hub.call_soon(self.hub.call_later, EVENTS_EVERY_S, self._flush_events)
+
+    def _flush_events(self) -> None:
+        self._events_due = False
+        super()._flush_events()
 
     def call_soon_ack(self, p: Callable[..., None], *args: Any, **kwargs: Any) -> Any:
         """Have the main loop acknowledge or reject a message; `p` is a method of it."""

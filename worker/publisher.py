@@ -23,6 +23,9 @@ T = TypeVar("T")
 
 #: Wait between two tries while Redis is away, in seconds.
 RETRY_S = 0.2
+#: Tokens that nobody reads yet are sent after so many flush intervals. Until then they would be lost with this worker,
+#: and decoded once more by another.
+UNREAD_INTERVALS = 4
 
 
 class PublisherStoppedError(Exception):
@@ -60,8 +63,9 @@ _Item = _Adopt | _HandBack | _EngineDied | _Drop | _CancelHeard | Sequence[Updat
 class Publisher:
     """One thread that owns every running job of this worker after its claim.
 
-    The first token of a job and its end are sent at once, everything between at most every `flush_interval_s`. What
-    Redis did not confirm is sent again; the scripts make that harmless.
+    The first token of a job and its end are sent at once; between them what somebody follows at most every
+    `flush_interval_s`, and what nobody follows less often. What Redis did not confirm is sent again; the scripts make
+    that harmless.
     """
 
     def __init__(self, store: WorkerStore, *, flush_interval_s: float, abort: Callable[[str], None]) -> None:
@@ -73,7 +77,9 @@ class Publisher:
         self._inbox: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         #: By sequence id.
         self._jobs: dict[str, RunningJob] = {}
+        #: When all that is followed was sent last, and when everything was.
         self._last_flush = 0.0
+        self._last_whole_flush = 0.0
         self._stopping = threading.Event()
         self._door = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
@@ -141,25 +147,36 @@ class Publisher:
                     self._release(self._jobs.values())
                     return
                 self._handle(item)
-            if any(job.urgent for job in self._jobs.values()) or (self._due() and self._dirty()):
-                self._flush()
+            self._flush_due()
 
     def _next_items(self) -> list[_Item | None]:
         """Wait for an item, or until a flush is due; then everything that has come in."""
         items: list[_Item | None] = []
-        timeout = max(0.0, self._last_flush + self._flush_interval_s - time.monotonic()) if self._dirty() else None
         try:
-            items.append(self._inbox.get(timeout=timeout))
+            items.append(self._inbox.get(timeout=self._until_due()))
             while True:
                 items.append(self._inbox.get_nowait())
         except queue.Empty:
             return items
 
+    def _until_due(self) -> float | None:
+        """Seconds until something is to be sent; None where there is nothing."""
+        dirty = self._dirty()
+        if not dirty:
+            return None
+        soon = any(job.followed or job.urgent for job in dirty)
+        return max(0.0, (self._next_flush if soon else self._next_whole_flush) - time.monotonic())
+
+    @property
+    def _next_flush(self) -> float:
+        return self._last_flush + self._flush_interval_s
+
+    @property
+    def _next_whole_flush(self) -> float:
+        return self._last_whole_flush + UNREAD_INTERVALS * self._flush_interval_s
+
     def _dirty(self) -> list[RunningJob]:
         return [job for job in self._jobs.values() if job.dirty]
-
-    def _due(self) -> bool:
-        return time.monotonic() >= self._last_flush + self._flush_interval_s
 
     def _handle(self, item: _Item) -> None:
         if isinstance(item, _Adopt):
@@ -194,16 +211,27 @@ class Publisher:
         if job.finish is not None and update.finish is None:
             self._abort(job.sequence_id)
 
-    def _flush(self) -> None:
-        """Send everything that Redis lacks, in one pipeline."""
+    def _flush_due(self) -> None:
+        """Send what is due."""
         dirty = self._dirty()
+        now = time.monotonic()
+        if now >= self._next_whole_flush:
+            self._last_whole_flush = self._last_flush = now
+            self._flush(dirty)
+        elif now >= self._next_flush:
+            self._last_flush = now
+            self._flush([job for job in dirty if job.followed or job.urgent])
+        else:
+            self._flush([job for job in dirty if job.urgent])
+
+    def _flush(self, dirty: list[RunningJob]) -> None:
+        """Send everything that Redis lacks of some jobs, in one pipeline."""
         if not dirty:
             return
         batch = [job.operation() for job in dirty]
         replies = self._insist(lambda: self._store.flush(batch))
         if replies is None:
             return
-        self._last_flush = time.monotonic()
         for job, reply in zip(dirty, replies, strict=True):
             self._settle(job, reply)
 
@@ -220,6 +248,7 @@ class Publisher:
             log.info("job_finished", job_id=job.job_id, reason=job.finish.value, tokens=len(job.token_ids))
         else:
             job.confirm(reply.length)
+            job.followed = reply.followed
             if reply.cancel_requested:
                 self._abort(job.sequence_id)
 
@@ -227,7 +256,7 @@ class Publisher:
         self, jobs: Iterable[RunningJob], *, counts_loss: Callable[[RunningJob], bool] = lambda _: False
     ) -> None:
         jobs = list(jobs)
-        self._flush()
+        self._flush(self._dirty())
         for job in jobs:
             if job.over.is_set():
                 continue

@@ -32,6 +32,8 @@ class RunningJob:
     pieces: list[str]
     #: Tokens that Redis has confirmed.
     logged: int
+    #: Whether somebody read along when its tokens were sent last.
+    followed: bool = False
     #: Where the job is suspected of killing engines: the length of the log that clears it, and who is told.
     cleared_at: int | None = None
     on_cleared: Callable[[], None] | None = None

@@ -96,25 +96,33 @@ async def generate(
     key = idempotency(key_lines, owner=ANYBODY, route="generate", request=asked)
     streams = wants_events(request)
     cursor = cursor_of(last_event_id if streams else None, None)
-    submitted = await services.submitter.submit(body, job_id=new_job_id(), key=key, cancel_after_s=cancel_after)
-    job_id = submitted.job_id
+    job_id = new_job_id()
+    settings = services.settings
+    wait_s = None if streams else preferences.patience_s(default=settings.sync_wait_s, longest=settings.max_wait_s)
+    job: Job | None = None
+    with services.watch.watch_end(job_id) as ending:
+        submitted = await services.submitter.submit(
+            body,
+            job_id=job_id,
+            key=key,
+            cancel_after_s=cancel_after,
+            reply_to=None if wait_s is None else services.bells.reply_channel,
+        )
+        job_id = submitted.job_id
+        # Without a key nobody knows the job's id, so that nobody will ever ask for its text.
+        abandon = partial(_cancel, services, job_id) if key is None else None
+        if wait_s is not None:
+            try:
+                wait = services.waiter.wait_end(submitted, ending, timeout_s=wait_s)
+                job = await while_connected(request.receive, wait)
+            except ClientGoneError:
+                if abandon is not None:
+                    await abandon()
+                raise
     replayed = {"Idempotency-Replayed": "true"} if submitted.replayed else {}
-    # Without a key nobody knows the job's id, so that nobody will ever ask for its text.
-    abandon = partial(_cancel, services, job_id) if key is None else None
     if streams:
         accepted = await read_accepted(services.store, job_id, prefix)
         return await stream_answer(services, accepted, cursor, prefix, headers=replayed, on_gone=abandon)
-    settings = services.settings
-    wait_s = preferences.patience_s(default=settings.sync_wait_s, longest=settings.max_wait_s)
-    job: Job | None = None
-    if wait_s is not None:
-        wait = services.waiter.wait(job_id, until=lambda job: job.status.terminal, timeout_s=wait_s)
-        try:
-            job = await while_connected(request.receive, wait)
-        except ClientGoneError:
-            if abandon is not None:
-                await abandon()
-            raise
     if job is None:
         job = await read_accepted(services.store, job_id, prefix)
     # Who did not want to wait gets 202 for a new job, however quickly it was done.

@@ -70,13 +70,21 @@ async def submit(
     prefix = request.scope.get("root_path", "")
     asked = {**body.model_dump(mode="json"), "deadline_s": sooner(cancel_after, body.deadline_s)}
     key = idempotency(key_lines, owner=ANYBODY, route="jobs", request=asked)
-    submitted = await services.submitter.submit(body, job_id=new_job_id(), key=key, cancel_after_s=cancel_after)
-    job_id = submitted.job_id
+    job_id = new_job_id()
     wait_s = preferences.patience_s(default=None, longest=services.settings.max_wait_s)
     job: Job | None = None
-    if wait_s is not None:
-        wait = services.waiter.wait(job_id, until=lambda job: job.status.terminal, timeout_s=wait_s)
-        job = await while_connected(request.receive, wait)
+    with services.watch.watch_end(job_id) as ending:
+        submitted = await services.submitter.submit(
+            body,
+            job_id=job_id,
+            key=key,
+            cancel_after_s=cancel_after,
+            reply_to=None if wait_s is None else services.bells.reply_channel,
+        )
+        if wait_s is not None:
+            wait = services.waiter.wait_end(submitted, ending, timeout_s=wait_s)
+            job = await while_connected(request.receive, wait)
+    job_id = submitted.job_id
     if job is None:
         job = await read_accepted(services.store, job_id, prefix)
     # Who did not want to wait gets 202 for a new job, however quickly it was done.

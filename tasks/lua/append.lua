@@ -3,7 +3,7 @@
 -- KEYS   none
 -- ARGV   1 job id   2 attempt   3 tokens that the sender believes the log to hold   4 token ids, separated by spaces
 --        5 JSON list of one piece of text for each
--- reply  {'ok', length of the log now, 1 where a cancel was asked for, else 0}
+-- reply  {'ok', length of the log now, 1 where a cancel was asked for, else 0, how many heard of the new tokens}
 --        {'gap', length of the log}    the sender is to send from there
 --        {'fenced'}                    the job is not this attempt's (any more)
 
@@ -18,8 +18,9 @@ local after = append_tokens(id, length, tonumber(before), ids, pieces)
 if not after then
   return {'gap', length}
 end
+local listeners = 0
 if after > length then
   redis.call('HINCRBY', KEY.job(id), 'version', 1)
-  ring_tokens(id)
+  listeners = ring_tokens(id)
 end
-return {'ok', after, requested_at and 1 or 0}
+return {'ok', after, requested_at and 1 or 0, listeners}

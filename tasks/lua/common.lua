@@ -53,13 +53,21 @@ local function is_terminal(status)
   return status ~= 'queued' and status ~= 'running'
 end
 
--- Tells the waiters that a job's state changed, or that it has new tokens. They read what is new themselves.
+-- Tells the waiters that a job's state changed, or that it has new tokens. They read what is new themselves. Returns how
+-- many processes listened.
 local function ring_state(id)
-  redis.call('PUBLISH', KEY.state_bell(id), '')
+  return redis.call('PUBLISH', KEY.state_bell(id), '')
 end
 
 local function ring_tokens(id)
-  redis.call('PUBLISH', KEY.token_bell(id), '')
+  return redis.call('PUBLISH', KEY.token_bell(id), '')
+end
+
+-- Tells the process that submitted a job, where it waits for the end alone, that it has come.
+local function reply(id, reply_to)
+  if reply_to then
+    redis.call('PUBLISH', reply_to, id)
+  end
 end
 
 -- Slots of each live worker that takes jobs.
@@ -293,9 +301,9 @@ end
 -- worker heard of a cancel `cancel_tokens`, how many tokens it knew by then. Those that were logged when the cancel was
 -- asked for came before it in any case.
 local function finish(id, outcome)
-  local checkpoint, from, created_at, result_ttl, requested_at, cancel_tokens, tokens, key_hash, key_ttl = read(
-    id, 'checkpoint', 'status', 'created_at', 'result_ttl_ms', 'cancel_requested_at', 'cancel_tokens', 'tokens',
-    'idempotency', 'idempotency_ttl_ms')
+  local checkpoint, from, created_at, result_ttl, requested_at, cancel_tokens, tokens, key_hash, key_ttl, reply_to =
+    read(id, 'checkpoint', 'status', 'created_at', 'result_ttl_ms', 'cancel_requested_at', 'cancel_tokens', 'tokens',
+      'idempotency', 'idempotency_ttl_ms', 'reply_to')
   local expires_at = NOW_MS + result_ttl
   if outcome.status == 'succeeded' then
     learn_pace(id, checkpoint)
@@ -311,7 +319,7 @@ local function finish(id, outcome)
     local before = math.max(tonumber(cancel_tokens), outcome.cancel_tokens or 0)
     redis.call('HSET', KEY.job(id), 'cancel_acked_at', NOW_MS, 'cancel_tokens_after', tokens - before)
   end
-  redis.call('HDEL', KEY.job(id), 'message', 'claim')
+  redis.call('HDEL', KEY.job(id), 'message', 'claim', 'reply_to')
   redis.call('ZREM', KEY.jobs_with(from), id)
   redis.call('ZADD', KEY.jobs_with(outcome.status), created_at, id)
   redis.call('ZADD', KEY.EXPIRIES, expires_at, id)
@@ -323,6 +331,7 @@ local function finish(id, outcome)
   end
   tidy()
   ring_state(id)
+  reply(id, reply_to)
   dispatch(checkpoint)
 end
 

@@ -6,8 +6,8 @@
 -- reply  1, or 0: there is no such job
 
 local id, remember_ms = unpack(ARGV, 1, 2)
-local status, checkpoint, worker, result_ttl, key_hash, key_ttl = read(
-  id, 'status', 'checkpoint', 'worker', 'result_ttl_ms', 'idempotency', 'idempotency_ttl_ms')
+local status, checkpoint, worker, result_ttl, key_hash, key_ttl, reply_to = read(
+  id, 'status', 'checkpoint', 'worker', 'result_ttl_ms', 'idempotency', 'idempotency_ttl_ms', 'reply_to')
 
 if not status then
   return redis.call('EXISTS', KEY.deleted(id))
@@ -23,6 +23,7 @@ if key_hash then
 end
 tidy()
 ring_state(id)
+reply(id, reply_to)
 if status == 'running' then
   redis.call('PUBLISH', KEY.worker_bell(worker), id)
 end

@@ -5,7 +5,7 @@
 --        6 JSON list of one text that belongs to no token of its own and ends the log, or ''
 --        7 status   8 finish_reason   9 completion   10 error (JSON), or ''
 --        11 tokens that the worker knew when it heard that the job is to stop, or '' where it did not
--- reply  as append.lua
+-- reply  as append.lua, and nobody hears of the tokens alone
 
 local id, attempt, before, ids, pieces, tail, status, finish_reason, completion, failure, known = unpack(ARGV, 1, 11)
 local from, current, length = read(id, 'status', 'attempt', 'tokens')
@@ -17,7 +17,7 @@ length = tonumber(length)
 if from ~= 'running' then
   -- The same end, sent again because the first reply was lost.
   if from == status then
-    return {'ok', length, 0}
+    return {'ok', length, 0, 0}
   end
   return {'fenced'}
 end
@@ -30,4 +30,4 @@ if tail ~= '' then
 end
 finish(id, {status = status, finish_reason = finish_reason, completion = completion, error = failure ~= '' and failure,
   cancel_tokens = tonumber(known)})
-return {'ok', after, 0}
+return {'ok', after, 0, 0}

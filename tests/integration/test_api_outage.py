@@ -58,7 +58,7 @@ async def test_a_waiting_call_outlives_a_restart_of_redis(own_redis: OwnRedis) -
             pass
         call = asyncio.create_task(client.post("/v1/jobs", json=BODY, headers={"Prefer": "wait=60"}, timeout=60))
         with redis.Redis.from_url(own_redis.url) as admin:
-            await asyncio.to_thread(eventually, admin.pubsub_channels)
+            await asyncio.to_thread(eventually, lambda: admin.zcard(keys.jobs_with("queued")))
         own_redis.kill()
         assert (await client.get("/v1/jobs")).status_code == 503
         assert not call.done()

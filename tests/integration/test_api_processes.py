@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tasks import keys
 from tasks.connections import MAX_CONNECTIONS
 from tests.event_streams import stream, text_of
 from tests.integration.conftest import QueueWorld
@@ -72,7 +73,7 @@ async def test_a_stop_sends_everybody_home_at_once_and_cancels_nothing(
             ),
             "poll": threads.submit(httpx.get, f"{url}/v1/jobs/{followed}", params={"wait": 50}, timeout=60),
         }
-        until(lambda: len(queue.redis.pubsub_channels("*:state")) == 3, "that all wait")
+        until(lambda: queue.redis.zcard(keys.jobs_with("queued")) == 2, "that all wait")
         began = time.monotonic()
         process.signal(signal.SIGTERM)
         assert reader.rest() == []

@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 
 from api.bells import Bell, Bells
 from api.watching import JobWatch
+from tasks import keys
 from tasks.connections import make_async
 from tasks.job_store import JobStore
 from tests.api_client import DEADLINE_S, api, eventually, settings_for
@@ -129,6 +130,25 @@ async def test_after_a_lost_connection_every_bell_rings_once_and_works_on(bells:
             assert await bell.wait(DEADLINE_S)
 
 
+async def test_the_end_of_a_job_is_told_to_who_submitted_it_and_to_no_other(bells: Bells, client: Redis) -> None:
+    with bells.reply("job_a") as first, bells.reply("job_b") as other:
+        await subscribed(first)
+        await subscribed(other)
+        await client.publish(bells.reply_channel, "job_a")
+        assert await first.wait(DEADLINE_S)
+        assert not await other.wait(0.05)
+    assert bells.reply_channel != Bells(client).reply_channel, "each process has its own"
+
+
+async def test_after_a_lost_connection_who_waits_for_an_end_looks_again(bells: Bells, client: Redis) -> None:
+    with bells.reply("job_a") as bell:
+        await subscribed(bell)
+        assert await client.client_kill_filter(_type="pubsub") == 1
+        assert await bell.wait(DEADLINE_S)
+        await client.publish(bells.reply_channel, "job_a")
+        assert await bell.wait(DEADLINE_S)
+
+
 async def test_waiters_by_the_thousand_share_the_connection(bells: Bells, client: Redis) -> None:
     with ExitStack() as stack:
         names = [f"channel-{number}" for number in range(WAITERS)]
@@ -169,7 +189,8 @@ async def test_many_waiting_requests_cost_no_more_connections_than_a_few(redis_u
                 asyncio.create_task(client.post("/v1/jobs", json=body, headers={"Prefer": "wait=60"}, timeout=60))
                 for _ in range(REQUESTS)
             ]
-            await asyncio.to_thread(eventually, lambda: len(admin.pubsub_channels()) == REQUESTS, 60)
+            await asyncio.to_thread(eventually, lambda: admin.zcard(keys.jobs_with("queued")) == REQUESTS, 60)
+            assert len(admin.pubsub_channels()) == 1, "one for all that wait for the end of what they submitted"
             kinds = [connection["flags"] for connection in admin.client_list()]
             assert sum("P" in kind for kind in kinds) == 1
             assert len(kinds) <= 40
@@ -182,5 +203,5 @@ async def test_many_waiting_requests_cost_no_more_connections_than_a_few(redis_u
             answers = await asyncio.gather(*calls)
             assert {answer.status_code for answer in answers} == {200}
             assert {answer.json()["status"] for answer in answers} == {"cancelled"}
-            await asyncio.to_thread(eventually, lambda: not admin.pubsub_channels())
+            await asyncio.to_thread(eventually, lambda: not admin.pubsub_channels("*:state"))
     assert json.loads(answers[0].content)["cancel_requested"] is True

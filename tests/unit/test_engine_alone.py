@@ -168,7 +168,8 @@ class Ending:
         return self._pipe.poll()
 
 
-def test_the_celery_side_knows_before_each_step_what_it_runs_alone() -> None:
+def test_the_celery_side_knows_before_each_step_what_it_runs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.engine_process.REPORT_EVERY_S", 0.0)
     served = Served()
     served.ours.send(Submit(request("mate", max_tokens=4)))
     served.ours.send(Submit(request("suspect", max_tokens=6, alone=3)))
@@ -177,6 +178,16 @@ def test_the_celery_side_knows_before_each_step_what_it_runs_alone() -> None:
     assert served.model.reports[0].updates == ()
     assert served.model.reports[-1].alone is None
     assert len(served.model.reports) == 1 + 7, "where nothing changes no message of its own is sent"
+
+
+def test_short_steps_are_reported_together_but_for_first_tokens_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.engine_process.REPORT_EVERY_S", DEADLINE_S)
+    served = Served()
+    served.ours.send(Submit(request("long", max_tokens=9)))
+    served.ours.send(Submit(request("short", max_tokens=4)))
+    served.run()
+    told = [{update.id: len(update.tokens) for update in report.updates} for report in served.model.reports]
+    assert told == [{"long": 1, "short": 1}, {"long": 3, "short": 3}, {"long": 5}]
 
 
 def test_a_suspect_that_is_gone_before_its_step_is_not_named_any_more() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -50,8 +51,9 @@ class Store(WorkerStore):
         self.ends: dict[str, Finish] = {}
         #: What a flush answers for a job, once, instead of writing.
         self.answers: dict[str, FlushReply] = {}
-        #: Jobs that a client cancelled.
+        #: Jobs that a client cancelled, and those that one follows.
         self.cancelled: set[str] = set()
+        self.followed: set[str] = set()
         #: Cleared: Redis is away. `tries` counts the calls that found it so.
         self.there = True
         self.tries = 0
@@ -89,7 +91,11 @@ class Store(WorkerStore):
         log[item.before :] = item.pieces
         if isinstance(item, Finish):
             self.ends[item.job_id] = item
-        return FlushReply(length=len(log), cancel_requested=item.job_id in self.cancelled)
+        return FlushReply(
+            length=len(log),
+            cancel_requested=item.job_id in self.cancelled,
+            followed=item.job_id in self.followed,
+        )
 
 
 class World:
@@ -138,6 +144,24 @@ def test_between_first_and_last_token_nothing_is_sent_before_the_interval(world:
     # The first token, perhaps with others that were in by then; and the end with all the rest.
     assert len(world.store.batches) <= 2
     assert world.store.text() == "abcd"
+
+
+def test_what_nobody_follows_is_sent_less_often(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("worker.publisher.time", SimpleNamespace(monotonic=lambda: now))
+    world.store.followed.add("read")
+    publisher = world.publish(10.0)
+    read, unread = job("read"), job("unread")
+    publisher.adopt(read)
+    publisher.adopt(unread)
+    sent: list[list[str]] = []
+    for count in range(1, 10):
+        publisher.take([said(read, "a"), said(unread, "x")])
+        world.store.wait_for(lambda count=count: len(world.store.batches) == count)  # type: ignore[misc]
+        sent.append([item.job_id for item in world.store.batches[-1]])
+        now += 10.0
+    assert sent == [["read", "unread"], *[["read"]] * 3] * 2 + [["read", "unread"]]
+    assert world.store.text("unread") == "x" * 9
 
 
 def test_a_suspects_first_new_tokens_go_at_once_and_clear_it(world: World) -> None:

@@ -54,7 +54,7 @@ class DecodingModel(Protocol):
 class StepReport:
     """What a step did."""
 
-    #: Every sequence that got tokens or ended, also those that ended since the last step.
+    #: Every sequence that got tokens or ended since the last report; none while the report is held.
     updates: list[Update]
     #: Positions that went through the model: decoded ones and those of prompts.
     decoded: int
@@ -152,8 +152,12 @@ class Engine:
             self._end(self._sequences[sequence_id], Finish.CANCELLED)
 
     @torch.inference_mode()
-    def step(self, before_run: Callable[[str | None], None] = lambda _: None) -> StepReport:
-        """One turn of the loop. `before_run` hears which sequence it runs alone, if it does, before the model runs."""
+    def step(self, before_run: Callable[[str | None], None] = lambda _: None, *, hold: bool = False) -> StepReport:
+        """One turn of the loop. `before_run` hears which sequence it runs alone, if it does, before the model runs.
+
+        With `hold` the tokens of this step wait for the next report, unless one of them is a text's first, a sequence
+        has ended, or one runs alone.
+        """
         self._end_overdue()
         for sequence in self._scheduler.admit():
             sequence.extent = self._cache.allocate(self._lane or self._scheduler.need(sequence))
@@ -168,7 +172,7 @@ class Engine:
             self._run(chunks)
         if alone is not None or self._decoding_revision != self._scheduler.revision:
             self._decoding = None
-        updates = self._report([chunk.sequence for chunk in chunks])
+        updates = [] if hold and alone is None and not self._somebody_waits() else self._report()
         if not self._sequences:
             self.check_idle()
         decoded = sum(chunk.length == 1 for chunk in chunks)
@@ -286,14 +290,17 @@ class Engine:
         del self._sequences[sequence.id]
         self._ended.append(sequence)
 
-    def _report(self, touched: Rows[Sequence]) -> list[Update]:
-        """Updates for the sequences of this step, and for those that ended since the last."""
-        changed = [sequence for sequence in touched if sequence.finish is None] + self._ended
-        self._ended = []
+    def _somebody_waits(self) -> bool:
+        """Whether there is something to report that a reader waits for."""
+        return bool(self._ended) or any(one.tokens and not one.reported for one in self._scheduler.running)
+
+    def _report(self) -> list[Update]:
+        """Updates for the sequences that got tokens or ended since the last."""
+        going = [one for one in self._scheduler.running if len(one.tokens) > one.reported]
+        ended, self._ended = self._ended, []
         updates = []
-        for sequence in changed:
+        for sequence in going + ended:
             tokens = tuple(sequence.tokens[sequence.reported :])
             sequence.reported = len(sequence.tokens)
-            if tokens or sequence.finish is not None:
-                updates.append(Update(sequence.id, tokens, sequence.finish, sequence.error))
+            updates.append(Update(sequence.id, tokens, sequence.finish, sequence.error))
         return updates

@@ -17,7 +17,7 @@ machine with other busy processes a thread may have lost its core for much longe
 #include <unistd.h>
 #endif
 
-enum { MAX_THREADS = 64, SPINS = 400 };
+enum { MAX_THREADS = 64, SPINS = 2000 };
 
 typedef void Work(void *arg, int thread);
 

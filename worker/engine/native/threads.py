@@ -1,4 +1,4 @@
-"""How many threads a step takes: what was fastest lately, for steps of its size.
+"""How many threads a step takes: as many as made it clearly faster lately, for steps of its size.
 
 Two threads halve a step on an idle machine, and make a short one slower where other processes keep the cores busy: then
 one waits for the other, which waits for a core. Only trying tells, and what was true a minute ago may not be now.
@@ -10,6 +10,9 @@ from __future__ import annotations
 TRY_EVERY = 50
 #: Steps at the beginning, of which each count gets its share; the first ones touch new memory and count little.
 _FIRST_TRIES = 6
+#: Twice the threads are worth it where a step gets at least so many times as fast: the other cores have the queue and
+#: the front end to run, and whoever waits for a thread burns a core.
+WORTH = 1.25
 #: Weight of the newest step in a running mean.
 _NEWEST = 0.25
 
@@ -34,7 +37,11 @@ class ThreadChoice:
             return self.counts[steps % len(self.counts)]
         if steps % TRY_EVERY < len(self.counts):
             return self.counts[steps % TRY_EVERY]
-        return self.counts[means.index(min(means))]
+        chosen = len(self.counts) - 1
+        for more in reversed(range(chosen)):
+            if means[more] * WORTH <= means[chosen]:
+                chosen = more
+        return self.counts[chosen]
 
     def note(self, positions: int, count: int, seconds: float) -> None:
         """A step of so many positions took so long with `count` threads."""
