@@ -22,6 +22,7 @@ from worker.engine.device import Device
 from worker.engine.engine import DecodingModel, Engine
 from worker.engine.era import ERAS
 from worker.engine.graphs import Step
+from worker.engine.kv_cache import KvCache
 from worker.engine.load import load_weights
 from worker.engine.model import Model
 from worker.engine.static_decode import Shape, StaticDecode
@@ -171,26 +172,46 @@ def test_the_angles_stay_where_a_record_reads_them() -> None:
     assert model.rope._table.data_ptr() == address
 
 
-def test_a_gpus_number_format_changes_nothing_about_it() -> None:
-    found = checkpoint(E7)
-    model = Model.load(found.config, found.weights, Narrow("cpu"))
-    logits: list[list[Tensor]] = []
-    for decoding in (model, StaticDecode(model, Tape.record)):
-        kept: list[Tensor] = []
+def on_tapes(folder: str) -> StaticDecode:
+    """What a GPU runs, on a CPU."""
+    found = checkpoint(folder)
+    return StaticDecode(Model.load(found.config, found.weights, Narrow("cpu")), Tape.record)
 
-        def keep(batch: Batch, found: Tensor, kept: list[Tensor] = kept) -> Tensor:
-            assert found.dtype is torch.float32
-            kept.append(found.clone())
-            return found
 
-        running = engine(Tampered(decoding, keep))
-        for number in range(3):
-            running.submit(request(str(number), tuple(range(1 + 9 * number)), 3))
-        running.step()
-        running.step()
-        logits.append(kept)
-    for ordinary, static in zip(*logits, strict=True):
-        assert (ordinary - static).abs().mean() < 0.05
+def on_a_gpu(folder: str) -> StaticDecode:
+    """What a GPU runs, on a GPU."""
+    found = checkpoint(folder)
+    loaded = load_weights(found.config, found.weights, Device("cuda"))
+    assert isinstance(loaded, StaticDecode)
+    return loaded
+
+
+gpu = pytest.param(on_a_gpu, marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here"))
+
+
+@pytest.mark.parametrize("load", [on_tapes, gpu])
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_in_a_gpus_number_format_too_a_recorded_step_is_that_of_the_model(
+    folder: str, load: Callable[[str], StaticDecode], caplog: pytest.LogCaptureFixture
+) -> None:
+    static = load(folder)
+    shadow = KvCache(static.config, 2048, static.device)
+    errors: list[float] = []
+
+    def compare(batch: Batch, logits: Tensor) -> Tensor:
+        expected = static._model.forward(batch, shadow)
+        assert logits.dtype is torch.float32
+        if len(logits):
+            errors.append(float((logits - expected).abs().mean()))
+        return logits
+
+    with caplog.at_level(logging.WARNING):
+        running = five_sequences(Tampered(static, compare), each=8)
+        while running.has_work:
+            running.step()
+    assert len(errors) > 20
+    assert max(errors) < 0.05
+    assert not caplog.records, "every step was recorded"
 
 
 def test_what_cannot_be_recorded_is_told_once_and_runs_as_it_is(caplog: pytest.LogCaptureFixture) -> None:

@@ -48,7 +48,8 @@ class Batch:
 
     @property
     def decodes_only(self) -> bool:
-        """Whether each position is that of a row that decodes, so that `advance` can make the next batch."""
+        """Whether each position is that of a row that decodes, so that `feed` and `advance` make the
+        next batch of it."""
         return self.wanted is None and all(output.draws and not output.keeps for output in self.outputs)
 
     def feed(self, ids: Tensor) -> None:

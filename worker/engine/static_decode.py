@@ -23,7 +23,7 @@ from worker.engine.model import Model
 
 log = logging.getLogger(__name__)
 
-#: Rungs of rows; above, multiples of the last but one.
+#: Rungs of rows; above, multiples of the second figure.
 _ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 _MANY_ROWS = 32
 #: The lowest rung of keys; above, powers of two up to the context.
