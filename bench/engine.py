@@ -33,11 +33,9 @@ from worker.checkpoints import formats
 from worker.checkpoints.folder import find
 from worker.engine.config import ModelConfig
 from worker.engine.device import Device, physical_cores
-from worker.engine.engine import Engine
+from worker.engine.engine import DecodingModel, Engine
 from worker.engine.era import ERAS
 from worker.engine.load import load_weights
-from worker.engine.model import Model
-from worker.engine.native.model import NativeModel
 from worker.engine.request import SequenceRequest
 from worker.engine.vocabulary import Vocabulary
 
@@ -49,7 +47,7 @@ class Subject:
     """The model that is measured, and how a peer finds the same one."""
 
     name: str
-    model: Model | NativeModel
+    model: DecodingModel
     #: What the peer is told: the files of a checkpoint, or a shape.
     order: dict[str, Any]
 
@@ -99,7 +97,7 @@ def matrix_elements(config: ModelConfig) -> tuple[int, int]:
     return layers, config.vocab_size * config.n_embd
 
 
-def least_step_s(model: Model | NativeModel, limits: Limits, batch: int, context: float) -> float:
+def least_step_s(model: DecodingModel, limits: Limits, batch: int, context: float) -> float:
     """The least time for a step that decodes `batch` rows, each over `context` tokens."""
     elements = sum(matrix_elements(model.config))
     kv = batch * context * model.device.kv_bytes_per_token(model.config)
@@ -107,7 +105,7 @@ def least_step_s(model: Model | NativeModel, limits: Limits, batch: int, context
     return limits.seconds(elements * model.device.dtype.itemsize + kv, 2.0 * elements * batch + attention)
 
 
-def least_prefill_s(model: Model | NativeModel, limits: Limits, batch: int, length: int) -> float:
+def least_prefill_s(model: DecodingModel, limits: Limits, batch: int, length: int) -> float:
     """The least time for `batch` prompts of `length` tokens, of which the last ones give logits."""
     config = model.config
     layers, head = matrix_elements(config)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tests.tape import Tape
 from worker.checkpoints.folder import find
 from worker.checkpoints.formats import Checkpoint, load
 from worker.engine.batch import Batch
@@ -19,8 +20,8 @@ from worker.engine.engine import DecodingModel, Engine
 from worker.engine.kv_cache import KvCache
 from worker.engine.load import load_weights
 from worker.engine.model import Model
-from worker.engine.native.model import NativeModel
 from worker.engine.request import SequenceRequest
+from worker.engine.static_decode import StaticDecode
 from worker.engine.vocabulary import Vocabulary
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden"
@@ -38,7 +39,7 @@ def checkpoint(folder: str) -> Checkpoint:
 
 
 @cache
-def model(folder: str) -> Model | NativeModel:
+def model(folder: str) -> DecodingModel:
     """A reference checkpoint on the CPU, as it is served."""
     found = checkpoint(folder)
     return load_weights(found.config, found.weights, Device("cpu"))
@@ -49,6 +50,20 @@ def torch_model(folder: str) -> Model:
     """A reference checkpoint on the CPU, on torch alone."""
     found = checkpoint(folder)
     return Model.load(found.config, found.weights, Device("cpu"))
+
+
+@cache
+def recorded_model(folder: str) -> StaticDecode:
+    """A reference checkpoint on the CPU as a GPU runs it, with tapes for graphs."""
+    return StaticDecode(torch_model(folder), Tape.record)
+
+
+class Narrow(Device):
+    """The number format of a GPU on a CPU, with the operations that a GPU gets."""
+
+    dtype = torch.bfloat16
+    packs = False
+    complex_products = False
 
 
 def vocabulary(config: ModelConfig) -> Vocabulary:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.engines import checkpoint, vocabulary
+from tests.engines import Narrow, checkpoint, vocabulary
 from worker.engine import device as devices
 from worker.engine.device import Device, physical_cores
 from worker.engine.engine import Engine
@@ -68,14 +68,6 @@ def test_zeros_take_no_memory_before_they_are_written_to() -> None:
     assert resident() - before < 2**24
     assert zeros.dtype is torch.float32
     assert not zeros[:, ::1_000_000].any()
-
-
-class Narrow(Device):
-    """The number format of a GPU on a CPU, with the operations that a GPU gets."""
-
-    dtype = torch.bfloat16
-    packs = False
-    complex_products = False
 
 
 @pytest.mark.parametrize("folder", [E7, "E1b-seed/step_000102"])

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bench.slow_sampling import LOGIT_TIE, slow_draw
-from tests.engines import Tampered, checkpoint, engine, model, request, torch_model, vocabulary
+from tests.engines import Tampered, checkpoint, engine, model, recorded_model, request, torch_model, vocabulary
 from tests.reference import logits as reference_logits
 from worker.engine.batch import Batch
 from worker.engine.engine import DecodingModel, Engine
@@ -80,7 +80,7 @@ def arrivals(vocab_size: int) -> st.SearchStrategy[list[Arrival]]:
 
 
 @pytest.mark.parametrize("folder", [SEED, E7])
-@pytest.mark.parametrize("load", [model, torch_model])
+@pytest.mark.parametrize("load", [model, torch_model, recorded_model])
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_any_order_of_arrival_gives_everybody_their_own_tokens(

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.engines import Tampered, engine, model, request
+from tests.engines import Tampered, engine, model, recorded_model, request, torch_model
 from worker.engine.batch import Batch
 from worker.engine.device import Device
-from worker.engine.engine import Engine
+from worker.engine.engine import DecodingModel, Engine
 from worker.engine.request import Finish, SequenceRequest
 
 E7 = "E7/step_000101"
@@ -107,9 +108,12 @@ def test_logits_that_are_not_finite_end_their_row_alone(temperature: float, bad:
     assert sequence.tokens == undisturbed(healthy)
 
 
-def test_figures_that_are_not_finite_never_reach_another_sequence_through_the_cache() -> None:
+@pytest.mark.parametrize("load", [model, torch_model, recorded_model])
+def test_figures_that_are_not_finite_never_reach_another_sequence_through_the_cache(
+    load: Callable[[str], DecodingModel],
+) -> None:
     """A NaN in one row's keys and values: not its neighbours', nor the next owner's of the same places."""
-    decoding = engine(model(E7), slots=3, kv_tokens=96, prefill_chunk_tokens=100)
+    decoding = engine(load(E7), slots=3, kv_tokens=96, prefill_chunk_tokens=100)
     before, spoilt, after = (decoding.submit(request(name, tuple(range(1, 17)), 16)) for name in ("a", "b", "c"))
     decoding.step()
     extent = spoilt.extent

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.engines import FOLDERS, GOLDEN, checkpoint, model, torch_model
+from tests.engines import FOLDERS, GOLDEN, checkpoint, model, recorded_model, torch_model
 from worker.engine.device import Device
 from worker.engine.engine import DecodingModel, Engine
 from worker.engine.model import Model
@@ -29,7 +29,7 @@ def test_there_is_a_checkpoint_of_every_era() -> None:
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1024])
 @pytest.mark.parametrize("folder", FOLDERS)
-@pytest.mark.parametrize("load", [model, torch_model])
+@pytest.mark.parametrize("load", [model, torch_model, recorded_model])
 def test_an_era_agrees_with_nanochat(load: Callable[[str], DecodingModel], folder: str, chunk: int) -> None:
     assert_agreement(folder, load(folder), chunk)
 

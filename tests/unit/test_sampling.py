@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bench.slow_sampling import slow_draw
 from worker.engine.philox import UniformStream, philox4x32, uniforms
 from worker.engine.request import SequenceRequest
-from worker.engine.sampling import Sampler, invert_cdf
+from worker.engine.sampling import NO_TOKEN, Sampler, invert_cdf
 from worker.engine.sequence import Sequence
 from worker.engine.stops import EndOfText
 from worker.engine.vocabulary import Vocabulary
@@ -38,7 +38,8 @@ def sequence(vocabulary: Vocabulary = TEXT, generated: tuple[int, ...] = (), **f
 
 
 def draw(logits: list[list[float]], batch: list[Sequence], vocabulary: Vocabulary = TEXT) -> list[int | None]:
-    return Sampler(vocabulary, torch.device("cpu")).draw(torch.tensor(logits, dtype=torch.float32), batch)
+    ids = Sampler(vocabulary, torch.device("cpu")).draw(torch.tensor(logits, dtype=torch.float32), batch)
+    return [None if token == NO_TOKEN else token for token in ids.tolist()]
 
 
 @pytest.mark.parametrize(

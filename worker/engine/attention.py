@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,14 @@ from worker.engine.scheduler import Chunk
 
 #: What an attention call costs by itself, as the bytes of keys and values that are read in the same time.
 CALL_COST_BYTES = 120_000
+
+
+class AttentionCall(Protocol):
+    """Attention of some positions of a batch."""
+
+    def __call__(self, q: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+        """q (T, H, D), keys and values (G, P, D) -> (positions of the call, H * D)."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +68,7 @@ class Call:
         return y.transpose(1, 2).reshape(self.count * self.queries, heads * dim)
 
 
-def attend(q: Tensor, keys: Tensor, values: Tensor, calls: Rows[Call], scale: float) -> Tensor:
+def attend(q: Tensor, keys: Tensor, values: Tensor, calls: Rows[AttentionCall], scale: float) -> Tensor:
     """q (T, H, D), keys and values (G, P, D) -> (T, H * D), by calls that cover the batch in order."""
     parts = [call(q, keys, values, scale) for call in calls]
     return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -48,14 +48,19 @@ class Batch:
 
     @property
     def decodes_only(self) -> bool:
-        """Whether each position is that of a row that decodes, so that `advance` can make the next batch."""
+        """Whether each position is that of a row that decodes, so that `feed` and `advance` make the
+        next batch of it."""
         return self.wanted is None and all(output.draws and not output.keeps for output in self.outputs)
 
-    def advance(self, drawn: Rows[int]) -> None:
-        """Make this the batch of the next step, in which the same rows decode the tokens that they have drawn."""
+    def feed(self, ids: Tensor) -> None:
+        """Make the tensors those of the next step, in which the same rows decode the `ids` (T,) that they have drawn:
+        without them ever being on the host."""
         self.columns[1].copy_(self.columns[0])
-        self.columns[0].copy_(torch.tensor(drawn))
+        self.columns[0].copy_(ids)
         self.columns[2:].add_(1)
+
+    def advance(self) -> None:
+        """Make the rest of it that of the next step, too."""
         self.last_position += 1
         for chunk in self.chunks:
             chunk.start += 1

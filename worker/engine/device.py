@@ -70,6 +70,11 @@ class Device:
         return library() if self.kind == "cpu" else None
 
     @property
+    def graphs(self) -> bool:
+        """Whether a step can be recorded, to be repeated by one launch."""
+        return self.kind == "cuda"
+
+    @property
     def complex_products(self) -> bool:
         """Whether complex numbers are as good as real ones."""
         return self.kind == "cpu"

@@ -23,10 +23,11 @@ from worker.engine.kv_cache import KvCache
 from worker.engine.kv_ledger import KvLedger
 from worker.engine.philox import SEED_BITS, UniformStream
 from worker.engine.request import Finish, SequenceRequest
-from worker.engine.sampling import Sampler
+from worker.engine.sampling import NO_TOKEN, Sampler
 from worker.engine.scheduler import Chunk, Scheduler
 from worker.engine.sequence import Sequence
 from worker.engine.stops import EndOfText
+from worker.engine.transfer import Arrival
 from worker.engine.update import Update
 from worker.engine.vocabulary import Vocabulary
 
@@ -249,11 +250,16 @@ class Engine:
         for chunk in batch.chunks:
             chunk.extent.touched = chunk.end
         logits = self.model.forward(batch, self._cache)
+        goes_on = batch.decodes_only
         drawing = [row for row, output in enumerate(batch.outputs) if output.draws]
-        drawn: list[int | None] = []
+        drawn: list[int] = []
         if drawing:
             rows = logits if len(drawing) == len(batch.outputs) else logits[drawing]
-            drawn = self._sampler.draw(rows, [batch.outputs[row].sequence for row in drawing])
+            ids = self._sampler.draw(rows, [batch.outputs[row].sequence for row in drawing])
+            arrival = Arrival(ids)
+            if goes_on:
+                batch.feed(ids)  # on the device, while the ids travel
+            drawn = arrival.wait()
         for row, output in enumerate(batch.outputs):
             if output.keeps:
                 output.sequence.prompt_logits = logits[row].tolist()
@@ -263,13 +269,13 @@ class Engine:
         for row, token in zip(drawing, drawn, strict=True):
             self._take(batch.outputs[row].sequence, token)
         # Whoever ended has changed the rows.
-        if revision == self._scheduler.revision and batch.decodes_only:
-            batch.advance([token for token in drawn if token is not None])
+        if goes_on and revision == self._scheduler.revision:
+            batch.advance()
             self._decoding, self._decoding_revision = batch, revision
 
-    def _take(self, sequence: Sequence, token: int | None) -> None:
+    def _take(self, sequence: Sequence, token: int) -> None:
         """Give a sequence its next token."""
-        if token is None:
+        if token == NO_TOKEN:
             self._end(sequence, Finish.ERROR, "the model's logits are not finite")
         elif sequence.end_of_text.is_stop(token):
             self._end(sequence, Finish.STOP)

@@ -15,6 +15,9 @@ from worker.engine.extents import Extent, Extents
 
 #: How much of a stretch is moved at once when the memory is compacted, in places; bounds the copy in between.
 _MOVE_PLACES = 64
+#: Places behind those of the sequences. One is used; with a single one heads would begin off the lines of a processor's
+#: cache, and its kernels take 4 % longer.
+_SPARE_PLACES = 32
 
 
 class KvCache:
@@ -27,8 +30,10 @@ class KvCache:
     def __init__(self, config: ModelConfig, capacity: int, device: Device, *, clears: bool = True) -> None:
         self._clears = clears
         self.extents = Extents(capacity)
+        #: A place behind all others that is never a sequence's: rows that only fill up a batch write there.
+        self.spare = capacity
         #: (layers, keys and values, key-value heads, places, head_dim)
-        self.memory = device.zeros(config.n_layer, 2, config.n_kv_head, capacity, config.head_dim)
+        self.memory = device.zeros(config.n_layer, 2, config.n_kv_head, capacity + _SPARE_PLACES, config.head_dim)
         #: By layer: keys and values, each (key-value heads, places, head_dim).
         self.layers: list[tuple[Tensor, Tensor]] = [(layer[0], layer[1]) for layer in self.memory]
 

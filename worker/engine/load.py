@@ -8,13 +8,18 @@ from torch import Tensor
 
 from worker.engine.config import ModelConfig
 from worker.engine.device import Device
+from worker.engine.engine import DecodingModel
+from worker.engine.graphs import CudaGraphs
 from worker.engine.model import Model
 from worker.engine.native.model import NativeModel
+from worker.engine.static_decode import StaticDecode
 
 
-def load_weights(config: ModelConfig, weights: Mapping[str, Tensor], device: Device) -> Model | NativeModel:
-    """A model of `weights`, which are as on disk: on compiled kernels where the device has them, else on torch."""
+def load_weights(config: ModelConfig, weights: Mapping[str, Tensor], device: Device) -> DecodingModel:
+    """A model of `weights`, which are as on disk: on compiled kernels where the device has them, else on torch, with
+    its decoding steps recorded where the device can do that."""
     kernels = device.kernels
-    if kernels is None:
-        return Model.load(config, weights, device)
-    return NativeModel.load(config, weights, device, kernels)
+    if kernels is not None:
+        return NativeModel.load(config, weights, device, kernels)
+    model = Model.load(config, weights, device)
+    return StaticDecode(model, CudaGraphs().record) if device.graphs else model

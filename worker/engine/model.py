@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worker.engine.attention import CALL_COST_BYTES, Call, attend, plan_calls
+from worker.engine.attention import CALL_COST_BYTES, AttentionCall, attend, plan_calls
 from worker.engine.batch import Batch
 from worker.engine.config import ModelConfig
 from worker.engine.device import Device
@@ -114,6 +114,12 @@ class Model:
 
     def forward(self, batch: Batch, cache: KvCache) -> Tensor:
         """Put the keys and values of `batch` in the cache and return the wanted logits (R, V), fp32."""
+        windows = frozenset(self.config.windows)
+        return self.run(batch, cache, plan_calls(batch.chunks, windows, self._call_cost_places, cache.memory))
+
+    def run(self, batch: Batch, cache: KvCache, calls: Mapping[int, Rows[AttentionCall]]) -> Tensor:
+        """`forward` with given calls of attention by window, which cover the batch in order. It asks `batch` for
+        nothing but its tensors and its last position, and is the same operations whatever these hold."""
         x = rms_norm(self.embedding(batch.tokens))
         if self.smear is not None:
             before = rms_norm(self.embedding(batch.previous.clamp(min=0)))
@@ -121,7 +127,6 @@ class Model:
         embedded = x
         middle = x
         turns = self.rope.at(batch.positions, batch.last_position)
-        calls = plan_calls(batch.chunks, frozenset(self.config.windows), self._call_cost_places, x)
         for i, block in enumerate(self.blocks):
             if block.mix is not None:
                 x = torch.add(x * block.mix[0], embedded, alpha=block.mix[1])
@@ -130,9 +135,9 @@ class Model:
             x = x.add_(block.mlp_out(hidden.square_()))
             if i == len(self.blocks) // 2:
                 middle = x.clone() if self.backout else x
-        if not batch.outputs:
-            return x.new_empty(0, self.config.vocab_size)
         if batch.wanted is not None:
+            if not batch.wanted.shape[0]:
+                return x.new_empty(0, self.config.vocab_size)
             x, middle = x[batch.wanted], middle[batch.wanted]
         if self.backout:
             x = torch.sub(x, middle, alpha=self.backout)
@@ -150,7 +155,7 @@ class Model:
         h: Tensor,
         turns: Tensor,
         batch: Batch,
-        calls: Rows[Call],
+        calls: Rows[AttentionCall],
         layer: tuple[Tensor, Tensor],
     ) -> Tensor:
         """The attention of a layer on its normed input h (T, C) -> (T, C)."""

@@ -17,7 +17,11 @@ from torch import Tensor
 
 from worker.engine.request import SequenceRequest
 from worker.engine.sequence import Sequence
+from worker.engine.transfer import send
 from worker.engine.vocabulary import Vocabulary
+
+#: Drawn instead of an id where a row of logits is not finite.
+NO_TOKEN = -1
 
 
 def keep_top_k(scores: Tensor, k: Tensor, largest_k: int) -> Tensor:
@@ -88,8 +92,9 @@ class Sampler:
         if not self._any[request.every_id, request.ignore_eos]:
             raise ValueError("the vocabulary has no id with text: ask for every id (`every_id`)")
 
-    def draw(self, logits: Tensor, batch: Rows[Sequence]) -> list[int | None]:
-        """The next token for each row of `logits` (R, V); None where the row is not finite."""
+    def draw(self, logits: Tensor, batch: Rows[Sequence]) -> Tensor:
+        """The next token for each row of `logits` (R, V), as ids (R,) on its device; NO_TOKEN where the row is not
+        finite. While the batch stays the same the host sends the uniform numbers, and waits for nothing."""
         if self._batch != batch:
             self._prepare(list(batch))
         logits = logits.to(self._device)
@@ -100,8 +105,7 @@ class Sampler:
         if self._drawing is not None:
             uniform = [batch[row].uniforms[len(batch[row].tokens)] for row in self._drawing.rows]
             ids[self._drawing.index] = self._draw(logits[self._drawing.index], self._drawing, uniform)
-        drawn: list[int] = torch.where(finite, ids, -1).tolist()
-        return [None if token < 0 else token for token in drawn]
+        return torch.where(finite, ids, NO_TOKEN)
 
     def _draw(self, logits: Tensor, drawing: _Drawing, uniform: list[float]) -> Tensor:
         scores = logits.double()
@@ -111,7 +115,7 @@ class Sampler:
             weights[drawing.with_k] *= keep_top_k(scores[drawing.with_k], drawing.k, drawing.largest_k)
         if drawing.with_p is not None:
             weights[drawing.with_p] *= keep_top_p(weights[drawing.with_p], drawing.p)
-        ids = invert_cdf(weights, torch.tensor(uniform, dtype=torch.float64, device=self._device))
+        ids = invert_cdf(weights, send(uniform, self._device))
         return ids.clamp_(max=self._size - 1)  # beyond it lie only rows that are not finite
 
     def _prepare(self, batch: list[Sequence]) -> None:
