@@ -1,9 +1,11 @@
-"""The draw: Philox against published vectors, and the batched sampler against a slow one in plain Python."""
+"""The draw: Philox against published vectors, and the batched samplers against a slow one in plain Python."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,34 +14,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.slow_sampling import slow_draw
+from tests.samplers import KINDS, TEXT, drawn, native_sampler, sequence, torch_sampler
 from worker.engine.philox import UniformStream, philox4x32, uniforms
-from worker.engine.request import SequenceRequest
-from worker.engine.sampling import NO_TOKEN, Sampler, invert_cdf
+from worker.engine.sampling import invert_cdf
 from worker.engine.sequence import Sequence
-from worker.engine.stops import EndOfText
-from worker.engine.vocabulary import Vocabulary
 
-TEXT = Vocabulary(8, tuple(bytes([97 + i]) if i < 6 else None for i in range(8)), frozenset({6}))
+Draw = Callable[[list[list[float]], list[Sequence]], list[int | None]]
 
 
-def sequence(vocabulary: Vocabulary = TEXT, generated: tuple[int, ...] = (), **fields: object) -> Sequence:
-    fields.setdefault("max_tokens", 100)
-    request = SequenceRequest(id="s", prompt=(0,), generated=generated, **fields)  # type: ignore[arg-type]
-    return Sequence(
-        request=request,
-        tokens=list(generated),
-        end_of_text=EndOfText(request, vocabulary),
-        uniforms=UniformStream(request.seed),
-        deadline=None,
-        reported=0,
-        drive=lambda: None,
-        cancel=lambda _: None,
-    )
-
-
-def draw(logits: list[list[float]], batch: list[Sequence], vocabulary: Vocabulary = TEXT) -> list[int | None]:
-    ids = Sampler(vocabulary, torch.device("cpu")).draw(torch.tensor(logits, dtype=torch.float32), batch)
-    return [None if token == NO_TOKEN else token for token in ids.tolist()]
+@pytest.fixture(scope="module", params=["torch", *KINDS])
+def draw(request: pytest.FixtureRequest) -> Draw:
+    """What a sampler of each kind draws from logits."""
+    make = torch_sampler if request.param == "torch" else partial(native_sampler, request.param)
+    return lambda logits, batch: drawn(make(TEXT), torch.tensor(logits, dtype=torch.float32), batch)
 
 
 @pytest.mark.parametrize(
@@ -68,12 +55,12 @@ def test_the_uniform_numbers_of_a_seed_do_not_depend_on_how_they_are_asked_for()
     assert not set(numbers) & set(uniforms(12345 + 2**32, 0, 300))
 
 
-def test_greedy_takes_the_largest_and_of_equal_ones_the_lowest_id() -> None:
+def test_greedy_takes_the_largest_and_of_equal_ones_the_lowest_id(draw: Draw) -> None:
     assert draw([[0, 3, 1, 3, 0, 0, 0, 0]], [sequence()]) == [1]
     assert draw([[2] * 8], [sequence()]) == [0]
 
 
-def test_ids_without_text_are_never_drawn_unless_asked_for() -> None:
+def test_ids_without_text_are_never_drawn_unless_asked_for(draw: Draw) -> None:
     logits = [[0.0, 0, 0, 0, 0, 1, 5, 9]]
     assert draw(logits, [sequence()]) == [6]
     assert draw(logits, [sequence(ignore_eos=True)]) == [5]
@@ -82,7 +69,7 @@ def test_ids_without_text_are_never_drawn_unless_asked_for() -> None:
     assert drawn == set(range(7))
 
 
-def test_rows_with_different_candidates_share_a_batch() -> None:
+def test_rows_with_different_candidates_share_a_batch(draw: Draw) -> None:
     batch = [
         sequence(),
         sequence(ignore_eos=True),
@@ -92,21 +79,21 @@ def test_rows_with_different_candidates_share_a_batch() -> None:
     assert draw([[0.0, 0, 0, 0, 0, 1, 5, 9]] * 4, batch) == [6, 5, 7, 5]
 
 
-def test_top_k_keeps_exactly_k_and_of_equal_ones_the_lowest_ids() -> None:
+def test_top_k_keeps_exactly_k_and_of_equal_ones_the_lowest_ids(draw: Draw) -> None:
     logits = [[1.0, 5, 5, 5, 5, 1, 0, 0]]
     drawn = Counter(draw(logits, [sequence(temperature=1.0, top_k=2, seed=seed)])[0] for seed in range(100))
     assert set(drawn) == {1, 2}
     assert draw(logits, [sequence(temperature=2.0, top_k=1, seed=3)]) == [1]
 
 
-def test_top_p_keeps_the_fewest_ids_that_reach_it_and_never_none() -> None:
+def test_top_p_keeps_the_fewest_ids_that_reach_it_and_never_none(draw: Draw) -> None:
     logits = [[math.log(p) for p in (0.1, 0.4, 0.2, 0.1, 0.1, 0.05, 0.04, 0.01)]]
     drawn = {draw(logits, [sequence(temperature=1.0, top_p=0.59, seed=seed)])[0] for seed in range(100)}
     assert drawn == {1, 2}
     assert {draw(logits, [sequence(temperature=1.0, top_p=0.0, seed=seed)])[0] for seed in range(30)} == {1}
 
 
-def test_a_row_that_is_not_finite_spoils_nobody_else() -> None:
+def test_a_row_that_is_not_finite_spoils_nobody_else(draw: Draw) -> None:
     good = [0.0, 1, 0, 0, 0, 0, 0, 0]
     for bad in (math.nan, math.inf, -math.inf):
         logits = [good, [0.0, bad, 0, 0, 0, 0, 0, 0], good]
@@ -115,7 +102,7 @@ def test_a_row_that_is_not_finite_spoils_nobody_else() -> None:
             assert draw(logits, batch) == [1, None, 1]
 
 
-def test_the_smallest_temperature_is_greedy_and_no_error() -> None:
+def test_the_smallest_temperature_is_greedy_and_no_error(draw: Draw) -> None:
     assert draw([[0.0, 15, -15, 3, 0, 0, 0, 0]], [sequence(temperature=5e-324, seed=9)]) == [1]
 
 
@@ -127,7 +114,7 @@ def test_a_uniform_number_below_one_always_finds_an_id_with_weight() -> None:
     assert invert_cdf(weights, torch.zeros(3, dtype=torch.float64)).tolist() == [1, 0, 0]
 
 
-def test_the_distribution_is_that_of_the_softmax() -> None:
+def test_the_distribution_is_that_of_the_softmax(draw: Draw) -> None:
     probabilities = (0.5, 0.2, 0.15, 0.1, 0.05)
     logits = [[math.log(p) for p in probabilities] + [-20.0] * 3]
     count = 4000
@@ -154,8 +141,10 @@ rows_of_requests = st.lists(
 )
 
 
-@given(rows_of_requests, st.data())
-def test_the_batched_sampler_agrees_with_the_slow_one(requests: list[dict[str, object]], data: st.DataObject) -> None:
+@given(requests=rows_of_requests, data=st.data())
+def test_a_batched_sampler_agrees_with_the_slow_one(
+    draw: Draw, requests: list[dict[str, object]], data: st.DataObject
+) -> None:
     quarter_steps = st.integers(-12, 12).map(lambda n: n / 4)  # equal logits are common
     logits = data.draw(
         st.lists(st.lists(quarter_steps, min_size=8, max_size=8), min_size=len(requests), max_size=len(requests))

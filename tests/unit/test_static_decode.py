@@ -25,6 +25,7 @@ from worker.engine.graphs import Step
 from worker.engine.kv_cache import KvCache
 from worker.engine.load import load_weights
 from worker.engine.model import Model
+from worker.engine.sampling import Sampler
 from worker.engine.static_decode import Shape, StaticDecode
 
 E7 = "E7/step_000101"
@@ -247,6 +248,14 @@ def test_what_cannot_be_recorded_is_told_once_and_runs_as_it_is(caplog: pytest.L
 def test_a_tape_refuses_what_a_graph_cannot_hold(step: Callable[[Tensor], Tensor], inference: bool) -> None:
     with torch.inference_mode(inference), pytest.raises(RuntimeError, match="cannot be recorded"):
         Tape.record(lambda: step(torch.arange(3.0)))
+
+
+@pytest.fixture(autouse=True)
+def the_sampler_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the processor has one of its own."""
+    monkeypatch.setattr(
+        "worker.engine.engine.fastest_sampler", lambda vocabulary, device: Sampler(vocabulary, device.torch_device)
+    )
 
 
 class Crossings(TorchDispatchMode):

@@ -23,13 +23,13 @@ from worker.engine.kv_cache import KvCache
 from worker.engine.kv_ledger import KvLedger
 from worker.engine.philox import SEED_BITS, UniformStream
 from worker.engine.request import Finish, SequenceRequest
-from worker.engine.sampling import NO_TOKEN, Sampler
+from worker.engine.sampling import fastest_sampler
 from worker.engine.scheduler import Chunk, Scheduler
 from worker.engine.sequence import Sequence
 from worker.engine.stops import EndOfText
 from worker.engine.transfer import Arrival
 from worker.engine.update import Update
-from worker.engine.vocabulary import Vocabulary
+from worker.engine.vocabulary import NO_TOKEN, Vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class Engine:
         self._lane = full if slots * full <= self.ledger.capacity else None
         # Ordinary tensors, not inference tensors: an abort clears places outside of a step.
         self._cache = KvCache(config, self.ledger.capacity, model.device, clears=model.reads_beyond)
-        self._sampler = Sampler(vocabulary, model.device.sampling_device)
+        self._sampler = fastest_sampler(vocabulary, model.device)
         self._clock = clock
         self._sequences: dict[str, Sequence] = {}
         #: The batch of the next step, where it is the last one's with one more token each: as long as the scheduler's

@@ -2,7 +2,8 @@
 
 Temperature 0 takes the largest logit. Else the order is temperature, top-k, top-p, and then one uniform number a token
 is looked up in the cumulative distribution, in float64 and in the order of ids. Ties go to the lower id throughout, so
-the choice depends on the logits, the request and the index of the token alone.
+the choice depends on the logits, the request and the index of the token alone. `worker.engine.native.sampler` draws the
+same ids on a CPU.
 
 Shapes: R rows, V ids.
 """
@@ -15,13 +16,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from worker.engine.device import Device
+from worker.engine.forbidden_ids import ForbiddenIds
+from worker.engine.native.sampler import NativeSampler
 from worker.engine.request import SequenceRequest
 from worker.engine.sequence import Sequence
 from worker.engine.transfer import send
-from worker.engine.vocabulary import Vocabulary
-
-#: Drawn instead of an id where a row of logits is not finite.
-NO_TOKEN = -1
+from worker.engine.vocabulary import NO_TOKEN, Vocabulary
 
 
 def keep_top_k(scores: Tensor, k: Tensor, largest_k: int) -> Tensor:
@@ -76,21 +77,14 @@ class Sampler:
         """`device` must know float64; logits are brought there."""
         self._device = device
         self._size = vocabulary.size
-        kinds = [(every_id, ignore_eos) for every_id in (False, True) for ignore_eos in (False, True)]
-        allowed = [vocabulary.candidates(every_id=every_id, ignore_eos=ignore_eos) for every_id, ignore_eos in kinds]
-        self._any = {kind: any(ids) for kind, ids in zip(kinds, allowed, strict=True)}
-        self._forbidden = {
-            kind: None if all(ids) else ~torch.tensor(ids, device=device)
-            for kind, ids in zip(kinds, allowed, strict=True)
-        }
+        self._forbidden = ForbiddenIds(vocabulary, torch.bool, device)
         self._batch: list[Sequence] = []
         self._mask: Tensor | None = None
         self._drawing: _Drawing | None = None
 
     def check(self, request: SequenceRequest) -> None:
         """ValueError if there is no id that `request` may sample."""
-        if not self._any[request.every_id, request.ignore_eos]:
-            raise ValueError("the vocabulary has no id with text: ask for every id (`every_id`)")
+        self._forbidden.check(request)
 
     def draw(self, logits: Tensor, batch: Rows[Sequence]) -> Tensor:
         """The next token for each row of `logits` (R, V), as ids (R,) on its device; NO_TOKEN where the row is not
@@ -120,7 +114,7 @@ class Sampler:
 
     def _prepare(self, batch: list[Sequence]) -> None:
         requests = [sequence.request for sequence in batch]
-        masks = [self._forbidden[request.every_id, request.ignore_eos] for request in requests]
+        masks = [self._forbidden.of(request) for request in requests]
         if all(mask is masks[0] for mask in masks):
             self._mask = masks[0]
         else:
@@ -151,3 +145,11 @@ class Sampler:
             with_p=integers(with_p) if with_p else None,
             p=floats([shares[row] for row in with_p]),
         )
+
+
+def fastest_sampler(vocabulary: Vocabulary, device: Device) -> Sampler | NativeSampler:
+    """On compiled kernels where the device has them, else on torch."""
+    kernels = device.kernels
+    if kernels is None:
+        return Sampler(vocabulary, device.sampling_device)
+    return NativeSampler(vocabulary, kernels, fixed_threads=device.fixed_threads)

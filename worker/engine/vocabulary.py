@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+#: Drawn instead of an id where a row of logits is not finite.
+NO_TOKEN = -1
+
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:

@@ -1,4 +1,5 @@
-/* The forward pass of every era of nanochat on a CPU, fp32: `celeriac_forward`, and what makes its matrices.
+/* The forward pass of every era of nanochat on a CPU, fp32: `celeriac_forward`, what makes its matrices, and
+`celeriac_draw`, which draws from its logits.
 
 worker/engine/native/library.py has the twins of these structs, and worker/engine/native/model.py fills them in. All
 memory but the workspace is the caller's. Shapes: T positions of the flattened batch, C channels, H heads, G key-value
@@ -13,6 +14,7 @@ heads, D channels a head, P places of the cache, R rows of logits, V ids. */
 
 #include "attention.h"
 #include "product.h"
+#include "sampling.h"
 #include "team.h"
 
 /* A table with a row for each id, fp32 or bf16. */
@@ -448,3 +450,19 @@ int celeriac_product(const Matrix *matrix, const float *x, long rows, float *out
   free(alone.step.scratch);
   return 1;
 }
+
+/* Bytes of workspace that each thread needs to draw from so many ids. */
+long celeriac_draw_bytes(long ids) { return room_bytes(ids); }
+
+/* Draw an id for each row of logits (R, V) into drawn (R); -1 where a row's logits are not all finite. */
+void celeriac_draw(const float *logits, long count, long ids, const Row *rows, void *workspace, int64_t *drawn,
+                   int threads) {
+  Draw draw = {logits, count, ids, rows, workspace, drawn, 0};
+  work_together(threads, draw_rows, &draw);
+}
+
+/* The uniform number of a seed's token `index`, for tests. */
+double celeriac_uniform(uint64_t seed, uint64_t index) { return uniform(seed, index); }
+
+/* The inverse of the distribution of whole blocks of weights, for tests. */
+long celeriac_invert_cdf(const double *weights, long count, double share) { return invert_cdf(weights, count, share); }

@@ -113,6 +113,19 @@ class Pass(ctypes.Structure):
     )
 
 
+class Row(ctypes.Structure):
+    """What the request of a row says of its next token; see sampling.h."""
+
+    _fields_ = (
+        ("temperature", ctypes.c_double),
+        ("top_p", ctypes.c_double),
+        ("top_k", Long),
+        ("seed", ctypes.c_uint64),
+        ("index", ctypes.c_uint64),
+        ("forbidden", Pointer),
+    )
+
+
 _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "celeriac_reserve": (Pointer, (Long,)),
     "celeriac_enlarge_pages": (None, (Pointer, Long)),
@@ -122,6 +135,10 @@ _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "celeriac_workspace_bytes": (Long, (Pointer, Long, Long, ctypes.c_int)),
     "celeriac_forward": (None, (Pointer, Pointer, Pointer, Long, ctypes.c_int)),
     "celeriac_product": (ctypes.c_int, (Pointer, Pointer, Long, Pointer, ctypes.c_int)),
+    "celeriac_draw_bytes": (Long, (Long,)),
+    "celeriac_draw": (None, (Pointer, Long, Long, Pointer, Pointer, Pointer, ctypes.c_int)),
+    "celeriac_uniform": (ctypes.c_double, (ctypes.c_uint64, ctypes.c_uint64)),
+    "celeriac_invert_cdf": (Long, (Pointer, Long, ctypes.c_double)),
 }
 
 

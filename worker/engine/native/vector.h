@@ -43,6 +43,16 @@ INLINE float sum(vec v) {
 #endif
 }
 
+INLINE int any(ivec mask) {
+#if LANES == 16
+  return _mm512_movepi32_mask((__m512i)mask) != 0;
+#elif LANES == 8
+  return _mm256_movemask_ps((__m256)mask) != 0;
+#else
+  return (mask[0] | mask[1] | mask[2] | mask[3]) != 0;
+#endif
+}
+
 /* e^x to about 2 units in the last place (the polynomial is that of Cephes' expf); NaN stays NaN. */
 INLINE vec exponential(vec x) {
   const vec low = splat(-87.33654f), high = splat(88.37626f), shift = splat(12582912.0f);
