@@ -223,8 +223,7 @@ class JobRunner:
         assembler = TextAssembler(
             self._tokenizer.decoder(), stop=job.generation.stop, stop_on_newline=job.generation.stop_on_newline
         )
-        for token_id in claim.token_ids:
-            assembler.push(token_id)
+        assembler.push_all(claim.token_ids)
         running = RunningJob(
             job_id=job.id,
             attempt=claim.attempt,

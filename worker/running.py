@@ -79,12 +79,10 @@ class RunningJob:
 
     def extend(self, update: Update) -> None:
         """Take in what the engine decoded, and turn it into text."""
-        for token_id in update.tokens:
-            if self.assembler.ended:
-                # The text is over (a stop string that the text alone showed); what was decoded since is not part of it.
-                break
-            self.token_ids.append(token_id)
-            self.pieces.append(self.assembler.push(token_id))
+        # What was decoded behind a stop string that the text alone showed is not part of the text.
+        pieces = self.assembler.push_all(update.tokens)
+        self.pieces += pieces
+        self.token_ids += update.tokens[: len(pieces)]
         if update.finish is None:
             if self.assembler.ended:
                 self.finish = EngineFinish.STOP

@@ -43,6 +43,18 @@ class TextAssembler:
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
+    def push_all(self, token_ids: Sequence[int]) -> list[str]:
+        """The pieces of several tokens: fewer than there are tokens where the text ends, then the rest is not part of
+        it."""
+        if not self._stop and not self._stop_on_newline:
+            return [*map(self._decoder.push, token_ids)]  # nothing is ever held back
+        pieces = []
+        for token_id in token_ids:
+            if self.ended:
+                break
+            pieces.append(self.push(token_id))
+        return pieces
+
     def finish(self) -> str:
         """The tail: text that was held back and, as the sequence is over, is no stop string."""
         tail, self._held = self._held, ""
