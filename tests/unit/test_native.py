@@ -155,24 +155,58 @@ def test_a_library_is_built_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert libraries.built(kind) == first
 
 
-def test_the_count_of_threads_that_was_fastest_lately_is_taken() -> None:
-    choice = ThreadChoice(2, fixed=False)
-    seconds = {1: 3.0, 2: 2.0}
-    picked: list[int] = []
+class Machine:
+    """Steps that take so long with each count of threads."""
 
-    def run(steps: int) -> list[int]:
-        picked.clear()
+    def __init__(self, seconds: dict[int, float]) -> None:
+        self.seconds = seconds
+        self.choice = ThreadChoice(max(seconds), fixed=False)
+
+    def run(self, steps: int) -> list[int]:
+        """The counts that were taken."""
+        taken = []
         for _ in range(steps):
-            count = choice.pick(8)
-            picked.append(count)
-            choice.note(8, count, seconds[count])
-        return picked
+            taken.append(self.choice.pick(8))
+            self.choice.note(8, taken[-1], self.seconds[taken[-1]])
+        return taken
 
-    assert set(run(12)) == {1, 2}
-    assert run(TRY_EVERY).count(2) >= TRY_EVERY - 2
-    seconds[2] = 9.0
-    run(2 * TRY_EVERY)
-    assert run(TRY_EVERY).count(1) >= TRY_EVERY - 2
+
+def test_the_count_of_threads_that_was_fastest_lately_is_taken() -> None:
+    machine = Machine({1: 3.0, 2: 2.0})
+    assert set(machine.run(5)) == {1, 2}
+    machine.run(2 * TRY_EVERY)
+    assert machine.run(TRY_EVERY).count(2) >= TRY_EVERY - 1
+    machine.seconds[2] = 9.0
+    assert machine.run(10)[-5:].count(1) >= 3, "what got slower is left at once"
+    machine.run(2 * TRY_EVERY)
+    assert machine.run(TRY_EVERY).count(1) >= TRY_EVERY - 1
+    machine.seconds[2] = 2.0
+    machine.run(3 * TRY_EVERY)
+    assert machine.run(TRY_EVERY).count(2) >= TRY_EVERY - 10, "what got faster is found again"
+
+
+def test_one_disturbed_step_changes_nothing() -> None:
+    machine = Machine({1: 3.0, 2: 2.0})
+    machine.run(2 * TRY_EVERY)
+    machine.seconds[2] = 90.0
+    machine.run(1)
+    machine.seconds[2] = 2.0
+    assert machine.run(TRY_EVERY).count(2) >= TRY_EVERY - 1
+
+
+def test_more_threads_must_be_worth_it() -> None:
+    machine = Machine({1: 1.1, 2: 1.0})
+    machine.run(2 * TRY_EVERY)
+    assert machine.run(TRY_EVERY).count(1) >= TRY_EVERY - 1
+
+
+def test_of_many_counts_the_neighbours_are_tried() -> None:
+    machine = Machine({8: 1.0, 4: 1.5, 2: 2.5, 1: 4.0})
+    machine.run(20)
+    assert machine.run(TRY_EVERY).count(8) > TRY_EVERY - 10
+    machine.seconds.update({8: 9.0, 4: 9.0})
+    machine.run(4 * TRY_EVERY)
+    assert machine.run(TRY_EVERY).count(2) > TRY_EVERY - 5
 
 
 def test_a_count_that_was_asked_for_is_kept() -> None:

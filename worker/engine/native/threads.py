@@ -6,15 +6,16 @@ one waits for the other, which waits for a core. Only trying tells, and what was
 
 from __future__ import annotations
 
-#: So many steps of a size go by between two tries of other counts.
-TRY_EVERY = 50
-#: Steps at the beginning, of which each count gets its share; the first ones touch new memory and count little.
-_FIRST_TRIES = 6
+from collections import deque
+from statistics import median
+
+#: The longest pause between two tries of another count, in steps. After a change it begins at two, and doubles.
+TRY_EVERY = 64
 #: Twice the threads are worth it where a step gets at least so many times as fast: the other cores have the queue and
 #: the front end to run, and whoever waits for a thread burns a core.
 WORTH = 1.25
-#: Weight of the newest step in a running mean.
-_NEWEST = 0.25
+#: Steps of each count that are remembered: their median is not moved by one that was disturbed.
+_REMEMBERED = 3
 
 
 class ThreadChoice:
@@ -25,30 +26,58 @@ class ThreadChoice:
         self.counts = [most]
         while self.counts[-1] > 1 and not fixed:
             self.counts.append(self.counts[-1] // 2)
-        #: By size: steps so far, and for each count the mean seconds a position.
-        self._known: dict[int, tuple[int, list[float]]] = {}
+        #: Sizes are powers of two.
+        self._sizes: dict[int, _Size] = {}
 
     def pick(self, positions: int) -> int:
         """The count of threads for the next step, which has so many positions."""
-        if len(self.counts) == 1:
-            return self.counts[0]
-        steps, means = self._known.get(positions.bit_length(), (0, []))
-        if steps < _FIRST_TRIES * len(self.counts):
-            return self.counts[steps % len(self.counts)]
-        if steps % TRY_EVERY < len(self.counts):
-            return self.counts[steps % TRY_EVERY]
-        chosen = len(self.counts) - 1
-        for more in reversed(range(chosen)):
-            if means[more] * WORTH <= means[chosen]:
-                chosen = more
-        return self.counts[chosen]
+        return self.counts[0] if len(self.counts) == 1 else self._size(positions).pick()
 
     def note(self, positions: int, count: int, seconds: float) -> None:
         """A step of so many positions took so long with `count` threads."""
-        if len(self.counts) == 1:
-            return
-        size, which, each = positions.bit_length(), self.counts.index(count), seconds / positions
-        steps, means = self._known.get(size, (0, [float("inf")] * len(self.counts)))
-        known = means[which]
-        means[which] = each if steps < len(self.counts) * 2 else known + _NEWEST * (each - known)
-        self._known[size] = (steps + 1, means)
+        if len(self.counts) > 1:
+            self._size(positions).note(count, seconds / positions)
+
+    def _size(self, positions: int) -> _Size:
+        size = positions.bit_length()
+        if size not in self._sizes:
+            self._sizes[size] = _Size(self.counts)
+        return self._sizes[size]
+
+
+class _Size:
+    """What is known of steps of one size."""
+
+    def __init__(self, counts: list[int]) -> None:
+        self._counts = counts
+        self._times: dict[int, deque[float]] = {count: deque(maxlen=_REMEMBERED) for count in counts}
+        self._chosen = counts[0]
+        #: Steps until the next try, and from that one to the one after it.
+        self._left = self._pause = 2
+        self._tries = 0
+
+    def pick(self) -> int:
+        self._left -= 1
+        if self._left > 0:
+            return self._chosen
+        self._pause = min(2 * self._pause, TRY_EVERY)
+        self._left = self._pause
+        return self._neighbour()
+
+    def _neighbour(self) -> int:
+        """The next higher and the next lower count in turns, where there are both."""
+        at = self._counts.index(self._chosen)
+        neighbours = self._counts[max(0, at - 1) : at] + self._counts[at + 1 : at + 2]
+        self._tries += 1
+        return neighbours[self._tries % len(neighbours)]
+
+    def note(self, count: int, seconds: float) -> None:
+        self._times[count].append(seconds)
+        fewest, *more = [count for count in reversed(self._counts) if self._times[count]]
+        best = fewest
+        for count in more:
+            if median(self._times[count]) * WORTH <= median(self._times[best]):
+                best = count
+        if best != self._chosen:
+            self._chosen = best
+            self._left = self._pause = 2
