@@ -10,11 +10,24 @@ from worker.engine.config import ModelConfig
 from worker.engine.device import Device
 from worker.engine.model import Model
 from worker.engine.native.model import NativeModel
+from worker.engine.weight_form import INT8_GROUP, WeightForm
 
 
-def load_weights(config: ModelConfig, weights: Mapping[str, Tensor], device: Device) -> Model | NativeModel:
-    """A model of `weights`, which are as on disk: on compiled kernels where the device has them, else on torch."""
+def load_weights(
+    config: ModelConfig, weights: Mapping[str, Tensor], device: Device, form: WeightForm = "exact"
+) -> Model | NativeModel:
+    """A model of `weights`, which are as on disk: on compiled kernels where the device has them, else on torch.
+
+    ValueError where `form` needs the kernels and there are none.
+    """
     kernels = device.kernels
-    if kernels is None:
-        return Model.load(config, weights, device)
-    return NativeModel.load(config, weights, device, kernels)
+    if kernels is not None:
+        return NativeModel.load(config, weights, device, kernels, group=INT8_GROUP if form == "int8" else 0)
+    if form != "exact":
+        missing = (
+            "this machine has none: install a C compiler"
+            if device.kind == "cpu"
+            else f"{device.kind} has none: use cpu"
+        )
+        raise ValueError(f"{form} weights need the compiled kernels, and {missing}, or set CELERIAC_WEIGHTS to exact")
+    return Model.load(config, weights, device)
