@@ -38,6 +38,7 @@ from worker.engine.era import ERAS
 from worker.engine.load import load_weights
 from worker.engine.request import SequenceRequest
 from worker.engine.vocabulary import Vocabulary
+from worker.engine.weight_form import INT8_GROUP
 
 ROUNDS = 5
 
@@ -48,6 +49,8 @@ class Subject:
 
     name: str
     model: DecodingModel
+    #: Bytes that one element of a matrix takes.
+    element_bytes: float
     #: What the peer is told: the files of a checkpoint, or a shape.
     order: dict[str, Any]
 
@@ -97,47 +100,55 @@ def matrix_elements(config: ModelConfig) -> tuple[int, int]:
     return layers, config.vocab_size * config.n_embd
 
 
-def least_step_s(model: DecodingModel, limits: Limits, batch: int, context: float) -> float:
+def least_step_s(found: Subject, limits: Limits, batch: int, context: float) -> float:
     """The least time for a step that decodes `batch` rows, each over `context` tokens."""
+    model = found.model
     elements = sum(matrix_elements(model.config))
     kv = batch * context * model.device.kv_bytes_per_token(model.config)
     attention = 4 * batch * context * model.config.n_layer * model.config.n_embd
-    return limits.seconds(elements * model.device.dtype.itemsize + kv, 2.0 * elements * batch + attention)
+    return limits.seconds(elements * found.element_bytes + kv, 2.0 * elements * batch + attention)
 
 
-def least_prefill_s(model: DecodingModel, limits: Limits, batch: int, length: int) -> float:
+def least_prefill_s(found: Subject, limits: Limits, batch: int, length: int) -> float:
     """The least time for `batch` prompts of `length` tokens, of which the last ones give logits."""
-    config = model.config
+    config = found.model.config
     layers, head = matrix_elements(config)
     attention = 2 * batch * length * length * config.n_layer * config.n_embd  # half of all pairs, 4 operations each
     flop = 2.0 * batch * (length * layers + head) + attention
-    return limits.seconds((layers + head) * model.device.dtype.itemsize, flop)
+    return limits.seconds((layers + head) * found.element_bytes, flop)
+
+
+def shape_config(shape: str) -> ModelConfig:
+    """The model of a shape: layers, width, heads and ids."""
+    layers, width, heads, vocab_size = (int(size) for size in shape.split(","))
+    return ModelConfig(
+        sequence_len=CONTEXT,
+        vocab_size=vocab_size,
+        rows=vocab_size,
+        n_layer=layers,
+        n_head=heads,
+        n_kv_head=heads,
+        n_embd=width,
+        era=ERAS["E1b"],
+        softcap=ERAS["E1b"].softcap,
+    )
 
 
 def subject(args: argparse.Namespace) -> Subject:
     """The model of the command line."""
     device = Device.choose("auto", threads=args.threads)
+    element_bytes = 1 + 4 / INT8_GROUP if args.weights == "int8" else float(device.dtype.itemsize)
     if args.shape:
-        layers, width, heads, vocab_size = (int(size) for size in args.shape.split(","))
-        config = ModelConfig(
-            sequence_len=CONTEXT,
-            vocab_size=vocab_size,
-            rows=vocab_size,
-            n_layer=layers,
-            n_head=heads,
-            n_kv_head=heads,
-            n_embd=width,
-            era=ERAS["E1b"],
-            softcap=ERAS["E1b"].softcap,
-        )
-        model = load_weights(config, random_weights(layers, width, vocab_size), device)
-        return Subject(args.shape, model, {"shape": [layers, width, heads, vocab_size]})
+        config = shape_config(args.shape)
+        layers, width, heads, vocab_size = config.n_layer, config.n_embd, config.n_head, config.vocab_size
+        model = load_weights(config, random_weights(layers, width, vocab_size), device, args.weights)
+        return Subject(args.shape, model, element_bytes, {"shape": [layers, width, heads, vocab_size]})
     checkpoint = formats.load(find(args.checkpoint, Path()))
     files = {"meta_file": str(checkpoint.folder.meta_file), "model_file": str(checkpoint.folder.model_file)}
     if args.vs and not checkpoint.config.era.name.startswith("E1"):
         sys.exit(f"{args.vs} has the model of eras E1a and E1b alone, and this one is of {checkpoint.config.era.name}")
-    model = load_weights(checkpoint.config, checkpoint.weights, device)
-    return Subject(checkpoint.folder.name, model, {"shape": None, **files})
+    model = load_weights(checkpoint.config, checkpoint.weights, device, args.weights)
+    return Subject(checkpoint.folder.name, model, element_bytes, {"shape": None, **files})
 
 
 def measure(args: argparse.Namespace, found: Subject, peer: Peer | None, versions: dict[str, str]) -> None:
@@ -179,12 +190,12 @@ def measure(args: argparse.Namespace, found: Subject, peer: Peer | None, version
             "tokens_per_s": _median(batch * run.steps / run.decode_s for run, *_ in runs[batch]),
             "step_ms": _median(1000 * run.decode_s / run.steps for run, *_ in runs[batch]),
             "limit_share": _median(
-                least_step_s(model, limits, batch, context) * run.steps / run.decode_s for run, limits, _ in runs[batch]
+                least_step_s(found, limits, batch, context) * run.steps / run.decode_s for run, limits, _ in runs[batch]
             ),
             "prefill_tokens_per_s": _median(batch * args.prompt / run.prefill_s for run, *_ in runs[batch]),
             "prefill_ms": _median(1000 * run.prefill_s for run, *_ in runs[batch]),
             "prefill_limit_share": _median(
-                least_prefill_s(model, limits, batch, args.prompt) / run.prefill_s for run, limits, _ in runs[batch]
+                least_prefill_s(found, limits, batch, args.prompt) / run.prefill_s for run, limits, _ in runs[batch]
             ),
         }
         if peer is not None:
@@ -199,6 +210,7 @@ def measure(args: argparse.Namespace, found: Subject, peer: Peer | None, version
         quiet=args.json,
         checkpoint=found.name,
         device=model.device.kind,
+        weights=args.weights,
         rounds=args.rounds,
         tokens=args.tokens,
         prompt=args.prompt,
@@ -225,12 +237,15 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=256, help="prompt tokens a step (CELERIAC_PREFILL_CHUNK_TOKENS)")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="rounds that count")
     parser.add_argument("--threads", type=int, default=0, help="compute threads; 0: the engine chooses")
+    parser.add_argument("--weights", choices=["exact", "int8"], default="exact", help="form of the weights in memory")
     parser.add_argument("--vs", choices=["transformers"], help="run this peer, too, with the same weights")
     parser.add_argument("--peers", type=Path, default=default_folder(), help="folder where peers are installed")
     parser.add_argument("--json", action="store_true", help="print no table, the line of JSON alone")
     args = parser.parse_args()
     if args.tokens < 2:
         parser.error("--tokens must be at least 2: the first one is the prefill's")
+    if args.vs and args.weights != "exact":
+        parser.error("--vs compares equal weights, so it goes with --weights exact alone")
     with ExitStack() as closing:
         peer, versions = None, {}
         if args.vs:

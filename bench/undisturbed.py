@@ -61,6 +61,7 @@ class Undisturbed:
             device="cpu",
             threads=threads,
             softcap=None,
+            weights="exact",
             slots=rows,
             kv_memory_mb=0,
             prefill_chunk_tokens=256,

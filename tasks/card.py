@@ -39,10 +39,10 @@ class TokenizerCard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
-    """What a checkpoint is. Equal weights, configuration and tokenizer give an equal `digest`."""
+    """What a checkpoint is. Equal weights in equal form, configuration and tokenizer give an equal `digest`."""
 
     name: str
-    #: SHA-256 (hex) over the checksums in the weights file, the model configuration and the tokenizer.
+    #: SHA-256 (hex) over the checksums in the weights file, the model configuration, the tokenizer, and the form below.
     digest: str
     step: int | None
     #: Last evaluation as the trainer wrote it; None where it wrote none, or one that is not finite.
@@ -62,6 +62,8 @@ class Card:
     parameters: int
     #: Bytes of the weights as they lie on disk.
     weight_bytes: int
+    #: How a worker holds them: as they are, or rounded to int8.
+    weights: Literal["exact", "int8"] = "exact"
     #: Bytes of keys and values that one token of one sequence holds in memory, on this worker's device.
     kv_bytes_per_token: int
     tokenizer: TokenizerCard

@@ -67,7 +67,8 @@ class CardConflictError(QueueError):
     def __init__(self, checkpoint: str, digest: str, served: str) -> None:
         super().__init__(
             f"Live workers serve other weights under the name {checkpoint!r} (digest {served[:12]}, here "
-            f"{digest[:12]}). Stop them first, or give this checkpoint's folder another name."
+            f"{digest[:12]}), or the same in another form (CELERIAC_WEIGHTS). Stop them first, or give this "
+            "checkpoint's folder another name."
         )
         self.checkpoint = checkpoint
         self.digest = digest

@@ -90,6 +90,7 @@ def load(start: Start) -> LoadedModel:
         device=start.device,
         threads=start.threads,
         softcap=start.softcap,
+        weights=start.weights,
         slots=start.slots,
         kv_memory_mb=start.kv_memory_mb,
         prefill_chunk_tokens=start.prefill_chunk_tokens,

@@ -16,6 +16,7 @@ from worker.engine.kv_ledger import KvLedger
 from worker.engine.load import load_weights
 from worker.engine.vocabulary import Vocabulary
 from worker.engine.warm_up import warm_up
+from worker.engine.weight_form import WeightForm
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 
@@ -46,13 +47,15 @@ def load_model(
     device: DeviceName,
     threads: int,
     softcap: float | None,
+    weights: WeightForm,
     slots: int,
     kv_memory_mb: int,
     prefill_chunk_tokens: int,
 ) -> LoadedModel:
     """Load a checkpoint; without a tokenizer it decodes bare ids.
 
-    Raises CheckpointError, and ValueError where the device is not there or its KV memory is too small for one context.
+    Raises CheckpointError, and ValueError where the device is not there, cannot hold weights of that form, or has too
+    little KV memory for one context.
     """
     place = Device.choose(device, threads=threads)
     checkpoint = formats.load(folder, softcap=softcap)
@@ -66,12 +69,12 @@ def load_model(
             f"the KV cache has room for {kv_tokens} tokens, less than one context of {config.sequence_len}: set "
             f"CELERIAC_KV_MEMORY_MB to {needed_mb} or more, or use a device with more memory"
         )
-    card = build_card(checkpoint, tokenizer, kv_bytes_per_token=per_token)
+    card = build_card(checkpoint, tokenizer, kv_bytes_per_token=per_token, form=weights)
     vocabulary = (
         Vocabulary.without_text(config.vocab_size) if tokenizer is None else vocabulary_of(tokenizer, config.vocab_size)
     )
     engine = Engine(
-        load_weights(config, checkpoint.weights, place),
+        load_weights(config, checkpoint.weights, place, weights),
         vocabulary,
         slots=slots,
         kv_tokens=kv_tokens,

@@ -17,6 +17,7 @@ from worker.checkpoints.tokenizers import Tokenizer, load_tokenizer
 from worker.engine.device import Device
 from worker.engine.engine import Engine
 from worker.engine.request import Finish, SequenceRequest
+from worker.engine.weight_form import WeightForm
 from worker.loading import DeviceName, load_model
 from worker.prompt import PromptError, answer_tokens, encode_prompt
 from worker.text import TextAssembler
@@ -79,6 +80,7 @@ class LocalModel:
         device: DeviceName = "auto",
         threads: int = 0,
         softcap: float | None = None,
+        weights: WeightForm = "exact",
         prefill_chunk_tokens: int = 256,
     ) -> LocalModel:
         """Load a checkpoint by path, or by name below `root`.
@@ -95,6 +97,7 @@ class LocalModel:
                 device=device,
                 threads=threads,
                 softcap=softcap,
+                weights=weights,
                 slots=SLOTS,
                 kv_memory_mb=0,
                 prefill_chunk_tokens=prefill_chunk_tokens,
@@ -196,7 +199,9 @@ class LocalModel:
         return TextAssembler(self.tokenizer.decoder(), stop=sampling.stop, stop_on_newline=sampling.stop_on_newline)
 
 
-def read_card(path_or_name: str, root: Path, *, softcap: float | None) -> tuple[Card, tuple[str, ...]]:
+def read_card(
+    path_or_name: str, root: Path, *, softcap: float | None, form: WeightForm
+) -> tuple[Card, tuple[str, ...]]:
     """The card of a checkpoint, as a CPU would serve it, and what is odd about it. Raises CheckpointError."""
     folder = find(path_or_name, root)
     checkpoint = formats.load(folder, softcap=softcap)
@@ -207,7 +212,7 @@ def read_card(path_or_name: str, root: Path, *, softcap: float | None) -> tuple[
     except TokenizerError as error:
         warnings += (f"It cannot be served, but run with --token-ids: {error}",)
     per_token = Device("cpu").kv_bytes_per_token(checkpoint.config)
-    return build_card(checkpoint, tokenizer, kv_bytes_per_token=per_token), warnings
+    return build_card(checkpoint, tokenizer, kv_bytes_per_token=per_token, form=form), warnings
 
 
 def _tokenizer(folder: CheckpointFolder, *, needed: bool) -> Tokenizer | None:

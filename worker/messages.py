@@ -9,6 +9,7 @@ from tasks.card import Card
 from worker.checkpoints.folder import CheckpointFolder
 from worker.engine.request import SequenceRequest
 from worker.engine.update import Update
+from worker.engine.weight_form import WeightForm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +23,7 @@ class Start:
     device: Literal["auto", "cpu", "cuda", "mps"]
     threads: int
     softcap: float | None
+    weights: WeightForm
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,7 @@ class EngineAlone:
             device="auto",
             threads=threads,
             softcap=None,
+            weights="exact",
             slots=slots,
             kv_memory_mb=0,
             prefill_chunk_tokens=256,

@@ -26,7 +26,7 @@ def command(checkpoint: str, as_json: bool) -> None:
     with readable_checkpoint_errors():
         from worker.local import read_card
 
-        card, warnings = read_card(checkpoint, settings.checkpoint_dir, softcap=settings.softcap)
+        card, warnings = read_card(checkpoint, settings.checkpoint_dir, softcap=settings.softcap, form=settings.weights)
     warn(warnings)
     if as_json:
         print_json(json.loads(card.to_json()))
@@ -52,7 +52,7 @@ def fields_of(card: Card) -> list[tuple[str, str]]:
         ("limits", f"prompt {card.context - 1} tokens, answer {min(MAX_TOKENS_LIMIT, card.context - 1)}"),
         ("softcap", f"{card.softcap:g}"),
         ("parameters", f"{card.parameters:,}"),
-        ("weights", f"{card.weight_bytes:,} bytes"),
+        ("weights", f"{card.weight_bytes:,} bytes, {card.weights} in memory"),
         ("KV memory", f"{card.kv_bytes_per_token:,} bytes per token, {megabytes(card)} MiB for a full context"),
         ("tokenizer", "none: it takes token ids alone" if tokenizer.kind == "none" else kind),
     ]

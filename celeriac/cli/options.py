@@ -59,6 +59,19 @@ def device(command: F) -> F:
     )(command)
 
 
+def weights(command: F) -> F:
+    """How the weights are held in memory."""
+    return click.option(
+        "--weights",
+        envvar="CELERIAC_WEIGHTS",
+        type=click.Choice(["exact", "int8"]),
+        default="exact",
+        show_default=True,
+        show_envvar=True,
+        help="Hold the weights as they are, or rounded to 8 bits (on a CPU alone): smaller and faster.",
+    )(command)
+
+
 def listening(command: F) -> F:
     """Where the API listens, and whether it is being developed."""
     options: tuple[Callable[[F], F], ...] = (

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 @click.option("--softcap", type=click.FloatRange(min=0.0, min_open=True), help="Logit softcap, instead of the era's.")
 @click.option("--logits", is_flag=True, help="With --json: also the logits after the prompt.")
 @options.device
+@options.weights
 @options.as_json
 def command(
     checkpoint: str,
@@ -34,6 +35,7 @@ def command(
     softcap: float | None,
     logits: bool,
     device: Literal["auto", "cpu", "cuda", "mps"],
+    weights: Literal["exact", "int8"],
     as_json: bool,
     **request: Any,
 ) -> None:
@@ -57,6 +59,7 @@ def command(
                 device=device,
                 threads=settings.threads,
                 softcap=softcap or settings.softcap,
+                weights=weights,
                 prefill_chunk_tokens=settings.prefill_chunk_tokens,
             )
             warn(model.warnings)

@@ -15,6 +15,7 @@ from celeriac.cli.environment import load_queue_settings, readable_checkpoint_er
 @options.checkpoint
 @options.listening
 @options.device
+@options.weights
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Workers to start.")
 @click.option("--flower", is_flag=True, help="Run Flower as well, for this machine alone.")
 @click.option("--flower-port", type=click.IntRange(1, 65535), default=5555, show_default=True, help="Port of Flower.")
@@ -28,6 +29,7 @@ def command(
     host: str,
     port: int,
     device: str,
+    weights: str,
     reload: bool,
     workers: int,
     flower: bool,
@@ -49,6 +51,7 @@ def command(
         host=host,
         port=port,
         device=device,
+        weights=weights,
         reload=reload,
         workers=workers,
         flower=flower,

@@ -14,13 +14,14 @@ from celeriac.cli.environment import load_queue_settings, require
 @click.command("worker")
 @options.checkpoint
 @options.device
+@options.weights
 @click.option("--slots", type=click.IntRange(1, 1024), help="Jobs that are decoded at once.  [env: CELERIAC_SLOTS]")
 @click.option("--name", help="Name of this worker.  [env: CELERIAC_WORKER_NAME]")
-def command(checkpoint: str, device: str, slots: int | None, name: str | None) -> None:
+def command(checkpoint: str, device: str, weights: str, slots: int | None, name: str | None) -> None:
     """Serve a checkpoint: take jobs from the queue and decode them. Several workers share the jobs."""
     require("torch", extra="worker")
     # Celery and the engine's process read their settings from the environment, too.
-    chosen = {"CHECKPOINT": checkpoint, "DEVICE": device, "SLOTS": slots, "WORKER_NAME": name}
+    chosen = {"CHECKPOINT": checkpoint, "DEVICE": device, "WEIGHTS": weights, "SLOTS": slots, "WORKER_NAME": name}
     os.environ.update({f"CELERIAC_{key}": str(value) for key, value in chosen.items() if value is not None})
     load_queue_settings()
     from worker.main import run

@@ -39,6 +39,7 @@ class Options:
     host: str
     port: int
     device: str
+    weights: str
     reload: bool
     workers: int
     flower: bool
@@ -109,6 +110,7 @@ def _environment(options: Options, settings: Settings, checkpoint: str, redis_ur
         "CELERIAC_REDIS_URL": redis_url,
         "CELERIAC_CHECKPOINT": options.checkpoint,
         "CELERIAC_DEVICE": options.device,
+        "CELERIAC_WEIGHTS": options.weights,
         # Requests without `model` stay with this checkpoint when workers of others join.
         "CELERIAC_DEFAULT_CHECKPOINT": settings.default_checkpoint or checkpoint,
         "PYTHONUNBUFFERED": "1",

@@ -36,6 +36,7 @@ def start_of(folder: CheckpointFolder) -> Start:
         device="cpu",
         threads=1,
         softcap=None,
+        weights="exact",
     )
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from bench.shapes import random_weights
-from tests.engines import checkpoint, engine, request
+from tests.engines import checkpoint
+from tests.kernels import multiply, packed, prompt_logits
 from worker.engine.config import ModelConfig
 from worker.engine.device import Device
 from worker.engine.engine import DecodingModel
@@ -24,7 +24,7 @@ from worker.engine.era import ERAS
 from worker.engine.load import load_weights
 from worker.engine.model import Model
 from worker.engine.native import library as libraries
-from worker.engine.native.library import Matrix, build, library, opened, processor_kinds
+from worker.engine.native.library import build, library, opened, processor_kinds
 from worker.engine.native.model import NativeModel
 from worker.engine.native.threads import TRY_EVERY, ThreadChoice
 
@@ -47,19 +47,6 @@ def same_threads() -> Iterator[None]:
 @pytest.fixture(scope="module", params=processor_kinds())
 def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     return opened(build(request.param, tmp_path_factory.mktemp(request.param)))
-
-
-def packed(kernels: ctypes.CDLL, weight: Tensor) -> Matrix:
-    outputs, depth = weight.shape
-    matrix = Matrix(outputs, depth, kernels.celeriac_reserve(kernels.celeriac_packed_bytes(outputs, depth)))
-    kernels.celeriac_pack(ctypes.byref(matrix), 0, weight.data_ptr(), outputs, weight.dtype is torch.bfloat16, 2)
-    return matrix
-
-
-def multiply(kernels: ctypes.CDLL, matrix: Matrix, x: Tensor, threads: int) -> Tensor:
-    out = torch.full((x.shape[0], matrix.outputs), torch.nan)
-    assert kernels.celeriac_product(ctypes.byref(matrix), x.data_ptr(), x.shape[0], out.data_ptr(), threads)
-    return out
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -107,18 +94,6 @@ def test_heads_of_any_size_give_the_logits_of_torch(kernels: ctypes.CDLL, width:
 def assert_same_logits(one: DecodingModel, other: DecodingModel, prompt: tuple[int, ...]) -> None:
     found = [prompt_logits(decoding, prompt, chunk=100) for decoding in (one, other)]
     torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=1e-4)
-
-
-def prompt_logits(decoding: DecodingModel, prompt: tuple[int, ...], *, chunk: int, mates: int = 0) -> Tensor:
-    """The logits after a prompt that goes through the model in chunks, beside others that decode or prefill."""
-    running = engine(decoding, slots=mates + 1, kv_tokens=4096, prefill_chunk_tokens=chunk)
-    for mate in range(mates):
-        running.submit(
-            request(f"mate {mate}", tuple(position % 30 for position in range(1 + 9 * mate)), 60, every_id=True)
-        )
-        running.step()
-    one = running.submit(request("one", prompt, 2, keep_prompt_logits=True, every_id=True)).wait()
-    return torch.tensor(one.prompt_logits)
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

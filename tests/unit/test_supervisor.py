@@ -50,6 +50,7 @@ class World:
                 device="cpu",
                 threads=1,
                 softcap=None,
+                weights="exact",
             ),
             load_timeout_s=1.0,
             on_updates=lambda _: None,

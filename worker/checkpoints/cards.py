@@ -12,18 +12,21 @@ from worker.checkpoints.errors import CheckpointError
 from worker.checkpoints.formats import Checkpoint
 from worker.checkpoints.tokenizers import Tokenizer
 from worker.checkpoints.tokenizers.finder import tokenizer_file
+from worker.engine.weight_form import INT8_GROUP, WeightForm
 
 #: The card's tokenizer where there is none: prompts must be token ids.
 NO_TOKENIZER = TokenizerCard(kind="none", text_ids=0)
 
 
-def build_card(checkpoint: Checkpoint, tokenizer: Tokenizer | None, *, kv_bytes_per_token: int) -> Card:
+def build_card(
+    checkpoint: Checkpoint, tokenizer: Tokenizer | None, *, kv_bytes_per_token: int, form: WeightForm = "exact"
+) -> Card:
     """The card. Raises CheckpointError where the files vanished meanwhile."""
     config, meta, folder = checkpoint.config, checkpoint.meta, checkpoint.folder
     weights = checkpoint.weights.values()
     return Card(
         name=folder.name,
-        digest=_digest(checkpoint, tokenizer),
+        digest=_digest(checkpoint, tokenizer, form),
         step=folder.step,
         loss=meta.loss,
         loss_name=meta.loss_name,
@@ -37,13 +40,15 @@ def build_card(checkpoint: Checkpoint, tokenizer: Tokenizer | None, *, kv_bytes_
         softcap=config.softcap,
         parameters=sum(tensor.numel() for tensor in weights),
         weight_bytes=sum(tensor.numel() * tensor.element_size() for tensor in weights),
+        weights=form,
         kv_bytes_per_token=kv_bytes_per_token,
         tokenizer=_tokenizer_card(tokenizer),
     )
 
 
-def _digest(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> str:
-    """SHA-256 over the weights file's digest, the shape, and the tokenizer: whatever decides what a prompt gives."""
+def _digest(checkpoint: Checkpoint, tokenizer: Tokenizer | None, form: WeightForm) -> str:
+    """SHA-256 over the weights file's digest, the shape, the tokenizer, and int8's rounding: whatever decides what a
+    prompt gives."""
     parts = [
         archive.digest(checkpoint.folder.model_file).encode(),
         json.dumps(asdict(checkpoint.config), sort_keys=True).encode(),
@@ -54,6 +59,8 @@ def _digest(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> str:
             parts.append(file.read_bytes())
         except OSError as error:
             raise CheckpointError(file, f"cannot be read any more: {error.strerror}") from error
+    if form == "int8":
+        parts.append(b"int8 weights, a scale for %d" % INT8_GROUP)
     return hashlib.sha256(b"\n".join(parts)).hexdigest()
 
 

@@ -13,13 +13,26 @@ from worker.engine.graphs import CudaGraphs
 from worker.engine.model import Model
 from worker.engine.native.model import NativeModel
 from worker.engine.static_decode import StaticDecode
+from worker.engine.weight_form import INT8_GROUP, WeightForm
 
 
-def load_weights(config: ModelConfig, weights: Mapping[str, Tensor], device: Device) -> DecodingModel:
+def load_weights(
+    config: ModelConfig, weights: Mapping[str, Tensor], device: Device, form: WeightForm = "exact"
+) -> DecodingModel:
     """A model of `weights`, which are as on disk: on compiled kernels where the device has them, else on torch, with
-    its decoding steps recorded where the device can do that."""
+    its decoding steps recorded where the device can do that.
+
+    ValueError where `form` needs the kernels and there are none.
+    """
     kernels = device.kernels
     if kernels is not None:
-        return NativeModel.load(config, weights, device, kernels)
+        return NativeModel.load(config, weights, device, kernels, group=INT8_GROUP if form == "int8" else 0)
+    if form != "exact":
+        missing = (
+            "this machine has none: install a C compiler"
+            if device.kind == "cpu"
+            else f"{device.kind} has none: use cpu"
+        )
+        raise ValueError(f"{form} weights need the compiled kernels, and {missing}, or set CELERIAC_WEIGHTS to exact")
     model = Model.load(config, weights, device)
     return StaticDecode(model, CudaGraphs().record) if device.graphs else model

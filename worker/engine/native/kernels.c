@@ -1,5 +1,5 @@
-/* The forward pass of every era of nanochat on a CPU, fp32: `celeriac_forward`, what makes its matrices, and
-`celeriac_draw`, which draws from its logits.
+/* The forward pass of every era of nanochat on a CPU, fp32 (its matrices may be int8): `celeriac_forward`, what makes its
+matrices, and `celeriac_draw`, which draws from its logits.
 
 worker/engine/native/library.py has the twins of these structs, and worker/engine/native/model.py fills them in. All
 memory but the workspace is the caller's. Shapes: T positions of the flattened batch, C channels, H heads, G key-value
@@ -13,6 +13,7 @@ heads, D channels a head, P places of the cache, R rows of logits, V ids. */
 #include "vector.h"
 
 #include "attention.h"
+#include "int8.h"
 #include "product.h"
 #include "sampling.h"
 #include "team.h"
@@ -143,7 +144,11 @@ static void product(Worker *w, enum Then then, const Matrix *m, const float *x, 
     long end = begin + share < panels ? begin + share : panels;
     for (long first = begin; first < end; first += at_once) {
       int count = (int)(end - first < at_once ? end - first : at_once);
-      multiply(rows, count, x, stride, m, first, w->scratch);
+      if (m->group) {
+        multiply_coded(rows, count, x, stride, m, first, w->scratch, w->scratch + w->step->scratch_size - WIDENED);
+      } else {
+        multiply(rows, count, x, stride, m, first, w->scratch);
+      }
       long column = first * COLUMNS, width = count * COLUMNS;
       if (column + width > m->outputs) width = m->outputs - column;
       for (long r = 0; r < rows; r++) {
@@ -322,7 +327,7 @@ static long lay_out(Step *s, const Model *m, long positions, long keys, int thre
   long most = positions * PANELS_MOST * COLUMNS;
   if (most < keys) most = keys;
   if (most < m->channels) most = m->channels;
-  s->scratch_size = padded(most);
+  s->scratch_size = padded(most) + WIDENED;
   float **parts[] = {&s->x, &s->embedded, &s->middle, &s->h, &s->attended, &s->qkv, &s->hidden, &s->scratch};
   long sizes[] = {positions * s->stride, positions * s->stride, positions * s->stride, positions * s->stride,
                   positions * s->stride, positions * s->qkv_stride, positions * s->hidden_stride,
@@ -378,10 +383,10 @@ void celeriac_enlarge_pages(void *memory, long bytes) {
 
 void celeriac_release(void *memory, long bytes) { munmap(memory, bytes); }
 
-/* Bytes of a packed matrix. */
-long celeriac_packed_bytes(long outputs, long depth) {
-  Matrix m = {outputs, depth, NULL};
-  return panel_count(&m) * COLUMNS * depth * (long)sizeof(float);
+/* Bytes of a packed matrix; `group` as in Matrix. */
+long celeriac_packed_bytes(long outputs, long depth, long group) {
+  Matrix m = {outputs, depth, NULL, group};
+  return panel_count(&m) * (group ? coded_bytes(&m, depth) : COLUMNS * depth * (long)sizeof(float));
 }
 
 typedef struct {
@@ -398,7 +403,8 @@ static void pack_shares(void *arg, int thread) {
   long row_bytes = p->matrix->depth * (p->bf16 ? 2 : 4);
   for (long i = atomic_fetch_add(&p->claimed, COLUMNS); i < p->count; i = atomic_fetch_add(&p->claimed, COLUMNS)) {
     long count = p->count - i < COLUMNS ? p->count - i : COLUMNS;
-    pack(p->matrix, p->at + i, (const char *)p->from + i * row_bytes, count, (int)p->bf16);
+    const char *rows = (const char *)p->from + i * row_bytes;
+    (p->matrix->group ? pack_coded : pack)(p->matrix, p->at + i, rows, count, (int)p->bf16);
   }
 }
 
@@ -443,7 +449,7 @@ static void product_alone(void *arg, int thread) {
 int celeriac_product(const Matrix *matrix, const float *x, long rows, float *out, int threads) {
   atomic_long claims[2] = {0, 0};
   Alone alone = {matrix, x, rows, out, {.threads = threads, .claims = claims}};
-  alone.step.scratch_size = padded(rows * PANELS_MOST * COLUMNS);
+  alone.step.scratch_size = padded(rows * PANELS_MOST * COLUMNS) + WIDENED;
   alone.step.scratch = malloc(threads * alone.step.scratch_size * sizeof(float));
   if (alone.step.scratch == NULL) return 0;
   work_together(threads, product_alone, &alone);

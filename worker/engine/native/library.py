@@ -43,7 +43,7 @@ Long = ctypes.c_long
 class Matrix(ctypes.Structure):
     """A packed matrix; see product.h."""
 
-    _fields_ = (("outputs", Long), ("depth", Long), ("panels", Pointer))
+    _fields_ = (("outputs", Long), ("depth", Long), ("panels", Pointer), ("group", Long))
 
 
 class Table(ctypes.Structure):
@@ -130,7 +130,7 @@ _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "celeriac_reserve": (Pointer, (Long,)),
     "celeriac_enlarge_pages": (None, (Pointer, Long)),
     "celeriac_release": (None, (Pointer, Long)),
-    "celeriac_packed_bytes": (Long, (Long, Long)),
+    "celeriac_packed_bytes": (Long, (Long, Long, Long)),
     "celeriac_pack": (None, (Pointer, Long, Pointer, Long, Long, ctypes.c_int)),
     "celeriac_workspace_bytes": (Long, (Pointer, Long, Long, ctypes.c_int)),
     "celeriac_forward": (None, (Pointer, Pointer, Pointer, Long, ctypes.c_int)),

@@ -1,4 +1,6 @@
-"""The model on compiled kernels: the same forward pass as `worker.engine.model`, as one call a step, fp32 on a CPU."""
+"""The model on compiled kernels: the same forward pass as `worker.engine.model`, as one call a step, fp32 on a CPU.
+
+Its matrices are fp32, or int8 with a scale for each group of inputs."""
 
 from __future__ import annotations
 
@@ -33,13 +35,13 @@ class Arena:
         self.address: int | None = kernels.celeriac_reserve(size)
         if self.address is None:
             raise MemoryError(f"there is no memory for {size} bytes of weights")
-        self._size = size
+        self.size = size
         self._end = 0
         weakref.finalize(self, kernels.celeriac_release, self.address, size)
 
     def filled(self, kernels: ctypes.CDLL) -> None:
         """What was taken is filled, and will only be read."""
-        kernels.celeriac_enlarge_pages(self.address, self._size)
+        kernels.celeriac_enlarge_pages(self.address, self.size)
 
     def take(self, size: int) -> int:
         """The address of the next `size` bytes."""
@@ -85,14 +87,25 @@ class NativeModel:
         self._pass = Pass()
         self._threads = ThreadChoice(torch.get_num_threads(), fixed=device.fixed_threads)
 
+    @property
+    def matrix_bytes(self) -> int:
+        """Memory of the packed matrices."""
+        return self._arena.size
+
     @classmethod
     def load(
-        cls, config: ModelConfig, weights: Mapping[str, Tensor], device: Device, kernels: ctypes.CDLL
+        cls,
+        config: ModelConfig,
+        weights: Mapping[str, Tensor],
+        device: Device,
+        kernels: ctypes.CDLL,
+        *,
+        group: int = 0,
     ) -> NativeModel:
-        """As `worker.engine.model.Model.load`."""
+        """As `worker.engine.model.Model.load`. `group` 0: fp32 matrices; else int8, so many inputs with one scale."""
         model = cls(config, device, kernels)
         with torch.inference_mode():
-            _Loader(model, weights).load()
+            _Loader(model, weights, group).load()
         return model
 
     def forward(self, batch: Batch, cache: KvCache) -> Tensor:
@@ -145,8 +158,9 @@ class NativeModel:
 class _Loader:
     """Packs a checkpoint's tensors, one by one."""
 
-    def __init__(self, model: NativeModel, weights: Mapping[str, Tensor]) -> None:
+    def __init__(self, model: NativeModel, weights: Mapping[str, Tensor], group: int) -> None:
         self._model = model
+        self._group = group
         self._config = model.config
         self._weights = weights
         self._pages = MappedPages()
@@ -183,7 +197,7 @@ class _Loader:
             layer.value_gate = self._copy(f"{name}attn.ve_gate.weight")
 
     def _size(self, outputs: int, depth: int) -> int:
-        size: int = self._model._kernels.celeriac_packed_bytes(outputs, depth)
+        size: int = self._model._kernels.celeriac_packed_bytes(outputs, depth, self._group)
         return size
 
     def _matrix(self, *names: str, outputs: int = 0) -> Matrix:
@@ -192,7 +206,7 @@ class _Loader:
         tensors = [self._weights[name] for name in names]
         counts = [outputs or tensor.shape[0] for tensor in tensors]
         depth = tensors[0].shape[1]
-        matrix = Matrix(sum(counts), depth, model._arena.take(self._size(sum(counts), depth)))
+        matrix = Matrix(sum(counts), depth, model._arena.take(self._size(sum(counts), depth)), self._group)
         at = 0
         for tensor, count in zip(tensors, counts, strict=True):
             plain = self._plain(tensor)

@@ -20,6 +20,7 @@ enum { AHEAD = 1024, TILES_SHARE = 6 };
 typedef struct {
   long outputs, depth;
   float *panels;
+  long group; /* 0, or the matrix is one of int8.h: inputs that share a scale, at most PIECE */
 } Matrix;
 
 INLINE long panel_count(const Matrix *m) { return (m->outputs + COLUMNS - 1) / COLUMNS; }
