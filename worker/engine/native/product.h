@@ -8,8 +8,9 @@ the number of rows that are multiplied together nor on the threads: a row's resu
 #include "vector.h"
 
 enum { COLUMNS = 2 * LANES };
-/* Depth of a piece of a panel that stays in a near cache while all rows are multiplied with it. */
-enum { PIECE = 768 };
+/* Depth of a piece of a panel that stays in a near cache while all rows are multiplied with it: with many rows, and with
+so few that the next piece has to come meanwhile. */
+enum { PIECE = 768, SHORT_PIECE = 384 };
 /* Panels that few rows are multiplied with at once: one alone has too few sums for the processor to overlap. */
 enum { PANELS_MOST = 4 };
 /* Floats that are fetched ahead where all rows fit into one tile. With some more tiles, each fetches its part of the next
@@ -25,6 +26,15 @@ typedef struct {
 
 INLINE long panel_count(const Matrix *m) { return (m->outputs + COLUMNS - 1) / COLUMNS; }
 
+/* What one row multiplies comes into the nearest cache. With more rows it would push out what is used until then. */
+INLINE void prefetch(const int rows, const float *from) {
+  if (rows == 1) {
+    __builtin_prefetch(from, 0, 3);
+  } else {
+    __builtin_prefetch(from, 0, 2);
+  }
+}
+
 /* Sums (rows, panels * COLUMNS) += x (rows, depth) times a piece of some panels. */
 INLINE void tile(const int rows, const int panels, const float *x, long stride, const float *w, long panel_size,
                  long depth, const float *ahead, long ahead_step, float *sums, int begins) {
@@ -39,8 +49,8 @@ INLINE void tile(const int rows, const int panels, const float *x, long stride, 
     UNROLL for (int p = 0; p < panels; p++) {
       const float *from = w + p * panel_size + k * COLUMNS;
       const float *soon = ahead + p * panel_size + k * ahead_step;
-      __builtin_prefetch(soon);
-      if (COLUMNS * 4 > 64 && ahead_step == COLUMNS) __builtin_prefetch(soon + LANES);
+      prefetch(rows, soon);
+      if (COLUMNS * 4 > 64 && ahead_step == COLUMNS) prefetch(rows, soon + LANES);
       b[2 * p] = load(from);
       b[2 * p + 1] = load(from + LANES);
     }
@@ -81,12 +91,13 @@ INLINE int panels_for(long rows) { return rows == 1 ? PANELS_MOST : rows == 2 ? 
 static void multiply(long rows, int panels, const float *x, long stride, const Matrix *m, long first, float *sums) {
   long blocks = (rows + TILE_ROWS - 1) / TILE_ROWS, panel_size = m->depth * COLUMNS;
   const float *w = m->panels + first * panel_size;
-  for (long k = 0; k < m->depth; k += PIECE) {
-    long depth = m->depth - k < PIECE ? m->depth - k : PIECE;
+  int shared = blocks > 1 && blocks <= TILES_SHARE;
+  long piece_depth = blocks <= TILES_SHARE ? SHORT_PIECE : PIECE;
+  for (long k = 0; k < m->depth; k += piece_depth) {
+    long depth = m->depth - k < piece_depth ? m->depth - k : piece_depth;
     for (long block = 0; block < blocks; block++) {
       long begin = rows * block / blocks, end = rows * (block + 1) / blocks;
       const float *piece = w + k * COLUMNS;
-      int shared = blocks > 1 && blocks <= TILES_SHARE;
       const float *ahead = piece + (shared ? (depth + depth * block / blocks) * COLUMNS : AHEAD);
       tiles((int)(end - begin), panels, x + begin * stride + k, stride, piece, panel_size, depth, ahead,
             shared ? COLUMNS / blocks : COLUMNS, sums + begin * panels * COLUMNS, k == 0);
