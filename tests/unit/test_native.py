@@ -26,7 +26,7 @@ from worker.engine.model import Model
 from worker.engine.native import library as libraries
 from worker.engine.native.library import build, library, opened, processor_kinds
 from worker.engine.native.model import NativeModel
-from worker.engine.native.threads import TRY_EVERY, ThreadChoice
+from worker.engine.native.threads import TRY_EVERY, ThreadChoice, Way
 
 ROOT = Path(__file__).parents[2]
 CPU = Device("cpu")
@@ -109,6 +109,28 @@ def test_no_bit_of_a_sequence_depends_on_its_batch_its_chunks_or_the_threads(fol
     assert all(one.equal(logits[0]) for one in logits)
 
 
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_no_bit_depends_on_how_threads_share_a_step(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = checkpoint(folder)
+    caches: list[Tensor] = []
+    texts = []
+    for way in (Way(1), Way(2), Way(3), Way(2, by_rows=True), Way(3, by_rows=True), Way(8, by_rows=True)):
+
+        def shared(*_: object, apart: bool = False, way: Way = way) -> Way:
+            return way if apart else Way(way.threads)
+
+        monkeypatch.setattr(ThreadChoice, "pick", shared)
+        torch.set_num_threads(way.threads)
+        running = engine(load_weights(found.config, found.weights, CPU), slots=7, kv_tokens=2048)
+        sequences = [running.submit(request(str(row), (1 + row, 2, 3), 20 + row, temperature=0.5)) for row in range(7)]
+        while running.has_work:
+            running.step()
+        texts.append([sequence.tokens for sequence in sequences])
+        caches.append(running._cache.memory.clone())
+    assert all(text == texts[0] for text in texts)
+    assert all(cache.equal(caches[0]) for cache in caches)
+
+
 def test_without_a_compiler_the_model_runs_on_torch(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -141,8 +163,9 @@ class Machine:
         """The counts that were taken."""
         taken = []
         for _ in range(steps):
-            taken.append(self.choice.pick(8))
-            self.choice.note(8, taken[-1], self.seconds[taken[-1]])
+            way = self.choice.pick(8)
+            taken.append(way.threads)
+            self.choice.note(8, way, self.seconds[way.threads])
         return taken
 
 
@@ -187,8 +210,8 @@ def test_of_many_counts_the_neighbours_are_tried() -> None:
 def test_a_count_that_was_asked_for_is_kept() -> None:
     choice = ThreadChoice(3, fixed=True)
     for _ in range(20):
-        assert choice.pick(1) == 3
-        choice.note(1, 3, 1.0)
+        assert choice.pick(1) == Way(3)
+        choice.note(1, Way(3), 1.0)
     assert ThreadChoice(5, fixed=False).counts == [5, 2, 1]
 
 

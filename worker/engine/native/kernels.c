@@ -73,11 +73,14 @@ typedef struct {
   long stage;
 } Worker;
 
+/* Stages of a pass, at most. */
+INLINE long stage_count(const Model *m) { return 16 * m->layers + 64; }
+
 /* The next piece of the present stage's work. */
 INLINE long claim(Worker *w, long size) { return atomic_fetch_add(&w->step->claims[w->stage], size); }
 
 INLINE void next_stage(Worker *w) {
-  meet();
+  if (w->step->threads > 1) meet();
   w->stage++;
 }
 
@@ -319,6 +322,35 @@ static void forward(void *arg, int thread) {
   cap_logits(&w);
 }
 
+/* Rows that depend on no other of the batch, shared out: each thread takes its share through all layers, in its own part
+of the workspace, and meets the others at the end alone. The weights are read once for each share. */
+static void forward_shares(void *arg, int thread) {
+  (void)thread;
+  const Step *whole = arg;
+  const Pass *all = whole->pass;
+  long shares = whole->threads, stages = stage_count(whole->model);
+  for (long i = atomic_fetch_add(&whole->claims[0], 1); i < shares; i = atomic_fetch_add(&whole->claims[0], 1)) {
+    long begin = all->positions * i / shares, count = all->positions * (i + 1) / shares - begin;
+    Pass pass = *all;
+    Step step = *whole;
+    pass.positions = pass.outputs = count;
+    pass.tokens += begin;
+    pass.previous += begin;
+    pass.position += begin;
+    pass.place += begin;
+    pass.logits += begin * whole->model->ids;
+    step.pass = &pass;
+    step.threads = 1;
+    float **parts[] = {&step.x, &step.embedded, &step.middle, &step.h, &step.attended};
+    for (int part = 0; part < 5; part++) *parts[part] += begin * step.stride;
+    step.qkv += begin * step.qkv_stride;
+    step.hidden += begin * step.hidden_stride;
+    step.scratch += i * step.scratch_size;
+    step.claims += 1 + i * stages;
+    if (count) forward(&step, 0);
+  }
+}
+
 /* Floats of workspace for passes of so many positions over so many keys. */
 static long lay_out(Step *s, const Model *m, long positions, long keys, int threads, float *memory) {
   s->stride = padded(m->channels);
@@ -414,21 +446,26 @@ void celeriac_pack(const Matrix *matrix, long at, const void *from, long count, 
   work_together(threads, pack_shares, &packing);
 }
 
+/* Counters of claims, for each thread that goes through the model by itself, and one for who does. */
+static long claims_bytes(const Model *model, int threads) {
+  return padded(1 + threads * stage_count(model)) * (long)sizeof(atomic_long);
+}
+
 /* Bytes of workspace that a pass of `positions` positions, each over at most `keys` keys, needs. */
 long celeriac_workspace_bytes(const Model *model, long positions, long keys, int threads) {
   Step step;
   long floats = lay_out(&step, model, positions, keys, threads, NULL);
-  return floats * (long)sizeof(float) + (16 * model->layers + 64) * (long)sizeof(atomic_long);
+  return floats * (long)sizeof(float) + claims_bytes(model, threads);
 }
 
-/* Put a pass through the model. The workspace must be for as many positions, keys and threads. */
-void celeriac_forward(const Model *model, const Pass *pass, void *workspace, long keys, int threads) {
+/* Put a pass through the model. The workspace must be for as many positions, keys and threads. With `by_rows` every
+position must be of another sequence and give logits: the threads then share the rows and not the matrices. */
+void celeriac_forward(const Model *model, const Pass *pass, void *workspace, long keys, int threads, int by_rows) {
   Step step = {.model = model, .pass = pass, .threads = threads};
-  long stages = 16 * model->layers + 64;
   step.claims = workspace;
-  memset(workspace, 0, stages * sizeof(atomic_long));
-  lay_out(&step, model, pass->positions, keys, threads, (float *)((char *)workspace + stages * sizeof(atomic_long)));
-  work_together(threads, forward, &step);
+  memset(workspace, 0, claims_bytes(model, threads));
+  lay_out(&step, model, pass->positions, keys, threads, (float *)((char *)workspace + claims_bytes(model, threads)));
+  work_together(threads, by_rows ? forward_shares : forward, &step);
 }
 
 typedef struct {

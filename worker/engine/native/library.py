@@ -133,7 +133,7 @@ _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "celeriac_packed_bytes": (Long, (Long, Long, Long)),
     "celeriac_pack": (None, (Pointer, Long, Pointer, Long, Long, ctypes.c_int)),
     "celeriac_workspace_bytes": (Long, (Pointer, Long, Long, ctypes.c_int)),
-    "celeriac_forward": (None, (Pointer, Pointer, Pointer, Long, ctypes.c_int)),
+    "celeriac_forward": (None, (Pointer, Pointer, Pointer, Long, ctypes.c_int, ctypes.c_int)),
     "celeriac_product": (ctypes.c_int, (Pointer, Pointer, Long, Pointer, ctypes.c_int)),
     "celeriac_draw_bytes": (Long, (Long,)),
     "celeriac_draw": (None, (Pointer, Long, Long, Pointer, Pointer, Pointer, ctypes.c_int)),

@@ -111,11 +111,13 @@ class NativeModel:
     def forward(self, batch: Batch, cache: KvCache) -> Tensor:
         """Put the keys and values of `batch` in the cache and return the wanted logits (R, V), fp32."""
         positions, outputs = batch.tokens.shape[0], len(batch.outputs)
-        threads = self._threads.pick(positions)
+        # Where no two positions are of one sequence.
+        apart = outputs == positions == len(batch.chunks)
+        way = self._threads.pick(positions, apart=apart)
         reach = batch.last_position + 1
         if reach > self._reach:
             self._grow_angles(reach)
-        workspace = self._workspace_of(positions, threads)
+        workspace = self._workspace_of(positions, way.threads)
         logits = torch.empty(outputs, self.config.vocab_size)
         step = self._pass
         step.positions = positions
@@ -130,9 +132,9 @@ class NativeModel:
         step.logits = logits.data_ptr()
         began = time.perf_counter()
         self._kernels.celeriac_forward(
-            ctypes.byref(self._data), ctypes.byref(step), workspace.data_ptr(), self._reach, threads
+            ctypes.byref(self._data), ctypes.byref(step), workspace.data_ptr(), self._reach, way.threads, way.by_rows
         )
-        self._threads.note(positions, threads, time.perf_counter() - began)
+        self._threads.note(positions, way, time.perf_counter() - began, apart=apart)
         return logits
 
     def _grow_angles(self, reach: int) -> None:

@@ -56,10 +56,10 @@ class NativeSampler:
         if len(batch) == 1 or logits.numel() < _LOGITS_FOR_THREADS:
             self._run(logits, 1)
         else:
-            threads = self._threads.pick(len(batch))
+            way = self._threads.pick(len(batch))
             began = time.perf_counter()
-            self._run(logits, threads)
-            self._threads.note(len(batch), threads, time.perf_counter() - began)
+            self._run(logits, way.threads)
+            self._threads.note(len(batch), way, time.perf_counter() - began)
         return self._drawn
 
     def _run(self, logits: Tensor, threads: int) -> None:
