@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from bench.shapes import random_weights
-from tests.engines import checkpoint
+from tests.engines import checkpoint, engine, request
 from tests.kernels import multiply, packed, prompt_logits
 from worker.engine.config import ModelConfig
 from worker.engine.device import Device
