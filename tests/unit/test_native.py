@@ -121,6 +121,7 @@ def test_no_bit_depends_on_how_threads_share_a_step(folder: str, monkeypatch: py
             return way if apart else Way(way.threads)
 
         monkeypatch.setattr(ThreadChoice, "pick", shared)
+        monkeypatch.setattr(ThreadChoice, "note", lambda *_, **__: None)
         torch.set_num_threads(way.threads)
         running = engine(load_weights(found.config, found.weights, CPU), slots=7, kv_tokens=2048)
         sequences = [running.submit(request(str(row), (1 + row, 2, 3), 20 + row, temperature=0.5)) for row in range(7)]
