@@ -7,10 +7,11 @@ One round measures the machine, then each batch size, ours and the peer's in tur
 does so for all of them. After a round of warm-up the figures are medians of the rounds, and so are ratios and shares,
 which are taken within a round.
 
-`tokens_per_s` and `step_ms` are those of decoding; a `ratio` compares whole texts, prompt included. `limit_share` is
-the least time in which this machine could have done the work (read every matrix and the batch's keys and values, do the
-arithmetic; see `bench.limits`) as a share of the time that it took. A model that fits into the processor's cache can
-be above it.
+`tokens_per_s` and `step_ms` are those of decoding. The peer's time by ours is `ratio` for whole texts, prompt included,
+and `decode_ratio` for what comes when all texts have their first token: with the peer, from the start of the next
+forward pass on, which a hook on its model notes. `limit_share` is the least time in which this machine could have done
+the work (read every matrix and the batch's keys and values, do the arithmetic; see `bench.limits`) as a share of the
+time that it took. A model that fits into the processor's cache can be above it.
 """
 
 from __future__ import annotations
@@ -65,6 +66,24 @@ class Run:
     #: Behind that.
     decode_s: float
     steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class PeerRun:
+    """The same by the peer."""
+
+    seconds: float
+    #: Behind the first token of each text.
+    decode_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One batch size in one round."""
+
+    ours: Run
+    theirs: PeerRun | None
+    limits: Limits
 
 
 def prompts(batch: int, length: int, vocab_size: int) -> list[list[int]]:
@@ -161,39 +180,23 @@ def measure(args: argparse.Namespace, found: Subject, peer: Peer | None, version
             ours = decode(engine, texts[batch], args.tokens).ids
             if different := disagreements(ours, expected["ids"], expected["margins"]):
                 sys.exit(f"batch {batch}: the texts are not the same\n" + "\n".join(different))
-    runs: dict[int, list[tuple[Run, Limits, float | None]]] = {batch: [] for batch in batches}
+    rounds: dict[int, list[Round]] = {batch: [] for batch in batches}
     for round_ in range(args.rounds + 1):
         for batch in batches:
             limits = meter.measure()
             theirs = None
             if peer is not None and round_ % 2:
-                theirs = peer.ask("run", prompts=texts[batch], tokens=args.tokens)["seconds"]
+                theirs = PeerRun(**peer.ask("run", prompts=texts[batch], tokens=args.tokens))
             run = decode(engine, texts[batch], args.tokens)
             if peer is not None and theirs is None:
-                theirs = peer.ask("run", prompts=texts[batch], tokens=args.tokens)["seconds"]
+                theirs = PeerRun(**peer.ask("run", prompts=texts[batch], tokens=args.tokens))
             if round_:
-                runs[batch].append((run, limits, theirs))
+                rounds[batch].append(Round(run, theirs, limits))
     rows = []
     for batch in batches:
-        context = args.prompt + args.tokens / 2
-        row: dict[str, Any] = {
-            "batch": batch,
-            "tokens_per_s": _median(batch * run.steps / run.decode_s for run, *_ in runs[batch]),
-            "step_ms": _median(1000 * run.decode_s / run.steps for run, *_ in runs[batch]),
-            "limit_share": _median(
-                least_step_s(model, limits, batch, context) * run.steps / run.decode_s for run, limits, _ in runs[batch]
-            ),
-            "prefill_tokens_per_s": _median(batch * args.prompt / run.prefill_s for run, *_ in runs[batch]),
-            "prefill_ms": _median(1000 * run.prefill_s for run, *_ in runs[batch]),
-            "prefill_limit_share": _median(
-                least_prefill_s(model, limits, batch, args.prompt) / run.prefill_s for run, limits, _ in runs[batch]
-            ),
-        }
+        row = {"batch": batch, **own_figures(model, batch, rounds[batch], prompt=args.prompt, tokens=args.tokens)}
         if peer is not None:
-            ratios = [theirs / run.seconds for run, _, theirs in runs[batch] if theirs is not None]
-            row["peer_tokens_per_s"] = _median(batch * args.tokens / theirs for *_, theirs in runs[batch] if theirs)
-            row["ratios"] = [round(ratio, 3) for ratio in ratios]
-            row["ratio"] = _median(ratios)
+            row |= peer_figures(batch, rounds[batch], tokens=args.tokens)
         rows.append(row)
     report(
         "engine",
@@ -205,10 +208,45 @@ def measure(args: argparse.Namespace, found: Subject, peer: Peer | None, version
         tokens=args.tokens,
         prompt=args.prompt,
         parameters=sum(matrix_elements(config)),
-        bytes_per_s=statistics.median(limits.bytes_per_s for found in runs.values() for _, limits, _ in found),
-        flop_per_s=statistics.median(limits.flop_per_s for found in runs.values() for _, limits, _ in found),
+        bytes_per_s=statistics.median(each.limits.bytes_per_s for found in rounds.values() for each in found),
+        flop_per_s=statistics.median(each.limits.flop_per_s for found in rounds.values() for each in found),
         peer={"name": args.vs, "versions": versions, "same_ids": True} if peer is not None else None,
     )
+
+
+def own_figures(
+    model: Model | NativeModel, batch: int, rounds: list[Round], *, prompt: int, tokens: int
+) -> dict[str, Any]:
+    """What ours does, and as a share of the limit. `prompt` and `tokens` are the lengths of each text's two parts."""
+    context = prompt + tokens / 2
+    runs = [(each.ours, each.limits) for each in rounds]
+    return {
+        "tokens_per_s": _median(batch * run.steps / run.decode_s for run, _ in runs),
+        "step_ms": _median(1000 * run.decode_s / run.steps for run, _ in runs),
+        "limit_share": _median(
+            least_step_s(model, limits, batch, context) * run.steps / run.decode_s for run, limits in runs
+        ),
+        "prefill_tokens_per_s": _median(batch * prompt / run.prefill_s for run, _ in runs),
+        "prefill_ms": _median(1000 * run.prefill_s for run, _ in runs),
+        "prefill_limit_share": _median(
+            least_prefill_s(model, limits, batch, prompt) / run.prefill_s for run, limits in runs
+        ),
+    }
+
+
+def peer_figures(batch: int, rounds: list[Round], *, tokens: int) -> dict[str, Any]:
+    """What the peer does, and how many times as fast ours is."""
+    pairs = [(each.ours, each.theirs) for each in rounds if each.theirs is not None]
+    ratios = [theirs.seconds / ours.seconds for ours, theirs in pairs]
+    decode_ratios = [theirs.decode_s / ours.decode_s for ours, theirs in pairs]
+    return {
+        "peer_tokens_per_s": _median(batch * tokens / theirs.seconds for _, theirs in pairs),
+        "ratios": [round(ratio, 3) for ratio in ratios],
+        "ratio": _median(ratios),
+        "peer_decode_tokens_per_s": _median(batch * (tokens - 1) / theirs.decode_s for _, theirs in pairs),
+        "decode_ratios": [round(ratio, 3) for ratio in decode_ratios],
+        "decode_ratio": _median(decode_ratios),
+    }
 
 
 def _median(values: Iterable[float]) -> float:

@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 
+from bench.engine import PeerRun, Round, Run, peer_figures
+from bench.limits import Limits
 from tests.integration.stack import ROOT
 
 
@@ -39,3 +41,13 @@ def test_the_queue_bench_tells_what_the_queue_adds() -> None:
     assert row["http_p95_ms"] >= row["http_p50_ms"] > row["engine_p50_ms"] > 0
     assert row["added_p50_ms"] > 0
     assert set(row["memory_mb"]) == {"api", "worker", "engine"}
+
+
+def test_a_peer_is_compared_on_whole_texts_and_on_decoding_alone() -> None:
+    run = Run(ids=[], seconds=2.0, prefill_s=1.0, decode_s=1.0, steps=9)
+    rounds = [Round(run, PeerRun(seconds=4.0, decode_s=decode_s), Limits(1.0, 1.0)) for decode_s in (1.5, 2.0, 3.0)]
+    figures = peer_figures(2, rounds, tokens=10)
+    assert (figures["ratio"], figures["decode_ratio"]) == (2.0, 2.0)
+    assert figures["decode_ratios"] == [1.5, 2.0, 3.0]
+    # Of ten tokens of each text nine are decoded.
+    assert (figures["peer_tokens_per_s"], figures["peer_decode_tokens_per_s"]) == (5.0, 9.0)

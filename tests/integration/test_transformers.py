@@ -50,3 +50,9 @@ def test_a_shipped_checkpoint_writes_what_transformers_writes(peer: Peer, name: 
         theirs = peer.ask("check", prompts=texts, tokens=TOKENS, vocab_size=config.vocab_size)
         ours = decode(engine, texts, TOKENS).ids
         assert disagreements(ours, theirs["ids"], theirs["margins"]) == []
+
+
+def test_the_time_behind_the_first_tokens_is_told(peer: Peer) -> None:
+    peer.ask("load", shape=[2, 64, 2, 32], threads=1)
+    times = peer.ask("run", prompts=prompts(3, 9, 32), tokens=20)
+    assert 0 < times["decode_s"] < times["seconds"]
