@@ -2,6 +2,7 @@
 
     python -m bench.engine --checkpoint checkpoints/step_003650 --batch 1,8,32 --tokens 200
     python -m bench.engine --shape 24,1536,12,65536 --batch 1,8,32 --tokens 32 --vs transformers
+    python -m bench.engine --shape 4,256,4,512 --vs vllm
 
 One round measures the machine, then each batch size, ours and the peer's in turns, so that a machine whose speed drifts
 does so for all of them. After a round of warm-up the figures are medians of the rounds, and so are ratios and shares,
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.limits import LimitMeter, Limits
-from bench.peer import Peer, default_folder, disagreements, install
+from bench.peer import REQUIREMENTS, Peer, default_folder, disagreements, install
 from bench.report import report
 from bench.shapes import CONTEXT, random_weights
 from worker.checkpoints import formats
@@ -135,6 +136,11 @@ def least_prefill_s(model: Model | NativeModel, limits: Limits, batch: int, leng
     return limits.seconds((layers + head) * model.device.dtype.itemsize, flop)
 
 
+def batch_sizes(args: argparse.Namespace) -> list[int]:
+    """The batch sizes of the command line."""
+    return [int(batch) for batch in args.batch.split(",")]
+
+
 def subject(args: argparse.Namespace) -> Subject:
     """The model of the command line."""
     device = Device.choose("auto", threads=args.threads)
@@ -164,7 +170,7 @@ def subject(args: argparse.Namespace) -> Subject:
 def measure(args: argparse.Namespace, found: Subject, peer: Peer | None, versions: dict[str, str]) -> None:
     """All rounds, and the report."""
     model, config = found.model, found.model.config
-    batches = [int(batch) for batch in args.batch.split(",")]
+    batches = batch_sizes(args)
     engine = Engine(
         model,
         Vocabulary.without_text(config.vocab_size),
@@ -176,7 +182,7 @@ def measure(args: argparse.Namespace, found: Subject, peer: Peer | None, version
     texts = {batch: prompts(batch, args.prompt, config.vocab_size) for batch in batches}
     if peer is not None:
         for batch in batches:
-            expected = peer.ask("check", prompts=texts[batch], tokens=args.tokens, vocab_size=config.vocab_size)
+            expected = peer.ask("check", prompts=texts[batch], tokens=args.tokens)
             ours = decode(engine, texts[batch], args.tokens).ids
             if different := disagreements(ours, expected["ids"], expected["margins"]):
                 sys.exit(f"batch {batch}: the texts are not the same\n" + "\n".join(different))
@@ -265,7 +271,7 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=256, help="prompt tokens a step (CELERIAC_PREFILL_CHUNK_TOKENS)")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="rounds that count")
     parser.add_argument("--threads", type=int, default=0, help="compute threads; 0: the engine chooses")
-    parser.add_argument("--vs", choices=["transformers"], help="run this peer, too, with the same weights")
+    parser.add_argument("--vs", choices=tuple(REQUIREMENTS), help="run this peer, too, with the same weights")
     parser.add_argument("--peers", type=Path, default=default_folder(), help="folder where peers are installed")
     parser.add_argument("--json", action="store_true", help="print no table, the line of JSON alone")
     args = parser.parse_args()
@@ -277,7 +283,9 @@ def main() -> None:
             peer = closing.enter_context(Peer(args.vs, install(args.vs, args.peers)))
         found = subject(args)
         if peer is not None:
-            versions = peer.ask("load", threads=args.threads or physical_cores(), **found.order)["versions"]
+            needs = {"rows": max(batch_sizes(args)), "length": args.prompt + args.tokens}
+            threads = args.threads or physical_cores()
+            versions = peer.ask("load", threads=threads, **needs, **found.order)["versions"]
         measure(args, found, peer, versions)
 
 
