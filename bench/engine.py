@@ -3,6 +3,7 @@
     python -m bench.engine --checkpoint checkpoints/step_003650 --batch 1,8,32 --tokens 200
     python -m bench.engine --shape 24,1536,12,65536 --batch 1,8,32 --tokens 32 --vs transformers
     python -m bench.engine --shape 4,256,4,512 --vs vllm
+    python -m bench.engine --processor x86-64-v3 --vs transformers
 
 One round measures the machine, then each batch size, ours and the peer's in turns, so that a machine whose speed drifts
 does so for all of them. After a round of warm-up the figures are medians of the rounds, and so are ratios and shares,
@@ -13,6 +14,9 @@ and `decode_ratio` for what comes when all texts have their first token: with th
 forward pass on, which a hook on its model notes. `limit_share` is the least time in which this machine could have done
 the work (read every matrix and the batch's keys and values, do the arithmetic; see `bench.limits`) as a share of the
 time that it took. A model that fits into the processor's cache can be above it.
+
+`--processor x86-64-v3` runs our kernels, torch, oneDNN and MKL, and the peer's, as on a machine that has AVX2 and no
+AVX-512; the limits are measured with the same. Clocks and caches stay those of this machine.
 """
 
 from __future__ import annotations
@@ -21,13 +25,16 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from bench.limits import LimitMeter, Limits
+from bench.older_processor import LIMITS, begin_anew_as
 from bench.peer import REQUIREMENTS, Peer, default_folder, disagreements, install
 from bench.report import report
 from bench.shapes import CONTEXT, random_weights
@@ -39,6 +46,7 @@ from worker.engine.engine import Engine
 from worker.engine.era import ERAS
 from worker.engine.load import load_weights
 from worker.engine.model import Model
+from worker.engine.native.library import built, opened, processor_kinds
 from worker.engine.native.model import NativeModel
 from worker.engine.request import SequenceRequest
 from worker.engine.vocabulary import Vocabulary
@@ -141,9 +149,18 @@ def batch_sizes(args: argparse.Namespace) -> list[int]:
     return [int(batch) for batch in args.batch.split(",")]
 
 
+def load(
+    config: ModelConfig, weights: Mapping[str, Tensor], device: Device, processor: str | None
+) -> Model | NativeModel:
+    """The model in its fastest form, or on the kernels for another kind of `processor`."""
+    if processor is None:
+        return load_weights(config, weights, device)
+    return NativeModel.load(config, weights, device, opened(built(processor)))
+
+
 def subject(args: argparse.Namespace) -> Subject:
     """The model of the command line."""
-    device = Device.choose("auto", threads=args.threads)
+    device = Device.choose("auto" if args.processor is None else "cpu", threads=args.threads)
     if args.shape:
         layers, width, heads, vocab_size = (int(size) for size in args.shape.split(","))
         config = ModelConfig(
@@ -157,13 +174,13 @@ def subject(args: argparse.Namespace) -> Subject:
             era=ERAS["E1b"],
             softcap=ERAS["E1b"].softcap,
         )
-        model = load_weights(config, random_weights(layers, width, vocab_size), device)
+        model = load(config, random_weights(layers, width, vocab_size), device, args.processor)
         return Subject(args.shape, model, {"shape": [layers, width, heads, vocab_size]})
     checkpoint = formats.load(find(args.checkpoint, Path()))
     files = {"meta_file": str(checkpoint.folder.meta_file), "model_file": str(checkpoint.folder.model_file)}
     if args.vs and not checkpoint.config.era.name.startswith("E1"):
         sys.exit(f"{args.vs} has the model of eras E1a and E1b alone, and this one is of {checkpoint.config.era.name}")
-    model = load_weights(checkpoint.config, checkpoint.weights, device)
+    model = load(checkpoint.config, checkpoint.weights, device, args.processor)
     return Subject(checkpoint.folder.name, model, {"shape": None, **files})
 
 
@@ -210,6 +227,8 @@ def measure(args: argparse.Namespace, found: Subject, peer: Peer | None, version
         quiet=args.json,
         checkpoint=found.name,
         device=model.device.kind,
+        # None: this machine's own, with all that it has.
+        processor=args.processor,
         rounds=args.rounds,
         tokens=args.tokens,
         prompt=args.prompt,
@@ -271,12 +290,19 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=256, help="prompt tokens a step (CELERIAC_PREFILL_CHUNK_TOKENS)")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="rounds that count")
     parser.add_argument("--threads", type=int, default=0, help="compute threads; 0: the engine chooses")
+    parser.add_argument(
+        "--processor",
+        choices=sorted(LIMITS.keys() & processor_kinds()),
+        help="run ours, and the peer, as on this older kind of processor",
+    )
     parser.add_argument("--vs", choices=tuple(REQUIREMENTS), help="run this peer, too, with the same weights")
     parser.add_argument("--peers", type=Path, default=default_folder(), help="folder where peers are installed")
     parser.add_argument("--json", action="store_true", help="print no table, the line of JSON alone")
     args = parser.parse_args()
     if args.tokens < 2:
         parser.error("--tokens must be at least 2: the first one is the prefill's")
+    if args.processor is not None:
+        begin_anew_as(args.processor)
     with ExitStack() as closing:
         peer, versions = None, {}
         if args.vs:

@@ -28,6 +28,11 @@ os.environ.update(
 
 import torch
 import transformers  # type: ignore[import-not-found]
+
+# vLLM chooses its kernels by what the processor has, whatever torch may use of it (`bench.older_processor`).
+if torch.backends.cpu.get_cpu_capability() == "AVX2":
+    torch.cpu._is_avx512_supported = torch.cpu._is_avx512_bf16_supported = lambda: False
+
 import vllm  # type: ignore[import-not-found]
 from safetensors.torch import save_file  # type: ignore[import-not-found]
 

@@ -6,9 +6,12 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from bench.engine import PeerRun, Round, Run, peer_figures
 from bench.limits import Limits
 from tests.integration.stack import ROOT
+from worker.engine.native.library import processor_kinds
 
 
 def test_the_engine_bench_reports_a_row_for_each_batch() -> None:
@@ -31,6 +34,17 @@ def test_the_engine_bench_reports_a_row_for_each_batch() -> None:
     assert all(row["tokens_per_s"] > 0 and row["step_ms"] > 0 for row in result["rows"])
     assert result["checkpoint"] == "step_003650"
     assert result["machine"]["versions"]["torch"]
+
+
+@pytest.mark.skipif("x86-64-v4" not in processor_kinds(), reason="this processor is no newer than x86-64-v3")
+def test_the_engine_bench_runs_as_on_an_older_processor() -> None:
+    sizes = ["--batch", "2", "--tokens", "4", "--rounds", "1", "--threads", "1", "--json"]
+    command = [sys.executable, "-m", "bench.engine", "--processor", "x86-64-v3", *sizes]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    result = json.loads(run.stdout.splitlines()[-1])
+    assert result["processor"] == "x86-64-v3"
+    # What torch says of itself.
+    assert result["machine"]["processor"].endswith("AVX2")
 
 
 def test_the_queue_bench_tells_what_the_queue_adds() -> None:
