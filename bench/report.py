@@ -17,19 +17,16 @@ from rich.table import Table
 
 from tasks.estimate import quantile
 
+#: Figures of a row that a terminal has room for side by side.
+_MOST_COLUMNS = 7
 _PACKAGES = ("celeriac", "torch", "celery", "redis", "fastapi")
 
 
 def report(title: str, rows: Sequence[Mapping[str, Any]], *, quiet: bool = False, **context: Any) -> None:
     """Print `rows` as tables, one for each run of equal keys, unless `quiet`, and all of it as a line of JSON."""
-    for columns, alike in groupby(rows, key=tuple):
-        table = Table(title=title)
-        for column in columns:
-            table.add_column(column.replace("_", " "), justify="right")
-        for row in alike:
-            table.add_row(*map(_cell, row.values()))
+    for _, alike in groupby(rows, key=tuple):
         if not quiet:
-            Console(file=sys.stderr).print(table)
+            Console(file=sys.stderr).print(_table(title, list(alike)))
     print(
         json.dumps(
             {
@@ -41,6 +38,24 @@ def report(title: str, rows: Sequence[Mapping[str, Any]], *, quiet: bool = False
             }
         )
     )
+
+
+def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Rows with equal keys: figures side by side, or one below the other where they are many."""
+    names = [name.replace("_", " ") for name in rows[0]]
+    cells = [[_cell(value) for value in row.values()] for row in rows]
+    table = Table(title=title)
+    if len(names) <= _MOST_COLUMNS:
+        for name in names:
+            table.add_column(name, justify="right")
+        for row in cells:
+            table.add_row(*row)
+        return table
+    for heading in (names[0], *(row[0] for row in cells)):
+        table.add_column(heading, justify="right")
+    for index in range(1, len(names)):
+        table.add_row(names[index], *(row[index] for row in cells))
+    return table
 
 
 def _cell(value: Any) -> str:

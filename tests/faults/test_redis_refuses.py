@@ -9,7 +9,8 @@ from pathlib import Path
 import httpx
 import redis
 
-from tests.conftest import OwnRedis, running_redis
+from bench.own_redis import OwnRedis
+from tests.conftest import running_redis
 from tests.faults.conftest import BEGUN, lasting, quick_cluster
 from tests.integration.cluster import Cluster, Engine
 from tests.integration.stack import Process, until

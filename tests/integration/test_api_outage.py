@@ -9,10 +9,10 @@ import time
 import pytest
 import redis
 
+from bench.own_redis import OwnRedis
 from tasks import keys
 from tasks.errors import SchemaError
 from tests.api_client import DEADLINE_S, api, eventually, settings_for
-from tests.conftest import OwnRedis
 from tests.fake_worker import fake_worker
 
 pytestmark = pytest.mark.anyio
