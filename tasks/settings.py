@@ -93,7 +93,10 @@ class Settings(BaseSettings):
     )
     worker_name: str | None = Field(None, description="Name of this worker. Unset: `<checkpoint>-<random>@<host>`.")
     flush_interval_ms: int = Field(
-        25, ge=0, description="Least time between two flushes of new tokens to Redis; first and last go at once."
+        25,
+        ge=0,
+        description="Least time between two flushes of new tokens that somebody reads; others go a tenth as often, "
+        "first and last at once.",
     )
     heartbeat_s: float = Field(1.0, gt=0, description="How often a worker says that it is alive.")
     worker_ttl_s: float = Field(5.0, gt=0, description="After this long without a heartbeat a worker counts as gone.")

@@ -25,7 +25,7 @@ T = TypeVar("T")
 RETRY_S = 0.2
 #: Tokens that nobody reads yet are sent after so many flush intervals. Until then they would be lost with this worker,
 #: and decoded once more by another.
-UNREAD_INTERVALS = 4
+UNREAD_INTERVALS = 10
 
 
 class PublisherStoppedError(Exception):

@@ -39,7 +39,8 @@ class Cluster:
 
     def __init__(self, redis_url: str, log_dir: Path, checkpoint: Path = TINY, **settings: str) -> None:
         """`settings` are as `Stack` has them."""
-        self.stack = Stack(redis_url, log_dir, **settings)
+        # What was decoded shows soon, also where nobody follows: a test can stop an engine after a few tokens.
+        self.stack = Stack(redis_url, log_dir, **{"flush_interval_ms": "1", **settings})
         self.settings = Settings(redis_url=redis_url)
         self.redis = make_sync(self.settings)
         self.checkpoint = checkpoint

@@ -155,13 +155,13 @@ def test_what_nobody_follows_is_sent_less_often(world: World, monkeypatch: pytes
     publisher.adopt(read)
     publisher.adopt(unread)
     sent: list[list[str]] = []
-    for count in range(1, 10):
+    for count in range(1, 22):
         publisher.take([said(read, "a"), said(unread, "x")])
         world.store.wait_for(lambda count=count: len(world.store.batches) == count)  # type: ignore[misc]
         sent.append([item.job_id for item in world.store.batches[-1]])
         now += 10.0
-    assert sent == [["read", "unread"], *[["read"]] * 3] * 2 + [["read", "unread"]]
-    assert world.store.text("unread") == "x" * 9
+    assert sent == [["read", "unread"], *[["read"]] * 9] * 2 + [["read", "unread"]]
+    assert world.store.text("unread") == "x" * 21
 
 
 def test_a_suspects_first_new_tokens_go_at_once_and_clear_it(world: World) -> None:
