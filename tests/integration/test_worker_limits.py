@@ -14,6 +14,7 @@ from tasks.job import ErrorCode, FinishReason, Job, Status, TimeLimits
 from tests.integration.cluster import DEADLINE_S, Cluster, Engine, long_generation
 from tests.integration.stack import CHECKPOINTS, SHIPPED, Process, until
 from tests.same_text import assert_same_text
+from worker.engine_process import REPORT_EVERY_S
 
 #: Long enough that no test here sees its end.
 TOKENS = 2000
@@ -142,6 +143,10 @@ def test_a_job_whose_deadline_passes_with_its_worker_dead_is_over_when_its_lease
     assert other.returncode is None
 
 
+#: No model decodes a token in less, in seconds.
+FASTEST_STEP_S = 5e-5
+
+
 def test_a_cancel_stops_a_text_within_a_step_and_frees_its_place(cluster: Cluster, worker: Process) -> None:
     engine = Engine(worker)
     # It stands still somewhere in a step, which they all see to its end.
@@ -157,7 +162,8 @@ def test_a_cancel_stops_a_text_within_a_step_and_frees_its_place(cluster: Cluste
         assert (job.status, job.finish_reason) == (Status.CANCELLED, FinishReason.CANCELLED)
         assert_partial(cluster, job)
         assert job.cancellation is not None
-        assert job.cancellation.tokens_after in (0, 1)
+        # The step that it was in, and what the engine had not told yet.
+        assert job.cancellation.tokens_after <= 1 + REPORT_EVERY_S / FASTEST_STEP_S < job.generation.max_tokens
     # A slot was free for it at once.
     assert cluster.finished(waiting).status is Status.SUCCEEDED
     until_idle(cluster)
