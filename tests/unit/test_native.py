@@ -27,7 +27,7 @@ from worker.engine.model import Model
 from worker.engine.native import library as libraries
 from worker.engine.native.library import build, library, opened, processor_kinds
 from worker.engine.native.model import NativeModel
-from worker.engine.native.threads import TRY_EVERY, ThreadChoice, Way
+from worker.engine.native.threads import LONG_PAUSE, LONG_S, TRY_EVERY, ThreadChoice, Way
 
 ROOT = Path(__file__).parents[2]
 CPU = Device("cpu")
@@ -117,14 +117,17 @@ def test_no_bit_depends_on_how_threads_share_a_step(folder: str, monkeypatch: py
     texts = []
     for way in (Way(1), Way(2), Way(3), Way(2, by_rows=True), Way(3, by_rows=True), Way(8, by_rows=True)):
 
-        def shared(*_: object, apart: bool = False, way: Way = way) -> Way:
-            return way if apart else Way(way.threads)
+        def shared(*_: object, longest: int | None = None, way: Way = way) -> Way:
+            return way if longest is not None else Way(way.threads)
 
         monkeypatch.setattr(ThreadChoice, "pick", shared)
         monkeypatch.setattr(ThreadChoice, "note", lambda *_, **__: None)
         torch.set_num_threads(way.threads)
         running = engine(load_weights(found.config, found.weights, CPU), slots=7, kv_tokens=2048)
-        sequences = [running.submit(request(str(row), (1 + row, 2, 3), 20 + row, temperature=0.5)) for row in range(7)]
+        # Prompts of different lengths, some longer than what one step takes of them.
+        sequences = [
+            running.submit(request(str(row), (1 + row, *range(4 * row)), 20 + row, temperature=0.5)) for row in range(7)
+        ]
         while running.has_work:
             running.step()
         texts.append([sequence.tokens for sequence in sequences])
@@ -155,7 +158,7 @@ def test_a_library_is_built_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 
 class Machine:
-    """Steps that take so long with each count of threads."""
+    """Steps of 8 positions that take so many seconds with each count of threads."""
 
     def __init__(self, seconds: dict[int, float]) -> None:
         self.seconds = seconds
@@ -172,39 +175,46 @@ class Machine:
 
 
 def test_the_count_of_threads_that_was_fastest_lately_is_taken() -> None:
-    machine = Machine({1: 3.0, 2: 2.0})
+    machine = Machine({1: 3e-3, 2: 2e-3})
     assert set(machine.run(5)) == {1, 2}
     machine.run(2 * TRY_EVERY)
     assert machine.run(TRY_EVERY).count(2) >= TRY_EVERY - 1
-    machine.seconds[2] = 9.0
+    machine.seconds[2] = 9e-3
     assert machine.run(10)[-5:].count(1) >= 3, "what got slower is left at once"
     machine.run(2 * TRY_EVERY)
     assert machine.run(TRY_EVERY).count(1) >= TRY_EVERY - 1
-    machine.seconds[2] = 2.0
+    machine.seconds[2] = 2e-3
     machine.run(3 * TRY_EVERY)
     assert machine.run(TRY_EVERY).count(2) >= TRY_EVERY - 10, "what got faster is found again"
 
 
 def test_one_disturbed_step_changes_nothing() -> None:
-    machine = Machine({1: 3.0, 2: 2.0})
+    machine = Machine({1: 3e-3, 2: 2e-3})
     machine.run(2 * TRY_EVERY)
-    machine.seconds[2] = 90.0
+    machine.seconds[2] = 90e-3
     machine.run(1)
-    machine.seconds[2] = 2.0
+    machine.seconds[2] = 2e-3
     assert machine.run(TRY_EVERY).count(2) >= TRY_EVERY - 1
 
 
+def test_long_steps_are_no_time_for_tries() -> None:
+    machine = Machine({1: 30 * LONG_S, 2: 20 * LONG_S})
+    assert machine.run(LONG_PAUSE) == [2] * LONG_PAUSE
+    machine.seconds[2] = 90 * LONG_S
+    assert machine.run(3 * LONG_PAUSE)[-2:] == [1, 1]
+
+
 def test_more_threads_must_be_worth_it() -> None:
-    machine = Machine({1: 1.1, 2: 1.0})
+    machine = Machine({1: 1.1e-3, 2: 1e-3})
     machine.run(2 * TRY_EVERY)
     assert machine.run(TRY_EVERY).count(1) >= TRY_EVERY - 1
 
 
 def test_of_many_counts_the_neighbours_are_tried() -> None:
-    machine = Machine({8: 1.0, 4: 1.5, 2: 2.5, 1: 4.0})
+    machine = Machine({8: 1e-3, 4: 1.5e-3, 2: 2.5e-3, 1: 4e-3})
     machine.run(20)
     assert machine.run(TRY_EVERY).count(8) > TRY_EVERY - 10
-    machine.seconds.update({8: 9.0, 4: 9.0})
+    machine.seconds.update({8: 9e-3, 4: 9e-3})
     machine.run(4 * TRY_EVERY)
     assert machine.run(TRY_EVERY).count(2) > TRY_EVERY - 5
 

@@ -41,6 +41,8 @@ class Batch:
     places: Tensor
     #: What the positions are of, in order: chunks of one position first, in the order of their places.
     chunks: list[Chunk]
+    #: Positions of the longest of them.
+    longest: int
     #: Positions of the batch that give logits (R,); None: all of them, in order.
     wanted: Tensor | None
     #: What each row of logits is for.
@@ -110,6 +112,7 @@ class Batch:
             last_position=max(positions),
             places=columns[3],
             chunks=chunks,
+            longest=max(chunk.length for chunk in chunks),
             wanted=None if len(wanted) == len(tokens) else torch.tensor(wanted, dtype=torch.int64).to(device),
             outputs=outputs,
         )

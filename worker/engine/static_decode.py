@@ -65,6 +65,7 @@ class StaticStep:
             last_position=model.config.sequence_len - 1,
             places=places,
             chunks=[],
+            longest=1,
             wanted=None,
             outputs=[],
         )

@@ -49,7 +49,8 @@ typedef struct {
 typedef struct {
   long positions, outputs;
   const int64_t *tokens, *previous, *position, *place;
-  const int64_t *wanted; /* NULL: all positions in order */
+  const int64_t *wanted; /* rising; NULL: all positions in order */
+  long first;            /* what `wanted` counts the first position as */
   float *cache;          /* (layers, 2, G, P, D) */
   long places;
   float *logits; /* (R, V) */
@@ -258,7 +259,7 @@ static void gather_outputs(Worker *w) {
   const Step *s = w->step;
   const Model *m = s->model;
   FOR_ROWS(w, s->pass->outputs, r) {
-    long t = s->pass->wanted ? s->pass->wanted[r] : r;
+    long t = s->pass->wanted ? s->pass->wanted[r] - s->pass->first : r;
     const float *x = s->x + t * s->stride;
     float *h = s->h + r * s->stride;
     if (m->backout != 0) {
@@ -322,23 +323,42 @@ static void forward(void *arg, int thread) {
   cap_logits(&w);
 }
 
-/* Rows that depend on no other of the batch, shared out: each thread takes its share through all layers, in its own part
-of the workspace, and meets the others at the end alone. The weights are read once for each share. */
+/* What each thread of a step takes through all layers by itself. */
+typedef struct {
+  const Step *step;
+  const int64_t *bounds; /* positions: share i has bounds[i] to bounds[i + 1] - 1 */
+} Sharing;
+
+/* Rows of logits in front of a position. */
+static long outputs_before(const Pass *b, long position) {
+  if (b->wanted == NULL) return position;
+  long r = 0;
+  while (r < b->outputs && b->wanted[r] < position) r++;
+  return r;
+}
+
+/* Each thread takes a share of the sequences through all layers, in its own part of the workspace, and meets the others at
+the end alone. The weights are read once for each share. */
 static void forward_shares(void *arg, int thread) {
   (void)thread;
-  const Step *whole = arg;
+  const Sharing *sharing = arg;
+  const Step *whole = sharing->step;
   const Pass *all = whole->pass;
-  long shares = whole->threads, stages = stage_count(whole->model);
+  long shares = whole->threads;
   for (long i = atomic_fetch_add(&whole->claims[0], 1); i < shares; i = atomic_fetch_add(&whole->claims[0], 1)) {
-    long begin = all->positions * i / shares, count = all->positions * (i + 1) / shares - begin;
+    long begin = sharing->bounds[i], end = sharing->bounds[i + 1];
+    long output = outputs_before(all, begin);
     Pass pass = *all;
     Step step = *whole;
-    pass.positions = pass.outputs = count;
+    pass.positions = end - begin;
+    pass.outputs = outputs_before(all, end) - output;
     pass.tokens += begin;
     pass.previous += begin;
     pass.position += begin;
     pass.place += begin;
-    pass.logits += begin * whole->model->ids;
+    if (pass.wanted != NULL) pass.wanted += output;
+    pass.first = begin;
+    pass.logits += output * whole->model->ids;
     step.pass = &pass;
     step.threads = 1;
     float **parts[] = {&step.x, &step.embedded, &step.middle, &step.h, &step.attended};
@@ -346,8 +366,8 @@ static void forward_shares(void *arg, int thread) {
     step.qkv += begin * step.qkv_stride;
     step.hidden += begin * step.hidden_stride;
     step.scratch += i * step.scratch_size;
-    step.claims += 1 + i * stages;
-    if (count) forward(&step, 0);
+    step.claims += 1 + i * stage_count(whole->model);
+    if (end > begin) forward(&step, 0);
   }
 }
 
@@ -458,14 +478,21 @@ long celeriac_workspace_bytes(const Model *model, long positions, long keys, int
   return floats * (long)sizeof(float) + claims_bytes(model, threads);
 }
 
-/* Put a pass through the model. The workspace must be for as many positions, keys and threads. With `by_rows` every
-position must be of another sequence and give logits: the threads then share the rows and not the matrices. */
-void celeriac_forward(const Model *model, const Pass *pass, void *workspace, long keys, int threads, int by_rows) {
+/* Put a pass through the model. The workspace must be for as many positions, keys and threads. With `bounds`, of which there
+is one more than threads, these share the positions and not the matrices: from 0 to all of them, rising, and never inside
+of a sequence. */
+void celeriac_forward(const Model *model, const Pass *pass, void *workspace, long keys, int threads,
+                      const int64_t *bounds) {
   Step step = {.model = model, .pass = pass, .threads = threads};
   step.claims = workspace;
   memset(workspace, 0, claims_bytes(model, threads));
   lay_out(&step, model, pass->positions, keys, threads, (float *)((char *)workspace + claims_bytes(model, threads)));
-  work_together(threads, by_rows ? forward_shares : forward, &step);
+  if (bounds == NULL) {
+    work_together(threads, forward, &step);
+  } else {
+    Sharing sharing = {&step, bounds};
+    work_together(threads, forward_shares, &sharing);
+  }
 }
 
 typedef struct {

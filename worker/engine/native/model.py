@@ -7,7 +7,9 @@ from __future__ import annotations
 import ctypes
 import time
 import weakref
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -111,9 +113,7 @@ class NativeModel:
     def forward(self, batch: Batch, cache: KvCache) -> Tensor:
         """Put the keys and values of `batch` in the cache and return the wanted logits (R, V), fp32."""
         positions, outputs = batch.tokens.shape[0], len(batch.outputs)
-        # Where no two positions are of one sequence.
-        apart = outputs == positions == len(batch.chunks)
-        way = self._threads.pick(positions, apart=apart)
+        way = self._threads.pick(positions, longest=batch.longest)
         reach = batch.last_position + 1
         if reach > self._reach:
             self._grow_angles(reach)
@@ -132,9 +132,14 @@ class NativeModel:
         step.logits = logits.data_ptr()
         began = time.perf_counter()
         self._kernels.celeriac_forward(
-            ctypes.byref(self._data), ctypes.byref(step), workspace.data_ptr(), self._reach, way.threads, way.by_rows
+            ctypes.byref(self._data),
+            ctypes.byref(step),
+            workspace.data_ptr(),
+            self._reach,
+            way.threads,
+            (ctypes.c_int64 * (way.threads + 1))(*shares(batch, way.threads)) if way.by_rows else None,
         )
-        self._threads.note(positions, way, time.perf_counter() - began, apart=apart)
+        self._threads.note(positions, way, time.perf_counter() - began, longest=batch.longest)
         return logits
 
     def _grow_angles(self, reach: int) -> None:
@@ -155,6 +160,16 @@ class NativeModel:
             )
             self._workspace = torch.empty(size, dtype=torch.uint8)
         return self._workspace
+
+
+def shares(batch: Batch, count: int) -> list[int]:
+    """Bounds of `count` shares of the positions, about equal ones, none of which cuts a chunk."""
+    positions = batch.tokens.shape[0]
+    even = [positions * share // count for share in range(count + 1)]
+    if batch.longest == 1:
+        return even
+    ends = [0, *accumulate(chunk.length for chunk in batch.chunks)]
+    return [ends[bisect_left(ends, bound)] for bound in even]
 
 
 class _Loader:

@@ -11,8 +11,10 @@ from collections import deque
 from statistics import median
 from typing import NamedTuple
 
-#: The longest pause between two tries of another way, in steps. After a change it begins at two, and doubles.
-TRY_EVERY = 64
+#: Pauses between two tries of another way, in steps: the first one, after each change, and the longest; they double.
+FIRST_PAUSE, TRY_EVERY = 2, 64
+#: A step that takes so many seconds is large, and likely best with all threads: its first pause is longer.
+LONG_S, LONG_PAUSE = 0.02, 32
 #: More threads are worth it where a step gets at least so many times as fast: the other cores have the queue and the
 #: front end to run, and whoever waits for a thread burns a core.
 WORTH = 1.25
@@ -24,7 +26,7 @@ class Way(NamedTuple):
     """How the threads of a step share it."""
 
     threads: int
-    #: Each takes some of the rows through all layers; else all take parts of each matrix, for all rows.
+    #: Each takes some of the sequences through all layers; else all take parts of each matrix, for all rows.
     by_rows: bool = False
 
 
@@ -36,24 +38,24 @@ class ThreadChoice:
         self.counts = [most]
         while self.counts[-1] > 1 and not fixed:
             self.counts.append(self.counts[-1] // 2)
-        #: Sizes are powers of two.
-        self._sizes: dict[tuple[int, bool], _Size] = {}
+        #: By size, a power of two, and the ways that go by rows.
+        self._sizes: dict[tuple[int, tuple[Way, ...]], _Size] = {}
 
-    def pick(self, positions: int, *, apart: bool = False) -> Way:
-        """The way of the next step, which has so many positions; `apart`: none of them depends on another."""
-        return self._size(positions, apart).pick()
+    def pick(self, positions: int, *, longest: int | None = None) -> Way:
+        """The way of the next step, which has so many positions, at most `longest` of one sequence. None: of all."""
+        return self._size(positions, longest).pick()
 
-    def note(self, positions: int, way: Way, seconds: float, *, apart: bool = False) -> None:
+    def note(self, positions: int, way: Way, seconds: float, *, longest: int | None = None) -> None:
         """A step of so many positions took so long that way."""
-        self._size(positions, apart).note(way, seconds / positions)
+        self._size(positions, longest).note(way, seconds, positions)
 
-    def _size(self, positions: int, apart: bool) -> _Size:
-        size = positions.bit_length(), apart
+    def _size(self, positions: int, longest: int | None) -> _Size:
+        # So many threads find work of their own.
+        shares = 1 if longest is None else positions // longest
+        by_rows = tuple(Way(count, by_rows=True) for count in self.counts if 1 < count <= shares)
+        size = positions.bit_length(), by_rows
         if size not in self._sizes:
-            ways = [Way(count) for count in self.counts]
-            # With a row for each thread at the least.
-            ways += [Way(count, by_rows=True) for count in self.counts if apart and 1 < count <= 1 << (size[0] - 1)]
-            self._sizes[size] = _Size(sorted(ways))
+            self._sizes[size] = _Size(sorted([*map(Way, self.counts), *by_rows]))
         return self._sizes[size]
 
 
@@ -64,14 +66,15 @@ class _Size:
         """`ways` from the fewest threads to the most."""
         self._ways = ways
         self._times: dict[Way, deque[float]] = {way: deque(maxlen=_REMEMBERED) for way in ways}
-        self._chosen = ways[-1]
+        self._chosen = max(way for way in ways if not way.by_rows)
+        self._first_pause = 0
         #: Steps until the next try, and from that one to the one after it.
-        self._left = self._pause = 2
+        self._left = self._pause = 0
         self._tries = 0
 
     def pick(self) -> Way:
-        self._left -= 1
-        if self._left > 0 or len(self._ways) == 1:
+        if self._left > 0 or len(self._ways) == 1 or not self._first_pause:
+            self._left -= 1
             return self._chosen
         self._pause = min(2 * self._pause, TRY_EVERY)
         self._left = self._pause
@@ -84,8 +87,11 @@ class _Size:
         self._tries += 1
         return near[self._tries % len(near)]
 
-    def note(self, way: Way, seconds: float) -> None:
-        self._times[way].append(seconds)
+    def note(self, way: Way, seconds: float, positions: int) -> None:
+        if not self._first_pause:
+            self._first_pause = LONG_PAUSE if seconds >= LONG_S else FIRST_PAUSE
+            self._left = self._pause = self._first_pause
+        self._times[way].append(seconds / positions)
         best, *others = [way for way in self._ways if self._times[way]]
         for other in others:
             worth = WORTH if other.threads > best.threads else 1.0
@@ -93,4 +99,4 @@ class _Size:
                 best = other
         if best != self._chosen:
             self._chosen = best
-            self._left = self._pause = 2
+            self._left = self._pause = self._first_pause
