@@ -19,10 +19,21 @@ REQUIREMENTS = {
 #: What a peer brings and cannot import: PyPI builds them for CUDA. Text needs none of it.
 _UNUSABLE = {"vllm": ("torchaudio", "torchcodec", "torchvision")}
 
+#: The file in an environment that says that it is complete, and what it is made of.
+_DONE = "installed"
+
 
 def default_folder() -> Path:
     """Where peers are installed: the user's cache, never the project's environment."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "celeriac" / "peers"
+
+
+def installation(peer: str, folder: Path) -> Path | None:
+    """The interpreter of a peer's environment below `folder`; None where it is missing, or made of something else."""
+    environment = _environment(peer, folder)
+    done = environment / _DONE
+    complete = done.exists() and done.read_text() == "\n".join(REQUIREMENTS[peer])
+    return environment / "bin" / "python" if complete else None
 
 
 def install(peer: str, folder: Path) -> Path:
@@ -30,19 +41,22 @@ def install(peer: str, folder: Path) -> Path:
 
     CalledProcessError where pip fails, for instance without a network.
     """
-    environment = folder / f"{peer}-{sys.version_info.major}.{sys.version_info.minor}"
+    if (found := installation(peer, folder)) is not None:
+        return found
+    environment = _environment(peer, folder)
     python = environment / "bin" / "python"
-    done = environment / "installed"
-    wanted = "\n".join(REQUIREMENTS[peer])
-    if not done.exists() or done.read_text() != wanted:
-        print(f"Installing {peer} into {environment} (once) ...", file=sys.stderr)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(environment)], check=True)
-        pip = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, "install", *REQUIREMENTS[peer]], check=True, stdout=sys.stderr)
-        if peer in _UNUSABLE:
-            subprocess.run([*pip, "uninstall", "--yes", *_UNUSABLE[peer]], check=True, stdout=sys.stderr)
-        done.write_text(wanted)
+    print(f"Installing {peer} into {environment} (once) ...", file=sys.stderr)
+    subprocess.run([sys.executable, "-m", "venv", "--clear", str(environment)], check=True)
+    pip = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "install", *REQUIREMENTS[peer]], check=True, stdout=sys.stderr)
+    if peer in _UNUSABLE:
+        subprocess.run([*pip, "uninstall", "--yes", *_UNUSABLE[peer]], check=True, stdout=sys.stderr)
+    (environment / _DONE).write_text("\n".join(REQUIREMENTS[peer]))
     return python
+
+
+def _environment(peer: str, folder: Path) -> Path:
+    return folder / f"{peer}-{sys.version_info.major}.{sys.version_info.minor}"
 
 
 class Peer:

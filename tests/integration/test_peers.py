@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench.engine import decode, prompts
-from bench.peer import Peer, disagreements, install
+from bench.peer import Peer, default_folder, disagreements, install, installation
 from tests.integration.stack import ROOT
 from worker.checkpoints.folder import find
 from worker.checkpoints.formats import load
@@ -28,6 +28,10 @@ TOKENS = 40
 @pytest.fixture(scope="module", params=["transformers", "vllm"])
 def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """A peer's name and interpreter."""
+    if request.param == "vllm":
+        if (python := installation("vllm", default_folder())) is None:
+            pytest.skip("vLLM takes 3.5 GB: it is tested where `bench.engine --vs vllm` has installed it")
+        return request.param, python
     try:
         return request.param, install(request.param, tmp_path_factory.mktemp("peers"))
     except subprocess.CalledProcessError as error:
