@@ -34,8 +34,8 @@ class EagerConsumer(Consumer):
     timeout, its job is running or over, and it is acknowledged then.
     """
 
-    #: Whether a flush of buffered events is on its way.
-    _events_due = False
+    #: Time of the monotonic clock until which events are gathered.
+    _events_due = 0.0
 
     def ensure_connected(self, conn: Connection) -> Connection:
         """A connected connection; waits as long as it takes."""
@@ -65,13 +65,11 @@ class EagerConsumer(Consumer):
 
     def on_send_event_buffered(self) -> None:
         """Told of an event, in any thread. Celery itself publishes in the loop's next turn, about once an event."""
-        if not self._events_due:
-            self._events_due = True
-            self.hub.call_soon(self.hub.call_later, EVENTS_EVERY_S, self._flush_events)
-
-    def _flush_events(self) -> None:
-        self._events_due = False
-        super()._flush_events()
+        now = time.monotonic()
+        # By time, not by a flag: Celery may cancel what is to come when a connection breaks.
+        if now >= self._events_due:
+            self._events_due = now + EVENTS_EVERY_S
+            self.hub.call_soon(self.hub.call_later, EVENTS_EVERY_S, super().on_send_event_buffered)
 
     def call_soon_ack(self, p: Callable[..., None], *args: Any, **kwargs: Any) -> Any:
         """Have the main loop acknowledge or reject a message; `p` is a method of it."""

@@ -65,9 +65,12 @@ def serve(pipe: Connection, engine: Engine) -> None:
                 engine.abort(message.sequence_id)
             else:
                 raise TypeError(f"unexpected message {type(message).__name__}")
-        hold = engine.has_work and time.monotonic() < told_at + REPORT_EVERY_S
-        updates = engine.step(before_run, hold=hold).updates if engine.has_work else []
-        if refused or updates or not hold:
+        updates: list[Update] = []
+        held = False
+        if engine.has_work:
+            step = engine.step(before_run, hold_until=told_at + REPORT_EVERY_S)
+            updates, held = step.updates, step.held
+        if refused or not held:
             report((*refused, *updates), engine.alone)
 
 

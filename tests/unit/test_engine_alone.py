@@ -190,6 +190,26 @@ def test_short_steps_are_reported_together_but_for_first_tokens_and_ends(monkeyp
     assert told == [{"long": 1, "short": 1}, {"long": 3, "short": 3}, {"long": 5}]
 
 
+def test_a_step_that_takes_long_is_reported_when_it_ends() -> None:
+    now = 100.0
+
+    def slow(_: Batch, logits: Tensor) -> Tensor:
+        nonlocal now
+        now += 1.0
+        return logits
+
+    decoding = engine(Tampered(model(TINY), slow), clock=lambda: now)
+    decoding.submit(request("a", max_tokens=9))
+    decoding.step()
+    for _ in range(3):
+        # It begins within the time for which tokens would be held, and ends behind it.
+        step = decoding.step(hold_until=now + 0.5)
+        assert not step.held
+        assert [len(update.tokens) for update in step.updates] == [1]
+    assert decoding.step(hold_until=now + 1.5).held
+    assert [len(update.tokens) for update in decoding.step().updates] == [2]
+
+
 def test_a_suspect_that_is_gone_before_its_step_is_not_named_any_more() -> None:
     served = Served()
     served.ours.send(Submit(request("suspect", max_tokens=6, alone=3)))

@@ -7,6 +7,7 @@ row, and ends what is over; whoever owns the engine calls `step` while there is 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
@@ -55,8 +56,10 @@ class DecodingModel(Protocol):
 class StepReport:
     """What a step did."""
 
-    #: Every sequence that got tokens or ended since the last report; none while the report is held.
+    #: Every sequence that got tokens or ended since the last report; none where they are held.
     updates: list[Update]
+    #: Whether they wait for the next report.
+    held: bool
     #: Positions that went through the model: decoded ones and those of prompts.
     decoded: int
     prefilled: int
@@ -153,11 +156,13 @@ class Engine:
             self._end(self._sequences[sequence_id], Finish.CANCELLED)
 
     @torch.inference_mode()
-    def step(self, before_run: Callable[[str | None], None] = lambda _: None, *, hold: bool = False) -> StepReport:
+    def step(
+        self, before_run: Callable[[str | None], None] = lambda _: None, *, hold_until: float = -math.inf
+    ) -> StepReport:
         """One turn of the loop. `before_run` hears which sequence it runs alone, if it does, before the model runs.
 
-        With `hold` the tokens of this step wait for the next report, unless one of them is a text's first, a sequence
-        has ended, or one runs alone.
+        Where the step ends before `hold_until`, by the engine's clock, its tokens wait for the next report, unless one
+        of them is a text's first, a sequence has ended, or one runs alone.
         """
         self._end_overdue()
         for sequence in self._scheduler.admit():
@@ -173,11 +178,12 @@ class Engine:
             self._run(chunks)
         if alone is not None or self._decoding_revision != self._scheduler.revision:
             self._decoding = None
-        updates = [] if hold and alone is None and not self._somebody_waits() else self._report()
+        held = self._clock() < hold_until and alone is None and not self._somebody_waits()
+        updates = [] if held else self._report()
         if not self._sequences:
             self.check_idle()
         decoded = sum(chunk.length == 1 for chunk in chunks)
-        return StepReport(updates, decoded, sum(chunk.length for chunk in chunks) - decoded)
+        return StepReport(updates, held, decoded, sum(chunk.length for chunk in chunks) - decoded)
 
     def check_idle(self) -> None:
         """With no sequence left, nothing may be held. RuntimeError if something is."""
