@@ -13,16 +13,17 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from redis.exceptions import RedisError
 
-from api import error_handlers
-from api.documented import openapi
-from api.middleware import BodyLimit, LastResort, RequestLog
-from api.routes import generate, health, jobs, streams, workers
+from api.http import error_handlers
+from api.http.middleware import BodyLimit, LastResort, RequestLog
+from api.http.openapi import openapi
+from api.routes import guide as generate
+from api.routes import health, jobs, streams, workers
 from api.services import Services
-from api.stopping import told_to_stop
-from tasks.connections import redacted
+from api.shutdown import told_to_stop
 from tasks.logs import setup_logging
 from tasks.settings import Settings
 from tasks.settings import settings as settings_of_this_process
+from tasks.store.connections import redacted
 
 log = structlog.get_logger(__name__)
 

@@ -9,19 +9,19 @@ import structlog
 from fastapi import Depends, Request
 from redis.asyncio.client import Redis
 
-from api.answers import JobAnswers
-from api.bells import Bells
-from api.checkpoints import Checkpoints
-from api.estimates import Estimates
-from api.following import Follower
-from api.reaping import Reaper
-from api.stopping import Stopping
-from api.submission import Submitter
-from api.waiting import Waiter
-from api.watching import JobWatch
-from tasks.connections import make_async, redacted
-from tasks.job_store import JobStore
+from api.jobs.catalog import Checkpoints
+from api.jobs.job_stream import Follower
+from api.jobs.job_watch import JobWatch
+from api.jobs.queue_load import Estimates
+from api.jobs.responses import JobAnswers
+from api.jobs.submission import Submitter
+from api.jobs.subscriptions import Bells
+from api.jobs.waiter import Waiter
+from api.reaper import Reaper
+from api.shutdown import Stopping
 from tasks.settings import Settings
+from tasks.store.connections import make_async, redacted
+from tasks.store.job_store import JobStore
 
 log = structlog.get_logger(__name__)
 

@@ -25,20 +25,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.engine import ROUNDS, Run, decode, prompts, shape_config
+from bench.engine.__main__ import ROUNDS, Run, decode, prompts, shape_config
 from bench.report import report
 from bench.shapes import random_weights
 from worker.checkpoints import formats
 from worker.checkpoints.folder import find
 from worker.checkpoints.tokenizers import load_tokenizer
-from worker.engine.config import ModelConfig
+from worker.engine.architecture.config import ModelConfig
+from worker.engine.backends import load_weights
 from worker.engine.device import Device
 from worker.engine.engine import Engine
-from worker.engine.load import load_weights
 from worker.engine.native.model import NativeModel
 from worker.engine.request import SequenceRequest
 from worker.engine.vocabulary import Vocabulary
-from worker.prompt import encode_prompt
+from worker.jobs.prompt import encode_prompt
 
 #: Sequences that are decoded at once where the loss is measured.
 ROWS = 32

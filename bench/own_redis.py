@@ -11,7 +11,7 @@ from signal import Signals
 import redis
 
 from bench.processes import START_S, Process, on_leash
-from celeriac.redis_server import find_executable
+from celeriac.launcher.redis_server import find_executable
 
 #: How often a Redis that starts is asked whether it answers, in seconds.
 _LOOK_S = 0.01

@@ -13,7 +13,7 @@ from pathlib import Path
 from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM, Signals
 from typing import TypeVar
 
-from celeriac import leash
+from celeriac.launcher import parent_death as leash
 
 ROOT = Path(__file__).parents[1]
 #: Starting a worker imports torch and loads a checkpoint; on a busy machine of two cores that takes its time.

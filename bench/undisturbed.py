@@ -2,7 +2,8 @@
 
 Random draws depend on the seed and the index of the token alone, so a text may differ from this one in one case only:
 where two candidates are closer than rounding, a near tie. Each difference is proven to be one, by the logits at its
-place and the plain rules of `bench.slow_sampling`; what follows it is compared with a run that goes on from there.
+place and the plain rules of `bench.engine.slow_sampling`; what follows it is compared with a run that goes on
+from there.
 """
 
 from __future__ import annotations
@@ -11,16 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.slow_sampling import slow_draw
+from bench.engine.slow_sampling import slow_draw
 from tasks.generation import Generation
 from worker.checkpoints import meta
 from worker.checkpoints.folder import find
 from worker.checkpoints.tokenizers import load_tokenizer
 from worker.engine.request import Finish, SequenceRequest
 from worker.engine.sequence import Sequence as EngineSequence
-from worker.loading import load_model
-from worker.prompt import answer_tokens, encode_prompt
-from worker.text import TextAssembler
+from worker.jobs.detokenizer import TextAssembler
+from worker.jobs.prompt import answer_tokens, encode_prompt
+from worker.model_loader import load_model
 
 #: Texts that are decoded at once; the draws do not depend on it.
 ROWS = 32

@@ -13,8 +13,8 @@ from kombu import Connection, Producer
 from kombu.transport import virtual
 from kombu.utils.json import dumps
 
-from tasks import keys
 from tasks.celery_app import TASK_NAME
+from tasks.store import keys
 
 
 class Renderer:

@@ -15,16 +15,16 @@ from typing import Any
 from celery import signals
 from kombu import Queue
 
-from tasks import keys
 from tasks.celery_app import TASK_NAME, make_app
 from tasks.logs import setup_logging
 from tasks.settings import settings
-from worker import bootstep, current
-from worker.broker import install_reuse
+from tasks.store import keys
 from worker.checkpoints.errors import CheckpointError
 from worker.checkpoints.folder import name_of
-from worker.consumer import BRPOP_S
-from worker.request import GenerationRequest, install_revoke
+from worker.transport import bootstep, current
+from worker.transport.channel import install_reuse
+from worker.transport.consumer import BRPOP_S
+from worker.transport.task_request import GenerationRequest, install_revoke
 
 app = make_app(settings())
 app.steps["worker"].add(bootstep.EngineStep)
@@ -33,7 +33,7 @@ install_reuse()
 app.conf.update(
     worker_pool="threads",
     worker_concurrency=settings().slots,
-    worker_consumer="worker.consumer:EagerConsumer",
+    worker_consumer="worker.transport.consumer:EagerConsumer",
     # After an outage, too: how many messages there are at once is what the queue's dispatch bounds.
     worker_enable_prefetch_count_reduction=False,
     # kombu's name for the length of one BRPOP.

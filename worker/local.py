@@ -14,13 +14,13 @@ from worker.checkpoints.cards import build_card
 from worker.checkpoints.errors import TokenizerError
 from worker.checkpoints.folder import CheckpointFolder, find
 from worker.checkpoints.tokenizers import Tokenizer, load_tokenizer
+from worker.engine.architecture.weight_form import WeightForm
 from worker.engine.device import Device
 from worker.engine.engine import Engine
 from worker.engine.request import Finish, SequenceRequest
-from worker.engine.weight_form import WeightForm
-from worker.loading import DeviceName, load_model
-from worker.prompt import PromptError, answer_tokens, encode_prompt
-from worker.text import TextAssembler
+from worker.jobs.detokenizer import TextAssembler
+from worker.jobs.prompt import PromptError, answer_tokens, encode_prompt
+from worker.model_loader import DeviceName, load_model
 
 #: One sequence at a time.
 SLOTS = 1

@@ -14,23 +14,23 @@ from functools import partial
 import structlog
 from redis.exceptions import RedisError
 
-from tasks import keys
-from tasks.connections import make_sync, redacted
 from tasks.settings import Settings
+from tasks.store import keys
+from tasks.store.connections import make_sync, redacted
+from tasks.store.worker_store import WorkerStore
 from tasks.worker_info import WorkerInfo, WorkerState
-from tasks.worker_store import WorkerStore
 from worker import health
-from worker.bell_listener import BellListener
 from worker.checkpoints.folder import CheckpointFolder
 from worker.checkpoints.tokenizers import load_tokenizer
-from worker.engine.kv_ledger import KvLedger
-from worker.engine_client import EngineLoadError
-from worker.job_runner import JobRunner
-from worker.keeper import Keeper
-from worker.kv_gate import KvGate
-from worker.messages import Ready, Start
-from worker.publisher import Publisher
-from worker.supervisor import EngineSupervisor
+from worker.engine.kv.budget import KvLedger
+from worker.engine_process.client import EngineLoadError
+from worker.engine_process.messages import Ready, Start
+from worker.engine_process.supervisor import EngineSupervisor
+from worker.jobs.cancel_listener import BellListener
+from worker.jobs.job_runner import JobRunner
+from worker.jobs.kv_admission import KvGate
+from worker.jobs.lease_keeper import Keeper
+from worker.jobs.publisher import Publisher
 
 log = structlog.get_logger(__name__)
 

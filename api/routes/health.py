@@ -7,10 +7,10 @@ import asyncio
 from fastapi import APIRouter
 from redis.exceptions import RedisError
 
-from api.checkpoints import Picture
-from api.documented import QUEUE_CODES, problems
-from api.problems import RETRY_WORKER_S, ApiError, Code
-from api.schemas import HealthResponse, Liveness, Readiness
+from api.http.openapi import QUEUE_CODES, problems
+from api.http.problems import RETRY_WORKER_S, ApiError, Code
+from api.jobs.catalog import Picture
+from api.schemas.jobs import HealthResponse, Liveness, Readiness
 from api.services import Services, UncheckedServicesDep
 from tasks.errors import SchemaError
 

@@ -6,7 +6,15 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from api.answers import (
+from api.http.cancel_after import sooner
+from api.http.idempotency import idempotency
+from api.http.openapi import QUEUE_CODES, SUBMIT_CODES, headers, problems
+from api.http.parameters import CancelAfterDep, JobIdPath, KeyLinesDep, PreferencesDep
+from api.http.problems import Code, invalid
+from api.http.strict_json import StrictRoute
+from api.jobs.job_view import job_response, job_result
+from api.jobs.lookup import check_id, get_job
+from api.jobs.responses import (
     job_headers,
     json_answer,
     missing,
@@ -15,21 +23,13 @@ from api.answers import (
     preference_headers,
     read_accepted,
 )
-from api.cancel_after import sooner
-from api.documented import QUEUE_CODES, SUBMIT_CODES, headers, problems
-from api.idempotency import idempotency
-from api.job_view import job_response, job_result
-from api.problems import Code, invalid
-from api.routes.parameters import CancelAfterDep, JobIdPath, KeyLinesDep, PreferencesDep
-from api.routes.reading import check_id, get_job
-from api.schemas import DEFAULT_PAGE, MAX_PAGE, JobList, JobRequest, JobResponse, JobResult
+from api.jobs.submission import ANYBODY
+from api.jobs.waiter import while_connected
+from api.schemas.jobs import DEFAULT_PAGE, MAX_PAGE, JobList, JobRequest, JobResponse, JobResult
 from api.services import ServicesDep
-from api.strict_json import StrictRoute
-from api.submission import ANYBODY
-from api.waiting import while_connected
 from tasks.job import Job, Status
 from tasks.job_id import new_job_id
-from tasks.job_store import Submitted
+from tasks.store.job_store import Submitted
 
 router = APIRouter(prefix="/v1/jobs", route_class=StrictRoute, tags=["jobs"])
 

@@ -7,13 +7,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from api.answers import job_headers, vanished
-from api.cursor import Cursor, cursor_of
-from api.documented import QUEUE_CODES, STREAM_CONTENT, headers, problems
-from api.event_stream import EventStream
-from api.problems import Code
-from api.routes.parameters import JobIdPath, LastEventIdHeader
-from api.routes.reading import get_job
+from api.http.cursor import Cursor, cursor_of
+from api.http.openapi import QUEUE_CODES, STREAM_CONTENT, headers, problems
+from api.http.parameters import JobIdPath, LastEventIdHeader
+from api.http.problems import Code
+from api.http.sse import EventStream
+from api.jobs.lookup import get_job
+from api.jobs.responses import job_headers, vanished
 from api.services import Services, ServicesDep
 from tasks.job import Job
 

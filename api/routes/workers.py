@@ -6,10 +6,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from api.documented import QUEUE_CODES, problems
-from api.job_view import moment
-from api.problems import Code
-from api.schemas import WorkerList, WorkerResponse
+from api.http.openapi import QUEUE_CODES, problems
+from api.http.problems import Code
+from api.jobs.job_view import moment
+from api.schemas.jobs import WorkerList, WorkerResponse
 from api.services import ServicesDep
 from tasks.worker_info import WorkerInfo
 

@@ -13,8 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.chaos.clients import Load
 from bench.chaos.faults import Faults, Struck
-from bench.chaos.load import Load
 from bench.chaos.queue_view import QueueView
 from bench.chaos.system import System
 from bench.chaos.verdict import Evidence, Verdict, judge

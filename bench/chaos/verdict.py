@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from bench.chaos.clients import Ordered
 from bench.chaos.follow import Followed
-from bench.chaos.load import Ordered
 from bench.processes import ROOT
 from bench.undisturbed import Comparison, Undisturbed, Written
 from tasks.job import ErrorCode, Job, Status
-from tasks.scripts import LIMITS
+from tasks.store.scripts import LIMITS
 from tasks.token_log import TokenLog
 
 

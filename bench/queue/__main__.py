@@ -26,15 +26,15 @@ import aiohttp
 from bench.processes import ROOT
 from bench.queue.cluster import Cluster, cluster, resident_mb
 from bench.report import percentile, report
-from bench.serve.load import closed_loop
+from bench.serve.clients import closed_loop
 from bench.serve.routes import generate
 from worker.checkpoints import meta
 from worker.checkpoints.folder import find
 from worker.checkpoints.tokenizers import load_tokenizer
 from worker.engine.engine import Engine
 from worker.engine.request import SequenceRequest
-from worker.loading import load_model
-from worker.prompt import encode_prompt
+from worker.jobs.prompt import encode_prompt
+from worker.model_loader import load_model
 
 PROMPT = "123+456="
 SHORT_TOKENS = 4

@@ -12,12 +12,12 @@ import time
 import torch
 from torch import Tensor
 
-from worker import engine_process
 from worker.engine.batch import Batch
 from worker.engine.engine import DecodingModel
-from worker.engine.kv_cache import KvCache
-from worker.loading import LoadedModel
-from worker.messages import Start
+from worker.engine.kv.cache import KvCache
+from worker.engine_process import main as engine_process
+from worker.engine_process.messages import Start
+from worker.model_loader import LoadedModel
 
 #: Environment variable with the length of a step in ms.
 STEP_MS = "BENCH_STEP_MS"
@@ -41,7 +41,7 @@ class SleepingModel:
 
 
 def load(start: Start) -> LoadedModel:
-    """What `worker.engine_process` loads, with the model put to sleep."""
+    """What `worker.engine_process.main` loads, with the model put to sleep."""
     loaded = real_load(start)
     loaded.engine.model = SleepingModel(loaded.engine.model, float(os.environ[STEP_MS]) / 1000)
     return loaded

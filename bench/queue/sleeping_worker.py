@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from worker import engine_client
+from worker.engine_process import client as engine_client
 from worker.main import run
 
 if __name__ == "__main__":

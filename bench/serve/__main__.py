@@ -15,7 +15,7 @@ import asyncio
 from typing import Any
 
 from bench.report import report
-from bench.serve.load import closed_loop, open_loop
+from bench.serve.clients import closed_loop, open_loop
 from bench.serve.routes import ROUTES
 
 PROMPT = "123+456="

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from celeriac.cli import (
+from celeriac.cli.commands import (
     api,
     cancel,
     delete,

@@ -21,14 +21,14 @@ import httpx
 
 from celeriac.client import guide
 from celeriac.client.answers import error_of, nonsense, read
+from celeriac.client.backoff import Patience
 from celeriac.client.errors import ApiError, NotFoundError, ServerUnreachableError, WaitTimeoutError
 from celeriac.client.events import DoneEvent, ErrorEvent, Event, ReconnectEvent, TokenEvent, event_of
 from celeriac.client.guide import GeneratedText, Health, Info
 from celeriac.client.job import Job
-from celeriac.client.patience import Patience
-from celeriac.client.reading import OutOfStepError, Reading
 from celeriac.client.sse import Message, SseParser
 from celeriac.client.steps import SILENCE_S, Call, Flow, Open, Pause, Read, StreamFlow, is_stream
+from celeriac.client.stream_position import OutOfStepError, Reading
 
 #: How long the server may hold one request back, in seconds: less than the 30 or 60 at which proxies cut connections.
 LONG_POLL_S = 20.0

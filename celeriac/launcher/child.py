@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import click
 
-from celeriac import leash
+from celeriac.launcher import parent_death as leash
 from celeriac.launcher.console import Console
 
 #: This many ends within this many seconds are too many.

@@ -14,7 +14,7 @@ from celeriac.errors import CeleriacError
 from celeriac.launcher.child import DEATHS_WITHIN_S, MAX_DEATHS, Child, Role, describe_exit
 from celeriac.launcher.console import Console
 from celeriac.launcher.readiness import ReadinessWatch
-from celeriac.redis_server import DataFolder
+from celeriac.launcher.redis_server import DataFolder
 
 #: How long Redis may take until it answers, in seconds; it reads its whole file first.
 REDIS_START_S = 120.0

@@ -10,13 +10,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from celeriac import redis_server
-from celeriac.launcher import ports
+from celeriac.launcher import ports, redis_server
 from celeriac.launcher.child import Role
 from celeriac.launcher.console import Console
 from celeriac.launcher.launcher import Launcher
 from celeriac.launcher.placement import placement
-from celeriac.redis_server import DataFolder
+from celeriac.launcher.redis_server import DataFolder
 from tasks.settings import Settings
 from worker.checkpoints.folder import find
 

@@ -1,5 +1,5 @@
--- Put in front of every script by tasks/scripts.py, after three generated tables: KEY, the key builders of tasks/keys.py
--- under their names there; LIMIT, the numbers of tasks/scripts.py; FAILURE, the errors of tasks/failures.py as JSON.
+-- Put in front of every script by tasks/store/scripts.py, after three generated tables: KEY, the key builders of tasks/store/keys.py
+-- under their names there; LIMIT, the numbers of tasks/store/scripts.py; FAILURE, the errors of tasks/failures.py as JSON.
 --
 -- Scripts take no KEYS. A job id leads to keys that only its record names (its checkpoint, its worker), so they build
 -- what they touch: that needs one primary, and rules out Redis Cluster, which kombu cannot use either.

@@ -12,8 +12,8 @@ from schemathesis import Case
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
 from api.app import create_app
-from tests.api_client import server, settings_for
-from tests.fake_worker import BPE_CARD, fake_worker
+from tests.helpers.api_client import server, settings_for
+from tests.helpers.fake_worker import BPE_CARD, fake_worker
 
 MAX_EXAMPLES = 40
 #: A schema cannot say which models, cursors and characters there are, so valid data may rightly be refused; and as in

@@ -8,8 +8,8 @@ from contextlib import closing
 
 from kombu.transport.redis import Channel
 
-from tasks import keys
 from tasks.celery_app import make_app
+from tasks.store import keys
 from tests.faults.conftest import lasting
 from tests.integration.cluster import Cluster, Engine
 from tests.integration.stack import Process, until

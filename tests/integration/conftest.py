@@ -14,16 +14,16 @@ import pytest
 import redis
 from redis.asyncio import Redis as AsyncRedis
 
-from tasks import keys
 from tasks.card import Card, TokenizerCard
-from tasks.connections import make_async, make_sync
 from tasks.generation import Generation
 from tasks.job import FinishReason, Job, JobError, Status
 from tasks.job_id import new_job_id
-from tasks.job_store import JobStore, NewJob
 from tasks.settings import Settings
+from tasks.store import keys
+from tasks.store.connections import make_async, make_sync
+from tasks.store.job_store import JobStore, NewJob
+from tasks.store.worker_store import Append, Claimed, Finish, FlushReply, Refused, WorkerStore
 from tasks.worker_info import WorkerInfo, WorkerState
-from tasks.worker_store import Append, Claimed, Finish, FlushReply, Refused, WorkerStore
 from tests.integration.stack import Stack
 
 CARD = Card(

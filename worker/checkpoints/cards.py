@@ -12,7 +12,7 @@ from worker.checkpoints.errors import CheckpointError
 from worker.checkpoints.formats import Checkpoint
 from worker.checkpoints.tokenizers import Tokenizer
 from worker.checkpoints.tokenizers.finder import tokenizer_file
-from worker.engine.weight_form import INT8_GROUP, WeightForm
+from worker.engine.architecture.weight_form import INT8_GROUP, WeightForm
 
 #: The card's tokenizer where there is none: prompts must be token ids.
 NO_TOKENIZER = TokenizerCard(kind="none", text_ids=0)

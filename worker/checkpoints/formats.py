@@ -16,8 +16,8 @@ from worker.checkpoints import archive, meta
 from worker.checkpoints.errors import CheckpointError
 from worker.checkpoints.folder import CheckpointFolder
 from worker.checkpoints.meta import Meta
-from worker.engine.config import ModelConfig
-from worker.engine.era import E1A, E1B, E2, E3, E4, E5, E6, E7, SMEAR_WIDTH, Era
+from worker.engine.architecture.config import ModelConfig
+from worker.engine.architecture.era import E1A, E1B, E2, E3, E4, E5, E6, E7, SMEAR_WIDTH, Era
 
 #: Put in front of every name by torch.compile and by data-parallel wrappers.
 _PREFIXES = ("_orig_mod.", "module.")

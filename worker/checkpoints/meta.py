@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from worker.checkpoints.errors import CheckpointError
-from worker.engine.config import LIMITS
+from worker.engine.architecture.config import LIMITS
 
 #: Keys of the last evaluation, in the order in which they are looked for: bits per byte, nats per token.
 _LOSSES = ("val_bpb", "val_loss")

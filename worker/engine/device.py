@@ -13,8 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from worker.engine.config import ModelConfig
-from worker.engine.kv_ledger import KvLedger
+from worker.engine.architecture.config import ModelConfig
+from worker.engine.kv.budget import KvLedger
 from worker.engine.native.library import library
 
 Kind = Literal["cpu", "cuda", "mps"]

@@ -17,17 +17,17 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from worker.engine.architecture.config import ModelConfig
 from worker.engine.batch import Batch
-from worker.engine.config import ModelConfig
 from worker.engine.device import Device
-from worker.engine.kv_cache import KvCache
-from worker.engine.kv_ledger import KvLedger
-from worker.engine.philox import SEED_BITS, UniformStream
+from worker.engine.kv.budget import KvLedger
+from worker.engine.kv.cache import KvCache
 from worker.engine.request import Finish, SequenceRequest
-from worker.engine.sampling import fastest_sampler
+from worker.engine.sampling.philox import SEED_BITS, UniformStream
+from worker.engine.sampling.torch_sampler import fastest_sampler
 from worker.engine.scheduler import Chunk, Scheduler
 from worker.engine.sequence import Sequence
-from worker.engine.stops import EndOfText
+from worker.engine.stop_criteria import EndOfText
 from worker.engine.transfer import Arrival
 from worker.engine.update import Update
 from worker.engine.vocabulary import NO_TOKEN, Vocabulary
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 class DecodingModel(Protocol):
-    """What the engine asks of a model; `worker.engine.model.Model` is one."""
+    """What the engine asks of a model; `worker.engine.torch.model.Model` is one."""
 
     @property
     def config(self) -> ModelConfig: ...

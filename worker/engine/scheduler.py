@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from worker.engine.extents import Extent
-from worker.engine.kv_ledger import KvLedger
+from worker.engine.kv.allocator import Extent
+from worker.engine.kv.budget import KvLedger
 from worker.engine.sequence import Sequence
 
 

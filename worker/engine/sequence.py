@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from worker.engine.extents import Extent
-from worker.engine.philox import UniformStream
+from worker.engine.kv.allocator import Extent
 from worker.engine.request import Finish, SequenceRequest
-from worker.engine.stops import EndOfText
+from worker.engine.sampling.philox import UniformStream
+from worker.engine.stop_criteria import EndOfText
 
 
 @dataclass(slots=True, eq=False, kw_only=True)

@@ -1,12 +1,6 @@
 """Tokenizers of nanochat checkpoints, found beside the weights. Free of torch: the Celery side uses them."""
 
-from worker.checkpoints.tokenizers.base import (
-    STOP_TOKENS,
-    Decoder,
-    Encoding,
-    Tokenizer,
-    UnknownCharacterError,
-)
+from worker.checkpoints.tokenizers.base import STOP_TOKENS, Decoder, Encoding, Tokenizer, UnknownCharacterError
 from worker.checkpoints.tokenizers.finder import load_tokenizer
 
 __all__ = ["STOP_TOKENS", "Decoder", "Encoding", "Tokenizer", "UnknownCharacterError", "load_tokenizer"]

@@ -1,15 +1,15 @@
 /* Products with matrices of int8 weights.
 
 A weight is a code, a whole number from -127 to 127, times a scale that `group` inputs of one output share. A panel lies as
-its groups, one after the other: COLUMNS scales, then the codes as in product.h (input, output). Codes are widened to
-floats and scaled before anything is summed, and the sums run as in product.h: a product is the same bits as that of the
+its groups, one after the other: COLUMNS scales, then the codes as in gemm.h (input, output). Codes are widened to
+floats and scaled before anything is summed, and the sums run as in gemm.h: a product is the same bits as that of the
 fp32 matrix which the codes and scales stand for, in any batch. */
 #pragma once
 
 #include <float.h>
 #include <math.h>
 
-#include "product.h"
+#include "gemm.h"
 
 /* Bytes of a panel that are fetched ahead. */
 enum { BYTES_AHEAD = 2048 };
@@ -94,7 +94,7 @@ static void coded_tiles(int rows, int panels, const float *x, long stride, const
 }
 
 /* `tiles` for one widened panel and for rows that need many tiles. A copy of its own, since the compiler makes the one of
-product.h slower where it has a second caller. */
+gemm.h slower where it has a second caller. */
 static void widened_tiles(int rows, const float *x, long stride, const float *w, long depth, const float *ahead,
                           long ahead_step, float *sums, int begins) {
 #define CASE(R) \

@@ -14,9 +14,9 @@ heads, D channels a head, P places of the cache, R rows of logits, V ids. */
 
 #include "attention.h"
 #include "int8.h"
-#include "product.h"
+#include "gemm.h"
 #include "sampling.h"
-#include "team.h"
+#include "thread_pool.h"
 
 /* A table with a row for each id, fp32 or bf16. */
 typedef struct {

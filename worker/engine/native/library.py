@@ -41,7 +41,7 @@ Long = ctypes.c_long
 
 
 class Matrix(ctypes.Structure):
-    """A packed matrix; see product.h."""
+    """A packed matrix; see gemm.h."""
 
     _fields_ = (("outputs", Long), ("depth", Long), ("panels", Pointer), ("group", Long))
 

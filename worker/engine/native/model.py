@@ -1,4 +1,4 @@
-"""The model on compiled kernels: the same forward pass as `worker.engine.model`, as one call a step, fp32 on a CPU.
+"""The model on compiled kernels: the same forward pass as `worker.engine.torch.model`, one call a step, fp32 on a CPU.
 
 Its matrices are fp32, or int8 with a scale for each group of inputs."""
 
@@ -14,14 +14,14 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from worker.engine.architecture.config import ModelConfig
+from worker.engine.architecture.rope import rounded_angles
 from worker.engine.batch import Batch
-from worker.engine.config import ModelConfig
 from worker.engine.device import Device
-from worker.engine.kv_cache import KvCache
+from worker.engine.kv.cache import KvCache
+from worker.engine.mapped_pages import MappedPages
 from worker.engine.native.library import Layer, Matrix, ModelData, Pass, Table
-from worker.engine.native.threads import ThreadChoice
-from worker.engine.pages import MappedPages
-from worker.engine.rope import rounded_angles
+from worker.engine.native.thread_tuner import ThreadChoice
 
 #: Packed matrices begin at multiples of this many bytes.
 _ALIGNMENT = 4096
@@ -104,7 +104,8 @@ class NativeModel:
         *,
         group: int = 0,
     ) -> NativeModel:
-        """As `worker.engine.model.Model.load`. `group` 0: fp32 matrices; else int8, so many inputs with one scale."""
+        """As `worker.engine.torch.model.Model.load`. `group` 0: fp32 matrices;
+        else int8, so many inputs with one scale."""
         model = cls(config, device, kernels)
         with torch.inference_mode():
             _Loader(model, weights, group).load()

@@ -1,4 +1,4 @@
-/* Drawing the next ids. worker/engine/sampling.py has the rules; this draws the same ids without sorting: what top-k and
+/* Drawing the next ids. worker/engine/sampling/torch_sampler.py has the rules; this draws the same ids without sorting: what top-k and
 top-p keep lies above one value, which is found by throwing away, again and again, the part that it is not in.
 
 A row's draw depends neither on the other rows nor on the threads. Shapes: R rows, V ids. */
@@ -9,7 +9,7 @@ A row's draw depends neither on the other rows nor on the threads. Shapes: R row
 #include <string.h>
 
 #include "doubles.h"
-#include "team.h"
+#include "thread_pool.h"
 
 /* What a row's request says; worker/engine/native/library.py has the twin. */
 typedef struct {
@@ -39,7 +39,7 @@ typedef struct {
   long ties;
 } Cut;
 
-/* Philox4x32-10; see worker/engine/philox.py. A multiple of 2^-53 in [0, 1). */
+/* Philox4x32-10; see worker/engine/sampling/philox.py. A multiple of 2^-53 in [0, 1). */
 static double uniform(uint64_t seed, uint64_t index) {
   uint32_t c[4] = {(uint32_t)index, (uint32_t)(index >> 32), 0, 0};
   uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};

@@ -1,0 +1,124 @@
+"""What happens around every request: its id and its line in the log, the size of its body, the last resort."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+from collections.abc import Callable
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.http.error_handlers import error_response
+from api.http.problems import ApiError, Code
+
+log = structlog.get_logger(__name__)
+
+#: A request id that we take over from the caller; any other is replaced.
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+class RequestLog:
+    """Gives each request an id (`X-Request-Id`, taken over and sent back) and one line in the log, without bodies."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        started = time.perf_counter()
+        status: int | None = None
+        job_id: str | None = None
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status, job_id
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = request_id
+                status, job_id = message["status"], headers.get("x-job-id")
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self._app(scope, receive, send_with_id)
+            finally:
+                client = scope.get("client")
+                # Probes come every second or so.
+                log.log(
+                    logging.DEBUG if scope["path"].startswith("/health/") else logging.INFO,
+                    "request",
+                    method=scope["method"],
+                    path=scope["path"],
+                    status=status,
+                    ms=round((time.perf_counter() - started) * 1000, 1),
+                    job_id=job_id,
+                    client=None if client is None else f"{client[0]}:{client[1]}",
+                )
+
+
+class LastResort:
+    """Answers where nothing else did, so that such an answer, too, passes through CORS and the log."""
+
+    def __init__(self, app: ASGIApp, answer: Callable[[Scope, Exception], Response]) -> None:
+        self._app = app
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        started = False
+
+        async def noting_send(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting_send)
+        except Exception as error:
+            if scope["type"] != "http" or started:
+                raise
+            await self._answer(scope, error)(scope, receive, send)
+
+
+class BodyLimit:
+    """Reads the body before the application does, and answers 413 as soon as it is known to be too large."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
+        if "content-length" not in headers and "transfer-encoding" not in headers:
+            await self._app(scope, receive, send)
+            return
+        body = bytearray()
+        too_large = int(headers.get("content-length", "0")) > self._max_bytes
+        more = not too_large
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body += message.get("body", b"")
+            too_large = len(body) > self._max_bytes
+            more = message.get("more_body", False) and not too_large
+        if too_large:
+            error = ApiError(Code.BODY_TOO_LARGE, f"A request body may have {self._max_bytes} bytes at most.")
+            await error_response(scope, error)(scope, receive, send)
+            return
+        unread: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+
+        async def replay() -> Message:
+            return unread.pop() if unread else await receive()
+
+        await self._app(scope, replay, send)

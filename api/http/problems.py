@@ -1,0 +1,240 @@
+"""What can be wrong with a request, and how it is told: one table of codes, two ways to say it.
+
+New routes answer with problem details (RFC 9457, `application/problem+json`). The guide's routes keep FastAPI's
+`{"detail": ...}`: a list where a field is wrong, a text otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from tasks.job import ErrorCode
+
+#: Retry-After where the cause is usually over in a moment, in seconds.
+RETRY_SOON_S = 1
+#: Retry-After where a worker has to come up first, in seconds.
+RETRY_WORKER_S = 5
+
+#: Bounds of what an error repeats of the caller's input.
+MAX_ECHO_CHARACTERS = 200
+MAX_ECHO_ITEMS = 20
+MAX_ECHO_DEPTH = 4
+
+
+class Code(StrEnum):
+    """Codes of the API's own errors; a failed job's are in `tasks.job.ErrorCode`."""
+
+    INVALID_REQUEST = "invalid_request"
+    PROMPT_TOO_LONG = "prompt_too_long"
+    BODY_TOO_LARGE = "body_too_large"
+    NOT_FOUND = "not_found"
+    #: It was deleted.
+    GONE = "gone"
+    NOT_RETRYABLE = "not_retryable"
+    METHOD_NOT_ALLOWED = "method_not_allowed"
+    MODEL_NOT_FOUND = "model_not_found"
+    MODEL_REQUIRED = "model_required"
+    IDEMPOTENCY_MISMATCH = "idempotency_mismatch"
+    QUEUE_FULL = "queue_full"
+    MAX_QUEUE_POSITION = "max_queue_position"
+    MODEL_NOT_LOADED = "model_not_loaded"
+    NO_WORKERS = "no_workers"
+    REDIS_UNAVAILABLE = "redis_unavailable"
+    SCHEMA_MISMATCH = "schema_mismatch"
+    #: It was accepted, and Redis has forgotten it.
+    JOB_LOST = "job_lost"
+    WAIT_TIMEOUT = "wait_timeout"
+    START_TIMEOUT = "start_timeout"
+    CHECKPOINT_CHANGED = "checkpoint_changed"
+    WORKER_LOST = "worker_lost"
+    OUT_OF_MEMORY = "out_of_memory"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    INTERNAL = "internal"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A row of the table."""
+
+    status: int
+    title: str
+    #: Whether the same request may succeed later.
+    retryable: bool = False
+
+
+KINDS: Mapping[Code, Kind] = {
+    Code.INVALID_REQUEST: Kind(422, "The request is not valid"),
+    Code.PROMPT_TOO_LONG: Kind(422, "The prompt is too long"),
+    Code.BODY_TOO_LARGE: Kind(413, "The request body is too large"),
+    Code.NOT_FOUND: Kind(404, "Not found"),
+    Code.GONE: Kind(410, "Deleted"),
+    Code.NOT_RETRYABLE: Kind(409, "The job cannot be repeated"),
+    Code.METHOD_NOT_ALLOWED: Kind(405, "Method not allowed"),
+    Code.MODEL_NOT_FOUND: Kind(404, "No such model"),
+    Code.MODEL_REQUIRED: Kind(422, "Several models are served: name one"),
+    Code.IDEMPOTENCY_MISMATCH: Kind(422, "The idempotency key belongs to another request"),
+    Code.QUEUE_FULL: Kind(429, "The queue is full", retryable=True),
+    Code.MAX_QUEUE_POSITION: Kind(429, "The queue is longer than you want", retryable=True),
+    Code.MODEL_NOT_LOADED: Kind(503, "Model not loaded", retryable=True),
+    Code.NO_WORKERS: Kind(503, "No worker serves the model", retryable=True),
+    Code.REDIS_UNAVAILABLE: Kind(503, "The queue is not available", retryable=True),
+    Code.SCHEMA_MISMATCH: Kind(503, "The queue belongs to another version"),
+    Code.JOB_LOST: Kind(503, "The queue has lost the job", retryable=True),
+    Code.START_TIMEOUT: Kind(504, "The job was not started in time", retryable=True),
+    Code.WAIT_TIMEOUT: Kind(504, "The answer is not ready yet"),
+    Code.CHECKPOINT_CHANGED: Kind(503, "The checkpoint has changed", retryable=True),
+    Code.WORKER_LOST: Kind(503, "The workers were lost", retryable=True),
+    Code.OUT_OF_MEMORY: Kind(503, "The worker is out of memory", retryable=True),
+    Code.DEADLINE_EXCEEDED: Kind(504, "The job ran out of time"),
+    Code.CANCELLED: Kind(409, "The job was cancelled"),
+    Code.EXPIRED: Kind(410, "The job expired before it was started"),
+    Code.INTERNAL: Kind(500, "Internal error"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    """One wrong part of a request, in pydantic's terms."""
+
+    #: `("body", "prompt")`, `("query", "limit")`, `("header", "idempotency-key")`, ...
+    loc: tuple[str | int, ...]
+    msg: str
+    type: str
+    input: Any = None
+    ctx: Mapping[str, Any] | None = None
+
+    def to_detail(self) -> dict[str, Any]:
+        """As FastAPI tells it."""
+        detail: dict[str, Any] = {
+            "type": self.type,
+            "loc": list(self.loc),
+            "msg": self.msg,
+            "input": presentable(self.input),
+        }
+        if self.ctx:
+            detail["ctx"] = presentable(dict(self.ctx))
+        return detail
+
+    def to_problem(self) -> dict[str, str]:
+        """As an entry of a problem's `errors`: a JSON pointer into the body, or the parameter's or header's name."""
+        where, *path = self.loc
+        entry = {"detail": self.msg, "type": self.type}
+        if where == "body":
+            entry["pointer"] = "#" + "".join(f"/{_pointer_part(part)}" for part in path)
+        elif where == "header":
+            entry["header"] = str(path[0])
+        else:
+            entry["parameter"] = str(path[0])
+        return entry
+
+
+@dataclass
+class ApiError(Exception):
+    """An answer that is an error. Raise it anywhere in a request; `api.http.error_handlers` makes the response."""
+
+    code: Code
+    #: A sentence for people: what is wrong, and what to do.
+    detail: str
+    errors: Sequence[FieldError] = ()
+    retry_after_s: int | None = None
+    #: Further members of the body, on both kinds of routes.
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    #: Where it differs from the table's.
+    status: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__init__(self.detail)
+
+    @property
+    def kind(self) -> Kind:
+        """The code's row in the table."""
+        return KINDS[self.code]
+
+    @property
+    def http_status(self) -> int:
+        """Status of the answer."""
+        return self.kind.status if self.status is None else self.status
+
+    def all_headers(self) -> dict[str, str]:
+        """The answer's headers."""
+        retry = {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
+        return {**self.headers, **retry}
+
+    def to_legacy(self) -> dict[str, Any]:
+        """The body on the guide's routes."""
+        detail: Any = [error.to_detail() for error in self.errors] if self.errors else self.detail
+        return {"detail": detail, **self.extra}
+
+    def to_problem(self, instance: str) -> dict[str, Any]:
+        """The body on all other routes. `instance` is the request's path."""
+        problem: dict[str, Any] = {
+            "type": f"urn:celeriac:problem:{self.code}",
+            "title": self.kind.title,
+            "status": self.http_status,
+            "detail": self.detail,
+            "instance": presentable(instance),
+            "code": self.code.value,
+            "retryable": self.kind.retryable,
+        }
+        if self.errors:
+            problem["errors"] = [error.to_problem() for error in self.errors]
+        return {**problem, **self.extra}
+
+
+def invalid(
+    loc: tuple[str | int, ...],
+    msg: str,
+    type_: str,
+    *,
+    given: Any = None,
+    ctx: Mapping[str, Any] | None = None,
+    code: Code = Code.INVALID_REQUEST,
+) -> ApiError:
+    """The error of one wrong field."""
+    return ApiError(code, msg, errors=[FieldError(loc, msg, type_, given, ctx)])
+
+
+def code_of(error: ErrorCode) -> Code:
+    """The API's code for a failed job's; the names are the same."""
+    return Code(error.value)
+
+
+def presentable(value: Any, depth: int = 0) -> Any:
+    """`value` as something that every JSON encoder takes: bounded, finite, without lone surrogates."""
+    match value:
+        case None | bool():
+            return value
+        case int():
+            return value if abs(value) < 1 << 64 else "a very large number"
+        case float():
+            return value if math.isfinite(value) else str(value)
+        case str():
+            return _clean(value)
+        case dict() | list() | tuple() if depth >= MAX_ECHO_DEPTH:
+            return "..."
+        case dict():
+            items = list(value.items())[:MAX_ECHO_ITEMS]
+            return {_clean(str(name)): presentable(item, depth + 1) for name, item in items}
+        case list() | tuple():
+            return [presentable(item, depth + 1) for item in value[:MAX_ECHO_ITEMS]]
+        case bytes():
+            return _clean(value[:MAX_ECHO_CHARACTERS].decode("latin-1"))
+        case _:
+            return _clean(str(value))
+
+
+def _clean(text: str) -> str:
+    short = text if len(text) <= MAX_ECHO_CHARACTERS else text[:MAX_ECHO_CHARACTERS] + "..."
+    return short.encode("utf-8", "backslashreplace").decode()
+
+
+def _pointer_part(part: str | int) -> str:
+    """A member's name or an index in a JSON pointer (RFC 6901)."""
+    return _clean(str(part)).replace("~", "~0").replace("/", "~1")

@@ -1,0 +1,191 @@
+"""From a record to the job object that clients see."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from api.jobs.queue_load import Reading
+from api.schemas.jobs import (
+    EtaFinish,
+    GenerateResponse,
+    JobCancel,
+    JobEta,
+    JobFailure,
+    JobInput,
+    JobLimits,
+    JobOutput,
+    JobProgress,
+    JobQueue,
+    JobResponse,
+    JobResult,
+    JobTimings,
+    JobUrls,
+    Usage,
+)
+from tasks.estimate import Estimate
+from tasks.job import Job, Status
+
+
+def job_url(prefix: str, job_id: str) -> str:
+    """Path of a job; `prefix` is what a proxy put in front of all paths."""
+    return f"{prefix}/v1/jobs/{job_id}"
+
+
+def job_response(
+    job: Job, *, prefix: str = "", partial: str | None = None, reading: Reading | None = None
+) -> JobResponse:
+    """The job object. `partial` is the text so far of a job that runs, where the caller has read it; `reading` is what
+    the queue does, for the estimates of a job that is not over."""
+    completion = partial if job.completion is None else job.completion
+    url = job_url(prefix, job.id)
+    return JobResponse(
+        id=job.id,
+        version=job.version,
+        status=job.status,
+        model=job.checkpoint,
+        created_at=moment(job.created_at),
+        started_at=maybe_moment(job.started_at),
+        finished_at=maybe_moment(job.finished_at),
+        deadline_at=maybe_moment(job.deadline_at),
+        expires_at=maybe_moment(job.expires_at),
+        input=_input(job),
+        limits=JobLimits(
+            queue_timeout_s=_maybe_seconds(job.limits.queue_timeout_ms),
+            run_timeout_s=_maybe_seconds(job.limits.run_timeout_ms),
+            deadline_s=_maybe_seconds(job.limits.deadline_ms),
+        ),
+        queue=_queue(job, reading),
+        progress=JobProgress(tokens_generated=job.tokens, max_tokens=job.generation.max_tokens),
+        output=JobOutput(
+            generated_text=None if completion is None else job.generation.prompt + completion,
+            completion=completion,
+            tokens_generated=job.tokens,
+            finish_reason=job.finish_reason,
+        ),
+        usage=_usage(job),
+        timings=job_timings(job),
+        attempt=job.attempt,
+        losses=job.losses,
+        resumed_tokens=job.resumed_tokens,
+        worker=job.worker,
+        warnings=list(job.warnings),
+        error=None
+        if job.error is None
+        else JobFailure(code=job.error.code.value, message=job.error.message, retryable=job.error.retryable),
+        cancel_requested=job.cancellation is not None,
+        cancel=_cancel(job),
+        retry_of=job.retry_of,
+        metadata=dict(job.metadata),
+        urls=JobUrls(
+            self=url, result=f"{url}/result", stream=f"{url}/stream", cancel=f"{url}/cancel", retry=f"{url}/retry"
+        ),
+    )
+
+
+def generate_response(job: Job) -> GenerateResponse:
+    """The guide's answer, of a job that succeeded."""
+    return GenerateResponse(
+        prompt=job.generation.prompt,
+        generated_text=job.generation.prompt + (job.completion or ""),
+        tokens_generated=job.tokens,
+        model=job.checkpoint,
+    )
+
+
+def job_result(job: Job) -> JobResult:
+    """The text of a job that succeeded."""
+    if job.finish_reason is None:
+        raise ValueError(f"{job.id} has not succeeded")
+    return JobResult(
+        **generate_response(job).model_dump(), finish_reason=job.finish_reason, usage=_usage(job), job_id=job.id
+    )
+
+
+def job_timings(job: Job) -> JobTimings:
+    """Durations in seconds, as far as they are known."""
+    decode_s = _seconds(job.first_token_at, job.finished_at)
+    return JobTimings(
+        queue_s=_seconds(job.created_at, job.started_at),
+        ttft_s=_seconds(job.started_at, job.first_token_at),
+        decode_s=decode_s,
+        tokens_per_s=round((job.tokens - 1) / decode_s, 1) if decode_s and job.tokens > 1 else None,
+        total_s=_seconds(job.created_at, job.finished_at),
+    )
+
+
+def server_timing(job: Job) -> str:
+    """The value of `Server-Timing`: milliseconds of each phase that is known."""
+    timings = job_timings(job)
+    phases = (("queue", timings.queue_s), ("ttft", timings.ttft_s), ("decode", timings.decode_s))
+    return ", ".join(f"{name};dur={seconds * 1000:.0f}" for name, seconds in phases if seconds is not None)
+
+
+def moment(ms: int) -> datetime:
+    """A time of a record, ms since the epoch."""
+    return datetime.fromtimestamp(ms / 1000, UTC)
+
+
+def maybe_moment(ms: int | None) -> datetime | None:
+    """`moment`, of a time that may not have come."""
+    return None if ms is None else moment(ms)
+
+
+def eta(estimate: Estimate, *, position: int | None, as_of: datetime) -> JobEta:
+    """When a job will probably be over; `position` is None where it runs."""
+    waits = position is not None
+    finish = estimate.finish
+    return JobEta(
+        position=position,
+        tokens_ahead=estimate.tokens_ahead if waits else None,
+        eta_start_s=None if estimate.start_s is None or not waits else round(estimate.start_s, 3),
+        eta_finish_s=None if finish is None else EtaFinish(p50=round(finish.p50, 3), p90=round(finish.p90, 3)),
+        as_of=as_of,
+    )
+
+
+def _queue(job: Job, reading: Reading | None) -> JobQueue:
+    position = job.position if job.status is Status.QUEUED else None
+    if job.status.terminal or reading is None:
+        nothing: dict[str, None] = dict.fromkeys(("tokens_ahead", "eta_start_s", "eta_finish_s", "as_of"))
+        return JobQueue(priority=job.priority, position=position, **nothing)
+    told = eta(reading.of_job(job), position=position, as_of=reading.as_of)
+    return JobQueue(priority=job.priority, **dict(told))
+
+
+def _maybe_seconds(ms: int | None) -> float | None:
+    return None if ms is None else ms / 1000
+
+
+def _seconds(start: int | None, end: int | None) -> float | None:
+    return None if start is None or end is None else (end - start) / 1000
+
+
+def _usage(job: Job) -> Usage:
+    total = None if job.prompt_tokens is None else job.prompt_tokens + job.tokens
+    return Usage(prompt_tokens=job.prompt_tokens, completion_tokens=job.tokens, total_tokens=total)
+
+
+def _input(job: Job) -> JobInput:
+    asked = job.generation
+    return JobInput(
+        prompt=asked.prompt,
+        max_tokens=asked.max_tokens,
+        temperature=asked.temperature,
+        top_k=asked.top_k,
+        top_p=asked.top_p,
+        stop_on_newline=asked.stop_on_newline,
+        stop=list(asked.stop),
+        ignore_eos=asked.ignore_eos,
+        seed=asked.seed,
+    )
+
+
+def _cancel(job: Job) -> JobCancel | None:
+    if job.cancellation is None:
+        return None
+    return JobCancel(
+        requested_at=moment(job.cancellation.requested_at),
+        acked_at=maybe_moment(job.cancellation.acked_at),
+        latency_ms=job.cancellation.latency_ms,
+        tokens_after=job.cancellation.tokens_after,
+    )

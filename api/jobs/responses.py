@@ -1,0 +1,192 @@
+"""Answers about jobs, as every route gives them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from fastapi import Response
+from pydantic import BaseModel
+from redis.exceptions import RedisError
+
+from api.http.problems import RETRY_SOON_S, ApiError, Code, FieldError, code_of, presentable
+from api.http.request_headers import Preferences
+from api.jobs.job_view import generate_response, job_response, job_url, server_timing
+from api.jobs.queue_load import Estimates, retry_after_s
+from api.schemas.jobs import JobResponse
+from tasks.job import Job, JobError, Status
+from tasks.store.job_store import JobStore
+from tasks.token_log import TokenLog
+
+#: Faults that lie in the prompt, which the worker alone could tell.
+_PROMPT_CODES = (Code.INVALID_REQUEST, Code.PROMPT_TOO_LONG)
+
+
+def json_answer(body: BaseModel, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """`body` as JSON."""
+    # A plain number, as the log shows it.
+    return Response(body.model_dump_json(), int(status), headers, media_type="application/json")
+
+
+def job_headers(job_id: str, prefix: str) -> dict[str, str]:
+    """Headers of every answer that made or found a job."""
+    return {"Location": job_url(prefix, job_id), "X-Job-Id": job_id}
+
+
+def preference_headers(preferences: Preferences, *, waited_s: float | None, answered_async: bool) -> dict[str, str]:
+    """Headers of an answer that depends on `Prefer`."""
+    applied = preferences.applied(waited_s=waited_s, answered_async=answered_async)
+    return {"Vary": "Prefer", **({"Preference-Applied": applied} if applied else {})}
+
+
+@dataclass(frozen=True, slots=True)
+class JobAnswers:
+    """Answers with a job object, for all requests of this process. Each raises RedisError."""
+
+    store: JobStore
+    estimates: Estimates
+
+    async def job(
+        self, job: Job, prefix: str, status: int = HTTPStatus.OK, headers: Mapping[str, str] | None = None
+    ) -> Response:
+        """The job object, with the text so far and an estimate where the job is not over."""
+        return json_answer(await self._live_response(job, prefix), status, headers)
+
+    async def accepted(self, job: Job, prefix: str, headers: Mapping[str, str]) -> Response:
+        """202: the job is there, its end is not. `Retry-After` says when it probably will be."""
+        body = await self._live_response(job, prefix)
+        finish = body.queue.eta_finish_s
+        later = str(retry_after_s(None if finish is None else finish.p50))
+        return json_answer(body, HTTPStatus.ACCEPTED, {**headers, "Retry-After": later})
+
+    async def _live_response(self, job: Job, prefix: str) -> JobResponse:
+        if job.status.terminal:
+            return job_response(job, prefix=prefix)
+        reading = await self.estimates.reading(job.checkpoint)
+        return job_response(job, prefix=prefix, partial=await _text_so_far(self.store, job), reading=reading)
+
+
+def generated(job: Job, headers: Mapping[str, str]) -> Response:
+    """200 with the guide's body. What it has no room for is in headers."""
+    more = {"Server-Timing": server_timing(job)}
+    if job.warnings:
+        # Header values are ASCII; JSON escapes the rest.
+        more["X-Job-Warnings"] = json.dumps(job.warnings)
+    return json_answer(generate_response(job), 200, {**headers, **more})
+
+
+def unsuccessful(job: Job, prefix: str) -> ApiError:
+    """The error of a synchronous call whose job is over without success."""
+    if job.error is not None:
+        return _failed(job.error, job.id, prefix)
+    return _job_error(Code.CANCELLED, "The job was cancelled.", job.id, prefix)
+
+
+def wait_is_over(job_id: str, prefix: str, why: str) -> ApiError:
+    """The error of a synchronous call whose caller agreed to no other answer than the text. `why` is a sentence."""
+    return _job_error(
+        Code.WAIT_TIMEOUT,
+        f"{why} The job goes on: read it at {job_url(prefix, job_id)}.",
+        job_id,
+        prefix,
+        retry_after_s=RETRY_SOON_S,
+    )
+
+
+def no_result(job: Job, prefix: str) -> ApiError:
+    """The error of `GET /v1/jobs/{id}/result` for a job that is over without success. Its text so far goes along."""
+    url = job_url(prefix, job.id)
+    output = job_response(job, prefix=prefix).output.model_dump(mode="json")
+    extra = {"job_id": job.id, "job_url": url, "output": output}
+    if job.error is None:
+        return ApiError(Code.CANCELLED, "The job was cancelled.", extra=extra)
+    status = HTTPStatus.GONE if job.status is Status.EXPIRED else HTTPStatus.CONFLICT
+    return ApiError(code_of(job.error.code), job.error.message, extra=extra, status=status)
+
+
+def not_retryable(job: Job) -> ApiError:
+    """The error of repeating a job that is not over, or has succeeded."""
+    why = "has succeeded: submit its request again" if job.status.terminal else f"is {job.status}: cancel it first"
+    return ApiError(Code.NOT_RETRYABLE, f"{job.id} {why}, if you want another one.", extra={"job_id": job.id})
+
+
+async def read_accepted(store: JobStore, job_id: str, prefix: str) -> Job:
+    """A job that this request made or found. Raises ApiError where Redis went away just then: the job is there."""
+    try:
+        job = await store.get(job_id)
+    except RedisError as error:
+        raise _job_error(
+            Code.REDIS_UNAVAILABLE,
+            f"The job was accepted, but Redis cannot be reached now. Read it at {job_url(prefix, job_id)}.",
+            job_id,
+            prefix,
+            retry_after_s=RETRY_SOON_S,
+        ) from error
+    if job is None:
+        raise await vanished(store, job_id)
+    return job
+
+
+async def vanished(store: JobStore, job_id: str) -> ApiError:
+    """The error of a job that was accepted, and is not there any more. Raises RedisError."""
+    if await store.was_deleted(job_id):
+        return _deleted(job_id)
+    return ApiError(
+        Code.JOB_LOST,
+        f"{job_id} was accepted, and is not in the queue any more: Redis has lost data. Send the request again.",
+        extra={"job_id": job_id},
+    )
+
+
+async def missing(store: JobStore, job_id: str) -> ApiError:
+    """The error of an id under which there is no job. Raises RedisError."""
+    return _deleted(job_id) if await store.was_deleted(job_id) else no_such_job(job_id)
+
+
+def no_such_job(job_id: str) -> ApiError:
+    """The error of an id that never was, or whose record is over."""
+    return ApiError(Code.NOT_FOUND, f"There is no job {presentable(job_id)}: it never was, or its time is over.")
+
+
+def _deleted(job_id: str) -> ApiError:
+    return ApiError(Code.GONE, f"{job_id} was deleted.", extra={"job_id": job_id})
+
+
+async def _text_so_far(store: JobStore, job: Job) -> str:
+    """Text of the tokens that `job` counts; the log may have grown since it was read."""
+    if job.tokens == 0:
+        return ""
+    log = TokenLog(tuple(await store.log(job.id)))
+    return "".join(log.token_pieces[: job.tokens])
+
+
+def _failed(error: JobError, job_id: str, prefix: str) -> ApiError:
+    code = code_of(error.code)
+    if code is Code.INTERNAL:
+        return _job_error(code, f"Generation failed: {error.message}", job_id, prefix)
+    if code in _PROMPT_CODES:
+        wrong = FieldError(("body", "prompt"), error.message, code.value)
+        return _job_error(code, error.message, job_id, prefix, errors=(wrong,))
+    return _job_error(code, error.message, job_id, prefix)
+
+
+def _job_error(
+    code: Code,
+    detail: str,
+    job_id: str,
+    prefix: str,
+    *,
+    errors: tuple[FieldError, ...] = (),
+    retry_after_s: int | None = None,
+) -> ApiError:
+    return ApiError(
+        code,
+        detail,
+        errors=errors,
+        retry_after_s=retry_after_s,
+        extra={"job_id": job_id, "job_url": job_url(prefix, job_id)},
+        # The job was accepted: a client library that repeats the call by itself would only make another one.
+        headers={**job_headers(job_id, prefix), "X-Should-Retry": "false"},
+    )

@@ -1,0 +1,72 @@
+"""The rules of sampling read aloud, in plain Python: the slow twin of `worker.engine.sampling.torch_sampler`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass
+
+from worker.engine.request import SequenceRequest
+from worker.engine.sampling.philox import uniforms
+from worker.engine.vocabulary import Vocabulary
+
+#: Candidates closer than this are a near tie: in logits, and in shares of the whole.
+LOGIT_TIE = 1e-3
+SHARE_TIE = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """What is drawn, and how little would have had to be different for another id."""
+
+    token: int
+    #: Difference of the logits of the last id that was kept, or chosen, and the next one; infinite where there is none.
+    logit_margin: float
+    #: Distance of the uniform number, or of top-p, from the next step of the cumulative distribution.
+    share_margin: float
+
+    @property
+    def near_tie(self) -> bool:
+        """Whether rounding alone may have drawn another id."""
+        return self.logit_margin < LOGIT_TIE or self.share_margin < SHARE_TIE
+
+
+def slow_draw(logits: Rows[float], request: SequenceRequest, index: int, vocabulary: Vocabulary) -> Draw:
+    """The token of `index` (from 0) that follows `logits`."""
+    allowed = vocabulary.candidates(every_id=request.every_id, ignore_eos=request.ignore_eos)
+    ids = sorted(
+        (token for token in range(vocabulary.size) if allowed[token]), key=lambda token: (-logits[token], token)
+    )
+    highest = logits[ids[0]]
+    if request.temperature == 0:
+        return Draw(ids[0], highest - logits[ids[1]] if len(ids) > 1 else math.inf, math.inf)
+    logit_margin = share_margin = math.inf
+    if request.top_k is not None and request.top_k < len(ids):
+        logit_margin = logits[ids[request.top_k - 1]] - logits[ids[request.top_k]]
+        ids = ids[: request.top_k]
+    weight = {token: math.exp((logits[token] - highest) / request.temperature) for token in ids}
+    if request.top_p is not None and request.top_p < 1:
+        total = math.fsum(weight.values())
+        kept: list[int] = []
+        share = 0.0
+        for token in ids:
+            if kept and share >= request.top_p:
+                break
+            kept.append(token)
+            share += weight[token] / total
+            share_margin = min(share_margin, abs(share - request.top_p))
+        if len(kept) < len(ids):
+            logit_margin = min(logit_margin, logits[kept[-1]] - logits[ids[len(kept)]])
+        ids = kept
+    total = math.fsum(weight[token] for token in ids)
+    target = uniforms(request.seed, index, 1)[0]
+    chosen = None
+    share = 0.0
+    ids.sort()
+    for token in ids:
+        share += weight[token] / total
+        if token != ids[-1]:
+            share_margin = min(share_margin, abs(share - target))
+        if chosen is None and share > target:
+            chosen = token
+    return Draw(ids[-1] if chosen is None else chosen, logit_margin, share_margin)

@@ -1,0 +1,57 @@
+"""Writes small checkpoints of every era, with random weights, for tests that break them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from worker.engine.architecture.era import ERAS
+
+#: The shape of every checkpoint here, as a meta file has it. 48 channels are enough for the widest gate.
+SIZES = {"sequence_len": 128, "vocab_size": 40, "n_layer": 3, "n_head": 4, "n_kv_head": 2, "n_embd": 48}
+ROWS = 64
+
+
+def state_dict(era: str = "E1b", *, rows: int = ROWS, seed: int = 0, **sizes: int) -> dict[str, Tensor]:
+    """Random weights by nanochat's names; `sizes` replace those of `SIZES`."""
+    shape = SIZES | sizes
+    width, layers = shape["n_embd"], shape["n_layer"]
+    kv = width // shape["n_head"] * shape["n_kv_head"]
+    era_data = ERAS[era]
+    shapes: dict[str, tuple[int, ...]] = {"transformer.wte.weight": (rows, width), "lm_head.weight": (rows, width)}
+    for i in range(layers):
+        attention, mlp = f"transformer.h.{i}.attn", f"transformer.h.{i}.mlp"
+        shapes |= {f"{attention}.c_q.weight": (width, width), f"{attention}.c_proj.weight": (width, width)}
+        shapes |= {f"{attention}.c_k.weight": (kv, width), f"{attention}.c_v.weight": (kv, width)}
+        shapes |= {f"{mlp}.c_fc.weight": (4 * width, width), f"{mlp}.c_proj.weight": (width, 4 * width)}
+        if era_data.gate_width and (layers - 1 - i) % 2 == 0:
+            shapes[f"value_embeds.{i}.weight"] = (rows, kv)
+            shapes[f"{attention}.ve_gate.weight"] = (shape["n_kv_head"], era_data.gate_width)
+    if era not in ("E1a", "E1b"):
+        shapes |= {"resid_lambdas": (layers,), "x0_lambdas": (layers,)}
+    if era == "E7":
+        shapes |= {"smear_gate.weight": (1, 24), "smear_lambda": (1,), "backout_lambda": (1,)}
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, generator=generator) * 0.1 for name, shape in shapes.items()}
+
+
+def meta(era: str = "E1b", **fields: Any) -> dict[str, Any]:
+    """A meta file's content. Sizes and `window_pattern` go into `model_config`, other fields to the top."""
+    config: dict[str, Any] = dict(SIZES)
+    if era not in ("E1a", "E1b", "E2"):
+        config["window_pattern"] = "SSL"
+    config |= {name: value for name, value in fields.items() if name in SIZES or name == "window_pattern"}
+    top = {name: value for name, value in fields.items() if name not in config}
+    return {"step": 7, "val_bpb": 0.5, "model_config": config} | top
+
+
+def write(folder: Path, weights: object = None, content: object = None, *, era: str = "E1b", step: int = 7) -> Path:
+    """Write a checkpoint of `era`, or the given weights and meta content, and return its folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(state_dict(era) if weights is None else weights, folder / f"model_{step:06d}.pt")
+    (folder / f"meta_{step:06d}.json").write_text(json.dumps(meta(era) if content is None else content))
+    return folder

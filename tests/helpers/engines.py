@@ -1,0 +1,111 @@
+"""Small real models and engines around them, for tests of decoding."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tests.helpers.tape import Tape
+from worker.checkpoints.folder import find
+from worker.checkpoints.formats import Checkpoint, load
+from worker.engine.architecture.config import ModelConfig
+from worker.engine.backends import load_weights
+from worker.engine.batch import Batch
+from worker.engine.device import Device
+from worker.engine.engine import DecodingModel, Engine
+from worker.engine.kv.cache import KvCache
+from worker.engine.request import SequenceRequest
+from worker.engine.torch.graph_decode import StaticDecode
+from worker.engine.torch.model import Model
+from worker.engine.vocabulary import Vocabulary
+
+GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
+#: Every reference checkpoint, as `<era>/<step folder>`.
+FOLDERS = sorted(path.parent.relative_to(GOLDEN).as_posix() for path in GOLDEN.glob("*/*/expected.json"))
+
+# The models are tiny: a second thread would mostly wait for a core that other tests keep busy.
+torch.set_num_threads(1)
+
+
+@cache
+def checkpoint(folder: str) -> Checkpoint:
+    """A reference checkpoint. E5 is E4 with another softcap, which the file does not tell."""
+    return load(find(str(GOLDEN / folder), GOLDEN), softcap=20.0 if folder.startswith("E5") else None)
+
+
+@cache
+def model(folder: str) -> DecodingModel:
+    """A reference checkpoint on the CPU, as it is served."""
+    found = checkpoint(folder)
+    return load_weights(found.config, found.weights, Device("cpu"))
+
+
+@cache
+def torch_model(folder: str) -> Model:
+    """A reference checkpoint on the CPU, on torch alone."""
+    found = checkpoint(folder)
+    return Model.load(found.config, found.weights, Device("cpu"))
+
+
+@cache
+def recorded_model(folder: str) -> StaticDecode:
+    """A reference checkpoint on the CPU as a GPU runs it, with tapes for graphs."""
+    return StaticDecode(torch_model(folder), Tape.record)
+
+
+class Narrow(Device):
+    """The number format of a GPU on a CPU, with the operations that a GPU gets."""
+
+    dtype = torch.bfloat16
+    packs = False
+    complex_products = False
+
+
+def vocabulary(config: ModelConfig) -> Vocabulary:
+    """Every id but the last four is a letter or a newline; the last but one ends the text."""
+    text = [b"\n" if token % 16 == 7 else bytes([97 + token % 26]) for token in range(config.vocab_size - 4)]
+    return Vocabulary(config.vocab_size, (*text, None, None, None, None), frozenset({config.vocab_size - 2}))
+
+
+def engine(
+    decoding: DecodingModel,
+    *,
+    slots: int = 4,
+    kv_tokens: int = 1024,
+    prefill_chunk_tokens: int = 16,
+    clock: Callable[[], float] = time.monotonic,
+) -> Engine:
+    """An engine with the vocabulary above."""
+    return Engine(
+        decoding,
+        vocabulary(decoding.config),
+        slots=slots,
+        kv_tokens=kv_tokens,
+        prefill_chunk_tokens=prefill_chunk_tokens,
+        clock=clock,
+    )
+
+
+def request(name: str, prompt: tuple[int, ...] = (1, 2, 3), max_tokens: int = 8, **fields: object) -> SequenceRequest:
+    """A request with defaults; greedy and never at an end before `max_tokens`, unless `fields` say otherwise."""
+    fields.setdefault("ignore_eos", True)
+    return SequenceRequest(id=name, prompt=prompt, max_tokens=max_tokens, **fields)  # type: ignore[arg-type]
+
+
+class Tampered:
+    """A model with something done to its batches or its logits."""
+
+    def __init__(self, decoding: DecodingModel, tamper: Callable[[Batch, Tensor], Tensor]) -> None:
+        self._decoding = decoding
+        self._tamper = tamper
+        self.config = decoding.config
+        self.device = decoding.device
+        self.reads_beyond = decoding.reads_beyond
+
+    def forward(self, batch: Batch, cache: KvCache) -> Tensor:
+        return self._tamper(batch, self._decoding.forward(batch, cache))

@@ -1,0 +1,46 @@
+"""The compiled kernels, called one by one."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from tests.helpers.engines import engine, request
+from worker.engine.engine import DecodingModel
+from worker.engine.native.library import Matrix
+
+
+def packed(kernels: ctypes.CDLL, *weights: Tensor, group: int = 0) -> Matrix:
+    """The packed matrix of some matrices one below the other; `group` 0: fp32, else int8."""
+    outputs, depth = sum(weight.shape[0] for weight in weights), weights[0].shape[1]
+    matrix = Matrix(
+        outputs, depth, kernels.celeriac_reserve(kernels.celeriac_packed_bytes(outputs, depth, group)), group
+    )
+    at = 0
+    for weight in weights:
+        kernels.celeriac_pack(
+            ctypes.byref(matrix), at, weight.data_ptr(), weight.shape[0], weight.dtype is torch.bfloat16, 2
+        )
+        at += weight.shape[0]
+    return matrix
+
+
+def multiply(kernels: ctypes.CDLL, matrix: Matrix, x: Tensor, threads: int) -> Tensor:
+    """x (rows, depth) times a packed matrix: (rows, outputs)."""
+    out = torch.full((x.shape[0], matrix.outputs), torch.nan)
+    assert kernels.celeriac_product(ctypes.byref(matrix), x.data_ptr(), x.shape[0], out.data_ptr(), threads)
+    return out
+
+
+def prompt_logits(decoding: DecodingModel, prompt: tuple[int, ...], *, chunk: int, mates: int = 0) -> Tensor:
+    """The logits after a prompt that goes through the model in chunks, beside others that decode or prefill."""
+    running = engine(decoding, slots=mates + 1, kv_tokens=4096, prefill_chunk_tokens=chunk)
+    for mate in range(mates):
+        running.submit(
+            request(f"mate {mate}", tuple(position % 30 for position in range(1 + 9 * mate)), 60, every_id=True)
+        )
+        running.step()
+    one = running.submit(request("one", prompt, 2, keep_prompt_logits=True, every_id=True)).wait()
+    return torch.tensor(one.prompt_logits)

@@ -1,0 +1,368 @@
+"""`GET /v1/jobs/{id}/stream` and `/generate` as events, over real connections; the test itself is the worker."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import pytest
+
+from api.jobs import job_stream as following
+from tasks.job import ErrorCode, JobError, Status, TimeLimits
+from tests.conftest import running_redis
+from tests.helpers.api_client import eventually, server, settings_for
+from tests.helpers.event_streams import Event, stream, text_of
+from tests.helpers.fake_worker import fake_worker
+from tests.integration.conftest import WORKER, QueueWorld, queue_world
+
+pytestmark = pytest.mark.anyio
+
+T = TypeVar("T")
+
+BODY = {"prompt": "123+456=", "temperature": 0.0}
+EVENTS = {"Accept": "text/event-stream"}
+
+
+@pytest.fixture
+async def url(queue: QueueWorld) -> AsyncIterator[str]:
+    """A server on the queue of the test."""
+    with server(settings_for(queue.settings.redis_url, bell_poll_s=0.2)) as url:
+        yield url
+
+
+def stream_url(url: str, job_id: str) -> str:
+    return f"{url}/v1/jobs/{job_id}/stream"
+
+
+def get(url: str, **arguments: Any) -> httpx.Response:
+    """The server runs in a thread of its own: whoever asks may wait here."""
+    return httpx.get(url, **arguments)
+
+
+def post(url: str, **arguments: Any) -> httpx.Response:
+    return httpx.post(url, **arguments)
+
+
+async def reading(read: Callable[[], T]) -> T:
+    """Read in a thread: what is waited for, this one may have to do."""
+    return await asyncio.to_thread(read)
+
+
+def all_events(url: str, **arguments: Any) -> list[Event]:
+    with stream(url, **arguments) as reader:
+        return reader.rest()
+
+
+async def finished_job(queue: QueueWorld) -> str:
+    """A job that two workers ran: `579!` in three entries, an attempt mark in the middle, and a last piece of text."""
+    queue.register()
+    job_id = await queue.running()
+    queue.append(job_id, "57")
+    queue.workers.release(job_id, 1)
+    queue.claim(job_id)
+    queue.append(job_id, "9", before=2, attempt=2)
+    queue.finish(job_id, "!", before=3, attempt=2, tail="é", completion="579!é")
+    return job_id
+
+
+async def test_a_finished_job_is_told_from_its_beginning_to_its_end(queue: QueueWorld, url: str) -> None:
+    job_id = await finished_job(queue)
+    with stream(stream_url(url, job_id)) as reader:
+        assert reader.answer.headers["cache-control"] == "no-store"
+        assert reader.answer.headers["x-accel-buffering"] == "no"
+        assert reader.answer.headers["x-job-id"] == job_id
+        assert reader.answer.headers["location"] == f"/v1/jobs/{job_id}"
+        assert "content-length" not in reader.answer.headers
+        events = reader.rest()
+    told = [(event.name, event.id, event.data) for event in events[:-1]]
+    assert told == [
+        ("token", "2-0", {"offset": 0, "count": 2, "text": "57"}),
+        ("attempt", "2-1", {"attempt": 2, "resumed_from": 2}),
+        ("token", "3-0", {"offset": 2, "count": 1, "text": "9"}),
+        ("token", "4-0", {"offset": 3, "count": 1, "text": "!"}),
+        ("token", "4-1", {"offset": 4, "count": 0, "text": "é"}),
+    ]
+    assert (events[-1].name, events[-1].id) == ("done", "4-2")
+    assert events[-1].data == get(f"{url}/v1/jobs/{job_id}").json()
+    assert events[-1].data["output"]["completion"] == text_of(events)
+
+
+async def test_the_stream_opens_with_a_pause_for_reconnecting(queue: QueueWorld, url: str) -> None:
+    body = get(stream_url(url, await finished_job(queue))).text
+    assert body.startswith("retry: 2000\n\n")
+    assert body.endswith("\n\n")
+
+
+async def test_whoever_comes_back_gets_exactly_the_rest_and_204_behind_the_end(queue: QueueWorld, url: str) -> None:
+    address = stream_url(url, await finished_job(queue))
+    everything = all_events(address)
+    for index, event in enumerate(everything):
+        assert event.id is not None
+        if event.name == "done":
+            for arguments in ({"headers": {"Last-Event-ID": event.id}}, {"params": {"starting_after": event.id}}):
+                answer = get(address, **arguments)
+                assert (answer.status_code, answer.content) == (204, b"")
+        else:
+            rest = everything[index + 1 :]
+            assert all_events(address, headers={"Last-Event-ID": event.id}) == rest
+            assert all_events(address, params={"starting_after": event.id}) == rest
+    # By a number of tokens alone, also in the middle of an event.
+    for tokens in range(5):
+        events = all_events(address, params={"starting_after": str(tokens)})
+        assert text_of(events) == "579!é"[tokens:]
+        assert events[-1].name == "done"
+    # The query goes before the header.
+    both = all_events(address, params={"starting_after": "3"}, headers={"Last-Event-ID": "4-2"})
+    assert text_of(both) == "!é"
+
+
+@pytest.mark.parametrize("cursor", ["x", "-1", "1-", "1-2-3", "1.5", "٣", "9" * 40])
+async def test_what_is_no_place_in_a_stream_is_refused(queue: QueueWorld, url: str, cursor: str) -> None:
+    address = stream_url(url, await finished_job(queue))
+    query = get(address, params={"starting_after": cursor})
+    assert (query.status_code, query.json()["errors"][0]["parameter"]) == (422, "starting_after")
+    header = get(address, headers={"Last-Event-ID": cursor.encode()})
+    assert (header.status_code, header.json()["errors"][0]["header"]) == (422, "last-event-id")
+
+
+async def test_a_job_that_never_was_and_one_that_was_deleted(queue: QueueWorld, url: str) -> None:
+    job_id = await finished_job(queue)
+    await queue.jobs.delete(job_id)
+    gone = get(stream_url(url, job_id))
+    assert (gone.status_code, gone.json()["code"]) == (410, "gone")
+    for other in ("job_01JZ8K6T4V9QABCDEFGHJKMNPQ", "nonsense"):
+        never = get(stream_url(url, other))
+        assert (never.status_code, never.json()["code"]) == (404, "not_found")
+
+
+async def test_a_job_is_told_as_it_happens(queue: QueueWorld, url: str) -> None:
+    queue.register()
+    job_id = await queue.submit()
+    with stream(stream_url(url, job_id)) as reader:
+        [queued] = await reading(lambda: reader.take("status"))
+        assert queued.data == {"status": "queued", "attempt": 0, "worker": None}
+        queue.claim(job_id)
+        [running] = await reading(lambda: reader.take("status"))
+        assert running.data == {"status": "running", "attempt": 1, "worker": WORKER.name}
+        assert running.id is None
+        tokens = []
+        for index, char in enumerate("579"):
+            queue.append(job_id, char, before=index)
+            tokens += await reading(lambda: reader.take("token"))
+        queue.workers.release(job_id, 1)
+        [waits] = await reading(lambda: reader.take("status"))
+        assert waits.data == {"status": "queued", "attempt": 1, "worker": None}
+        queue.claim(job_id)
+        goes_on, mark = await reading(lambda: reader.take("status", "attempt"))
+        assert goes_on.data == {"status": "running", "attempt": 2, "worker": WORKER.name}
+        assert (mark.data, mark.id) == ({"attempt": 2, "resumed_from": 3}, "3-1")
+        queue.finish(job_id, "!", before=3, attempt=2, completion="579!")
+        tokens += await reading(lambda: reader.take("token"))
+        [done] = await reading(lambda: reader.take("done"))
+        assert await reading(reader.next) is None
+    assert text_of(tokens) == done.data["output"]["completion"] == "579!"
+    # A new job with nobody ahead: told once.
+    assert [place["position"] for place in reader.queue[:1]] == [0]
+
+
+async def test_the_place_in_the_queue_is_told_when_it_changes_and_once_a_second_at_most(
+    queue: QueueWorld, url: str
+) -> None:
+    queue.register(slots=1)
+    jobs = [await queue.submit() for _ in range(8)]
+    times = []
+    with stream(stream_url(url, jobs[-1])) as reader:
+
+        def place() -> dict[str, Any]:
+            while (event := reader.any()) is not None:
+                if event.name == "queue":
+                    times.append(time.monotonic())
+                    return event.data
+            raise AssertionError("the stream ended")
+
+        first = await reading(place)
+        assert first.keys() == {"position", "tokens_ahead", "eta_start_s", "eta_finish_s", "as_of"}
+        assert (first["position"], first["tokens_ahead"]) == (7, 7 * 8)
+        assert (first["eta_start_s"], first["eta_finish_s"]) == (None, None)
+        for job_id in jobs[:3]:
+            queue.claim(job_id)
+            queue.finish(job_id, "5")
+        later = await reading(place)
+        while later["position"] != 4:
+            later = await reading(place)
+        assert later["eta_finish_s"]["p50"] <= later["eta_finish_s"]["p90"]
+    gaps = [after - before for before, after in pairwise(times)]
+    # A little less than the second between two sends, as the clock here is that of the reader.
+    assert gaps
+    assert min(gaps) > 0.8
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "names"),
+    [
+        (Status.FAILED, JobError(ErrorCode.INTERNAL, "Broken.", retryable=True), ["token", "error", "done"]),
+        (Status.CANCELLED, None, ["token", "done"]),
+    ],
+)
+async def test_a_job_that_ends_badly(
+    queue: QueueWorld, url: str, status: Status, error: JobError | None, names: list[str]
+) -> None:
+    queue.register()
+    job_id = await queue.running()
+    with stream(stream_url(url, job_id)) as reader:
+        await reading(lambda: reader.take("status"))
+        queue.finish(job_id, "5", status=status, error=error)
+        events = await reading(reader.rest)
+    assert [event.name for event in events] == names
+    assert events[-1].data["status"] == status
+    if error is not None:
+        problem = events[-2].data
+        assert (problem["code"], problem["status"], problem["job_id"]) == ("internal", 500, job_id)
+        assert events[-2].id is None
+
+
+async def test_a_job_whose_time_is_over_in_the_queue(queue: QueueWorld, url: str) -> None:
+    job_id = await queue.submit(limits=TimeLimits(queue_timeout_ms=300))
+    events = await reading(lambda: all_events(stream_url(url, job_id)))
+    assert [event.name for event in events] == ["status", "error", "done"]
+    assert events[1].data["code"] == "start_timeout"
+    assert (events[2].data["status"], events[2].id) == ("expired", "0-1")
+
+
+async def test_a_job_that_is_deleted_meanwhile_ends_the_stream_without_done(queue: QueueWorld, url: str) -> None:
+    queue.register()
+    job_id = await queue.running()
+    with stream(stream_url(url, job_id)) as reader:
+        await reading(lambda: reader.take("status"))
+        await queue.jobs.delete(job_id)
+        events = await reading(reader.rest)
+    assert [(event.name, event.data["code"], event.data["status"]) for event in events] == [("error", "gone", 410)]
+
+
+async def test_a_redis_that_lost_everything_is_told(queue: QueueWorld, url: str) -> None:
+    queue.register()
+    job_id = await queue.running()
+    with stream(stream_url(url, job_id)) as reader:
+        await reading(lambda: reader.take("status"))
+        queue.redis.flushall()
+        events = await reading(reader.rest)
+    assert [(event.name, event.data["code"], event.data["status"]) for event in events] == [("error", "job_lost", 503)]
+
+
+async def test_silence_is_filled_with_comments(queue: QueueWorld, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(following, "KEEP_ALIVE_S", 0.05)
+    queue.register()
+    job_id = await queue.running()
+    with stream(stream_url(url, job_id)) as reader:
+        await reading(lambda: reader.take("status"))
+
+        tokens = 0
+        # Comments are seen on the way to the next event.
+        while len(reader.comments) < 3:
+            queue.append(job_id, "x", before=tokens)
+            tokens += 1
+            await reading(lambda: reader.take("token"))
+            await asyncio.sleep(0.06)
+        queue.finish(job_id, before=tokens)
+        await reading(reader.rest)
+    assert set(reader.comments) == {": ka"}
+
+
+async def test_a_stream_outlives_a_restart_of_redis_and_a_new_one_is_503_meanwhile(
+    tmp_path: Path, socket_folder: Path
+) -> None:
+    folder = socket_folder / "streams"
+    folder.mkdir()
+    durable = ("--appendonly", "yes", "--appendfsync", "always")
+    settings = settings_for(f"unix://{folder}/redis.sock?db=0", bell_poll_s=0.2)
+    with server(settings) as url:
+        with running_redis(folder, *durable):
+            async with queue_world(settings.redis_url) as queue:
+                queue.register()
+                job_id = await queue.running()
+                queue.append(job_id, "57")
+                streaming = stream(stream_url(url, job_id))
+                reader = streaming.__enter__()
+                events = await reading(lambda: reader.take("status", "token"))
+        refused = await reading(lambda: get(stream_url(url, job_id)))
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        with running_redis(folder, *durable):
+            async with queue_world(settings.redis_url) as queue:
+                queue.append(job_id, "9", before=2)
+                queue.finish(job_id, "!", before=3, completion="579!")
+                events += await reading(reader.rest)
+        streaming.__exit__(None, None, None)
+    assert text_of(events) == "579!"
+    assert events[-1].name == "done"
+
+
+def generate(url: str, **headers: str) -> Any:
+    return stream(f"{url}/generate", method="POST", json=BODY, headers={**EVENTS, **headers})
+
+
+async def test_generate_streams_when_it_is_asked_to(redis_url: str) -> None:
+    settings = settings_for(redis_url)
+    with fake_worker(settings), server(settings) as url:
+        for accept in ("text/event-stream", "application/json;q=0.5, Text/Event-Stream; q=0.9"):
+            with stream(f"{url}/generate", method="POST", json=BODY, headers={"Accept": accept}) as reader:
+                events = reader.rest()
+            assert text_of(events) == "579"
+            assert events[-1].data["output"]["generated_text"] == "123+456=579"
+        for accept in ("*/*", "application/json", "text/event-stream;q=0", "text/*"):
+            plain = post(f"{url}/generate", json=BODY, headers={"Accept": accept})
+            assert plain.json()["generated_text"] == "123+456=579"
+        wrong = post(f"{url}/generate", json={}, headers=EVENTS)
+        assert (wrong.status_code, wrong.json()["detail"][0]["loc"]) == (422, ["body", "prompt"])
+
+
+async def test_a_client_that_leaves_a_streamed_generate_cancels_the_job_at_once(redis_url: str) -> None:
+    settings = settings_for(redis_url)
+    with fake_worker(settings) as worker, server(settings) as url:
+        worker.go.clear()
+        with generate(url) as reader:
+            # So that it is known to have begun.
+            reader.take("status")
+            job_id = reader.answer.headers["x-job-id"]
+            assert worker.claimed.get(timeout=10) == job_id
+        await asyncio.to_thread(eventually, lambda: get(f"{url}/v1/jobs/{job_id}").json()["status"] == "cancelled")
+
+
+async def test_with_a_key_it_goes_on_and_the_stream_is_taken_up_again(redis_url: str) -> None:
+    settings = settings_for(redis_url)
+    key = {"Idempotency-Key": '"k"'}
+    with fake_worker(settings) as worker, server(settings) as url:
+        worker.go.clear()
+        with generate(url, **key) as reader:
+            event = reader.next()
+            while event is None or event.name != "token":
+                event = reader.next()
+            job_id = reader.answer.headers["x-job-id"]
+        worker.go.set()
+        with generate(url, **key, **{"Last-Event-ID": event.id or ""}) as reader:
+            assert reader.answer.headers["x-job-id"] == job_id
+            assert reader.answer.headers["idempotency-replayed"] == "true"
+            rest = reader.rest()
+        assert event.data["text"] + text_of(rest) == "579"
+        done = {**EVENTS, **key, "Last-Event-ID": rest[-1].id or ""}
+        assert post(f"{url}/generate", json=BODY, headers=done).status_code == 204
+
+
+async def test_a_client_that_leaves_a_job_s_stream_changes_nothing(redis_url: str) -> None:
+    settings = settings_for(redis_url)
+    with fake_worker(settings) as worker, server(settings) as url:
+        worker.go.clear()
+        job = post(f"{url}/v1/jobs", json=BODY).json()
+        assert worker.claimed.get(timeout=10) == job["id"]
+        with stream(f"{url}{job['urls']['stream']}") as reader:
+            reader.next()
+        # What a leaving client caused would have happened before an answer to a later request of the same queue.
+        later = post(f"{url}/v1/jobs", json=BODY).json()
+        assert get(f"{url}/v1/jobs/{job['id']}").json()["status"] == "running"
+        worker.go.set()
+        assert get(f"{url}{later['urls']['result']}", params={"wait": 10}).status_code == 200
+        assert get(f"{url}/v1/jobs/{job['id']}").json()["status"] == "succeeded"

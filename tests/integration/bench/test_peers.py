@@ -1,0 +1,68 @@
+"""The shipped checkpoints against transformers and vLLM, each installed into an environment of its own."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.engine.__main__ import decode, prompts
+from bench.peers.peer import Peer, default_folder, disagreements, install, installation
+from tests.integration.stack import ROOT
+from worker.checkpoints.folder import find
+from worker.checkpoints.formats import load
+from worker.engine.backends import load_weights
+from worker.engine.device import Device
+from worker.engine.engine import Engine
+from worker.engine.torch.model import Model
+from worker.engine.vocabulary import Vocabulary
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+TOKENS = 40
+
+
+@pytest.fixture(scope="module", params=["transformers", "vllm"])
+def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A peer's name and interpreter."""
+    if request.param == "vllm":
+        if (python := installation("vllm", default_folder())) is None:
+            pytest.skip("vLLM takes 3.5 GB: it is tested where `bench.engine --vs vllm` has installed it")
+        return request.param, python
+    try:
+        return request.param, install(request.param, tmp_path_factory.mktemp("peers"))
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"pip cannot install {request.param} here, as where no registry can be reached: {error}")
+
+
+@pytest.fixture
+def peer(installed: tuple[str, Path]) -> Iterator[Peer]:
+    """A process of its own for each test: vLLM cannot load a second model."""
+    with Peer(*installed) as process:
+        yield process
+
+
+@pytest.mark.parametrize("on_torch", [False, True])
+@pytest.mark.parametrize("name", ["step_002920", "step_003650"])
+def test_a_shipped_checkpoint_writes_what_the_peer_writes(peer: Peer, name: str, on_torch: bool) -> None:
+    checkpoint = load(find(str(ROOT / "checkpoints" / name), Path()))
+    config = checkpoint.config
+    files = {"meta_file": str(checkpoint.folder.meta_file), "model_file": str(checkpoint.folder.model_file)}
+    peer.ask("load", shape=None, threads=torch.get_num_threads(), rows=5, length=200 + TOKENS, **files)
+    form = Model.load if on_torch else load_weights
+    model = form(config, checkpoint.weights, Device("cpu"))
+    engine = Engine(model, Vocabulary.without_text(config.vocab_size), slots=5, kv_tokens=4096, prefill_chunk_tokens=64)
+    for batch, length in ((1, 1), (5, 9), (3, 200)):
+        texts = prompts(batch, length, config.vocab_size)
+        theirs = peer.ask("check", prompts=texts, tokens=TOKENS)
+        ours = decode(engine, texts, TOKENS).ids
+        assert disagreements(ours, theirs["ids"], theirs["margins"]) == []
+
+
+def test_the_time_behind_the_first_tokens_is_told(peer: Peer) -> None:
+    peer.ask("load", shape=[2, 64, 2, 32], threads=1, rows=3, length=29)
+    times = peer.ask("run", prompts=prompts(3, 9, 32), tokens=20)
+    assert 0 < times["decode_s"] < times["seconds"]

@@ -1,0 +1,234 @@
+"""`celeriac serve` as a person runs it: real processes, a tiny checkpoint, and every way to end."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from celeriac import InferenceClient
+from tasks.generation import Generation
+from tests.helpers.same_text import assert_same_characters
+from tests.integration.stack import CHECKPOINTS, ROOT, SHIPPED, START_S, Process, free_port, until
+
+CHECKPOINT = Path(__file__).parents[2] / "fixtures" / "golden" / "E1b-seed" / "step_000102"
+READY = "Celeriac is ready: http://127.0.0.1:{port} (docs at /docs)"
+
+
+class Served:
+    """Starts `celeriac serve` with a data folder of the test's own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.processes: list[Process] = []
+
+    def start(self, *options: str, checkpoint: Path | str = CHECKPOINT, **env: str) -> Process:
+        command = [sys.executable, "-m", "celeriac", "serve", "--checkpoint", str(checkpoint), "--port", str(self.port)]
+        process = Process(
+            f"serve-{len(self.processes)}",
+            [*command, "--data-dir", str(self.folder / "data"), *options],
+            env={"CELERIAC_THREADS": "1", **env},
+            log_dir=self.folder,
+        )
+        self.processes.append(process)
+        return process
+
+    def ready(self, *options: str, checkpoint: Path | str = CHECKPOINT, **env: str) -> Process:
+        process = self.start(*options, checkpoint=checkpoint, **env)
+        process.wait_for_line(READY.format(port=self.port), timeout_s=START_S)
+        return process
+
+    def family(self) -> set[int]:
+        """Every process that was started with this test's data folder in its environment or command line."""
+        mark = str(self.folder / "data").encode()
+        found = set()
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdigit() and int(folder.name) != os.getpid():
+                try:
+                    told = (folder / "environ").read_bytes() + (folder / "cmdline").read_bytes()
+                except (FileNotFoundError, ProcessLookupError, PermissionError):
+                    continue
+                if mark in told:
+                    found.add(int(folder.name))
+        return found
+
+    def workers(self) -> set[int]:
+        """The processes among them that are `celeriac worker`."""
+        return {pid for pid in self.family() if b"worker" in words(pid)}
+
+
+def words(pid: int) -> list[bytes]:
+    """The command line of a process; empty where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+@pytest.fixture
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    # A short path: sockets have little room for theirs.
+    folder = tmp_path_factory.mktemp("serve")
+    served = Served(folder)
+    yield served
+    for process in served.processes:
+        process.kill()
+    until(lambda: not served.family(), "the end of all processes")
+
+
+def test_one_command_serves_and_ctrl_c_ends_it_all(served: Served) -> None:
+    process = served.ready()
+    with InferenceClient(served.url) as client:
+        assert client.health() == {"status": "ok", "model_loaded": True, "checkpoint": "step_000102"}
+        assert client.generate("12+", temperature=0.0, max_tokens=5)["prompt"] == "12+"
+        job = client.submit("1+", max_tokens=5, ignore_eos=True)
+        assert client.wait(job, timeout=60).tokens == 5
+    assert httpx.get(f"{served.url}/docs").status_code == 200
+    example = [sys.executable, str(ROOT / "examples" / "client_example.py"), served.url]
+    shown = subprocess.run(example, capture_output=True, text=True, check=True).stdout
+    assert "step_000102, step 102, validation loss 0.2627" in shown
+    process.signal(signal.SIGINT)
+    assert process.wait(30) == 0, process.output
+    assert not served.family()
+    assert "Traceback" not in process.output
+
+
+def test_the_jobs_are_there_after_a_restart(served: Served) -> None:
+    process = served.ready()
+    with InferenceClient(served.url) as client:
+        done = client.wait(client.submit("12+", max_tokens=5), timeout=60)
+        assert process.terminate(30) == 0
+        served.ready()
+        assert client.job(done.id).text == done.text
+
+
+def test_ctrl_c_in_mid_sentence_and_the_next_serve_finishes_what_ran_and_what_waited(served: Served) -> None:
+    one_slot = {"CELERIAC_SLOTS": "1"}
+    process = served.ready(checkpoint=SHIPPED, **one_slot)
+    with InferenceClient(served.url) as client:
+        running = client.submit("123+", max_tokens=2000, seed=7, ignore_eos=True)
+        waiting = [client.submit(f"{seed}+", max_tokens=20, seed=seed, ignore_eos=True) for seed in range(3)]
+        until(lambda: client.job(running.id).tokens > 50, "some tokens")
+        process.signal(signal.SIGINT)
+        assert process.wait(30) == 0, process.output
+        served.ready(checkpoint=SHIPPED, **one_slot)
+        done = [client.wait(job, timeout=120) for job in (running, *waiting)]
+    for job in done:
+        generation = Generation(
+            prompt=job.prompt, max_tokens=job.max_tokens, temperature=0.8, seed=job.seed or 0, ignore_eos=True
+        )
+        assert (job.status, job.raw["usage"]["completion_tokens"]) == ("succeeded", job.max_tokens)
+        assert_same_characters(CHECKPOINTS / SHIPPED, generation, job.text)
+    resumed = done[0].raw
+    assert (resumed["attempt"], resumed["losses"]) == (2, 0)
+    assert resumed["resumed_tokens"] > 50
+
+
+def test_a_killed_launcher_leaves_no_process_and_the_next_one_starts(served: Served) -> None:
+    process = served.ready()
+    assert len(served.family()) >= 5  # launcher, Redis, API, worker, engine
+    os.kill(process.pid, signal.SIGKILL)
+    until(lambda: not served.family(), "the end of all processes", timeout_s=15)
+    served.ready()
+
+
+def test_a_second_serve_on_the_same_data_is_refused_and_a_second_port_is_not(served: Served) -> None:
+    first = served.ready()
+    second = served.start("--host", "127.0.0.2")
+    assert second.wait(60) == 1
+    assert f"process {first.pid}" in second.output
+    assert "--data-dir" in second.output
+    other = served.start("--port", str(port := free_port()))
+    other.wait_for_line(READY.format(port=port), timeout_s=START_S)
+
+
+def test_a_worker_that_dies_is_started_again_until_that_makes_no_sense(served: Served) -> None:
+    process = served.ready()
+    killed: set[int] = set()
+    for _ in range(3):
+        worker = until(lambda: served.workers() - killed, "a worker", timeout_s=START_S).pop()
+        os.kill(worker, signal.SIGKILL)
+        killed.add(worker)
+    assert process.wait(60) == 1, process.output
+    assert "worker ended (signal SIGKILL); it is started again in 0.5 s" in process.output
+    assert "worker ended 3 times within 60 s" in process.output
+    assert not served.family()
+
+
+def test_two_workers_and_flower(served: Served) -> None:
+    flower = free_port()
+    process = served.ready("--workers", "2", "--flower", "--flower-port", str(flower))
+    workers = until(
+        lambda: len(data := httpx.get(f"{served.url}/v1/workers").json()["data"]) == 2 and data,
+        "two workers",
+        timeout_s=START_S,
+    )
+    assert len({worker["name"] for worker in workers}) == 2
+    with InferenceClient(served.url) as client:
+        job = client.wait(client.submit("12+", max_tokens=5), timeout=60)
+
+    def shown() -> bool:
+        try:
+            return httpx.get(f"http://127.0.0.1:{flower}/task/{job.id}").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    until(shown, "the job in Flower", timeout_s=START_S)
+    assert process.terminate(30) == 0
+
+
+def test_a_redis_of_the_users_own_is_used(served: Served, redis_url: str) -> None:
+    process = served.ready(CELERIAC_REDIS_URL=redis_url)
+    assert not (served.folder / "data").exists()
+    assert "Redis for further workers" not in process.output
+    assert process.terminate(30) == 0
+
+
+def test_a_damaged_checkpoint_ends_it_with_the_reason(served: Served) -> None:
+    copy = shutil.copytree(CHECKPOINT, served.folder / "step_000102")
+    weights = copy / "model_000102.pt"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    process = served.start(checkpoint=copy)
+    assert process.wait(START_S) == 1
+    last = process.output.splitlines()[-1]
+    assert last.startswith("Error: worker ended while everything was being started (exit code 1). Its last line: ")
+    assert "model_000102.pt" in last
+    assert not served.family()
+
+
+def test_a_redis_that_cannot_start_ends_it_with_the_reason(served: Served) -> None:
+    folder = served.folder / "data" / str(served.port)
+    folder.mkdir(parents=True)
+    (folder / "appendonly.aof").write_text("this is no append-only file\n")
+    (folder / "appendonlydir").write_text("")
+    process = served.start()
+    assert process.wait(START_S) == 1
+    assert re.search(r"Error: redis ended while everything was being started.*redis\.log", process.output)
+
+
+def test_a_port_in_use_ends_it_before_anything_starts(served: Served) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", served.port))
+        taken.listen()
+        process = served.start()
+        assert process.wait(60) == 1
+    assert process.output.startswith(f"Error: Port {served.port} on 127.0.0.1 is in use")
+    assert not (served.folder / "data").exists()
+
+
+def test_a_server_for_developers_on_an_open_address(served: Served) -> None:
+    process = served.ready("--reload", "--host", "0.0.0.0")
+    assert "Warning: whoever reaches 0.0.0.0" in process.output
+    assert process.terminate(30) == 0
+    assert not served.family()

@@ -1,0 +1,121 @@
+"""Deleting a job: nothing of it stays but that there was one, whatever it was doing."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tasks.job import Status
+from tasks.job_id import new_job_id
+from tasks.store import keys
+from tasks.store.job_store import Idempotency
+from tasks.store.worker_store import Refused
+from tests.integration.conftest import WORKER, QueueWorld
+from tests.integration.queue.test_reaper import whereabouts
+
+pytestmark = pytest.mark.anyio
+
+SECRET = "123+456="
+
+
+def everything(queue: QueueWorld) -> bytes:
+    """All that Redis holds but Celery's list, whose messages have ids alone."""
+    found = b""
+    for name in queue.redis.keys("celeriac:*"):
+        kind: Any = queue.redis.type(name)
+        read: Any = {
+            b"hash": queue.redis.hgetall,
+            b"stream": queue.redis.xrange,
+            b"string": queue.redis.get,
+            b"list": lambda key: queue.redis.lrange(key, 0, -1),
+            b"set": queue.redis.smembers,
+            b"zset": lambda key: queue.redis.zrange(key, 0, -1),
+        }[kind]
+        found += name + repr(read(name)).encode()
+    return found
+
+
+async def submit_secret(queue: QueueWorld) -> str:
+    job = queue.new_job(idempotency=Idempotency("hash", "fingerprint"))
+    generation = json.loads(job.generation.to_json())
+    assert generation["prompt"] != SECRET
+    return await queue.submit(
+        generation=type(job.generation)(prompt=SECRET, max_tokens=8, temperature=0.0, seed=7),
+        idempotency=job.idempotency,
+    )
+
+
+@pytest.mark.parametrize("state", ["backlog", "dispatched", "running", "over"])
+async def test_nothing_of_a_deleted_job_stays(queue: QueueWorld, state: str) -> None:
+    if state != "backlog":
+        queue.register()
+    job_id = await submit_secret(queue)
+    if state in ("running", "over"):
+        queue.claim(job_id)
+        queue.append(job_id, "57")
+    if state == "over":
+        queue.finish(job_id, "9", before=2, completion="579")
+    assert SECRET.encode() in everything(queue)
+
+    with queue.hearing(keys.state_bell(job_id)) as heard:
+        assert await queue.jobs.delete(job_id)
+        assert heard() is not None
+    assert await queue.jobs.get(job_id) is None
+    assert await queue.jobs.follow(job_id) is None
+    assert await queue.jobs.was_deleted(job_id)
+    assert (await queue.jobs.list()).jobs == ()
+    assert whereabouts(queue, job_id) == []
+    assert SECRET.encode() not in everything(queue)
+    assert not queue.redis.exists(keys.tokens(job_id), keys.waiting_tokens("tiny"))
+    # What remembers it is forgotten, too.
+    for key in (keys.deleted(job_id), keys.idempotency("hash")):
+        assert queue.redis.pttl(key) > 0
+    # Sent twice it acts once.
+    assert await queue.jobs.delete(job_id)
+
+
+async def test_the_worker_that_runs_it_is_told_and_refused(queue: QueueWorld) -> None:
+    queue.register()
+    job_id = await queue.running()
+    with queue.hearing(keys.worker_bell(WORKER.name)) as heard:
+        await queue.jobs.delete(job_id)
+        assert heard() == (keys.worker_bell(WORKER.name), job_id)
+    assert queue.append(job_id, "57").fenced
+    assert queue.finish(job_id, "57").fenced
+    assert queue.workers.renew({job_id: 1}).lost == (job_id,)
+    assert not queue.workers.release(job_id, 1)
+    assert await queue.jobs.get(job_id) is None
+
+
+async def test_a_message_of_a_deleted_job_is_done_with_and_its_place_is_free(queue: QueueWorld) -> None:
+    queue.register(slots=1)
+    jobs = [await queue.submit() for _ in range(4)]
+    assert queue.pushed() == jobs[:3]
+    await queue.jobs.delete(jobs[0])
+    assert queue.pushed() == jobs
+    assert queue.try_claim(jobs[0]) == Refused("gone")
+    assert [(await queue.job(job_id)).position for job_id in jobs[1:]] == [0, 1, 2]
+
+
+async def test_a_request_repeated_with_its_key_makes_no_new_job(queue: QueueWorld) -> None:
+    key = Idempotency("hash", "fingerprint")
+    job_id = await queue.submit(idempotency=key)
+    await queue.jobs.delete(job_id)
+    again = await queue.jobs.submit(queue.new_job(idempotency=key))
+    assert (again.job_id, again.replayed) == (job_id, True)
+
+
+async def test_what_never_was_cannot_be_deleted(queue: QueueWorld) -> None:
+    job_id = new_job_id()
+    assert not await queue.jobs.delete(job_id)
+    assert not await queue.jobs.was_deleted(job_id)
+
+
+async def test_others_stay_as_they_are(queue: QueueWorld) -> None:
+    queue.register()
+    first, second = await queue.running(), await queue.submit()
+    await queue.jobs.delete(first)
+    assert (await queue.job(second)).status is Status.QUEUED
+    assert [job.id for job in (await queue.jobs.list()).jobs] == [second]

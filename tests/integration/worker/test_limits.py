@@ -1,0 +1,179 @@
+"""Limits in time and cancels inside a real worker: the decode loop ends a text, keeps it, and frees its place."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.job import ErrorCode, FinishReason, Job, Status, TimeLimits
+from tasks.store import keys
+from tests.helpers.same_text import assert_same_text
+from tests.integration.cluster import DEADLINE_S, Cluster, Engine, long_generation
+from tests.integration.stack import CHECKPOINTS, SHIPPED, Process, until
+from worker.engine_process.main import REPORT_EVERY_S
+
+#: Long enough that no test here sees its end.
+TOKENS = 2000
+#: A limit in time that is over soon, and long enough to begin in.
+LIMIT_MS = 2500
+
+
+@pytest.fixture
+def cluster(redis_url: str, tmp_path: Path) -> Iterator[Cluster]:
+    cluster = Cluster(
+        redis_url, tmp_path, CHECKPOINTS / SHIPPED, slots="4", heartbeat_s="0.2", reap_every_s="0.1", lease_s="2"
+    )
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture
+def worker(cluster: Cluster) -> Process:
+    return cluster.worker()
+
+
+def begin(
+    cluster: Cluster, engine: Engine, *, limits: TimeLimits | None = None, seeds: Sequence[int] = (7,), tokens: int = 5
+) -> list[str]:
+    """Ids of new jobs that have some tokens; the engine stands still then, so that none of them ends by itself."""
+    engine.stop()
+    job_ids = [cluster.submit(long_generation(seed, max_tokens=TOKENS), limits) for seed in seeds]
+    cluster.decode_a_little([engine], job_ids, tokens=tokens)
+    return job_ids
+
+
+def assert_partial(cluster: Cluster, job: Job) -> None:
+    """Its text is the beginning of what an undisturbed run says."""
+    assert 0 < job.tokens < TOKENS
+    assert job.completion == assert_same_text(cluster.checkpoint, job.generation, cluster.token_ids(job.id))
+
+
+def now_ms(cluster: Cluster) -> int:
+    """Redis's clock."""
+    now: Any = cluster.redis.time()
+    return int(now[0] * 1000 + now[1] // 1000)
+
+
+def until_idle(cluster: Cluster) -> None:
+    """Wait until a heartbeat says that nothing runs and all KV memory is free, and no message is left."""
+    cluster.until_quiet()
+
+    def idle() -> bool:
+        [worker] = cluster.workers_now()
+        return worker.running == 0 and worker.kv_tokens_free == worker.kv_tokens
+
+    until(idle, "an idle worker", timeout_s=DEADLINE_S)
+
+
+def heard(worker: Process, job_id: str) -> bool:
+    """Whether a worker has told its engine to stop a job."""
+    return any('"cancel_heard"' in line and job_id in line for line in worker.output.splitlines())
+
+
+def test_how_quickly_a_cancel_takes_effect_is_told(cluster: Cluster, worker: Process) -> None:
+    engine = Engine(worker)
+    [job_id] = begin(cluster, engine)
+    engine.resume()
+    cluster.cancel(job_id)
+    job = cluster.finished(job_id)
+    assert job.status is Status.CANCELLED
+    assert job.cancellation is not None
+    assert job.cancellation.latency_ms is not None
+    assert job.cancellation.tokens_after is not None
+    print(f"{job.cancellation.latency_ms} ms, {job.cancellation.tokens_after} tokens after the request")
+    assert 0 <= job.cancellation.tokens_after <= job.tokens
+
+
+@pytest.mark.parametrize("limits", [TimeLimits(run_timeout_ms=LIMIT_MS), TimeLimits(deadline_ms=LIMIT_MS)])
+def test_a_text_ends_where_its_time_is_over_and_is_kept(cluster: Cluster, worker: Process, limits: TimeLimits) -> None:
+    engine = Engine(worker)
+    mate = cluster.begin([engine], [long_generation(3, max_tokens=300)])[0]
+    [job_id] = begin(cluster, engine, limits=limits)
+    over_at = (cluster.job(job_id).started_at or 0) + LIMIT_MS
+    until(lambda: now_ms(cluster) > over_at, "the end of its time", timeout_s=DEADLINE_S)
+    engine.resume()
+    job = cluster.finished(job_id)
+    assert (job.status, job.finish_reason, job.attempt) == (Status.FAILED, FinishReason.DEADLINE, 1)
+    assert job.error is not None
+    assert job.error.code is ErrorCode.DEADLINE_EXCEEDED
+    assert_partial(cluster, job)
+    # Its batch mate saw nothing of it.
+    cluster.assert_undisturbed(cluster.finished(mate))
+    until_idle(cluster)
+    assert "Traceback" not in worker.output
+
+
+def test_running_time_goes_on_where_an_earlier_attempt_left_it(cluster: Cluster, worker: Process) -> None:
+    engine = Engine(worker)
+    [job_id] = begin(cluster, engine, limits=TimeLimits(run_timeout_ms=3_600_000), tokens=20)
+    # All of its hour but a moment is used up.
+    cluster.redis.hincrby(keys.job(job_id), "attempt_started_at", -3_599_999)
+    assert worker.terminate() == 0
+    # Given back after that, or by a claim with nothing left: it is over before another token.
+    cluster.worker()
+    job = cluster.finished(job_id)
+    assert (job.status, job.finish_reason) == (Status.FAILED, FinishReason.DEADLINE)
+    assert job.attempt in (1, 2)
+    assert_partial(cluster, job)
+
+
+def test_a_job_whose_deadline_passes_with_its_worker_dead_is_over_when_its_lease_is(
+    cluster: Cluster, worker: Process
+) -> None:
+    engine = Engine(worker)
+    [job_id] = begin(cluster, engine, limits=TimeLimits(deadline_ms=3_600_000))
+    begun = cluster.job(job_id)
+    worker.signal(signal.SIGSTOP)
+    engine.resume()
+    try:
+        cluster.redis.hset(keys.job(job_id), "deadline_at", 1)
+        # Nobody takes it up again: whoever looks after the queue ends it.
+        other = cluster.worker()
+        job = cluster.finished(job_id)
+        assert (job.status, job.finish_reason, job.attempt) == (Status.FAILED, FinishReason.DEADLINE, 1)
+        assert job.tokens >= begun.tokens
+    finally:
+        worker.signal(signal.SIGCONT)
+    until(lambda: "lease_lost" in worker.output or "fenced" in worker.output, "that it notices", timeout_s=DEADLINE_S)
+    assert cluster.job(job_id) == job
+    assert other.returncode is None
+
+
+#: No model decodes a token in less, in seconds.
+FASTEST_STEP_S = 5e-5
+
+
+def test_a_cancel_stops_a_text_within_a_step_and_frees_its_place(cluster: Cluster, worker: Process) -> None:
+    engine = Engine(worker)
+    # It stands still somewhere in a step, which they all see to its end.
+    jobs = begin(cluster, engine, seeds=range(4))
+    waiting = cluster.submit(long_generation(9, max_tokens=5))
+    for job_id in jobs:
+        cluster.cancel(job_id)
+    for job_id in jobs:
+        until(lambda job_id=job_id: heard(worker, job_id), "that the worker hears it")  # type: ignore[misc]
+    engine.resume()
+    for job_id in jobs:
+        job = cluster.finished(job_id)
+        assert (job.status, job.finish_reason) == (Status.CANCELLED, FinishReason.CANCELLED)
+        assert_partial(cluster, job)
+        assert job.cancellation is not None
+        # The step that it was in, and what the engine had not told yet.
+        assert job.cancellation.tokens_after <= 1 + REPORT_EVERY_S / FASTEST_STEP_S < job.generation.max_tokens
+    # A slot was free for it at once.
+    assert cluster.finished(waiting).status is Status.SUCCEEDED
+    until_idle(cluster)
+
+
+def test_a_deleted_job_is_decoded_no_further(cluster: Cluster, worker: Process) -> None:
+    engine = Engine(worker)
+    [job_id] = begin(cluster, engine)
+    cluster.delete(job_id)
+    engine.resume()
+    until_idle(cluster)
+    assert not cluster.redis.exists(keys.job(job_id), keys.tokens(job_id))
+    assert "Traceback" not in worker.output

@@ -1,0 +1,158 @@
+"""A job that kills whatever runs it: it fails in the end, and everybody who shared an engine with it succeeds.
+
+The test does the killing, while the job stands in its prompt. That is long and goes through the engine one token a
+step, so an engine that is stopped there had more than a thousand steps to go until the job's next token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tasks.generation import Generation
+from tasks.job import ErrorCode, FinishReason, Job, Status
+from tasks.store import keys
+from tests.integration.cluster import Cluster, Engine, creep, long_generation
+from tests.integration.stack import CHECKPOINTS, SHIPPED, START_S, Process, until
+
+POISON = Generation(prompt="1+" * 900, max_tokens=50, temperature=0.0, seed=1)
+#: Tokens of its batch mates: more than they decode between two deaths.
+MATES_TOKENS = 400
+
+
+@pytest.fixture
+def cluster(redis_url: str, tmp_path: Path) -> Iterator[Cluster]:
+    cluster = Cluster(
+        redis_url,
+        tmp_path,
+        CHECKPOINTS / SHIPPED,
+        slots="16",
+        prefill_chunk_tokens="1",
+        lease_s="3",
+        worker_ttl_s="3",
+        heartbeat_s="0.3",
+        reap_every_s="0.3",
+        reap_gap_s="1",
+    )
+    yield cluster
+    cluster.close()
+
+
+def submit_mates(cluster: Cluster, seeds: range) -> list[str]:
+    return cluster.submit_all(long_generation(seed, prompt="12+3=", max_tokens=MATES_TOKENS) for seed in seeds)
+
+
+def poison_among_mates(cluster: Cluster, engines: list[Engine], before: int, after: int) -> tuple[str, list[str]]:
+    """The poison and its mates, those that came before it in mid-sentence; all run, and the engines are stopped."""
+    for engine in engines:
+        engine.stop()
+    early = submit_mates(cluster, range(before))
+    cluster.decode_a_little(engines, early)
+    poison = cluster.submit(POISON)
+    mates = [*early, *submit_mates(cluster, range(before, before + after))]
+    for job_id in (poison, *mates):
+        cluster.when_taken_up(job_id, 1)
+    return poison, mates
+
+
+def engine_running_alone(cluster: Cluster, worker: Process, poison: str, attempt: int) -> Engine:
+    """The worker's engine, stopped where it runs this attempt of the poison alone."""
+    cluster.when_taken_up(poison, attempt)
+    engine = Engine(worker)
+    engine.stop()
+    creep([engine], lambda: any(f'"{poison}/{attempt}"' in line for line in lines_of(worker, "runs_alone")))
+    job = cluster.job(poison)
+    assert (job.status, job.attempt, job.tokens) == (Status.RUNNING, attempt, 0)
+    return engine
+
+
+def lines_of(worker: Process, event: str) -> list[str]:
+    """What a worker logged under this name."""
+    return [line for line in worker.output.splitlines() if f'"{event}"' in line]
+
+
+def when_lost(cluster: Cluster, job_id: str, losses: int) -> Job:
+    """The job, once so many workers were lost with it."""
+
+    def lost() -> Job | None:
+        job = cluster.job(job_id)
+        return job if job.losses == losses else None
+
+    return until(lost, f"loss {losses} of {job_id}", timeout_s=START_S)
+
+
+def losses(cluster: Cluster, job_ids: list[str]) -> list[int]:
+    return [cluster.job(job_id).losses for job_id in job_ids]
+
+
+def assert_failed_and_kept(job: Job) -> None:
+    assert (job.status, job.finish_reason) == (Status.FAILED, FinishReason.ERROR)
+    assert (job.attempt, job.losses, job.losses_in_a_row) == (3, 3, 3)
+    assert job.error is not None
+    assert job.error.code is ErrorCode.WORKER_LOST
+    assert job.completion == ""
+    assert (job.expires_at or 0) > (job.finished_at or 0)
+
+
+def test_a_job_that_kills_its_engine_fails_alone_and_its_worker_lives_on(cluster: Cluster) -> None:
+    worker = cluster.worker()
+    engine = Engine(worker)
+    poison, mates = poison_among_mates(cluster, [engine], before=3, after=2)
+
+    # Nobody knows whose fault the first death was.
+    engine.kill()
+    when_lost(cluster, poison, 1)
+    engine_running_alone(cluster, worker, poison, 2).kill()
+    assert losses(cluster, mates) == [1] * 5
+    when_lost(cluster, poison, 2)
+    engine_running_alone(cluster, worker, poison, 3).kill()
+
+    assert_failed_and_kept(cluster.finished(poison))
+    for job_id in mates:
+        job = cluster.finished(job_id)
+        cluster.assert_undisturbed(job)
+        assert job.losses == 1, "the deaths of the poison alone are no losses of theirs"
+    cluster.assert_undisturbed(cluster.finished(cluster.submit(long_generation(99, max_tokens=10))))
+    cluster.until_quiet()
+    assert worker.returncode is None
+    assert len(lines_of(worker, "engine_restarted")) == 3
+    assert "Traceback" not in worker.output
+
+
+def test_a_job_that_takes_whole_workers_along_fails_and_those_that_waited_behind_it_lose_nothing(
+    cluster: Cluster,
+) -> None:
+    names = ["first", "second"]
+    workers = dict(zip(names, [cluster.worker(wait=False, worker_name=f"{name}@host") for name in names], strict=True))
+    for worker in workers.values():
+        worker.wait_for_line(" ready.")
+    engines = {name: Engine(worker) for name, worker in workers.items()}
+    poison, mates = poison_among_mates(cluster, [*engines.values()], before=4, after=4)
+    holder = str(cluster.job(poison).worker).partition("@")[0]
+    [other] = {*names} - {holder}
+
+    workers[holder].kill()
+    when_lost(cluster, poison, 1)
+    creep([engines[other]], lambda: cluster.job(poison).status is Status.RUNNING, timeout_s=START_S)
+    assert cluster.job(poison).tokens == 0
+    late = submit_mates(cluster, range(20, 23))
+    until(lambda: not cluster.redis.exists(keys.queue(SHIPPED)), "that all messages are taken")
+    before = {job_id: cluster.job(job_id) for job_id in [*mates, *late]}
+    assert {before[job_id].status for job_id in late} == {Status.QUEUED}
+    workers[other].kill()
+
+    last = cluster.worker()
+    engine = engine_running_alone(cluster, last, poison, 3)
+    assert cluster.job(poison).losses == 2
+    for job_id, job in before.items():
+        assert cluster.job(job_id).losses == job.losses + (job.status is Status.RUNNING)
+    engine.kill()
+
+    assert_failed_and_kept(cluster.finished(poison))
+    for job_id in before:
+        cluster.assert_undisturbed(cluster.finished(job_id))
+    assert losses(cluster, late) == [0, 0, 0]
+    cluster.until_quiet()
+    assert last.returncode is None

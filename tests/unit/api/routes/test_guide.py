@@ -1,0 +1,398 @@
+"""The original guide's endpoints on the queue: bodies, bounds, messages, headers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+
+from tasks.job import ErrorCode, JobError
+from tasks.job_id import JOB_ID
+from tests.helpers.api_client import DEADLINE_S, api, settings_for
+from tests.helpers.fake_worker import BPE_CARD, CARD, fake_worker
+
+pytestmark = pytest.mark.anyio
+
+GUIDE_BODY = {"prompt": "123+456=", "max_tokens": 100, "temperature": 0.8, "top_k": None, "stop_on_newline": False}
+
+
+async def job_of(client: httpx.AsyncClient, response: httpx.Response) -> dict[str, Any]:
+    found: dict[str, Any] = (await client.get(response.headers["location"])).json()
+    return found
+
+
+async def test_the_guides_request_gets_the_guides_answer(redis_url: str) -> None:
+    settings = settings_for(redis_url)
+    async with api(settings) as client:
+        with fake_worker(settings):
+            response = await client.post("/generate", json=GUIDE_BODY)
+            assert response.status_code == 200
+            assert response.json() == {
+                "prompt": "123+456=",
+                "generated_text": "123+456=579",
+                "tokens_generated": 3,
+                "model": "step_002920",
+            }
+            assert JOB_ID.fullmatch(response.headers["x-job-id"])
+            assert response.headers["location"] == f"/v1/jobs/{response.headers['x-job-id']}"
+            assert "queue;dur=" in response.headers["server-timing"]
+            assert "preference-applied" not in response.headers
+            assert (await job_of(client, response))["status"] == "succeeded"
+
+
+async def test_defaults_are_the_guides(redis_url: str) -> None:
+    settings = settings_for(redis_url)
+    async with api(settings) as client:
+        with fake_worker(settings):
+            job = await job_of(client, await client.post("/generate", json={"prompt": "1"}))
+    seed = job["input"].pop("seed")
+    assert 0 <= seed < 2**53
+    assert job["input"] == {
+        "prompt": "1",
+        "max_tokens": 100,
+        "temperature": 0.8,
+        "top_k": None,
+        "top_p": None,
+        "stop_on_newline": False,
+        "stop": [],
+        "ignore_eos": False,
+    }
+
+
+async def test_our_own_fields_reach_the_job(redis_url: str) -> None:
+    settings = settings_for(redis_url)
+    asked = {"prompt": "1", "top_p": 0.5, "seed": 7, "stop": ["9", "ab"], "ignore_eos": True, "top_k": 32}
+    async with api(settings) as client:
+        with fake_worker(settings):
+            job = await job_of(client, await client.post("/generate", json=asked))
+    assert asked.items() <= job["input"].items()
+
+
+async def test_before_a_worker_has_loaded(redis_url: str) -> None:
+    async with api(settings_for(redis_url)) as client:
+        response = await client.post("/generate", json=GUIDE_BODY)
+        assert (response.status_code, response.json()) == (503, {"detail": "Model not loaded"})
+        assert int(response.headers["retry-after"]) >= 1
+        info = await client.get("/info")
+        assert (info.status_code, info.json()) == (503, {"detail": "Model not loaded"})
+        root = (await client.get("/")).json()
+        assert (root["status"], root["checkpoint"]) == ("loading", "unknown")
+
+
+async def test_info_and_root(redis_url: str) -> None:
+    settings = settings_for(redis_url)
+    async with api(settings) as client:
+        with fake_worker(settings):
+            assert (await client.get("/info")).json() == {
+                "checkpoint": "step_002920",
+                "step": 2920,
+                "val_loss": 0.2627,
+                "model_layers": 4,
+                "model_dim": 128,
+                "vocab_size": 32,
+            }
+            assert (await client.get("/")).json() == {
+                "service": "Inference API",
+                "version": "1.0.0",
+                "checkpoint": "step_002920",
+                "status": "running",
+                "endpoints": {
+                    "POST /generate": "Generate text from prompt",
+                    "GET /health": "Health check",
+                    "GET /info": "Model information",
+                    "GET /docs": "Interactive API documentation",
+                },
+            }
+        # The card stays when the worker has left.
+        assert (await client.get("/info")).status_code == 200
+
+
+@pytest.mark.parametrize(("loss", "loss_name"), [(None, None), (0.9, "val_bpb")])
+async def test_a_loss_that_is_none_or_another_one_is_null(
+    redis_url: str, loss: float | None, loss_name: str | None
+) -> None:
+    settings = settings_for(redis_url)
+    card = replace(CARD, loss=loss, loss_name=loss_name, step=None)
+    async with api(settings) as client:
+        with fake_worker(settings, card):
+            info = (await client.get("/info")).json()
+    assert info["val_loss"] is None
+    assert info["step"] is None
+
+
+async def test_documentation_is_there(redis_url: str) -> None:
+    async with api(settings_for(redis_url)) as client:
+        assert (await client.get("/docs")).status_code == 200
+        document = (await client.get("/openapi.json")).json()
+    assert (document["info"]["title"], document["info"]["version"]) == ("Inference API", "1.0.0")
+    fields = document["components"]["schemas"]["GenerateRequest"]["properties"]
+    assert (fields["max_tokens"]["minimum"], fields["max_tokens"]["maximum"], fields["max_tokens"]["default"]) == (
+        1,
+        2048,
+        100,
+    )
+    assert (fields["temperature"]["minimum"], fields["temperature"]["maximum"]) == (0.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "field", "kind"),
+    [
+        ({"prompt": ""}, "prompt", "string_too_short"),
+        ({"prompt": None}, "prompt", "string_type"),
+        ({"max_tokens": 0}, "max_tokens", "greater_than_equal"),
+        ({"max_tokens": 2049}, "max_tokens", "less_than_equal"),
+        ({"max_tokens": 10**30}, "max_tokens", "less_than_equal"),
+        ({"max_tokens": 1.5}, "max_tokens", "int_from_float"),
+        ({"temperature": -0.1}, "temperature", "greater_than_equal"),
+        ({"temperature": 2.1}, "temperature", "less_than_equal"),
+        ({"temperature": "nan"}, "temperature", "finite_number"),
+        ({"top_k": 0}, "top_k", "greater_than_equal"),
+        ({"top_k": 33}, "top_k", "less_than_equal"),
+        ({"top_p": 0}, "top_p", "greater_than"),
+        ({"seed": -1}, "seed", "greater_than_equal"),
+        ({"seed": 2**53}, "seed", "less_than"),
+        ({"stop": [""]}, "stop", "string_too_short"),
+        ({"stop": ["1"] * 5}, "stop", "too_long"),
+        ({"stop_on_newline": "perhaps"}, "stop_on_newline", "bool_parsing"),
+    ],
+)
+async def test_bounds(redis_url: str, changed: dict[str, Any], field: str, kind: str) -> None:
+    settings = settings_for(redis_url)
+    async with api(settings) as client:
+        with fake_worker(settings):
+            response = await client.post("/generate", json={**GUIDE_BODY, **changed})
+    assert response.status_code == 422
+    [error] = response.json()["detail"]
+    assert error["loc"][:2] == ["body", field]
+    assert error["type"] == kind
+    assert error["msg"]
+
+
+async def test_an_unknown_character_is_refused_with_its_place(redis_url: str) -> None:
+    settings = settings_for(redis_url)
+    async with api(settings) as client:
+        with fake_worker(settings):
+            response = await client.post("/generate", json={"prompt": "12€=é"})
+    assert response.status_code == 422
+    first, second = response.json()["detail"]
+    assert first["ctx"] == {"index": 2, "character": "€"}
+    assert second["ctx"] == {"index": 4, "character": "é"}
+    assert "'€' (U+20AC) at index 2" in first["msg"]
+
+
+async def test_an_unknown_character_is_skipped_where_the_checkpoint_says_so(redis_url: str) -> None:
+    settings = settings_for(redis_url)
+    card = replace(CARD, tokenizer=replace(CARD.tokenizer, unknown="skip"))
+    async with api(settings) as client:
+        with fake_worker(settings, card) as worker:
+            worker.warnings = ["Left out: '€'"]
+            response = await client.post("/generate", json={"prompt": "1€€2"})
+            assert response.status_code == 200
+            # The worker names what it left out.
+            assert json.loads(response.headers["x-job-warnings"]) == ["Left out: '€'"]
+            assert (await job_of(client, response))["warnings"] == ["Left out: '€'"]
+
+
+async def test_a_prompt_that_fills_the_context_is_refused(redis_url: str) -> None:
+    settings = settings_for(redis_url)
+    async with api(settings) as client:
+        with fake_worker(settings):
+            # 64 tokens of context, one of them for BOS and one for the answer.
+            assert (await client.post("/generate", json={"prompt": "1" * 62})).status_code == 200
+            response = await client.post("/generate", json={"prompt": "1" * 63})
+    assert response.status_code == 422
+    [error] = response.json()["detail"]
+    assert (error["type"], error["loc"]) == ("prompt_too_long", ["body", "prompt"])
+
+
+async def test_the_worker_refuses_a_long_prompt_in_the_same_way(redis_url: str) -> None:
+    settings = settings_for(redis_url)
+    async with api(settings) as client:
+        with fake_worker(settings, BPE_CARD) as worker:
+            worker.rejection = JobError(ErrorCode.PROMPT_TOO_LONG, "The prompt has 5000 tokens.", retryable=False)
+            response = await client.post("/generate", json={"prompt": "long"})
+    assert response.status_code == 422
+    body = response.json()
+    assert [(error["type"], error["loc"]) for error in body["detail"]] == [("prompt_too_long", ["body", "prompt"])]
+    assert body["job_id"] == response.headers["x-job-id"]
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        (ErrorCode.INTERNAL, 500),
+        (ErrorCode.OUT_OF_MEMORY, 503),
+        (ErrorCode.WORKER_LOST, 503),
+        (ErrorCode.CHECKPOINT_CHANGED, 503),
+        (ErrorCode.DEADLINE_EXCEEDED, 504),
+    ],
+)
+async def test_a_job_that_fails_tells_why(redis_url: str, code: ErrorCode, status: int) -> None:
+    settings = settings_for(redis_url)
+    async with api(settings) as client:
+        with fake_worker(settings) as worker:
+            worker.error = JobError(code, "It broke.", retryable=True)
+            response = await client.post("/generate", json=GUIDE_BODY)
+    assert response.status_code == status
+    assert response.json()["detail"].endswith("It broke.")
+    assert response.headers["x-should-retry"] == "false"
+    assert response.json()["job_url"] == response.headers["location"]
+
+
+async def test_a_job_that_somebody_cancels(redis_url: str) -> None:
+    settings = settings_for(redis_url)
+    async with api(settings) as client:
+        with fake_worker(settings) as worker:
+            worker.go.clear()
+            call = asyncio.create_task(client.post("/generate", json=GUIDE_BODY))
+            job_id = await asyncio.to_thread(worker.claimed.get, timeout=DEADLINE_S)
+            await client.post(f"/v1/jobs/{job_id}/cancel")
+            response = await call
+    assert response.status_code == 409
+    assert response.json()["job_id"] == job_id
+
+
+async def test_the_end_of_the_wait_is_a_504_that_names_the_job(redis_url: str) -> None:
+    settings = settings_for(redis_url, sync_wait_s=0.2)
+    async with api(settings) as client:
+        with fake_worker(settings) as worker:
+            worker.go.clear()
+            response = await client.post("/generate", json=GUIDE_BODY)
+            assert response.status_code == 504
+            body = response.json()
+            assert isinstance(body["detail"], str)
+            assert body["job_url"] == response.headers["location"]
+            assert response.headers["x-should-retry"] == "false"
+            assert response.headers["retry-after"]
+            # The job goes on, and its text can be had.
+            worker.go.set()
+            result = await client.get(f"{body['job_url']}/result", params={"wait": 5})
+    assert result.json()["generated_text"] == "123+456=579"
+
+
+async def test_the_end_of_the_wait_may_be_set_to_202(redis_url: str) -> None:
+    settings = settings_for(redis_url, sync_wait_s=0.2, generate_timeout_status=202)
+    async with api(settings) as client:
+        with fake_worker(settings) as worker:
+            worker.go.clear()
+            response = await client.post("/generate", json=GUIDE_BODY)
+    assert response.status_code == 202
+    assert response.json()["id"] == response.headers["x-job-id"]
+
+
+async def test_prefer_wait(redis_url: str) -> None:
+    settings = settings_for(redis_url)
+    async with api(settings) as client:
+        with fake_worker(settings) as worker:
+            response = await client.post("/generate", json=GUIDE_BODY, headers={"Prefer": "wait=5"})
+            assert response.status_code == 200
+            assert response.headers["preference-applied"] == "wait=5"
+            assert "Prefer" in response.headers["vary"]
+            worker.go.clear()
+            response = await client.post("/generate", json=GUIDE_BODY, headers={"Prefer": "respond-async, wait=0"})
+            assert response.status_code == 202
+            assert response.headers["preference-applied"] == "respond-async, wait=0"
+            assert response.headers["retry-after"]
+            assert response.json()["status"] in ("queued", "running")
+
+
+async def test_prefer_respond_async(redis_url: str) -> None:
+    settings = settings_for(redis_url)
+    async with api(settings) as client:
+        with fake_worker(settings):
+            response = await client.post("/generate", json=GUIDE_BODY, headers={"Prefer": "respond-async"})
+            assert response.status_code == 202
+            assert response.headers["preference-applied"] == "respond-async"
+            result = await client.get(response.json()["urls"]["result"], params={"wait": 5})
+    assert result.json()["generated_text"] == "123+456=579"
+
+
+async def test_a_repeated_request_with_a_key_is_one_job(redis_url: str) -> None:
+    settings = settings_for(redis_url)
+    headers = {"Idempotency-Key": '"abc"'}
+    async with api(settings) as client:
+        with fake_worker(settings):
+            first = await client.post("/generate", json=GUIDE_BODY, headers=headers)
+            again = await client.post("/generate", json=GUIDE_BODY, headers=headers)
+            other = await client.post("/generate", json={"prompt": "1"}, headers=headers)
+            assert len((await client.get("/v1/jobs")).json()["data"]) == 1
+        # Found also when it could not be accepted now.
+        late = await client.post("/generate", json=GUIDE_BODY, headers=headers)
+    assert "idempotency-replayed" not in first.headers
+    for replay in (again, late):
+        assert replay.status_code == 200
+        assert replay.headers["idempotency-replayed"] == "true"
+        assert replay.headers["x-job-id"] == first.headers["x-job-id"]
+    assert other.status_code == 422
+    assert other.json()["detail"][0]["loc"] == ["header", "idempotency-key"]
+
+
+async def test_a_full_queue_is_429(redis_url: str) -> None:
+    settings = settings_for(redis_url, max_queued_jobs=1)
+    async with api(settings) as client:
+        with fake_worker(settings) as worker:
+            worker.go.clear()
+            async_ = {"Prefer": "respond-async"}
+            statuses = [(await client.post("/generate", json=GUIDE_BODY, headers=async_)).status_code for _ in range(4)]
+            refused = await client.post("/generate", json=GUIDE_BODY)
+    assert statuses[0] == 202
+    assert refused.status_code == 429
+    assert refused.headers["retry-after"]
+    assert isinstance(refused.json()["detail"], str)
+
+
+class TestSeveralCheckpoints:
+    """`model` chooses."""
+
+    async def test_without_a_model_the_names_are_told(self, redis_url: str) -> None:
+        settings = settings_for(redis_url)
+        async with api(settings) as client:
+            with fake_worker(settings), fake_worker(settings, BPE_CARD):
+                response = await client.post("/generate", json={"prompt": "1"})
+                assert response.status_code == 422
+                assert response.json()["models"] == ["bpe", "step_002920"]
+                assert "bpe, step_002920" in response.json()["detail"]
+                chosen = await client.post("/generate", json={"prompt": "1", "model": "bpe"})
+                assert chosen.json()["model"] == "bpe"
+                assert (await client.get("/info", params={"model": "bpe"})).json()["vocab_size"] == 50304
+                assert (await client.get("/info")).status_code == 422
+                assert (await client.get("/health")).json() == {
+                    "status": "ok",
+                    "model_loaded": True,
+                    "checkpoint": "bpe, step_002920",
+                }
+
+    async def test_a_configured_default_decides(self, redis_url: str) -> None:
+        settings = settings_for(redis_url, default_checkpoint="bpe")
+        async with api(settings) as client:
+            with fake_worker(settings):
+                # Not loaded yet: no other one stands in for it.
+                response = await client.post("/generate", json={"prompt": "1"})
+                assert (response.status_code, response.json()) == (503, {"detail": "Model not loaded"})
+                with fake_worker(settings, BPE_CARD):
+                    assert (await client.post("/generate", json={"prompt": "1"})).json()["model"] == "bpe"
+                    assert (await client.get("/health")).json()["checkpoint"] == "bpe"
+
+    async def test_an_unknown_model_is_404_with_the_known_names(self, redis_url: str) -> None:
+        settings = settings_for(redis_url)
+        async with api(settings) as client:
+            with fake_worker(settings):
+                response = await client.post("/generate", json={"prompt": "1", "model": "../step_002920"})
+        assert response.status_code == 404
+        assert response.json()["models"] == ["step_002920"]
+
+    async def test_the_one_that_is_served_is_taken_of_several_known(self, redis_url: str) -> None:
+        settings = settings_for(redis_url)
+        async with api(settings) as client:
+            with fake_worker(settings, BPE_CARD):
+                pass
+            with fake_worker(settings):
+                assert (await client.post("/generate", json={"prompt": "1"})).json()["model"] == "step_002920"
+                gone = await client.post("/generate", json={"prompt": "1", "model": "bpe"})
+        assert gone.status_code == 503
+        assert gone.json()["detail"].startswith("Model not loaded")
+        assert gone.headers["retry-after"]

@@ -1,0 +1,141 @@
+"""Health, CORS, request ids, and what the log says of a request."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import structlog
+
+from api.app import create_app
+from tasks.worker_info import WorkerState
+from tests.helpers.api_client import api, running, settings_for
+from tests.helpers.fake_worker import fake_worker
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_health_before_with_and_after_a_worker(redis_url: str) -> None:
+    settings = settings_for(redis_url)
+    async with api(settings) as client:
+        none = await client.get("/health")
+        assert (none.status_code, none.json()) == (
+            200,
+            {"status": "error", "model_loaded": False, "checkpoint": "unknown"},
+        )
+        ready = await client.get("/health/ready")
+        assert (ready.status_code, ready.json()["state"]) == (503, "STARTING")
+    async with api(settings) as client:
+        with fake_worker(settings):
+            assert (await client.get("/health")).json() == {
+                "status": "ok",
+                "model_loaded": True,
+                "checkpoint": "step_002920",
+            }
+            ready = await client.get("/health/ready")
+            assert (ready.status_code, ready.json()) == (
+                200,
+                {"state": "READY", "workers": 1, "slots": 2, "running": 0},
+            )
+    async with api(settings) as client:
+        gone = await client.get("/health")
+        assert gone.json() == {"status": "error", "model_loaded": False, "checkpoint": "step_002920"}
+        ready = await client.get("/health/ready")
+        assert (ready.status_code, ready.json()["state"]) == (503, "NO_WORKERS")
+        assert ready.headers["retry-after"]
+        assert (await client.get("/health/live")).json() == {"status": "live"}
+
+
+async def test_a_busy_worker_is_ready_and_one_that_leaves_is_not(redis_url: str) -> None:
+    settings = settings_for(redis_url)
+    with fake_worker(settings) as worker:
+        worker.store.heartbeat(replace(worker.info, state=WorkerState.BUSY, running=2))
+        async with api(settings) as client:
+            assert (await client.get("/health/ready")).json()["state"] == "BUSY"
+        worker.store.heartbeat(replace(worker.info, state=WorkerState.DRAINING))
+        async with api(settings) as client:
+            assert (await client.get("/health/ready")).json()["state"] == "NO_WORKERS"
+            assert (await client.post("/generate", json={"prompt": "1"})).status_code == 503
+
+
+async def test_a_browser_may_call_from_anywhere(redis_url: str) -> None:
+    origin = {"Origin": "https://example.org"}
+    async with api(settings_for(redis_url)) as client:
+        preflight = await client.options(
+            "/generate",
+            headers={
+                **origin,
+                "Access-Control-Request-Method": "POST",
+                "Access-Control-Request-Headers": "content-type,idempotency-key",
+            },
+        )
+        assert preflight.status_code == 200
+        assert preflight.headers["access-control-allow-origin"] == "*"
+        assert "content-type" in preflight.headers["access-control-allow-headers"]
+        assert "access-control-allow-credentials" not in preflight.headers
+        answers = [
+            await client.get("/health", headers=origin),
+            await client.post("/generate", json={}, headers=origin),
+            await client.post("/generate", content=b"x" * 1_100_000, headers=origin),
+        ]
+    assert [answer.status_code for answer in answers] == [200, 422, 413]
+    for answer in answers:
+        assert answer.headers["access-control-allow-origin"] == "*"
+        assert "X-Job-Id" in answer.headers["access-control-expose-headers"]
+
+
+async def test_origins_can_be_limited(redis_url: str) -> None:
+    async with api(settings_for(redis_url, cors_origins=["https://ours.example"])) as client:
+        ours = await client.get("/health", headers={"Origin": "https://ours.example"})
+        other = await client.get("/health", headers={"Origin": "https://other.example"})
+    assert ours.headers["access-control-allow-origin"] == "https://ours.example"
+    assert "access-control-allow-origin" not in other.headers
+
+
+async def test_request_ids(redis_url: str) -> None:
+    async with api(settings_for(redis_url)) as client:
+        given = await client.get("/health/live", headers={"X-Request-Id": "abc-1"})
+        odd = await client.get("/health/live", headers={"X-Request-Id": "a b"})
+        none = await client.get("/nothing")
+    assert given.headers["x-request-id"] == "abc-1"
+    assert odd.headers["x-request-id"] not in ("", "a b")
+    assert none.headers["x-request-id"]
+
+
+async def test_the_log_has_the_job_and_never_a_text(redis_url: str) -> None:
+    settings = settings_for(redis_url)
+    async with api(settings) as client:
+        with fake_worker(settings), structlog.testing.capture_logs() as logs:
+            response = await client.post("/generate", json={"prompt": "123+456="})
+            await client.post("/generate", json={"prompt": "123+456=", "top_k": 99})
+            await client.post("/generate", json={"prompt": "123+456=ä"})
+    lines = [line for line in logs if line["event"] == "request"]
+    assert [line["status"] for line in lines] == [200, 422, 422]
+    assert lines[0]["job_id"] == response.headers["x-job-id"]
+    assert (lines[0]["method"], lines[0]["path"]) == ("POST", "/generate")
+    assert "123" not in str([{**line, "client": None, "job_id": None, "ms": None} for line in logs])
+
+
+async def test_an_unexpected_error_is_500_without_its_message(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_for(redis_url)
+    app = create_app(settings)
+
+    secret = "the prompt was 1"
+
+    async def broken(*_: object, **__: object) -> None:
+        raise RuntimeError(secret)
+
+    async with running(app) as client:
+        with fake_worker(settings), structlog.testing.capture_logs() as logs:
+            monkeypatch.setattr(app.state.services.store, "submit", broken)
+            legacy = await client.post("/generate", json={"prompt": "1"}, headers={"Origin": "https://example.org"})
+            problem = await client.post("/v1/jobs", json={"prompt": "1"})
+    assert (legacy.status_code, problem.status_code) == (500, 500)
+    assert legacy.json()["detail"] == problem.json()["detail"]
+    assert problem.json()["code"] == "internal"
+    assert legacy.headers["access-control-allow-origin"] == "*"
+    assert legacy.headers["x-request-id"]
+    errors = [line for line in logs if line["event"] == "unexpected_error"]
+    assert [line["error"] for line in errors] == ["RuntimeError", "RuntimeError"]
+    assert "broken" in errors[0]["stack"]
+    assert secret not in str(logs) + legacy.text + problem.text

@@ -1,0 +1,187 @@
+"""What a caller may limit: time in the queue, running time, the whole, and how many are ahead."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+
+from api.http.cancel_after import parse_cancel_after
+from api.http.problems import ApiError
+from tasks.settings import Settings
+from tests.helpers.api_client import DEADLINE_S, api, settings_for
+from tests.helpers.fake_worker import fake_worker
+
+pytestmark = pytest.mark.anyio
+
+SUM = {"prompt": "123+456=", "temperature": 0.0}
+
+
+def quick(redis_url: str, **changed: Any) -> Settings:
+    """Settings of an API that looks often."""
+    return settings_for(redis_url, reap_every_s=0.05, bell_poll_s=0.05, **changed)
+
+
+async def over(client: httpx.AsyncClient, job: dict[str, Any]) -> dict[str, Any]:
+    """The job once it is over."""
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            found: dict[str, Any] = (await client.get(job["urls"]["self"], params={"wait": 5})).json()
+            if found["status"] not in ("queued", "running"):
+                return found
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 90), ("90s", 90), ("1m30s", 90), ("1h", 3600), (" 1H2M3.5S ", 3723.5), ("0.25", 0.25), ("604800", 604800)],
+)
+def test_durations_of_cancel_after(text: str, seconds: float) -> None:
+    assert parse_cancel_after(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "0s", "-1", "s", "1d", "1s1m", "1e3", "604801", "١", "nan", "inf", "1 m"])
+def test_what_is_no_duration(text: str) -> None:
+    with pytest.raises(ApiError) as refusal:
+        parse_cancel_after(text)
+    assert refusal.value.to_problem("/")["errors"][0]["header"] == "cancel-after"
+
+
+async def test_limits_are_told_with_the_job(redis_url: str) -> None:
+    settings = settings_for(redis_url)
+    async with api(settings) as client:
+        with fake_worker(settings):
+            asked = {"queue_timeout_s": 60, "run_timeout_s": 2.5, "deadline_s": 100}
+            job = (await client.post("/v1/jobs", json={**SUM, **asked})).json()
+            assert job["limits"] == asked
+            assert job["deadline_at"] is not None
+            plain = (await client.post("/v1/jobs", json=SUM)).json()
+            assert set(plain["limits"].values()) == {None}
+            assert plain["deadline_at"] is None
+            # The sooner of the two counts.
+            for header, seconds in (("30s", 30), ("5m", 100)):
+                sooner = await client.post("/v1/jobs", json={**SUM, **asked}, headers={"Cancel-After": header})
+                assert sooner.json()["limits"]["deadline_s"] == seconds
+
+
+@pytest.mark.parametrize("field", ["queue_timeout_s", "run_timeout_s", "deadline_s"])
+@pytest.mark.parametrize("value", [0, -1, 604801, "soon"])
+async def test_limits_out_of_bounds_are_refused(redis_url: str, field: str, value: object) -> None:
+    async with api(settings_for(redis_url)) as client:
+        answer = await client.post("/v1/jobs", json={**SUM, field: value})
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, f"#/{field}")
+
+
+@pytest.mark.parametrize(("field", "code"), [("queue_timeout_s", "start_timeout"), ("deadline_s", "deadline_exceeded")])
+async def test_a_job_that_nobody_begins_in_time_expires(redis_url: str, field: str, code: str) -> None:
+    settings = quick(redis_url)
+    async with api(settings) as client:
+        with fake_worker(settings):
+            pass
+        job = (await client.post("/v1/jobs", json={**SUM, "wait_for_worker": True, field: 0.1})).json()
+        expired = await over(client, job)
+        assert (expired["status"], expired["error"]["code"]) == ("expired", code)
+        assert (expired["output"]["finish_reason"], expired["output"]["completion"]) == ("deadline", "")
+        result = await client.get(job["urls"]["result"])
+        assert (result.status_code, result.json()["code"]) == (410, code)
+
+
+@pytest.mark.parametrize("how", ["Cancel-After", "deadline_s"])
+async def test_a_synchronous_call_learns_that_its_time_is_over(redis_url: str, how: str) -> None:
+    settings = quick(redis_url)
+    async with api(settings) as client:
+        with fake_worker(settings) as worker:
+            # It takes this one, and no other meanwhile.
+            worker.go.clear()
+            await client.post("/v1/jobs", json=SUM)
+            if how == "Cancel-After":
+                answer = await client.post("/generate", json=SUM, headers={how: "0.1"})
+                assert "time was over" in answer.json()["detail"]
+                assert answer.status_code == 504
+                assert answer.headers["x-should-retry"] == "false"
+            else:
+                answer = await client.post("/v1/jobs", json={**SUM, how: 0.1}, headers={"Prefer": "wait=10"})
+                assert (answer.status_code, answer.json()["status"]) == (200, "expired")
+
+
+async def test_a_wrong_cancel_after_is_told_in_the_routes_way(redis_url: str) -> None:
+    async with api(settings_for(redis_url)) as client:
+        headers = {"Cancel-After": "tomorrow"}
+        legacy = await client.post("/generate", json=SUM, headers=headers)
+        assert (legacy.status_code, legacy.json()["detail"][0]["loc"]) == (422, ["header", "cancel-after"])
+        problem = await client.post("/v1/jobs", json=SUM, headers=headers)
+        assert (problem.status_code, problem.json()["code"]) == (422, "invalid_request")
+
+
+async def test_a_limit_is_part_of_what_a_key_stands_for(redis_url: str) -> None:
+    settings = settings_for(redis_url)
+    async with api(settings) as client:
+        with fake_worker(settings):
+            for path in ("/generate", "/v1/jobs"):
+                first = {"Idempotency-Key": f'"{path}"', "Cancel-After": "30s"}
+                assert (await client.post(path, json=SUM, headers=first)).status_code < 300
+                again = await client.post(path, json=SUM, headers={**first, "Cancel-After": "0m30s"})
+                assert again.headers["idempotency-replayed"] == "true"
+                other = await client.post(path, json=SUM, headers={**first, "Cancel-After": "31s"})
+                assert other.status_code == 422
+
+
+async def test_a_full_queue_says_when_there_will_be_room(redis_url: str) -> None:
+    settings = settings_for(redis_url, max_queued_jobs=2)
+    async with api(settings) as client:
+        with fake_worker(settings) as worker:
+            assert (await client.post("/generate", json=SUM)).status_code == 200
+            worker.go.clear()
+            # One runs, two wait.
+            assert (await client.post("/v1/jobs", json=SUM)).status_code == 202
+            await asyncio.to_thread(worker.claimed.get, timeout=DEADLINE_S)
+            await asyncio.to_thread(worker.claimed.get, timeout=DEADLINE_S)
+            for _ in range(2):
+                assert (await client.post("/v1/jobs", json=SUM)).status_code == 202
+            full = await client.post("/v1/jobs", json=SUM)
+            legacy = await client.post("/generate", json=SUM)
+    assert (full.status_code, full.json()["code"]) == (429, "queue_full")
+    assert legacy.status_code == 429
+    for answer in (full, legacy):
+        assert 1 <= int(answer.headers["retry-after"]) <= 60
+
+
+async def test_a_caller_may_refuse_to_wait_behind_others(redis_url: str) -> None:
+    settings = settings_for(redis_url)
+    async with api(settings) as client:
+        with fake_worker(settings):
+            pass
+        waiting = {**SUM, "wait_for_worker": True}
+        for _ in range(3):
+            assert (await client.post("/v1/jobs", json=waiting)).status_code == 202
+        refused = await client.post("/v1/jobs", json={**waiting, "max_queue_position": 2})
+        assert (refused.status_code, refused.json()["code"]) == (429, "max_queue_position")
+        assert "3 jobs" in refused.json()["detail"]
+        assert int(refused.headers["retry-after"]) >= 1
+        urgent = await client.post("/v1/jobs", json={**waiting, "max_queue_position": 0, "priority": 0})
+        assert (urgent.status_code, urgent.json()["queue"]["position"]) == (202, 0)
+        accepted = await client.post("/v1/jobs", json={**waiting, "max_queue_position": 4})
+        assert (accepted.status_code, accepted.json()["queue"]["position"]) == (202, 4)
+        listed = (await client.get("/v1/jobs")).json()["data"]
+        assert [job["queue"]["position"] for job in listed] == [4, 0, 3, 2, 1]
+        assert {job["queue"]["tokens_ahead"] for job in listed} == {0, 100, 200, 300, 400}
+
+
+async def test_estimates_come_with_the_first_finished_job(redis_url: str) -> None:
+    settings = settings_for(redis_url)
+    async with api(settings) as client:
+        with fake_worker(settings) as worker:
+            worker.go.clear()
+            first = (await client.post("/v1/jobs", json=SUM)).json()
+            assert first["queue"]["eta_finish_s"] is None
+            worker.go.set()
+            await over(client, first)
+            worker.go.clear()
+            await asyncio.sleep(0.25)  # a reading is taken for the present for 0.2 s
+            jobs = [await client.post("/v1/jobs", json=SUM) for _ in range(4)]
+            places = [answer.json()["queue"] for answer in jobs]
+        finishes = [place["eta_finish_s"]["p50"] for place in places]
+        assert all(finish > 0 for finish in finishes)
+        assert all(place["eta_finish_s"]["p90"] >= place["eta_finish_s"]["p50"] for place in places)
+        assert all(1 <= int(answer.headers["retry-after"]) <= 60 for answer in jobs)

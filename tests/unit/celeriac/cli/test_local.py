@@ -1,0 +1,152 @@
+"""`celeriac inspect` and `celeriac run` on a golden checkpoint: the whole way from files to text, in one process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from celeriac.cli import main
+from tasks.settings import settings
+
+GOLDEN = Path(__file__).parents[3] / "fixtures" / "golden"
+#: The original guide's format; its characters come without a file.
+SEED = GOLDEN / "E1b-seed" / "step_000102"
+#: A checkpoint without a tokenizer.
+BARE = GOLDEN / "E6" / "step_000101"
+
+
+@pytest.fixture(autouse=True)
+def fresh_settings() -> Iterator[None]:
+    settings.cache_clear()
+    yield
+    settings.cache_clear()
+
+
+def run(*args: str, stdin: str = "") -> Result:
+    return CliRunner().invoke(main, args, input=stdin, prog_name="celeriac")
+
+
+def test_inspect_prints_the_card() -> None:
+    result = run("inspect", str(SEED))
+    assert result.exit_code == 0, result.output
+    fields = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
+    assert (fields["step"], fields["era"], fields["loss"]) == ("102", "E1b", "0.2627 (val_loss)")
+    card = json.loads(run("inspect", str(SEED), "--json").stdout)
+    assert (card["name"], card["vocab_size"], card["context"]) == ("step_000102", 32, 256)
+
+
+def test_inspect_finds_a_name_in_the_checkpoint_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CELERIAC_CHECKPOINT_DIR", str(SEED.parent))
+    assert run("inspect", "step_000102").exit_code == 0
+
+
+def test_inspect_says_what_keeps_a_checkpoint_from_being_served() -> None:
+    result = run("inspect", str(BARE))
+    assert result.exit_code == 0
+    assert "no tokenizer" in result.stderr
+
+
+def test_run_agrees_with_the_golden_figures() -> None:
+    expected = json.loads((BARE / "expected.json").read_text())["cases"][0]
+    ids = ",".join(map(str, expected["prompt"]))
+    options = ["--token-ids", ids, "--max-tokens", "24", "--temperature", "0", "--ignore-eos", "--logits", "--json"]
+    result = run("run", str(BARE), *options)
+    assert result.exit_code == 0, result.output
+    answer = json.loads(result.stdout)
+    assert answer["prompt_ids"] == expected["prompt"]
+    assert answer["last_logits"] == pytest.approx(expected["last_logits"], abs=2e-3)
+    assert (answer["text"], answer["finish_reason"], len(answer["token_ids"])) == (None, "length", 24)
+
+
+def test_run_puts_bos_in_front_of_a_prompt_and_tells_what_it_left_out() -> None:
+    result = run("run", str(SEED), "--prompt", "12=+", "--temperature", "0", "--json")
+    answer = json.loads(result.stdout)
+    assert answer["prompt_ids"] == [17, 1, 2, 10]
+    assert "'='" in result.stderr
+    assert "17" not in answer["text"]
+
+
+def test_a_seed_repeats_a_run() -> None:
+    first = json.loads(run("run", str(SEED), "--prompt", "1", "--json").stdout)
+    again = json.loads(run("run", str(SEED), "--prompt", "1", "--json", "--seed", str(first["seed"])).stdout)
+    assert again == first
+
+
+def test_run_prints_prompt_and_text() -> None:
+    answer = json.loads(run("run", str(SEED), "--prompt", "12+", "--temperature", "0", "--json").stdout)
+    shown = run("run", str(SEED), "--prompt", "12+", "--temperature", "0")
+    assert shown.stdout == f"12+{answer['text']}\n"
+
+
+def test_stop_on_newline_and_stop_strings_cut_the_text() -> None:
+    long = ["run", str(SEED), "--prompt", "12+", "--temperature", "0", "--ignore-eos", "--json", "--max-tokens", "100"]
+    text = json.loads(run(*long).stdout)["text"]
+    middle = text[5:7]
+    stopped = json.loads(run(*long, "--stop", middle).stdout)
+    assert (stopped["text"], stopped["finish_reason"]) == (text[: text.index(middle)], "stop")
+    newline = json.loads(run(*long, "--stop-on-newline", "--seed", "3").stdout)
+    assert newline["text"] == text[: text.index("\n") + 1 if "\n" in text else None]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["inspect", "nothing-here"], "no such folder"),
+        (["run", str(BARE), "--prompt", "1"], "no tokenizer"),
+        (["run", str(BARE), "--token-ids", "1", "--stop", "x"], "no tokenizer"),
+        (["run", str(SEED), "--token-ids", "1,99"], "0 to 31"),
+        (["run", str(SEED), "--prompt", "1" * 300], "256"),
+        (["run", str(SEED), "--prompt", "€"], None),
+        (["run", str(SEED), "--prompt", "1", "--device", "cuda"], "cuda"),
+    ],
+)
+def test_what_is_wrong_is_one_line(args: list[str], message: str | None) -> None:
+    result = run(*args)
+    if message is None:
+        # BOS alone is a prompt.
+        assert result.exit_code == 0
+        return
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    copy = shutil.copytree(SEED, tmp_path / "step_000102")
+    weights = copy / "model_000102.pt"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    result = run("inspect", str(copy))
+    assert result.exit_code == 1
+    assert "model_000102.pt" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_a_conversation_obeys_its_commands() -> None:
+    lines = [
+        "12+",
+        "/temp 0",
+        "/tokens 5",
+        "12+",
+        "/temp 9",
+        "/topk x",
+        "/topk 3",
+        "/topk off",
+        "/help",
+        "/quit",
+        "12+",
+    ]
+    result = run("run", str(SEED), "--interactive", stdin="\n".join(lines))
+    assert result.exit_code == 0, result.output
+    greedy = json.loads(
+        run("run", str(SEED), "--prompt", "12+", "--temperature", "0", "--max-tokens", "5", "--json").stdout
+    )
+    shown = result.stdout.split("> ")
+    assert shown[4] == f"12+{greedy['text']}\n"
+    assert shown[5].startswith("/temp cannot be 9.")
+    assert shown[6].startswith("/topk cannot be x.")
+    assert len(shown) == 11

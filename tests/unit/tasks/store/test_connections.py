@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import pytest
+
+from tasks.celery_app import make_app
+from tasks.errors import ConfigurationError
+from tasks.settings import Settings
+from tasks.store.connections import broker_url, make_async, make_sync, redacted
+
+
+@pytest.mark.parametrize(
+    ("url", "spelled"),
+    [
+        ("redis://127.0.0.1:6379/0", "redis://127.0.0.1:6379/0"),
+        ("redis://host", "redis://host/0"),
+        ("redis://host/2?db=4", "redis://host/4"),
+        ("redis://user:p%40ss%2Fword@host:7000/2", "redis://user:p%40ss%2Fword@host:7000/2"),
+        ("redis://host/1?socket_timeout=3", "redis://host/1"),
+        ("rediss://:secret@host/1", "rediss://:secret@host/1?ssl_cert_reqs=required"),
+        ("rediss://host/1?ssl_cert_reqs=none", "rediss://host/1?ssl_cert_reqs=none"),
+        ("unix:///run/redis.sock", "redis+socket:///run/redis.sock?virtual_host=0"),
+        ("unix:///run/a%20folder/redis.sock?db=5", "redis+socket:///run/a%20folder/redis.sock?virtual_host=5"),
+        ("unix://:p%40ss%2F@/run/redis.sock?db=1", "redis+socket://:p%40ss%2F@/run/redis.sock?virtual_host=1"),
+        ("unix://me:secret@/redis.sock", "redis+socket://me:secret@/redis.sock?virtual_host=0"),
+    ],
+)
+def test_kombus_spelling(url: str, spelled: str) -> None:
+    assert broker_url(url) == spelled
+    assert make_app(Settings(redis_url=url)).conf.broker_url == spelled
+
+
+@pytest.mark.parametrize("url", ["", "localhost:6379", "http://host", "redis://host:port/0", "unix://", "amqp://host"])
+def test_a_url_of_no_use_is_refused_by_the_settings_name(url: str) -> None:
+    settings = Settings(redis_url=url)
+    for make in (make_sync, make_async, make_app):
+        with pytest.raises(ConfigurationError, match="CELERIAC_REDIS_URL"):
+            make(settings)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://127.0.0.1:6379/0", "redis://127.0.0.1:6379/0"),
+        ("redis://me:secret@host:7000/2?password=secret", "redis://host:7000/2"),
+        ("unix://:secret@/run/redis.sock?db=0", "unix:///run/redis.sock"),
+    ],
+)
+def test_logs_show_no_password(url: str, shown: str) -> None:
+    assert redacted(url) == shown
+
+
+def test_messages_are_json_with_one_list_for_each_queue_and_no_results() -> None:
+    conf = make_app(Settings(visibility_timeout_s=7)).conf
+    assert (conf.task_serializer, conf.accept_content, conf.result_backend) == ("json", ["json"], None)
+    assert conf.broker_transport_options["priority_steps"] == [0]
+    assert conf.broker_transport_options["visibility_timeout"] == 7
+    assert conf.task_acks_late
+    assert conf.worker_prefetch_multiplier == 1

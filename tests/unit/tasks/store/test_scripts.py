@@ -1,0 +1,50 @@
+"""The scripts know every key by its name in `tasks.store.keys`, and each says what it takes and answers."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from importlib.resources import files
+
+import pytest
+
+from tasks.store import keys, scripts
+
+SCRIPTS = sorted(
+    path.name.removesuffix(".lua") for path in (files("tasks") / "lua").iterdir() if path.name != "common.lua"
+)
+
+
+def test_the_prelude_builds_the_keys_that_python_builds() -> None:
+    prelude = scripts.prelude()
+    for name, value in inspect.getmembers(keys):
+        if inspect.isfunction(value):
+            match = re.search(rf"function KEY\.{name}\(of\) return '(.*)' \.\. of \.\. '(.*)' end", prelude)
+            assert match is not None
+            assert f"{match[1]}some-name{match[2]}" == value("some-name")
+        elif name.isupper() and isinstance(value, str):
+            assert f"KEY.{name} = '{value}'" in prelude
+
+
+@pytest.mark.parametrize("name", [*SCRIPTS, "common"])
+def test_scripts_spell_no_key_and_use_only_known_ones(name: str) -> None:
+    text = (files("tasks") / "lua" / f"{name}.lua").read_text("utf-8")
+    code = re.sub(r"--.*", "", text)
+    assert keys.PREFIX not in code
+    assert set(re.findall(r"KEY\.(\w+)", code)) <= {name for name, _ in inspect.getmembers(keys)}
+    assert set(re.findall(r"LIMIT\.(\w+)", code)) <= scripts.LIMITS.keys()
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_script_documents_keys_arguments_and_reply(name: str) -> None:
+    header = (files("tasks") / "lua" / f"{name}.lua").read_text("utf-8").split("\n\n")[0]
+    assert re.search(r"^-- KEYS   none$", header, re.MULTILINE)
+    assert re.search(r"^-- ARGV   1", header, re.MULTILINE)
+    assert re.search(r"^-- reply  ", header, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts_are_found_by_name(name: str) -> None:
+    script = scripts.load(name)
+    assert script is scripts.load(name)
+    assert re.fullmatch(r"[0-9a-f]{40}", script.sha)

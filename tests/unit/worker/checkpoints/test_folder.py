@@ -1,0 +1,131 @@
+"""From what an operator named to the files of one step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.checkpoint_files import write
+from worker.checkpoints.errors import CheckpointError
+from worker.checkpoints.folder import find, name_of
+
+
+def refusal(path_or_name: str | None, root: Path) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        find(path_or_name, root)
+    return str(caught.value)
+
+
+def test_a_name_is_looked_up_below_the_root(tmp_path: Path) -> None:
+    folder = write(tmp_path / "step_000007")
+    found = find("step_000007", tmp_path)
+    assert (found.path, found.name, found.step) == (folder, "step_000007", 7)
+    assert (found.model_file.name, found.meta_file.name) == ("model_000007.pt", "meta_000007.json")
+
+
+def test_a_path_may_lead_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write(tmp_path / "elsewhere" / "d24", step=1_000_000)
+    assert find(str(folder), tmp_path / "root").name == "d24"
+    assert find(f"{folder}/", tmp_path / "root").step == 1_000_000
+    monkeypatch.chdir(folder)
+    assert find(".", tmp_path / "root").name == "d24"
+    monkeypatch.chdir(folder.parent)
+    assert find("d24", tmp_path / "root").path == folder
+
+
+def test_the_root_goes_before_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = write(tmp_path / "here" / "a"), write(tmp_path / "root" / "a")
+    monkeypatch.chdir(here.parent)
+    assert find("a", tmp_path / "root").path == there
+
+
+@pytest.mark.parametrize("name", ["", "  ", None])
+def test_nothing_named_says_what_to_do(tmp_path: Path, name: str | None) -> None:
+    assert "CELERIAC_CHECKPOINT" in refusal(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a b", "-x", ".hidden", "step\n1", "größe", "a:b", "x" * 129, "a\x00b", "*", "~"])
+def test_a_name_that_no_queue_can_have_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(CheckpointError, match="cannot be a checkpoint's name: rename the folder"):
+        name_of(name)
+    assert "cannot be a checkpoint's name" in refusal(f"{tmp_path}/{name}", tmp_path)
+
+
+@pytest.mark.parametrize("path", ["../outside", "step/../../outside", "..\\outside", "/etc", "..", "no_such"])
+def test_a_path_to_no_checkpoint_is_refused(tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "root"
+    monkeypatch.chdir(write(root / "step_000007"))
+    message = refusal(path, root)
+    assert message.startswith((f"{path}: ", f"{root}: "))
+    assert "no such folder" in message or "no model_XXXXXX.pt" in message or "cannot be a checkpoint's name" in message
+
+
+def test_an_unknown_name_lists_those_that_are_there(tmp_path: Path) -> None:
+    write(tmp_path / "step_000001")
+    write(tmp_path / "step_000002")
+    assert "it has step_000001, step_000002" in refusal("step_000003", tmp_path)
+    assert "CELERIAC_CHECKPOINT_DIR" in refusal("step_000003", tmp_path / "missing")
+
+
+def test_a_link_below_the_root_never_leads_out_of_it(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", write(tmp_path / "outside")
+    inside = write(root / "inside")
+    (root / "out").symlink_to(outside)
+    (root / "best").symlink_to(inside)
+    message = refusal("out", root)
+    assert str(root / "out") in message
+    assert "leads out of" in message
+    assert (find("best", root).name, find("best", root).path) == ("best", inside)
+    assert find(str(root / "best"), root).name == "best"
+
+
+def test_a_run_with_several_steps_gives_the_last(tmp_path: Path) -> None:
+    folder = tmp_path / "d24"
+    for step in (2, 1_000_000, 999_999):
+        write(folder, step=step)
+    (folder / "optim_9000000_rank0.pt").write_bytes(b"ignored")
+    (folder / "model_9000000_backup.pt").write_bytes(b"ignored")
+    (folder / "old_model_9000000.pt").write_bytes(b"ignored")
+    (folder / "model_٩٠٠٠٠٠٠.pt").write_bytes(b"ignored")
+    assert find(str(folder), tmp_path).step == 1_000_000
+
+
+def test_a_step_that_was_cut_off_before_its_meta_file_is_passed_over(tmp_path: Path) -> None:
+    folder = write(tmp_path / "d24", step=100)
+    (folder / "model_000200.pt").write_bytes(b"half")
+    assert find(str(folder), tmp_path).step == 100
+
+
+def test_a_folder_named_after_a_step_gives_that_step(tmp_path: Path) -> None:
+    folder = tmp_path / "step_000100"
+    for step in (100, 200):
+        write(folder, step=step)
+    assert find(str(folder), tmp_path).step == 100
+    (folder / "meta_000100.json").unlink()
+    assert str(folder / "meta_000100.json") in refusal(str(folder), tmp_path)
+
+
+def test_a_missing_meta_file_is_named(tmp_path: Path) -> None:
+    folder = write(tmp_path / "run")
+    (folder / "meta_000007.json").unlink()
+    message = refusal(str(folder), tmp_path)
+    assert message.startswith(str(folder / "meta_000007.json"))
+    assert "missing beside model_000007.pt" in message
+
+
+def test_two_files_of_one_step_are_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path / "run")
+    (folder / "model_7.pt").write_bytes(b"")
+    assert "model_000007.pt and model_7.pt are the same step" in refusal(str(folder), tmp_path)
+
+
+def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "no model_XXXXXX.pt" in refusal("empty", tmp_path)
+    (tmp_path / "file").write_bytes(b"")
+    assert "no such folder" in refusal("file", tmp_path)
+
+
+def test_a_path_that_the_system_refuses_is_a_message(tmp_path: Path) -> None:
+    assert "cannot be read: File name too long" in refusal(f"{tmp_path}/{'x/' * 4000}y", tmp_path)

@@ -1,0 +1,243 @@
+"""The compiled kernels against torch, on every kind of processor that this one is, and bit against bit in any batch."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.shapes import random_weights
+from tests.helpers.engines import checkpoint, engine, request
+from tests.helpers.kernels import multiply, packed, prompt_logits
+from worker.engine.architecture.config import ModelConfig
+from worker.engine.architecture.era import ERAS
+from worker.engine.backends import load_weights
+from worker.engine.device import Device
+from worker.engine.engine import DecodingModel
+from worker.engine.native import library as libraries
+from worker.engine.native.library import build, library, opened, processor_kinds
+from worker.engine.native.model import NativeModel
+from worker.engine.native.thread_tuner import LONG_PAUSE, LONG_S, TRY_EVERY, ThreadChoice, Way
+from worker.engine.torch.model import Model
+
+ROOT = Path(__file__).parents[5]
+CPU = Device("cpu")
+COUNTS_OF_THREADS = [1, 2, 3]
+#: Full attention; grouped queries, windows, value embeddings, smear.
+FOLDERS = ["E1b-seed/step_000102", "E7/step_000101"]
+
+pytestmark = pytest.mark.skipif(library() is None, reason="there is no C compiler here, or none knows this processor")
+
+
+@pytest.fixture(autouse=True)
+def same_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module", params=processor_kinds())
+def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    return opened(build(request.param, tmp_path_factory.mktemp(request.param)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("outputs", "depth"), [(1, 1), (7, 3), (32, 16), (100, 800), (257, 1600)])
+def test_a_product_is_that_of_torch_and_no_bit_of_a_row_depends_on_the_others(
+    kernels: ctypes.CDLL, outputs: int, depth: int, dtype: torch.dtype
+) -> None:
+    weight = torch.randn(outputs, depth).to(dtype)
+    matrix = packed(kernels, weight)
+    x = torch.randn(40, depth)
+    alone = torch.cat([multiply(kernels, matrix, x[row : row + 1].clone(), 1) for row in range(len(x))])
+    torch.testing.assert_close(alone, F.linear(x, weight.float()), atol=1e-3, rtol=1e-4)
+    for rows in (*range(2, 15), 24, 25, 40):
+        for threads in COUNTS_OF_THREADS:
+            assert multiply(kernels, matrix, x[:rows].clone(), threads).equal(alone[:rows]), (rows, threads)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_kernels_of_every_kind_of_processor_give_the_logits_of_torch(kernels: ctypes.CDLL, folder: str) -> None:
+    found = checkpoint(folder)
+    torch.set_num_threads(2)
+    native = NativeModel.load(found.config, found.weights, CPU, kernels)
+    assert_same_logits(native, Model.load(found.config, found.weights, CPU), tuple(range(30)) * 5)
+
+
+@pytest.mark.parametrize(("width", "heads"), [(64, 2), (128, 2), (256, 2), (192, 2), (144, 4), (30, 3)])
+def test_heads_of_any_size_give_the_logits_of_torch(kernels: ctypes.CDLL, width: int, heads: int) -> None:
+    era = ERAS["E1b"]
+    config = ModelConfig(
+        sequence_len=512,
+        vocab_size=40,
+        rows=40,
+        n_layer=2,
+        n_head=heads,
+        n_kv_head=heads,
+        n_embd=width,
+        era=era,
+        softcap=era.softcap,
+    )
+    weights = random_weights(2, width, 40)
+    native = NativeModel.load(config, weights, CPU, kernels)
+    assert_same_logits(native, Model.load(config, weights, CPU), tuple(range(39)) * 8)
+
+
+def assert_same_logits(one: DecodingModel, other: DecodingModel, prompt: tuple[int, ...]) -> None:
+    found = [prompt_logits(decoding, prompt, chunk=100) for decoding in (one, other)]
+    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_no_bit_of_a_sequence_depends_on_its_batch_its_chunks_or_the_threads(folder: str) -> None:
+    found = checkpoint(folder)
+    prompt = tuple((7 * position) % 30 for position in range(90))
+    logits = []
+    for threads in COUNTS_OF_THREADS:
+        torch.set_num_threads(threads)
+        decoding = load_weights(found.config, found.weights, Device("cpu", fixed_threads=True))
+        for chunk, mates in ((1024, 0), (64, 0), (7, 0), (1, 0), (50, 3), (13, 20)):
+            logits.append(prompt_logits(decoding, prompt, chunk=chunk, mates=mates))
+    assert all(one.equal(logits[0]) for one in logits)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_no_bit_depends_on_how_threads_share_a_step(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = checkpoint(folder)
+    caches: list[Tensor] = []
+    texts = []
+    for way in (Way(1), Way(2), Way(3), Way(2, by_rows=True), Way(3, by_rows=True), Way(8, by_rows=True)):
+
+        def shared(*_: object, longest: int | None = None, way: Way = way) -> Way:
+            return way if longest is not None else Way(way.threads)
+
+        monkeypatch.setattr(ThreadChoice, "pick", shared)
+        monkeypatch.setattr(ThreadChoice, "note", lambda *_, **__: None)
+        torch.set_num_threads(way.threads)
+        running = engine(load_weights(found.config, found.weights, CPU), slots=7, kv_tokens=2048)
+        # Prompts of different lengths, some longer than what one step takes of them.
+        sequences = [
+            running.submit(request(str(row), (1 + row, *range(4 * row)), 20 + row, temperature=0.5)) for row in range(7)
+        ]
+        while running.has_work:
+            running.step()
+        texts.append([sequence.tokens for sequence in sequences])
+        caches.append(running._cache.memory.clone())
+    assert all(text == texts[0] for text in texts)
+    assert all(cache.equal(caches[0]) for cache in caches)
+
+
+def test_without_a_compiler_the_model_runs_on_torch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("worker.engine.device.library", libraries.library.__wrapped__)
+    found = checkpoint(FOLDERS[0])
+    with caplog.at_level(logging.WARNING):
+        assert isinstance(load_weights(found.config, found.weights, CPU), Model)
+    assert "no C compiler is on PATH" in caplog.text
+
+
+def test_a_library_is_built_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kind = processor_kinds()[0]
+    first = libraries.built(kind)
+    assert first.is_relative_to(tmp_path)
+    monkeypatch.setenv("PATH", "")
+    assert libraries.built(kind) == first
+
+
+class Machine:
+    """Steps of 8 positions that take so many seconds with each count of threads."""
+
+    def __init__(self, seconds: dict[int, float]) -> None:
+        self.seconds = seconds
+        self.choice = ThreadChoice(max(seconds), fixed=False)
+
+    def run(self, steps: int) -> list[int]:
+        """The counts that were taken."""
+        taken = []
+        for _ in range(steps):
+            way = self.choice.pick(8)
+            taken.append(way.threads)
+            self.choice.note(8, way, self.seconds[way.threads])
+        return taken
+
+
+def test_the_count_of_threads_that_was_fastest_lately_is_taken() -> None:
+    machine = Machine({1: 3e-3, 2: 2e-3})
+    assert set(machine.run(5)) == {1, 2}
+    machine.run(2 * TRY_EVERY)
+    assert machine.run(TRY_EVERY).count(2) >= TRY_EVERY - 1
+    machine.seconds[2] = 9e-3
+    assert machine.run(10)[-5:].count(1) >= 3, "what got slower is left at once"
+    machine.run(2 * TRY_EVERY)
+    assert machine.run(TRY_EVERY).count(1) >= TRY_EVERY - 1
+    machine.seconds[2] = 2e-3
+    machine.run(3 * TRY_EVERY)
+    assert machine.run(TRY_EVERY).count(2) >= TRY_EVERY - 10, "what got faster is found again"
+
+
+def test_one_disturbed_step_changes_nothing() -> None:
+    machine = Machine({1: 3e-3, 2: 2e-3})
+    machine.run(2 * TRY_EVERY)
+    machine.seconds[2] = 90e-3
+    machine.run(1)
+    machine.seconds[2] = 2e-3
+    assert machine.run(TRY_EVERY).count(2) >= TRY_EVERY - 1
+
+
+def test_long_steps_are_no_time_for_tries() -> None:
+    machine = Machine({1: 30 * LONG_S, 2: 20 * LONG_S})
+    assert machine.run(LONG_PAUSE) == [2] * LONG_PAUSE
+    machine.seconds[2] = 90 * LONG_S
+    assert machine.run(3 * LONG_PAUSE)[-2:] == [1, 1]
+
+
+def test_more_threads_must_be_worth_it() -> None:
+    machine = Machine({1: 1.1e-3, 2: 1e-3})
+    machine.run(2 * TRY_EVERY)
+    assert machine.run(TRY_EVERY).count(1) >= TRY_EVERY - 1
+
+
+def test_of_many_counts_the_neighbours_are_tried() -> None:
+    machine = Machine({8: 1e-3, 4: 1.5e-3, 2: 2.5e-3, 1: 4e-3})
+    machine.run(20)
+    assert machine.run(TRY_EVERY).count(8) > TRY_EVERY - 10
+    machine.seconds.update({8: 9e-3, 4: 9e-3})
+    machine.run(4 * TRY_EVERY)
+    assert machine.run(TRY_EVERY).count(2) > TRY_EVERY - 5
+
+
+def test_a_count_that_was_asked_for_is_kept() -> None:
+    choice = ThreadChoice(3, fixed=True)
+    for _ in range(20):
+        assert choice.pick(1) == Way(3)
+        choice.note(1, Way(3), 1.0)
+    assert ThreadChoice(5, fixed=False).counts == [5, 2, 1]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_process_that_was_forked_starts_its_own_threads() -> None:
+    program = (
+        "import os, torch\n"
+        "from tests.helpers.engines import engine, model, request\n"
+        "torch.set_num_threads(2)\n"
+        f"decoding = model({FOLDERS[0]!r})\n"
+        "tokens = [engine(decoding).submit(request('a')).wait().tokens for _ in range(3)][0]\n"
+        "child = os.fork()\n"
+        "if not child:\n"
+        "    os._exit(engine(decoding).submit(request('a')).wait().tokens != tokens)\n"
+        "os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60, cwd=ROOT)

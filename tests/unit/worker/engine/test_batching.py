@@ -1,0 +1,336 @@
+"""The same request gives the same ids alone, in any batch, in chunks or not, with a cache or without one.
+
+Logits differ by rounding with the shape of a batch, so two candidates that are closer than that may be exchanged. Each
+token is therefore held against the slow twins of the model and of the sampler, given the tokens before it, and a
+difference is allowed only where they prove such a near tie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bench.engine.slow_sampling import LOGIT_TIE, slow_draw
+from tests.helpers.engines import Tampered, checkpoint, engine, model, recorded_model, request, torch_model, vocabulary
+from tests.helpers.reference import logits as reference_logits
+from worker.engine.batch import Batch
+from worker.engine.engine import DecodingModel, Engine
+from worker.engine.request import Finish, SequenceRequest
+from worker.engine.sequence import Sequence
+
+#: Padded rows and full attention; grouped queries, windows, value embeddings and smear.
+SEED, E7 = "E1b-seed/step_000102", "E7/step_000101"
+
+
+def assert_same_as_the_twins(folder: str, sequence: Sequence) -> None:
+    """Every token is the one that the slow twins choose after the tokens before it, near ties aside."""
+    found, one = checkpoint(folder), sequence.request
+    words = vocabulary(found.config)
+    tokens = list(sequence.tokens)
+    if sequence.finish is Finish.STOP and not one.stop:
+        tokens.append(next(iter(words.stop_ids)))  # which one is drawn is known, as there is only one
+    if not tokens:
+        return
+    logits = reference_logits(found.config, found.weights, [*one.prompt, *tokens[:-1]])[len(one.prompt) - 1 :]
+    for index, token in enumerate(tokens):
+        draw = slow_draw(logits[index].tolist(), one, index, words)
+        assert token == draw.token or draw.near_tie, f"token {index} of {one}: {token} for {draw}"
+
+
+def finish_all(decoding: Engine) -> None:
+    while decoding.has_work:
+        decoding.step()
+    decoding.check_idle()
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A request, the step at which it comes, and the step at which it is aborted, if it is."""
+
+    request: SequenceRequest
+    at: int
+    aborted_at: int | None
+
+
+def arrivals(vocab_size: int) -> st.SearchStrategy[list[Arrival]]:
+    requests = st.builds(
+        SequenceRequest,
+        id=st.just(""),
+        prompt=st.lists(st.integers(0, vocab_size - 1), min_size=1, max_size=70).map(tuple),
+        max_tokens=st.integers(1, 14),
+        temperature=st.sampled_from([0.0, 0.0, 0.8, 1.5]),
+        top_k=st.none() | st.integers(1, 20),
+        top_p=st.none() | st.floats(0.1, 1),
+        seed=st.integers(0, 2**53 - 1),
+        ignore_eos=st.booleans(),
+        stop_on_newline=st.booleans(),
+        every_id=st.booleans(),
+        alone=st.sampled_from([0, 0, 0, 1, 4]),
+    )
+    one = st.builds(Arrival, request=requests, at=st.integers(0, 12), aborted_at=st.none() | st.integers(0, 20))
+    return st.lists(one, min_size=1, max_size=7).map(
+        lambda found: [replace(a, request=replace(a.request, id=str(n))) for n, a in enumerate(found)]
+    )
+
+
+@pytest.mark.parametrize("folder", [SEED, E7])
+@pytest.mark.parametrize("load", [model, torch_model, recorded_model])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_any_order_of_arrival_gives_everybody_their_own_tokens(
+    load: Callable[[str], DecodingModel], folder: str, data: st.DataObject
+) -> None:
+    """Little memory, so that sequences wait for each other and the cache is compacted; chunks of any size."""
+    decoding = engine(
+        load(folder),
+        slots=data.draw(st.integers(1, 5), label="slots"),
+        kv_tokens=data.draw(st.sampled_from([96, 128, 160, 256, 4096]), label="kv_tokens"),
+        prefill_chunk_tokens=data.draw(st.integers(1, 80), label="chunk"),
+    )
+    plan = data.draw(arrivals(model(folder).config.vocab_size), label="arrivals")
+    sequences: dict[str, Sequence] = {}
+    reported: dict[str, list[int]] = {}
+    finished: dict[str, Finish] = {}
+    step = 0
+    while decoding.has_work or any(arrival.at >= step for arrival in plan):
+        for arrival in plan:
+            if arrival.at == step:
+                sequences[arrival.request.id] = decoding.submit(arrival.request)
+            if arrival.aborted_at == step:
+                decoding.abort(arrival.request.id)
+        for update in decoding.step().updates:
+            assert update.id not in finished, "nothing is told of a sequence after its end"
+            reported.setdefault(update.id, []).extend(update.tokens)
+            if update.finish is not None:
+                finished[update.id] = update.finish
+        step += 1
+    decoding.check_idle()
+    for arrival in plan:
+        sequence = sequences[arrival.request.id]
+        assert finished[arrival.request.id] is sequence.finish
+        assert reported[arrival.request.id] == sequence.tokens
+        assert sequence.finish in {Finish.STOP, Finish.NEWLINE, Finish.LENGTH} or (
+            sequence.finish is Finish.CANCELLED and arrival.aborted_at is not None
+        )
+        assert len(sequence.tokens) == arrival.request.max_tokens or sequence.finish is not Finish.LENGTH
+        assert_same_as_the_twins(folder, sequence)
+
+
+@pytest.mark.parametrize("folder", [SEED, E7])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    prompt=st.lists(st.integers(0, 30), min_size=1, max_size=40).map(tuple),
+    temperature=st.sampled_from([0.0, 1.0]),
+    seed=st.integers(0, 2**53 - 1),
+    split=st.integers(0, 12),
+    chunk=st.integers(1, 20),
+)
+def test_a_resumed_sequence_goes_on_as_if_nothing_had_happened(
+    folder: str, prompt: tuple[int, ...], temperature: float, seed: int, split: int, chunk: int
+) -> None:
+    whole = request("whole", prompt, 12, temperature=temperature, seed=seed)
+    tokens = engine(model(folder)).submit(whole).wait().tokens
+    decoding = engine(model(folder), prefill_chunk_tokens=chunk)
+    rest = decoding.submit(replace(whole, generated=tuple(tokens[:split])))
+    reported = [token for _ in range(80) if decoding.has_work for u in decoding.step().updates for token in u.tokens]
+    assert rest.finish is Finish.LENGTH
+    assert rest.tokens[:split] == tokens[:split]
+    assert reported == rest.tokens[split:], "tokens of earlier attempts are not told again"
+    assert_same_as_the_twins(folder, rest)
+
+
+def test_a_sequence_that_lacked_only_its_end_ends_without_a_forward_pass() -> None:
+    passes = 0
+
+    def count(batch: Batch, logits: Tensor) -> Tensor:
+        nonlocal passes
+        passes += 1
+        return logits
+
+    decoding = engine(Tampered(model(SEED), count))
+    ends = {
+        Finish.LENGTH: request("length", (1,), 3, generated=(1, 2, 3)),
+        Finish.NEWLINE: request("newline", (1,), 9, generated=(1, 7), stop_on_newline=True),
+        Finish.STOP: request("stop", (1,), 9, generated=(1, 2), stop=(b"bc",)),
+    }
+    for one in ends.values():
+        decoding.submit(one)
+    updates = decoding.step().updates
+    assert [(update.id, update.tokens, update.finish) for update in updates] == [
+        (one.id, (), finish) for finish, one in ends.items()
+    ]
+    assert passes == 0
+    assert not decoding.has_work
+
+
+def test_nothing_is_computed_that_nobody_needs() -> None:
+    """Each position goes through the model once, the last token never, and only rows that sample have logits."""
+    positions = rows = 0
+
+    def count(batch: Batch, logits: Tensor) -> Tensor:
+        nonlocal positions, rows
+        positions += len(batch.tokens)
+        rows += len(logits)
+        return logits
+
+    decoding = engine(Tampered(model(E7), count), prefill_chunk_tokens=7)
+    for name, length in (("a", 30), ("b", 1), ("c", 16)):
+        decoding.submit(request(name, (1,) * length, 5))
+    finish_all(decoding)
+    assert positions == (30 + 4) + (1 + 4) + (16 + 4)
+    assert rows == 15
+
+
+def test_a_stop_string_that_began_in_an_earlier_attempt_is_found() -> None:
+    words = vocabulary(model(SEED).config)
+    one = request("a", (3, 1, 4), 12)
+    tokens = engine(model(SEED)).submit(one).wait().tokens
+    stop = words.spell(tokens[4:7])
+    first = next(n for n in range(13) if stop in words.spell(tokens[:n]))
+    for split in range(first):
+        resumed = replace(one, stop=(stop,), generated=tuple(tokens[:split]))
+        sequence = engine(model(SEED)).submit(resumed).wait()
+        assert (sequence.finish, sequence.tokens) == (Finish.STOP, tokens[:first])
+
+
+def steer(*script: int) -> Tampered:
+    """A model that writes `script` after a prompt of one token."""
+
+    def write(batch: Batch, logits: Tensor) -> Tensor:
+        for row, output in enumerate(batch.outputs):
+            logits[row] = 0
+            logits[row, script[len(output.sequence.tokens)]] = 9
+        return logits
+
+    return Tampered(model(SEED), write)
+
+
+def test_a_stop_id_ends_the_text_and_is_no_part_of_it() -> None:
+    stop = next(iter(vocabulary(model(SEED).config).stop_ids))
+    ended = engine(steer(5, 6, stop, 5)).submit(request("a", (1,), 4, ignore_eos=False)).wait()
+    assert (ended.finish, ended.tokens) == (Finish.STOP, [5, 6])
+    ignored = engine(steer(5, 6, stop, 5)).submit(request("a", (1,), 4)).wait()
+    assert (ignored.finish, ignored.tokens) == (Finish.LENGTH, [5, 6, 0, 5])
+    every = engine(steer(5, 6, stop, 5)).submit(request("a", (1,), 4, every_id=True)).wait()
+    assert (every.finish, every.tokens) == (Finish.LENGTH, [5, 6, stop, 5])
+
+
+def test_the_newline_of_stop_on_newline_is_the_last_token() -> None:
+    newline = 7
+    ended = engine(steer(5, newline, 6, 6)).submit(request("a", (1,), 4, stop_on_newline=True)).wait()
+    assert (ended.finish, ended.tokens) == (Finish.NEWLINE, [5, newline])
+    kept = engine(steer(5, newline, 6, 6)).submit(request("a", (1,), 4)).wait()
+    assert (kept.finish, kept.tokens) == (Finish.LENGTH, [5, newline, 6, 6])
+
+
+def test_the_memory_is_moved_together_when_it_is_in_pieces() -> None:
+    decoding = engine(model(E7), slots=3, kv_tokens=96)
+    short = [decoding.submit(request(name, (1, 2, 3), length)) for name, length in (("a", 3), ("b", 20), ("c", 3))]
+    long = decoding.submit(request("long", tuple(range(40)), 10))
+    short[0].wait()
+    assert short[1].finish is None
+    assert long.extent is None
+    decoding.step()
+    assert long.extent is not None, "what fits by the sum is admitted at once"
+    finish_all(decoding)
+    for sequence in (*short, long):
+        assert_same_as_the_twins(E7, sequence)
+
+
+def test_aborting_frees_the_row_and_keeps_the_tokens() -> None:
+    decoding = engine(model(SEED), slots=1)
+    running, waiting, next_one = (decoding.submit(request(name, (1, 2), 40)) for name in "abc")
+    for _ in range(3):
+        decoding.step()
+    running.abort()
+    waiting.abort()
+    decoding.abort("nobody")
+    updates = {update.id: update for update in decoding.step().updates}
+    assert (updates["a"].tokens, updates["a"].finish) == ((), Finish.CANCELLED)
+    assert updates["b"].finish is Finish.CANCELLED
+    assert len(updates["c"].tokens) == 1, "the row is taken in the same step"
+    assert (len(running.tokens), waiting.tokens) == (3, [])
+    next_one.abort()
+    finish_all(decoding)
+    assert decoding.free_kv_tokens == decoding.ledger.capacity
+
+
+def test_a_time_limit_ends_running_and_waiting_sequences() -> None:
+    now = 100.0
+    decoding = engine(model(SEED), slots=1, clock=lambda: now)
+    running = decoding.submit(request("a", (1, 2), 40, time_limit_s=5.0))
+    waiting = decoding.submit(request("b", (1, 2), 40, time_limit_s=3.0))
+    unlimited = decoding.submit(request("c", (1, 2), 4))
+    decoding.step()
+    now = 103.0
+    decoding.step()
+    assert (running.finish, waiting.finish) == (None, Finish.DEADLINE)
+    now = 105.0
+    decoding.step()
+    assert (running.finish, len(running.tokens)) == (Finish.DEADLINE, 2)
+    assert unlimited.wait().finish is Finish.LENGTH
+
+
+def test_the_logits_after_the_prompt_are_kept_also_when_a_sequence_is_resumed() -> None:
+    found = checkpoint(E7)
+    prompt = tuple(range(20))
+    expected = reference_logits(found.config, found.weights, list(prompt))[-1]
+    for generated in ((), (4, 5, 6)):
+        one = request("a", prompt, 6, generated=generated, keep_prompt_logits=True)
+        for chunk in (1, 20, 21, 100):
+            sequence = engine(model(E7), prefill_chunk_tokens=chunk).submit(one).wait()
+            torch.testing.assert_close(torch.tensor(sequence.prompt_logits), expected, atol=LOGIT_TIE, rtol=0)
+    assert engine(model(E7)).submit(request("b", prompt, 2)).wait().prompt_logits is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"prompt": ()}, "the prompt has no tokens"),
+        ({"prompt": (1, 32)}, "within 0 to 31"),
+        ({"prompt": (-1,)}, "within 0 to 31"),
+        ({"max_tokens": 0}, "at least 1"),
+        ({"prompt": (1,) * 250, "max_tokens": 7}, "over the context of 256"),
+        ({"prompt": (1,) * 150, "max_tokens": 100}, "there is room for 224"),
+        ({"generated": (1,) * 9}, "more than 8"),
+        ({"generated": (77,)}, "within 0 to 31"),
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": float("inf")}, "temperature"),
+        ({"top_k": 0}, "top_k"),
+        ({"top_p": 1.01}, "top_p"),
+        ({"top_p": float("nan")}, "top_p"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**64}, "seed"),
+        ({"stop": (b"",)}, "must not be empty"),
+        ({"id": "taken"}, "a sequence 'taken' already"),
+    ],
+)
+def test_what_can_never_run_is_refused_and_leaves_no_trace(fields: dict[str, object], message: str) -> None:
+    decoding = engine(model(SEED), kv_tokens=224)
+    decoding.submit(request("taken"))
+    with pytest.raises(ValueError, match=message):
+        decoding.submit(replace(request("a"), **fields))  # type: ignore[arg-type]
+    finish_all(decoding)
+
+
+def test_a_vocabulary_without_text_needs_every_id() -> None:
+    words = vocabulary(model(SEED).config)
+    bare = type(words).without_text(words.size)
+    decoding = Engine(model(SEED), bare, slots=1, kv_tokens=256, prefill_chunk_tokens=8)
+    with pytest.raises(ValueError, match="no id with text"):
+        decoding.submit(request("a"))
+    assert len(decoding.submit(request("a", every_id=True)).wait().tokens) == 8
+
+
+def test_a_vocabulary_of_another_size_is_refused() -> None:
+    with pytest.raises(ValueError, match="has 5 ids and the model 32"):
+        Engine(
+            model(SEED), vocabulary(model(E7).config).without_text(5), slots=1, kv_tokens=256, prefill_chunk_tokens=8
+        )

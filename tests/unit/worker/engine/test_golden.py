@@ -1,0 +1,78 @@
+"""Reference checkpoints of every era through the cached, batched engine, as their README asks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from tests.helpers.engines import FOLDERS, GOLDEN, checkpoint, model, recorded_model, torch_model
+from worker.engine.device import Device
+from worker.engine.engine import DecodingModel, Engine
+from worker.engine.request import Finish, SequenceRequest
+from worker.engine.torch.model import Model
+from worker.engine.vocabulary import Vocabulary
+
+#: What the README calls agreement.
+LOGITS_WITHIN = 2e-3
+MARGIN_THAT_COUNTS = 1e-2
+
+
+def test_there_is_a_checkpoint_of_every_era() -> None:
+    assert {folder.split("/")[0] for folder in FOLDERS} == {
+        *("E1a", "E1b", "E1b-seed", "E2", "E3", "E4", "E5", "E6", "E7")
+    }
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, 1024])
+@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("load", [model, torch_model, recorded_model])
+def test_an_era_agrees_with_nanochat(load: Callable[[str], DecodingModel], folder: str, chunk: int) -> None:
+    assert_agreement(folder, load(folder), chunk)
+
+
+@pytest.mark.parametrize("folder", ["E1b-seed/step_000102", "E7/step_000102"])
+def test_packed_matrices_agree_too(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of these checkpoints are too small to be packed otherwise."""
+    monkeypatch.setattr("worker.engine.torch.linear.PACK_FROM_ELEMENTS", 1)
+    found = checkpoint(folder)
+    assert_agreement(folder, Model.load(found.config, found.weights, Device("cpu")), chunk=64)
+
+
+def assert_agreement(folder: str, decoding: DecodingModel, chunk: int) -> None:
+    """All cases of a checkpoint in one batch."""
+    expected: dict[str, Any] = json.loads((GOLDEN / folder / "expected.json").read_text())
+    cases = expected["cases"]
+    config = decoding.config
+    engine = Engine(
+        decoding,
+        Vocabulary.without_text(config.vocab_size),
+        slots=len(cases),
+        kv_tokens=2048,
+        prefill_chunk_tokens=chunk,
+    )
+    sequences = [
+        engine.submit(
+            SequenceRequest(
+                id=str(number),
+                prompt=tuple(case["prompt"]),
+                max_tokens=len(case["greedy"]),
+                every_id=True,
+                ignore_eos=True,
+                keep_prompt_logits=True,
+            )
+        )
+        for number, case in enumerate(cases)
+    ]
+    for sequence, case in zip(sequences, cases, strict=True):
+        assert sequence.wait().finish is Finish.LENGTH
+        torch.testing.assert_close(
+            torch.tensor(sequence.prompt_logits), torch.tensor(case["last_logits"]), atol=LOGITS_WITHIN, rtol=0
+        )
+        if case["min_margin"] > MARGIN_THAT_COUNTS:
+            assert sequence.tokens == case["greedy"]
+    longest = max(len(case["prompt"]) for case in cases)
+    assert longest > min(config.windows) or min(config.windows) == config.sequence_len, "beyond the short windows"

@@ -1,0 +1,81 @@
+"""When a text ends."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.engine.request import Finish, SequenceRequest
+from worker.engine.stop_criteria import EndOfText, StopMatcher
+from worker.engine.vocabulary import Vocabulary
+
+#: Ids 0 to 4 have text, 5 ends it, 6 is padding.
+VOCABULARY = Vocabulary(7, (b"a", b"ab", b"\n", b"c\nd", b"", None, None), frozenset({5}))
+
+
+def finish_after(tokens: list[int], **fields: object) -> tuple[int, Finish | None]:
+    """After how many tokens a text ends, and why."""
+    fields.setdefault("max_tokens", 100)
+    end = EndOfText(SequenceRequest(id="s", prompt=(0,), **fields), VOCABULARY)  # type: ignore[arg-type]
+    for count, token in enumerate(tokens, 1):
+        if (finish := end.push(token)) is not None:
+            return count, finish
+    return len(tokens), None
+
+
+@given(st.lists(st.binary(max_size=4)), st.lists(st.binary(min_size=1, max_size=3), min_size=1, max_size=3))
+def test_a_stop_is_found_with_the_piece_that_completes_it(pieces: list[bytes], stops: list[bytes]) -> None:
+    matcher = StopMatcher(tuple(stops))
+    text = b""
+    for piece in pieces:
+        text += piece
+        found = matcher.push(piece)
+        assert found == any(stop in text for stop in stops)
+        if found:
+            break
+
+
+def test_an_empty_stop_string_is_refused() -> None:
+    with pytest.raises(ValueError, match="must not be empty"):
+        StopMatcher((b"x", b""))
+
+
+def test_a_stop_string_is_found_across_tokens_without_text() -> None:
+    assert finish_after([0, 4, 6, 1, 0], stop=(b"aab",)) == (4, Finish.STOP)
+
+
+def test_a_newline_ends_the_text_only_where_asked_for() -> None:
+    assert finish_after([0, 2, 0], stop_on_newline=True) == (2, Finish.NEWLINE)
+    assert finish_after([0, 3, 0], stop_on_newline=True) == (2, Finish.NEWLINE)
+    assert finish_after([0, 2, 3]) == (3, None)
+
+
+def test_stop_goes_before_newline_and_newline_before_length() -> None:
+    assert finish_after([0, 2], stop_on_newline=True, stop=(b"a\n",), max_tokens=2) == (2, Finish.STOP)
+    assert finish_after([0, 2], stop_on_newline=True, max_tokens=2) == (2, Finish.NEWLINE)
+    assert finish_after([0, 0], max_tokens=2) == (2, Finish.LENGTH)
+
+
+def test_a_stop_id_is_an_ordinary_one_with_ignore_eos() -> None:
+    request = SequenceRequest(id="s", prompt=(0,), max_tokens=9)
+    assert EndOfText(request, VOCABULARY).is_stop(5)
+    assert not EndOfText(request, VOCABULARY).is_stop(6)
+    ignoring = SequenceRequest(id="s", prompt=(0,), max_tokens=9, ignore_eos=True)
+    assert not EndOfText(ignoring, VOCABULARY).is_stop(5)
+
+
+def test_candidates_are_ids_with_text_and_those_that_end_it() -> None:
+    def ids(*, every_id: bool, ignore_eos: bool) -> list[int]:
+        allowed = VOCABULARY.candidates(every_id=every_id, ignore_eos=ignore_eos)
+        return [token for token, may in enumerate(allowed) if may]
+
+    assert ids(every_id=False, ignore_eos=False) == [0, 1, 2, 3, 4, 5]
+    assert ids(every_id=False, ignore_eos=True) == [0, 1, 2, 3, 4]
+    assert ids(every_id=True, ignore_eos=False) == [0, 1, 2, 3, 4, 5, 6]
+    assert ids(every_id=True, ignore_eos=True) == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_a_vocabulary_that_contradicts_itself_is_refused() -> None:
+    with pytest.raises(ValueError, match="has 3 ids but texts for 1"):
+        Vocabulary(3, (b"a",))
+    with pytest.raises(ValueError, match="not all within 0 to 0"):
+        Vocabulary(1, (b"a",), frozenset({1}))

@@ -1,0 +1,238 @@
+"""The engine process, a real one, through the Celery side's handle on it."""
+
+from __future__ import annotations
+
+import os
+import queue
+import shutil
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from worker.checkpoints.folder import CheckpointFolder, find
+from worker.engine.request import Finish, SequenceRequest
+from worker.engine.update import Update
+from worker.engine_process.client import EngineClient, EngineDiedError, EngineLoadError
+from worker.engine_process.messages import Report, Start
+from worker.engine_process.supervisor import EngineSupervisor
+from worker.local import LocalModel, Sampling
+
+TINY = Path(__file__).parents[3] / "fixtures" / "golden" / "E1b-seed" / "step_000102"
+#: Starting a process imports torch; on a busy machine of two cores that takes its time.
+LOAD_S = 120.0
+DEADLINE_S = 30.0
+LONG = SequenceRequest(id="long", prompt=(1, 2, 3), max_tokens=250, temperature=0.8, seed=7, ignore_eos=True)
+
+
+def start_of(folder: CheckpointFolder) -> Start:
+    return Start(
+        folder=folder,
+        slots=4,
+        kv_memory_mb=0,
+        prefill_chunk_tokens=64,
+        device="cpu",
+        threads=1,
+        softcap=None,
+        weights="exact",
+    )
+
+
+class Conversation:
+    """A client, and what it heard from the engine."""
+
+    def __init__(self, start: Start) -> None:
+        self.updates: queue.SimpleQueue[Update] = queue.SimpleQueue()
+        self.reports: queue.SimpleQueue[Report] = queue.SimpleQueue()
+        self.deaths: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self.client = EngineClient(start, on_report=self._heard, on_death=self.deaths.put)
+        self.client.launch()
+
+    def _heard(self, report: Report) -> None:
+        self.reports.put(report)
+        for update in report.updates:
+            self.updates.put(update)
+
+    def until_finished(self, sequence_id: str) -> tuple[list[int], Update]:
+        """The tokens of a sequence and its last update."""
+        tokens: list[int] = []
+        while True:
+            update = self.updates.get(timeout=DEADLINE_S)
+            if update.id == sequence_id:
+                tokens += update.tokens
+                if update.finish is not None:
+                    return tokens, update
+
+    def when_idle(self) -> Report:
+        """The next report of an engine that has nothing to do."""
+        while True:
+            report = self.reports.get(timeout=DEADLINE_S)
+            if not report.running and not report.updates and self.reports.empty():
+                return report
+
+    def ready(self) -> Conversation:
+        self.client.wait_ready(timeout_s=LOAD_S, should_stop=lambda: False)
+        self.client.listen()
+        return self
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Conversation]:
+    """A loaded engine."""
+    conversation = Conversation(start_of(find(str(TINY), TINY.parent))).ready()
+    yield conversation
+    conversation.client.stop()
+
+
+def is_running(pid: int | None) -> bool:
+    assert pid is not None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_sequence_gets_the_same_tokens_as_in_process(shared: Conversation) -> None:
+    local = LocalModel.load(str(TINY), TINY.parent, threads=1)
+    expected = local.generate((1, 2, 3), Sampling(max_tokens=40, temperature=0.8, seed=7, ignore_eos=True))
+    shared.client.submit(replace(LONG, id="same", max_tokens=40))
+    tokens, last = shared.until_finished("same")
+    assert tuple(tokens) == expected.token_ids
+    assert last.finish is Finish.LENGTH
+
+
+def test_a_resumed_sequence_reports_the_new_tokens_alone(shared: Conversation) -> None:
+    shared.client.submit(replace(LONG, id="whole", max_tokens=20))
+    whole, _ = shared.until_finished("whole")
+    shared.client.submit(replace(LONG, id="rest", max_tokens=20, generated=tuple(whole[:12])))
+    rest, _ = shared.until_finished("rest")
+    assert rest == whole[12:]
+
+
+def test_an_aborted_sequence_ends_as_cancelled_and_leaves_its_memory(shared: Conversation) -> None:
+    free = shared.when_idle().kv_tokens_free
+    shared.client.submit(replace(LONG, id="aborted"))
+    first = shared.updates.get(timeout=DEADLINE_S)
+    assert first.id == "aborted"
+    shared.client.abort("aborted")
+    tokens, last = shared.until_finished("aborted")
+    assert last.finish is Finish.CANCELLED
+    assert len(first.tokens) + len(tokens) < LONG.max_tokens
+    assert shared.when_idle().kv_tokens_free == free
+
+
+def test_aborting_an_unknown_sequence_is_nothing(shared: Conversation) -> None:
+    shared.client.abort("nobody")
+    shared.client.submit(replace(LONG, id="after", max_tokens=3))
+    assert shared.until_finished("after")[1].finish is Finish.LENGTH
+
+
+def test_a_request_that_can_never_run_fails_alone(shared: Conversation) -> None:
+    shared.client.submit(replace(LONG, id="mate", max_tokens=60))
+    shared.client.submit(replace(LONG, id="impossible", prompt=(1,) * 300))
+    _, impossible = shared.until_finished("impossible")
+    assert impossible.finish is Finish.ERROR
+    assert "context" in str(impossible.error)
+    assert shared.until_finished("mate")[1].finish is Finish.LENGTH
+
+
+def test_an_idle_engine_gives_signs_of_life(shared: Conversation) -> None:
+    shared.when_idle()
+    before = shared.client.last_report_at
+    shared.when_idle()
+    assert shared.client.last_report_at > before
+
+
+def test_signals_of_a_terminal_or_a_service_manager_do_not_end_the_engine(shared: Conversation) -> None:
+    assert shared.client.pid is not None
+    os.kill(shared.client.pid, signal.SIGINT)
+    os.kill(shared.client.pid, signal.SIGTERM)
+    shared.client.submit(replace(LONG, id="unmoved", max_tokens=5))
+    assert shared.until_finished("unmoved")[1].finish is Finish.LENGTH
+    assert shared.deaths.empty()
+
+
+def test_a_death_is_told_once_with_its_exit_code_and_further_requests_are_refused() -> None:
+    conversation = Conversation(start_of(find(str(TINY), TINY.parent))).ready()
+    assert conversation.client.pid is not None
+    conversation.client.submit(LONG)
+    conversation.updates.get(timeout=DEADLINE_S)
+    os.kill(conversation.client.pid, signal.SIGKILL)
+    assert conversation.deaths.get(timeout=DEADLINE_S) == -signal.SIGKILL
+    with pytest.raises(EngineDiedError):
+        conversation.client.submit(replace(LONG, id="late"))
+    conversation.client.abort("long")
+    conversation.client.stop()
+    assert conversation.deaths.empty()
+
+
+def test_stopping_does_not_wait_for_the_engine_and_is_no_death() -> None:
+    conversation = Conversation(start_of(find(str(TINY), TINY.parent))).ready()
+    assert conversation.client.pid is not None
+    os.kill(conversation.client.pid, signal.SIGSTOP)
+    conversation.client.stop()
+    assert not is_running(conversation.client.pid)
+    assert conversation.deaths.empty()
+
+
+def test_a_checkpoint_that_cannot_be_loaded_says_why_and_leaves_no_process(tmp_path: Path) -> None:
+    broken = tmp_path / TINY.name
+    shutil.copytree(TINY, broken)
+    model = broken / "model_000102.pt"
+    model.write_bytes(model.read_bytes()[:1000])
+    conversation = Conversation(start_of(find(str(broken), tmp_path)))
+    with pytest.raises(EngineLoadError, match=r"model_000102\.pt"):
+        conversation.ready()
+    assert not is_running(conversation.client.pid)
+
+
+def test_a_process_that_ends_while_it_loads_is_told_as_such() -> None:
+    conversation = Conversation(start_of(find(str(TINY), TINY.parent)))
+    assert conversation.client.pid is not None
+    os.kill(conversation.client.pid, signal.SIGKILL)
+    with pytest.raises(EngineLoadError, match="signal 9"):
+        conversation.ready()
+
+
+def test_loading_stops_when_the_worker_is_to_stop() -> None:
+    conversation = Conversation(start_of(find(str(TINY), TINY.parent)))
+    with pytest.raises(EngineLoadError, match="told to stop"):
+        conversation.client.wait_ready(timeout_s=LOAD_S, should_stop=lambda: True)
+    assert not is_running(conversation.client.pid)
+
+
+def test_loading_has_a_time_limit() -> None:
+    conversation = Conversation(start_of(find(str(TINY), TINY.parent)))
+    with pytest.raises(EngineLoadError, match="CELERIAC_LOAD_TIMEOUT_S"):
+        conversation.client.wait_ready(timeout_s=0, should_stop=lambda: False)
+    assert not is_running(conversation.client.pid)
+
+
+def test_the_supervisor_replaces_a_dead_engine_and_turns_waiters_away_at_the_end() -> None:
+    deaths: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    reports: queue.SimpleQueue[Sequence[Update]] = queue.SimpleQueue()
+    gave_up: queue.SimpleQueue[str] = queue.SimpleQueue()
+    supervisor = EngineSupervisor(
+        start_of(find(str(TINY), TINY.parent)),
+        load_timeout_s=LOAD_S,
+        on_updates=reports.put,
+        on_death=deaths.put,
+        on_give_up=gave_up.put,
+    )
+    supervisor.start(should_stop=lambda: False)
+    first = supervisor.pid
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    assert deaths.get(timeout=DEADLINE_S) is None
+    with pytest.raises(EngineDiedError):
+        supervisor.submit(LONG)
+    assert supervisor.wait_available()
+    assert supervisor.pid != first
+    supervisor.submit(replace(LONG, max_tokens=3))
+    assert reports.get(timeout=DEADLINE_S)[0].tokens
+    supervisor.stop()
+    assert not supervisor.wait_available()
+    assert gave_up.empty()

@@ -1,0 +1,138 @@
+"""One claimed job inside a worker: what is still to be sent, and how it ends."""
+
+from __future__ import annotations
+
+import pytest
+
+from tasks.job import ErrorCode, FinishReason, Status
+from tasks.store.worker_store import Append, Finish
+from worker.engine.request import Finish as EngineFinish
+from worker.engine.update import Update
+from worker.jobs.detokenizer import TextAssembler
+from worker.jobs.running_job import RunningJob
+
+
+class Letters:
+    """A decoder whose token ids are code points."""
+
+    def push(self, token_id: int) -> str:
+        return chr(token_id)
+
+
+def job(text: str = "", *, stop: tuple[str, ...] = (), attempt: int = 1) -> RunningJob:
+    """A job whose log holds `text` from earlier attempts."""
+    assembler = TextAssembler(Letters(), stop=stop)
+    for char in text:
+        assembler.push(ord(char))
+    return RunningJob(
+        job_id="job_1",
+        attempt=attempt,
+        assembler=assembler,
+        token_ids=[ord(char) for char in text],
+        pieces=list(text),
+        logged=len(text),
+    )
+
+
+def said(text: str, finish: EngineFinish | None = None, error: str | None = None) -> Update:
+    return Update("job_1/1", tuple(map(ord, text)), finish, error)
+
+
+def test_a_new_job_has_nothing_to_send() -> None:
+    running = job()
+    assert not running.dirty
+    assert not running.urgent
+
+
+def test_the_first_token_is_urgent_and_the_next_are_not() -> None:
+    running = job()
+    running.extend(said("a"))
+    assert running.urgent
+    running.logged = 1
+    running.extend(said("b"))
+    assert running.dirty
+    assert not running.urgent
+
+
+def test_a_suspect_is_cleared_once_when_redis_has_its_first_new_tokens() -> None:
+    cleared: list[int] = []
+    running = job("ab", attempt=2)
+    running.cleared_at, running.on_cleared = 4, lambda: cleared.append(running.logged)
+    running.extend(said("c"))
+    assert not running.urgent
+    running.confirm(3)
+    running.extend(said("d"))
+    assert running.urgent, "others wait for it"
+    assert cleared == []
+    running.extend(said("e"))
+    for length in (5, 6):
+        running.confirm(length)
+    assert cleared == [5]
+    assert not running.urgent
+
+
+def test_an_append_carries_what_the_log_lacks() -> None:
+    running = job("ab", attempt=2)
+    running.extend(said("cd"))
+    assert running.operation() == Append(
+        job_id="job_1", attempt=2, before=2, token_ids=(ord("c"), ord("d")), pieces=("c", "d")
+    )
+
+
+def test_the_end_carries_the_whole_text_and_the_last_tokens() -> None:
+    running = job("ab", attempt=2)
+    running.extend(said("c", EngineFinish.LENGTH))
+    assert running.urgent
+    operation = running.operation()
+    assert isinstance(operation, Finish)
+    assert operation.completion == "abc"
+    assert (operation.before, operation.pieces) == (2, ("c",))
+    assert (operation.status, operation.finish_reason) == (Status.SUCCEEDED, FinishReason.LENGTH)
+
+
+def test_text_held_back_for_a_stop_string_that_never_came_is_the_tail() -> None:
+    running = job(stop=("END",))
+    running.extend(said("1EN"))
+    running.extend(said("", EngineFinish.STOP))
+    operation = running.operation()
+    assert isinstance(operation, Finish)
+    assert (operation.pieces, operation.tail, operation.completion) == (("1", "", ""), "EN", "1EN")
+
+
+def test_a_stop_string_that_the_text_alone_shows_ends_the_job_and_what_follows_is_left_out() -> None:
+    running = job(stop=("END",))
+    running.extend(said("1ENDx"))
+    operation = running.operation()
+    assert isinstance(operation, Finish)
+    assert operation.completion == "1"
+    assert operation.finish_reason is FinishReason.STOP
+    assert len(operation.token_ids) == 4
+
+
+@pytest.mark.parametrize(
+    ("finish", "status", "reason", "code"),
+    [
+        (EngineFinish.STOP, Status.SUCCEEDED, FinishReason.STOP, None),
+        (EngineFinish.NEWLINE, Status.SUCCEEDED, FinishReason.NEWLINE, None),
+        (EngineFinish.LENGTH, Status.SUCCEEDED, FinishReason.LENGTH, None),
+        (EngineFinish.CANCELLED, Status.CANCELLED, FinishReason.CANCELLED, None),
+        (EngineFinish.DEADLINE, Status.FAILED, FinishReason.DEADLINE, ErrorCode.DEADLINE_EXCEEDED),
+        (EngineFinish.ERROR, Status.FAILED, FinishReason.ERROR, ErrorCode.INTERNAL),
+    ],
+)
+def test_every_end_of_the_engine_is_an_end_of_the_job(
+    finish: EngineFinish, status: Status, reason: FinishReason, code: ErrorCode | None
+) -> None:
+    running = job()
+    running.extend(said("a", finish, "the step raised"))
+    operation = running.operation()
+    assert isinstance(operation, Finish)
+    assert (operation.status, operation.finish_reason, operation.completion) == (status, reason, "a")
+    assert (operation.error.code if operation.error else None) == code
+    if finish is EngineFinish.ERROR:
+        assert operation.error is not None
+        assert "the step raised" in operation.error.message
+
+
+def test_two_attempts_have_different_names_in_the_engine() -> None:
+    assert job(attempt=1).sequence_id != job(attempt=2).sequence_id

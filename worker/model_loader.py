@@ -1,0 +1,84 @@
+"""From a checkpoint's folder to an engine that decodes it, for the engine process and for `celeriac run`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tasks.card import Card
+from worker.checkpoints import formats
+from worker.checkpoints.cards import build_card
+from worker.checkpoints.folder import CheckpointFolder
+from worker.checkpoints.tokenizers import Tokenizer
+from worker.engine.architecture.weight_form import WeightForm
+from worker.engine.backends import load_weights
+from worker.engine.device import Device
+from worker.engine.engine import Engine
+from worker.engine.kv.budget import KvLedger
+from worker.engine.vocabulary import Vocabulary
+from worker.engine.warm_up import warm_up
+
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """A checkpoint in memory."""
+
+    engine: Engine
+    card: Card
+    device: Device
+    #: Size of the KV cache in tokens.
+    kv_tokens: int
+    #: What an operator should know of the checkpoint.
+    warnings: tuple[str, ...]
+
+
+def vocabulary_of(tokenizer: Tokenizer, size: int) -> Vocabulary:
+    """What the engine needs to know of a tokenizer."""
+    text = tuple(tokenizer.token_bytes(token_id) for token_id in range(size))
+    return Vocabulary(size=size, text=text, stop_ids=tokenizer.stop_ids)
+
+
+def load_model(
+    folder: CheckpointFolder,
+    tokenizer: Tokenizer | None,
+    *,
+    device: DeviceName,
+    threads: int,
+    softcap: float | None,
+    weights: WeightForm,
+    slots: int,
+    kv_memory_mb: int,
+    prefill_chunk_tokens: int,
+) -> LoadedModel:
+    """Load a checkpoint; without a tokenizer it decodes bare ids.
+
+    Raises CheckpointError, and ValueError where the device is not there, cannot hold weights of that form, or has too
+    little KV memory for one context.
+    """
+    place = Device.choose(device, threads=threads)
+    checkpoint = formats.load(folder, softcap=softcap)
+    config = checkpoint.config
+    kv_tokens = place.kv_tokens(config, slots=slots, kv_memory_mb=kv_memory_mb)
+    per_token = place.kv_bytes_per_token(config)
+    one_context = KvLedger.need(config.sequence_len, 0)
+    if kv_tokens < one_context:
+        needed_mb = -(-one_context * per_token // 2**20)
+        raise ValueError(
+            f"the KV cache has room for {kv_tokens} tokens, less than one context of {config.sequence_len}: set "
+            f"CELERIAC_KV_MEMORY_MB to {needed_mb} or more, or use a device with more memory"
+        )
+    card = build_card(checkpoint, tokenizer, kv_bytes_per_token=per_token, form=weights)
+    vocabulary = (
+        Vocabulary.without_text(config.vocab_size) if tokenizer is None else vocabulary_of(tokenizer, config.vocab_size)
+    )
+    engine = Engine(
+        load_weights(config, checkpoint.weights, place, weights),
+        vocabulary,
+        slots=slots,
+        kv_tokens=kv_tokens,
+        prefill_chunk_tokens=prefill_chunk_tokens,
+    )
+    warm_up(engine)
+    return LoadedModel(engine=engine, card=card, device=place, kv_tokens=kv_tokens, warnings=checkpoint.warnings)
