@@ -28,6 +28,7 @@ from torch import Tensor
 from bench.engine.__main__ import ROUNDS, Run, decode, prompts, shape_config
 from bench.report import report
 from bench.shapes import random_weights
+from tasks.sampling_params import SamplingParams
 from worker.checkpoints import formats
 from worker.checkpoints.folder import find
 from worker.checkpoints.tokenizers import load_tokenizer
@@ -109,14 +110,13 @@ def engine_of(model: NativeModel, slots: int) -> Engine:
 def next_logits(engine: Engine, ids: list[int]) -> Tensor:
     """The logits for each id but the first, from those before it: (T - 1, V)."""
     beginnings = [
-        engine.submit(
+        engine.add_request(
             SequenceRequest(
                 id=str(end),
                 prompt=tuple(ids[:end]),
-                max_tokens=1,
+                sampling=SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True),
                 keep_prompt_logits=True,
                 every_id=True,
-                ignore_eos=True,
             )
         )
         for end in range(1, len(ids))

@@ -9,20 +9,23 @@ from there.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.engine.slow_sampling import slow_draw
-from tasks.generation import Generation
+from tasks.generation import FinishReason, Generation
+from tasks.sampling_params import SamplingParams
 from worker.checkpoints import meta
 from worker.checkpoints.folder import find
 from worker.checkpoints.tokenizers import load_tokenizer
-from worker.engine.request import Finish, SequenceRequest
+from worker.engine.request import SequenceRequest
 from worker.engine.sequence import Sequence as EngineSequence
 from worker.jobs.detokenizer import TextAssembler
 from worker.jobs.prompt import answer_tokens, encode_prompt
 from worker.model_loader import load_model
 
+#: What asks for the logits behind a prompt.
+ONE_TOKEN = SamplingParams(max_tokens=1, temperature=0.0)
 #: Texts that are decoded at once; the draws do not depend on it.
 ROWS = 32
 
@@ -102,7 +105,9 @@ class Undisturbed:
         """The text of the tokens that were written."""
         generation = written.generation
         decoder = self._tokenizer.decoder()
-        assembler = TextAssembler(decoder, stop=generation.stop, stop_on_newline=generation.stop_on_newline)
+        assembler = TextAssembler(
+            decoder, stop=generation.sampling.stop, stop_on_newline=generation.sampling.stop_on_newline
+        )
         return "".join(assembler.push(token_id) for token_id in written.token_ids) + assembler.finish()
 
     def _prove(
@@ -115,7 +120,7 @@ class Undisturbed:
             written, request = texts[index], right[index].request
             wrong = written.token_ids[at] if at < len(written.token_ids) else None
             problems[index] = f"token {at} is {wrong}, and not {_at(right[index].tokens, at)}"
-            if at >= request.max_tokens or not self._may_follow(wrong, request):
+            if at >= request.sampling.max_tokens or not self._may_follow(wrong, request):
                 continue
             draw = slow_draw(logits[index], request, at, self._engine.vocabulary)
             if draw.near_tie:
@@ -127,7 +132,7 @@ class Undisturbed:
     def _may_follow(self, token: int | None, request: SequenceRequest) -> bool:
         """Whether a text may go on with `token`, or end where it is None, if the draw says so."""
         vocabulary = self._engine.vocabulary
-        allowed = vocabulary.candidates(every_id=request.every_id, ignore_eos=request.ignore_eos)
+        allowed = vocabulary.candidates(every_id=request.every_id, ignore_eos=request.sampling.ignore_eos)
         if token is None:
             return any(allowed[stop] for stop in vocabulary.stop_ids)
         return token not in vocabulary.stop_ids and allowed[token]
@@ -138,12 +143,14 @@ class Undisturbed:
         for index, (written, at) in places.items():
             prompt = (*self._prompt(written.generation), *written.token_ids[:at])
             if len(prompt) < self._context:
-                requests[index] = SequenceRequest(id=self._name(), prompt=prompt, max_tokens=1, keep_prompt_logits=True)
+                requests[index] = SequenceRequest(
+                    id=self._name(), prompt=prompt, sampling=ONE_TOKEN, keep_prompt_logits=True
+                )
         decoded = self._decode(requests)
         return {index: sequence.prompt_logits or [] for index, sequence in decoded.items()}
 
     def _decode(self, requests: dict[int, SequenceRequest]) -> dict[int, EngineSequence]:
-        sequences = {index: self._engine.submit(request) for index, request in requests.items()}
+        sequences = {index: self._engine.add_request(request) for index, request in requests.items()}
         while self._engine.has_work:
             self._engine.step()
         return sequences
@@ -155,15 +162,11 @@ class Undisturbed:
         return SequenceRequest(
             id=self._name(),
             prompt=prompt,
-            max_tokens=answer_tokens(prompt, generation.max_tokens, context=self._context),
-            temperature=generation.temperature,
-            top_k=generation.top_k,
-            top_p=generation.top_p,
-            seed=generation.seed,
+            sampling=replace(
+                generation.sampling,
+                max_tokens=answer_tokens(prompt, generation.sampling.max_tokens, context=self._context),
+            ),
             generated=written.token_ids[:settled],
-            stop_on_newline=generation.stop_on_newline,
-            stop=tuple(text.encode() for text in generation.stop),
-            ignore_eos=generation.ignore_eos,
         )
 
     def _prompt(self, generation: Generation) -> tuple[int, ...]:
@@ -182,7 +185,9 @@ def _first_difference(written: Written, right: EngineSequence) -> int | None:
     if len(written.token_ids) > len(right.tokens):
         return len(right.tokens)
     ended = written.finish_reason is not None
-    if ended and (len(written.token_ids) < len(right.tokens) or right.finish != Finish(written.finish_reason or "")):
+    if ended and (
+        len(written.token_ids) < len(right.tokens) or right.finish != FinishReason(written.finish_reason or "")
+    ):
         return len(written.token_ids)
     return None
 

@@ -1,19 +1,27 @@
-"""What a caller asks of the model: the prompt and how to continue it."""
+"""What a caller asks of the model, and why a text ended."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from typing import Any
 
-#: The guide's bounds.
-MAX_TOKENS_LIMIT = 2048
-MAX_TEMPERATURE = 2.0
-#: Stop strings of one request, and the longest of them in characters.
-MAX_STOPS = 4
-MAX_STOP_CHARACTERS = 64
-#: Seeds are drawn from 53 bits, so that they survive JSON numbers in every language.
-SEED_BITS = 53
+from tasks.sampling_params import SamplingParams
+
+
+class FinishReason(StrEnum):
+    """Why a text ended, for the engine, the record and the API."""
+
+    #: The model ended it, or a stop text was found.
+    STOP = "stop"
+    #: `stop_on_newline`, and the last character is that newline.
+    NEWLINE = "newline"
+    #: `max_tokens` were generated, or the context is full.
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    DEADLINE = "deadline"
+    ERROR = "error"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,24 +29,18 @@ class Generation:
     """One validated request. It is stored as JSON in the record's field `input`."""
 
     prompt: str
-    max_tokens: int
-    temperature: float
-    seed: int
-    top_k: int | None = None
-    top_p: float | None = None
-    stop_on_newline: bool = False
-    #: Texts that end the answer; the answer is cut in front of the first of them.
-    stop: tuple[str, ...] = ()
-    #: Go on where the model would end the text (its stop token is then never sampled).
-    ignore_eos: bool = False
+    #: With a seed.
+    sampling: SamplingParams
 
     def to_json(self) -> str:
-        """As one line of JSON."""
-        return json.dumps(asdict(self), separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+        """As one line of JSON, in which the sampling fields stand beside the prompt."""
+        fields = {"prompt": self.prompt, **asdict(self.sampling)}
+        return json.dumps(fields, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Generation:
         """What `to_json` wrote."""
         fields: dict[str, Any] = json.loads(text)
+        prompt = fields.pop("prompt")
         fields["stop"] = tuple(fields["stop"])
-        return cls(**fields)
+        return cls(prompt=prompt, sampling=SamplingParams(**fields))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from tasks.generation import Generation
+from tasks.generation import FinishReason, Generation
 
 
 class Status(StrEnum):
@@ -25,20 +25,6 @@ class Status(StrEnum):
     def terminal(self) -> bool:
         """Whether the job is over."""
         return self not in (Status.QUEUED, Status.RUNNING)
-
-
-class FinishReason(StrEnum):
-    """Why a text ended."""
-
-    #: The model ended it, or a stop string was met.
-    STOP = "stop"
-    #: `stop_on_newline`, and the last character is that newline.
-    NEWLINE = "newline"
-    #: `max_tokens` were generated, or the context is full.
-    LENGTH = "length"
-    CANCELLED = "cancelled"
-    DEADLINE = "deadline"
-    ERROR = "error"
 
 
 class ErrorCode(StrEnum):

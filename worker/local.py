@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tasks.card import Card
-from tasks.generation import SEED_BITS
+from tasks.generation import FinishReason
+from tasks.sampling_params import SamplingParams
 from worker.checkpoints import formats, meta
 from worker.checkpoints.cards import build_card
 from worker.checkpoints.errors import TokenizerError
@@ -17,7 +17,7 @@ from worker.checkpoints.tokenizers import Tokenizer, load_tokenizer
 from worker.engine.architecture.weight_form import WeightForm
 from worker.engine.device import Device
 from worker.engine.engine import Engine
-from worker.engine.request import Finish, SequenceRequest
+from worker.engine.request import SequenceRequest
 from worker.jobs.detokenizer import TextAssembler
 from worker.jobs.prompt import PromptError, answer_tokens, encode_prompt
 from worker.model_loader import DeviceName, load_model
@@ -31,21 +31,6 @@ class LocalModelError(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """How to continue a prompt; see `tasks.generation.Generation`."""
-
-    max_tokens: int = 100
-    temperature: float = 0.8
-    top_k: int | None = None
-    top_p: float | None = None
-    #: None: a fresh one is drawn for each answer.
-    seed: int | None = None
-    stop_on_newline: bool = False
-    stop: tuple[str, ...] = ()
-    ignore_eos: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """A continuation."""
 
@@ -54,7 +39,7 @@ class Answer:
     token_ids: tuple[int, ...]
     #: The continuation's text; None where the checkpoint has no tokenizer.
     text: str | None
-    finish_reason: Finish
+    finish_reason: FinishReason
     seed: int
     #: The logits after the prompt, one for each id, where they were asked for.
     last_logits: tuple[float, ...] | None = None
@@ -119,7 +104,7 @@ class LocalModel:
     def generate(
         self,
         prompt_ids: Sequence[int],
-        sampling: Sampling,
+        sampling: SamplingParams,
         *,
         every_id: bool = False,
         keep_logits: bool = False,
@@ -131,7 +116,7 @@ class LocalModel:
         """
         request = self._request(tuple(prompt_ids), sampling, every_id=every_id, keep_logits=keep_logits)
         try:
-            sequence = self._engine.submit(request)
+            sequence = self._engine.add_request(request)
         except ValueError as error:
             raise LocalModelError(str(error)) from error
         assembler = self._assembler(sampling)
@@ -152,10 +137,10 @@ class LocalModel:
                 shown = len(sequence.tokens)
         finally:
             # Nothing happens where it is over; after Ctrl-C the engine is free for the next prompt.
-            sequence.abort()
+            self._engine.abort(sequence.id)
             while self._engine.has_work:
                 self._engine.step()
-        if sequence.finish is Finish.ERROR:
+        if sequence.finish is FinishReason.ERROR:
             raise LocalModelError(f"decoding failed: {sequence.error}")
         if assembler is not None:
             show(assembler.finish())
@@ -165,12 +150,12 @@ class LocalModel:
             token_ids=tuple(sequence.tokens),
             text=None if assembler is None else "".join(pieces),
             finish_reason=sequence.finish,
-            seed=request.seed,
+            seed=request.sampling.seed or 0,
             last_logits=None if logits is None else tuple(logits),
         )
 
     def _request(
-        self, prompt: tuple[int, ...], sampling: Sampling, *, every_id: bool, keep_logits: bool
+        self, prompt: tuple[int, ...], sampling: SamplingParams, *, every_id: bool, keep_logits: bool
     ) -> SequenceRequest:
         if self.tokenizer is None and (sampling.stop or sampling.stop_on_newline):
             raise LocalModelError(f"{self.card.name} has no tokenizer, so it cannot stop at a text or a newline")
@@ -181,19 +166,12 @@ class LocalModel:
         return SequenceRequest(
             id="local",
             prompt=prompt,
-            max_tokens=max_tokens,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            seed=secrets.randbits(SEED_BITS) if sampling.seed is None else sampling.seed,
-            stop_on_newline=sampling.stop_on_newline,
-            stop=tuple(text.encode() for text in sampling.stop),
-            ignore_eos=sampling.ignore_eos,
+            sampling=replace(sampling.with_seed(), max_tokens=max_tokens),
             every_id=every_id,
             keep_prompt_logits=keep_logits,
         )
 
-    def _assembler(self, sampling: Sampling) -> TextAssembler | None:
+    def _assembler(self, sampling: SamplingParams) -> TextAssembler | None:
         if self.tokenizer is None:
             return None
         return TextAssembler(self.tokenizer.decoder(), stop=sampling.stop, stop_on_newline=sampling.stop_on_newline)

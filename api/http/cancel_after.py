@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from api.http.problems import invalid
-from api.schemas.jobs import MAX_TIME_LIMIT_S
+from api.schemas.generation import MAX_TIME_LIMIT_S
 
 #: `90`, `90s`, `1m30s`, `1h`; a number alone is in seconds.
 _DURATION = re.compile(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9}(?:\.\d{1,9})?)s)?|(\d{1,9}(?:\.\d{1,9})?)")

@@ -11,7 +11,7 @@ from fastapi.openapi.utils import get_openapi
 from starlette.routing import compile_path
 
 from api.http.problems import KINDS, Code
-from api.schemas.jobs import LegacyError, Problem
+from api.schemas.errors import LegacyError, Problem
 
 Responses = dict[int | str, dict[str, Any]]
 

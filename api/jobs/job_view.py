@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 
 from api.jobs.queue_load import Reading
+from api.schemas.generation import GenerateResponse
 from api.schemas.jobs import (
     EtaFinish,
-    GenerateResponse,
     JobCancel,
     JobEta,
     JobFailure,
@@ -55,7 +56,7 @@ def job_response(
             deadline_s=_maybe_seconds(job.limits.deadline_ms),
         ),
         queue=_queue(job, reading),
-        progress=JobProgress(tokens_generated=job.tokens, max_tokens=job.generation.max_tokens),
+        progress=JobProgress(tokens_generated=job.tokens, max_tokens=job.generation.sampling.max_tokens),
         output=JobOutput(
             generated_text=None if completion is None else job.generation.prompt + completion,
             completion=completion,
@@ -166,18 +167,7 @@ def _usage(job: Job) -> Usage:
 
 
 def _input(job: Job) -> JobInput:
-    asked = job.generation
-    return JobInput(
-        prompt=asked.prompt,
-        max_tokens=asked.max_tokens,
-        temperature=asked.temperature,
-        top_k=asked.top_k,
-        top_p=asked.top_p,
-        stop_on_newline=asked.stop_on_newline,
-        stop=list(asked.stop),
-        ignore_eos=asked.ignore_eos,
-        seed=asked.seed,
-    )
+    return JobInput(prompt=job.generation.prompt, **asdict(job.generation.sampling))
 
 
 def _cancel(job: Job) -> JobCancel | None:

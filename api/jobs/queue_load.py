@@ -52,7 +52,7 @@ class Estimates:
 
 def tokens_left(job: Job) -> int:
     """How many tokens a job may still generate."""
-    return max(0, job.generation.max_tokens - job.tokens)
+    return max(0, job.generation.sampling.max_tokens - job.tokens)
 
 
 def retry_after_s(seconds: float | None) -> int:

@@ -13,7 +13,7 @@ from api.http.sse import Event
 from api.jobs.job_view import eta, job_response, job_url
 from api.jobs.queue_load import Reading, tokens_left
 from api.jobs.responses import unsuccessful
-from api.schemas.jobs import AttemptEvent, StatusEvent, TokenEvent
+from api.schemas.events import AttemptEvent, StatusEvent, TokenEvent
 from tasks.job import Job
 from tasks.store.job_store import News
 from tasks.token_log import Entry

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
@@ -11,10 +10,10 @@ from api.http.cancel_after import sooner
 from api.http.problems import ApiError, Code, FieldError, invalid
 from api.jobs.catalog import Checkpoints
 from api.jobs.queue_load import Estimates, retry_after_s
-from api.schemas.jobs import GenerateRequest, JobRequest
+from api.schemas.generation import GenerateRequest, JobRequest
 from tasks.card import Card
 from tasks.errors import IdempotencyMismatchError, QueueFullError, QueuePositionError
-from tasks.generation import SEED_BITS, Generation
+from tasks.generation import Generation
 from tasks.job import Job, TimeLimits
 from tasks.store.job_store import Idempotency, JobStore, NewJob, Submitted
 
@@ -86,7 +85,7 @@ class Submitter:
     async def _predicted(self, new: NewJob) -> NewJob:
         """The job with what its estimate would be, as a measure of the estimates."""
         load = (await self._estimates.reading(new.checkpoint)).load
-        estimate = load.estimate(position=load.waiting, tokens_left=new.generation.max_tokens)
+        estimate = load.estimate(position=load.waiting, tokens_left=new.generation.sampling.max_tokens)
         return replace(new, predicted_s=estimate.uncorrected_s)
 
     async def _new_job(
@@ -99,7 +98,7 @@ class Submitter:
     ) -> NewJob:
         queued = body if isinstance(body, JobRequest) else None
         card = await self._checkpoints.choose(body.model, may_wait=queued is not None and queued.wait_for_worker)
-        generation = _generation(body)
+        generation = Generation(prompt=body.prompt, sampling=body.sampling.with_seed())
         await self._check(card, generation)
         return NewJob(
             id=job_id,
@@ -150,12 +149,12 @@ def check_against(card: Card, asked: Generation) -> None:
 
     What only the tokenizer can tell, as the length of a prompt in BPE tokens, the worker checks before it decodes.
     """
-    if asked.top_k is not None and asked.top_k > card.vocab_size:
+    if asked.sampling.top_k is not None and asked.sampling.top_k > card.vocab_size:
         raise invalid(
             ("body", "top_k"),
             f"Input should be less than or equal to {card.vocab_size}",
             "less_than_equal",
-            given=asked.top_k,
+            given=asked.sampling.top_k,
             ctx={"le": card.vocab_size},
         )
     unknown = card.tokenizer.unknown_characters(asked.prompt)
@@ -186,20 +185,6 @@ def check_against(card: Card, asked: Generation) -> None:
 def _ms(seconds: float | None) -> int | None:
     """A limit as the record has it: at least 1 ms."""
     return None if seconds is None else max(1, round(seconds * 1000))
-
-
-def _generation(body: GenerateRequest) -> Generation:
-    return Generation(
-        prompt=body.prompt,
-        max_tokens=body.max_tokens,
-        temperature=body.temperature,
-        seed=secrets.randbits(SEED_BITS) if body.seed is None else body.seed,
-        top_k=body.top_k,
-        top_p=body.top_p,
-        stop_on_newline=body.stop_on_newline,
-        stop=tuple(body.stop or ()),
-        ignore_eos=body.ignore_eos,
-    )
 
 
 def _unknown_character(card: Card, index: int, char: str) -> FieldError:

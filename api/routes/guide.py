@@ -20,7 +20,9 @@ from api.jobs.submission import ANYBODY
 from api.jobs.waiter import ClientGoneError, while_connected
 from api.routes.health import summary
 from api.routes.streams import stream_answer
-from api.schemas.jobs import GenerateRequest, GenerateResponse, InfoResponse, JobResponse, RootResponse
+from api.schemas.generation import GenerateRequest, GenerateResponse
+from api.schemas.health import InfoResponse, RootResponse
+from api.schemas.jobs import JobResponse
 from api.services import Services, ServicesDep, UncheckedServicesDep
 from tasks.job import Job, Status
 from tasks.job_id import new_job_id

@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 from api.http.openapi import QUEUE_CODES, problems
 from api.http.problems import RETRY_WORKER_S, ApiError, Code
 from api.jobs.catalog import Picture
-from api.schemas.jobs import HealthResponse, Liveness, Readiness
+from api.schemas.health import HealthResponse, Liveness, Readiness
 from api.services import Services, UncheckedServicesDep
 from tasks.errors import SchemaError
 

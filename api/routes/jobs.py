@@ -25,7 +25,8 @@ from api.jobs.responses import (
 )
 from api.jobs.submission import ANYBODY
 from api.jobs.waiter import while_connected
-from api.schemas.jobs import DEFAULT_PAGE, MAX_PAGE, JobList, JobRequest, JobResponse, JobResult
+from api.schemas.generation import JobRequest
+from api.schemas.jobs import DEFAULT_PAGE, MAX_PAGE, JobList, JobResponse, JobResult
 from api.services import ServicesDep
 from tasks.job import Job, Status
 from tasks.job_id import new_job_id

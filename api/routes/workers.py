@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query
 from api.http.openapi import QUEUE_CODES, problems
 from api.http.problems import Code
 from api.jobs.job_view import moment
-from api.schemas.jobs import WorkerList, WorkerResponse
+from api.schemas.workers import WorkerList, WorkerResponse
 from api.services import ServicesDep
 from tasks.worker_info import WorkerInfo
 

@@ -1,0 +1,1 @@
+"""Bodies in and out, as pydantic models, a file for each family of routes."""

@@ -36,6 +36,7 @@ from bench.engine.older_processor import LIMITS, begin_anew_as, older_device
 from bench.peers.peer import REQUIREMENTS, Peer, default_folder, disagreements, install
 from bench.report import report
 from bench.shapes import CONTEXT, random_weights
+from tasks.sampling_params import SamplingParams
 from worker.checkpoints import formats
 from worker.checkpoints.folder import find
 from worker.engine.architecture.config import ModelConfig
@@ -101,11 +102,10 @@ def prompts(batch: int, length: int, vocab_size: int) -> list[list[int]]:
 
 def decode(engine: Engine, batch: list[list[int]], tokens: int) -> Run:
     """Greedy texts of `tokens` tokens each."""
+    sampling = SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=True)
     began = time.perf_counter()
     sequences = [
-        engine.submit(
-            SequenceRequest(id=str(row), prompt=tuple(prompt), max_tokens=tokens, every_id=True, ignore_eos=True)
-        )
+        engine.add_request(SequenceRequest(id=str(row), prompt=tuple(prompt), sampling=sampling, every_id=True))
         for row, prompt in enumerate(batch)
     ]
     while not all(sequence.tokens for sequence in sequences):

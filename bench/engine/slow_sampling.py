@@ -33,33 +33,33 @@ class Draw:
 
 def slow_draw(logits: Rows[float], request: SequenceRequest, index: int, vocabulary: Vocabulary) -> Draw:
     """The token of `index` (from 0) that follows `logits`."""
-    allowed = vocabulary.candidates(every_id=request.every_id, ignore_eos=request.ignore_eos)
+    allowed = vocabulary.candidates(every_id=request.every_id, ignore_eos=request.sampling.ignore_eos)
     ids = sorted(
         (token for token in range(vocabulary.size) if allowed[token]), key=lambda token: (-logits[token], token)
     )
     highest = logits[ids[0]]
-    if request.temperature == 0:
+    if request.sampling.temperature == 0:
         return Draw(ids[0], highest - logits[ids[1]] if len(ids) > 1 else math.inf, math.inf)
     logit_margin = share_margin = math.inf
-    if request.top_k is not None and request.top_k < len(ids):
-        logit_margin = logits[ids[request.top_k - 1]] - logits[ids[request.top_k]]
-        ids = ids[: request.top_k]
-    weight = {token: math.exp((logits[token] - highest) / request.temperature) for token in ids}
-    if request.top_p is not None and request.top_p < 1:
+    if request.sampling.top_k is not None and request.sampling.top_k < len(ids):
+        logit_margin = logits[ids[request.sampling.top_k - 1]] - logits[ids[request.sampling.top_k]]
+        ids = ids[: request.sampling.top_k]
+    weight = {token: math.exp((logits[token] - highest) / request.sampling.temperature) for token in ids}
+    if request.sampling.top_p is not None and request.sampling.top_p < 1:
         total = math.fsum(weight.values())
         kept: list[int] = []
         share = 0.0
         for token in ids:
-            if kept and share >= request.top_p:
+            if kept and share >= request.sampling.top_p:
                 break
             kept.append(token)
             share += weight[token] / total
-            share_margin = min(share_margin, abs(share - request.top_p))
+            share_margin = min(share_margin, abs(share - request.sampling.top_p))
         if len(kept) < len(ids):
             logit_margin = min(logit_margin, logits[kept[-1]] - logits[ids[len(kept)]])
         ids = kept
     total = math.fsum(weight[token] for token in ids)
-    target = uniforms(request.seed, index, 1)[0]
+    target = uniforms(request.sampling.seed or 0, index, 1)[0]
     chosen = None
     share = 0.0
     ids.sort()

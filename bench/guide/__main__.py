@@ -33,6 +33,7 @@ from bench.serve.routes import generate
 from bench.shaped_checkpoint import write_checkpoint
 from bench.undisturbed import Undisturbed, Written
 from tasks.generation import Generation
+from tasks.sampling_params import SamplingParams
 
 #: Prompts whose greedy texts are compared.
 CHECKED = tuple(f"{37 * number}+{91 * number}=" for number in range(1, 9))
@@ -98,7 +99,9 @@ def disagreements(checkpoint: str, max_tokens: int, mine: list[str], theirs: lis
     found = []
     for side, texts in (("ours", mine), ("the stand-in", theirs)):
         generations = [
-            Generation(prompt=prompt, max_tokens=max_tokens, temperature=0.0, seed=0, ignore_eos=True)
+            Generation(
+                prompt=prompt, sampling=SamplingParams(max_tokens=max_tokens, temperature=0.0, seed=0, ignore_eos=True)
+            )
             for prompt in CHECKED
         ]
         written = [

@@ -28,6 +28,7 @@ from bench.queue.cluster import Cluster, cluster, resident_mb
 from bench.report import percentile, report
 from bench.serve.clients import closed_loop
 from bench.serve.routes import generate
+from tasks.sampling_params import SamplingParams
 from worker.checkpoints import meta
 from worker.checkpoints.folder import find
 from worker.checkpoints.tokenizers import load_tokenizer
@@ -76,14 +77,11 @@ class EngineAlone:
         """Seconds for `rows` texts at once."""
         began = time.perf_counter()
         for row in range(rows):
-            self._engine.submit(
+            self._engine.add_request(
                 SequenceRequest(
                     id=str(row),
                     prompt=self._prompt,
-                    max_tokens=max_tokens,
-                    temperature=0.8,
-                    seed=row,
-                    ignore_eos=True,
+                    sampling=SamplingParams(max_tokens=max_tokens, temperature=0.8, seed=row, ignore_eos=True),
                 )
             )
         while self._engine.has_work:

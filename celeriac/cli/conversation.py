@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import click
 
 from celeriac.cli.output import warn
-from tasks.generation import MAX_TEMPERATURE, MAX_TOKENS_LIMIT
+from tasks.sampling_params import MAX_TEMPERATURE, MAX_TOKENS_LIMIT
 from worker.local import LocalModelError
 
 if TYPE_CHECKING:
-    from worker.local import LocalModel, Sampling
+    from tasks.sampling_params import SamplingParams
+    from worker.local import LocalModel
 
 HELP = """\
 /temp VALUE   temperature, 0 to 2 (0: always the likeliest token)
@@ -25,7 +26,7 @@ HELP = """\
 class Conversation:
     """Reads prompts and commands until /quit or the end of the input."""
 
-    def __init__(self, model: LocalModel, sampling: Sampling) -> None:
+    def __init__(self, model: LocalModel, sampling: SamplingParams) -> None:
         self._model = model
         self._sampling = sampling
 

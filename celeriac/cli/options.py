@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from tasks.generation import MAX_TEMPERATURE, MAX_TOKENS_LIMIT, SEED_BITS
+from tasks.sampling_params import SAMPLING_FIELDS, SamplingField
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -86,33 +86,21 @@ def listening(command: F) -> F:
 
 def sampling(command: F) -> F:
     """How to continue a prompt; the command gets `max_tokens`, `temperature`, ... as keywords."""
-    options: tuple[Callable[[F], F], ...] = (
-        click.option(
-            "--max-tokens",
-            type=click.IntRange(1, MAX_TOKENS_LIMIT),
-            default=100,
-            show_default=True,
-            help="Most tokens to generate.",
-        ),
-        click.option(
-            "--temperature",
-            type=click.FloatRange(0.0, MAX_TEMPERATURE),
-            default=0.8,
-            show_default=True,
-            help="0: always the likeliest token.",
-        ),
-        click.option("--top-k", type=click.IntRange(min=1), help="Sample from the k likeliest tokens only."),
-        click.option(
-            "--top-p",
-            type=click.FloatRange(0.0, 1.0, min_open=True),
-            help="Sample from the likeliest tokens that together have this probability.",
-        ),
-        click.option("--seed", type=click.IntRange(0, (1 << SEED_BITS) - 1), help="Repeat the draws of another run."),
-        click.option("--stop-on-newline", is_flag=True, help="End after the first newline."),
-        click.option("--stop", multiple=True, metavar="TEXT", help="End in front of this text; may be given again."),
-        click.option("--ignore-eos", is_flag=True, help="Go on where the model would end the text."),
-    )
-    return _with(options, command)
+    return _with(tuple(_sampling_option(one) for one in SAMPLING_FIELDS), command)
+
+
+def _sampling_option(one: SamplingField) -> Callable[[F], F]:
+    """The option of a sampling field, made from its declaration."""
+    name, bounds = f"--{one.name.replace('_', '-')}", one.bounds
+    low, high = bounds.ge if bounds.gt is None else bounds.gt, bounds.le if bounds.lt is None else bounds.lt
+    strict = {"min_open": bounds.gt is not None, "max_open": bounds.lt is not None}
+    if one.type == "bool":
+        return click.option(name, is_flag=True, help=one.description)
+    if one.type == "tuple[str, ...]":
+        return click.option(name, multiple=True, metavar="TEXT", help=f"{one.description} May be given again.")
+    whole = one.type.startswith("int")
+    type_ = click.IntRange(low, high, **strict) if whole else click.FloatRange(low, high, **strict)  # type: ignore[arg-type]
+    return click.option(name, type=type_, default=one.default, show_default=True, help=one.description)
 
 
 def limits(command: F) -> F:

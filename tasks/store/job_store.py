@@ -142,7 +142,7 @@ class JobStore:
             "warnings": json.dumps(new.warnings),
             "result_ttl_ms": ttl_ms,
             "message": self._renderer.render(new.id, new.checkpoint),
-            "max_tokens": new.generation.max_tokens,
+            "max_tokens": new.generation.sampling.max_tokens,
             **{name: ms for name, ms in asdict(new.limits).items() if ms is not None},
         }
         if new.retry_of is not None:

@@ -18,7 +18,8 @@ from redis.exceptions import NoScriptError
 from tasks import token_log
 from tasks.card import Card
 from tasks.errors import CardConflictError
-from tasks.job import FinishReason, Job, JobError, Status
+from tasks.generation import FinishReason
+from tasks.job import Job, JobError, Status
 from tasks.settings import Settings
 from tasks.store import keys, reaped, schema, scripts
 from tasks.store.reaped import Reaped

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tasks.generation import Generation
+from tests.helpers.requests import make_generation
 from tests.integration.cluster import Cluster
 from tests.integration.stack import CHECKPOINTS, SHIPPED
 
@@ -32,7 +33,9 @@ BEGUN = 20
 
 def lasting(seed: int, temperature: float = 0.8, *, max_tokens: int = LONG) -> Generation:
     """A request that decodes all of its tokens."""
-    return Generation(prompt="123+456=", max_tokens=max_tokens, temperature=temperature, seed=seed, ignore_eos=True)
+    return make_generation(
+        prompt="123+456=", max_tokens=max_tokens, temperature=temperature, seed=seed, ignore_eos=True
+    )
 
 
 def quick_cluster(redis_url: str, folder: Path, **settings: str) -> Cluster:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tests.helpers.requests import sequence_request
 from tests.helpers.tape import Tape
 from worker.checkpoints.folder import find
 from worker.checkpoints.formats import Checkpoint, load
@@ -94,7 +95,7 @@ def engine(
 def request(name: str, prompt: tuple[int, ...] = (1, 2, 3), max_tokens: int = 8, **fields: object) -> SequenceRequest:
     """A request with defaults; greedy and never at an end before `max_tokens`, unless `fields` say otherwise."""
     fields.setdefault("ignore_eos", True)
-    return SequenceRequest(id=name, prompt=prompt, max_tokens=max_tokens, **fields)  # type: ignore[arg-type]
+    return sequence_request(id=name, prompt=prompt, max_tokens=max_tokens, **fields)  # type: ignore[arg-type]
 
 
 class Tampered:

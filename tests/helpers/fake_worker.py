@@ -12,7 +12,8 @@ from dataclasses import replace
 import redis
 
 from tasks.card import Card, TokenizerCard
-from tasks.job import FinishReason, Job, JobError, Status
+from tasks.generation import FinishReason
+from tasks.job import Job, JobError, Status
 from tasks.settings import Settings
 from tasks.store import keys
 from tasks.store.connections import make_sync
@@ -135,7 +136,7 @@ class FakeWorker:
             self._decode(job, claim)
 
     def _decode(self, job: Job, claim: Claimed) -> None:
-        text = self._say(job)[: job.generation.max_tokens]
+        text = self._say(job)[: job.generation.sampling.max_tokens]
         for index, char in enumerate(text[:-1]):
             self._append(job, claim, index, char)
         cancelled = self._wait_to_go(job, claim, len(text) - 1)

@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from api.jobs.job_view import job_response
-from tasks.generation import Generation
-from tasks.job import FinishReason, Job, Status, TimeLimits
+from tasks.generation import FinishReason
+from tasks.job import Job, Status, TimeLimits
+from tests.helpers.requests import make_generation
 
 JOB_ID = "job_01JZ8K6T4V9QABCDEFGHJKMNPQ"
 
@@ -19,7 +20,7 @@ QUEUED = Job(
     status=Status.QUEUED,
     checkpoint="step_002920",
     digest="d" * 64,
-    generation=Generation(prompt="1+1=", max_tokens=8, temperature=0.0, seed=7),
+    generation=make_generation(prompt="1+1=", max_tokens=8, temperature=0.0, seed=7),
     priority=5,
     limits=TimeLimits(),
     retry_of=None,

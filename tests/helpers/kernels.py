@@ -38,9 +38,9 @@ def prompt_logits(decoding: DecodingModel, prompt: tuple[int, ...], *, chunk: in
     """The logits after a prompt that goes through the model in chunks, beside others that decode or prefill."""
     running = engine(decoding, slots=mates + 1, kv_tokens=4096, prefill_chunk_tokens=chunk)
     for mate in range(mates):
-        running.submit(
+        running.add_request(
             request(f"mate {mate}", tuple(position % 30 for position in range(1 + 9 * mate)), 60, every_id=True)
         )
         running.step()
-    one = running.submit(request("one", prompt, 2, keep_prompt_logits=True, every_id=True)).wait()
+    one = running.add_request(request("one", prompt, 2, keep_prompt_logits=True, every_id=True)).wait()
     return torch.tensor(one.prompt_logits)

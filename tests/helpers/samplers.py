@@ -8,8 +8,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from tests.helpers.requests import sequence_request
 from worker.engine.native.library import built, library, opened, processor_kinds
-from worker.engine.request import SequenceRequest
 from worker.engine.sampling.native_sampler import NativeSampler
 from worker.engine.sampling.philox import UniformStream
 from worker.engine.sampling.torch_sampler import Sampler
@@ -45,12 +45,12 @@ def drawn(sampler: Sampler | NativeSampler, logits: Tensor, batch: list[Sequence
 def sequence(vocabulary: Vocabulary = TEXT, generated: tuple[int, ...] = (), **fields: object) -> Sequence:
     """A sequence that has `generated` already, with a request of `fields`."""
     fields.setdefault("max_tokens", 100)
-    request = SequenceRequest(id="s", prompt=(0,), generated=generated, **fields)  # type: ignore[arg-type]
+    request = sequence_request(id="s", prompt=(0,), generated=generated, **fields)  # type: ignore[arg-type]
     return Sequence(
         request=request,
         tokens=list(generated),
         end_of_text=EndOfText(request, vocabulary),
-        uniforms=UniformStream(request.seed),
+        uniforms=UniformStream(request.sampling.seed or 0),
         deadline=None,
         reported=0,
         drive=lambda: None,

@@ -18,6 +18,7 @@ from tasks.store.connections import make_async, make_sync
 from tasks.store.job_store import JobStore, NewJob
 from tasks.token_log import TokenLog
 from tasks.worker_info import WorkerInfo
+from tests.helpers.requests import make_generation
 from tests.helpers.same_text import assert_undisturbed
 from tests.integration.stack import ROOT, START_S, Process, Stack, until
 
@@ -31,7 +32,7 @@ DEADLINE_S = 30.0
 
 def long_generation(seed: int = 7, *, prompt: str = "12+3", max_tokens: int = 200) -> Generation:
     """A request that decodes all of its tokens."""
-    return Generation(prompt=prompt, max_tokens=max_tokens, temperature=0.8, seed=seed, ignore_eos=True)
+    return make_generation(prompt=prompt, max_tokens=max_tokens, temperature=0.8, seed=seed, ignore_eos=True)
 
 
 class Cluster:

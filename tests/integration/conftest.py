@@ -15,8 +15,8 @@ import redis
 from redis.asyncio import Redis as AsyncRedis
 
 from tasks.card import Card, TokenizerCard
-from tasks.generation import Generation
-from tasks.job import FinishReason, Job, JobError, Status
+from tasks.generation import FinishReason
+from tasks.job import Job, JobError, Status
 from tasks.job_id import new_job_id
 from tasks.settings import Settings
 from tasks.store import keys
@@ -24,6 +24,7 @@ from tasks.store.connections import make_async, make_sync
 from tasks.store.job_store import JobStore, NewJob
 from tasks.store.worker_store import Append, Claimed, Finish, FlushReply, Refused, WorkerStore
 from tasks.worker_info import WorkerInfo, WorkerState
+from tests.helpers.requests import make_generation
 from tests.integration.stack import Stack
 
 CARD = Card(
@@ -72,7 +73,7 @@ class QueueWorld:
 
     def new_job(self, **changes: Any) -> NewJob:
         """A job that says nothing special."""
-        generation = Generation(prompt="1+1=", max_tokens=8, temperature=0.0, seed=7)
+        generation = make_generation(prompt="1+1=", max_tokens=8, temperature=0.0, seed=7)
         job = NewJob(id=new_job_id(), owner="anybody", checkpoint="tiny", digest=CARD.digest, generation=generation)
         return replace(job, **changes)
 

@@ -17,12 +17,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from tasks.generation import FinishReason
 from worker.engine.architecture.config import ModelConfig
 from worker.engine.batch import Batch
 from worker.engine.device import Device
 from worker.engine.kv.budget import KvLedger
 from worker.engine.kv.cache import KvCache
-from worker.engine.request import Finish, SequenceRequest
+from worker.engine.request import SequenceRequest
 from worker.engine.sampling.philox import SEED_BITS, UniformStream
 from worker.engine.sampling.torch_sampler import fastest_sampler
 from worker.engine.scheduler import Chunk, Scheduler
@@ -129,14 +130,14 @@ class Engine:
         """Tokens of KV memory that no running sequence has reserved."""
         return self.ledger.free
 
-    def submit(self, request: SequenceRequest) -> Sequence:
+    def add_request(self, request: SequenceRequest) -> Sequence:
         """Put a request in the queue. ValueError, with a message for its sender, if it can never run."""
         self._check(request)
         sequence = Sequence(
             request=request,
             tokens=list(request.generated),
             end_of_text=EndOfText(request, self.vocabulary),
-            uniforms=UniformStream(request.seed),
+            uniforms=UniformStream(request.sampling.seed or 0),
             deadline=None if request.time_limit_s is None else self._clock() + request.time_limit_s,
             reported=len(request.generated),
             drive=self.step,
@@ -153,7 +154,7 @@ class Engine:
     def abort(self, sequence_id: str) -> None:
         """End a sequence as cancelled before the next step, which reports it; nothing happens if it is over."""
         if sequence_id in self._sequences:
-            self._end(self._sequences[sequence_id], Finish.CANCELLED)
+            self._end(self._sequences[sequence_id], FinishReason.CANCELLED)
 
     @torch.inference_mode()
     def step(
@@ -198,29 +199,32 @@ class Engine:
 
     def _check(self, request: SequenceRequest) -> None:
         config = self.model.config
-        length = len(request.prompt) + request.max_tokens
+        sampling = request.sampling
+        length = len(request.prompt) + sampling.max_tokens
         if request.id in self._sequences:
             raise ValueError(f"there is a sequence {request.id!r} already")
         if not request.prompt:
             raise ValueError("the prompt has no tokens")
         if not all(0 <= token < config.vocab_size for token in (*request.prompt, *request.generated)):
             raise ValueError(f"token ids must be within 0 to {config.vocab_size - 1}")
-        if request.max_tokens < 1:
+        if sampling.max_tokens < 1:
             raise ValueError("max_tokens must be at least 1")
         if length > config.sequence_len:
             raise ValueError(
-                f"{len(request.prompt)} prompt tokens and {request.max_tokens} more are over the context of "
+                f"{len(request.prompt)} prompt tokens and {sampling.max_tokens} more are over the context of "
                 f"{config.sequence_len} tokens"
             )
-        if len(request.generated) > request.max_tokens:
-            raise ValueError(f"{len(request.generated)} tokens are there already, more than {request.max_tokens}")
-        if not 0 <= request.seed < 1 << SEED_BITS:
+        if len(request.generated) > sampling.max_tokens:
+            raise ValueError(f"{len(request.generated)} tokens are there already, more than {sampling.max_tokens}")
+        if sampling.seed is not None and not 0 <= sampling.seed < 1 << SEED_BITS:
             raise ValueError(f"the seed must be within 0 and 2^{SEED_BITS} - 1")
-        if not 0 <= request.temperature < float("inf"):
+        if not 0 <= sampling.temperature < float("inf"):
             raise ValueError("the temperature must be a number that is not negative")
-        if request.top_k is not None and request.top_k < 1:
+        if sampling.seed is None and sampling.temperature > 0:
+            raise ValueError("a seed is needed above temperature 0")
+        if sampling.top_k is not None and sampling.top_k < 1:
             raise ValueError("top_k must be at least 1")
-        if request.top_p is not None and not 0 <= request.top_p <= 1:
+        if sampling.top_p is not None and not 0 <= sampling.top_p <= 1:
             raise ValueError("top_p must be within 0 and 1")
         self._sampler.check(request)
 
@@ -228,7 +232,7 @@ class Engine:
         now = self._clock()
         for sequence in [*self._sequences.values()]:
             if sequence.deadline is not None and now >= sequence.deadline:
-                self._end(sequence, Finish.DEADLINE)
+                self._end(sequence, FinishReason.DEADLINE)
 
     def _run(self, chunks: Rows[Chunk]) -> None:
         """Put chunks through the model. If that raises, each is tried alone, and the one that raises again ends."""
@@ -249,7 +253,7 @@ class Engine:
                 if self.model.device.is_fatal(error):
                     raise
                 log.warning("sequence %s failed alone", chunk.sequence.id, exc_info=True)
-                self._end(chunk.sequence, Finish.ERROR, f"{type(error).__name__}: {error}")
+                self._end(chunk.sequence, FinishReason.ERROR, f"{type(error).__name__}: {error}")
 
     def _forward(self, batch: Batch) -> None:
         """Put a batch through the model and draw; nothing of a sequence changes before all of that has worked."""
@@ -282,16 +286,16 @@ class Engine:
     def _take(self, sequence: Sequence, token: int) -> None:
         """Give a sequence its next token."""
         if token == NO_TOKEN:
-            self._end(sequence, Finish.ERROR, "the model's logits are not finite")
+            self._end(sequence, FinishReason.ERROR, "the model's logits are not finite")
         elif sequence.end_of_text.is_stop(token):
-            self._end(sequence, Finish.STOP)
+            self._end(sequence, FinishReason.STOP)
         else:
             sequence.tokens.append(token)
             finish = sequence.end_of_text.push(token)
             if finish is not None:
                 self._end(sequence, finish)
 
-    def _end(self, sequence: Sequence, finish: Finish, error: str | None = None) -> None:
+    def _end(self, sequence: Sequence, finish: FinishReason, error: str | None = None) -> None:
         """Take a sequence out of everything; the next report tells of it."""
         sequence.finish = finish
         sequence.error = error

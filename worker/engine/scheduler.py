@@ -108,4 +108,4 @@ class Scheduler:
 
     def need(self, sequence: Sequence) -> int:
         """Tokens of KV memory that a sequence reserves."""
-        return self.ledger.need(len(sequence.request.prompt), sequence.request.max_tokens)
+        return self.ledger.need(len(sequence.request.prompt), sequence.request.sampling.max_tokens)

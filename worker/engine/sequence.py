@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tasks.generation import FinishReason
 from worker.engine.kv.allocator import Extent
-from worker.engine.request import Finish, SequenceRequest
+from worker.engine.request import SequenceRequest
 from worker.engine.sampling.philox import UniformStream
 from worker.engine.stop_criteria import EndOfText
 
@@ -19,8 +20,8 @@ class Sequence:
     #: Generated so far, those of earlier attempts included.
     tokens: list[int]
     #: Why it ended; None while it waits or runs.
-    finish: Finish | None = None
-    #: What went wrong, where `finish` is `Finish.ERROR`.
+    finish: FinishReason | None = None
+    #: What went wrong, where `finish` is `FinishReason.ERROR`.
     error: str | None = None
     #: Logits after the prompt, one for each id, where the request asked for them.
     prompt_logits: list[float] | None = None

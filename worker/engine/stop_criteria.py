@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from worker.engine.request import Finish, SequenceRequest
+from tasks.generation import FinishReason
+from worker.engine.request import SequenceRequest
 from worker.engine.vocabulary import Vocabulary
 
 
@@ -30,24 +31,25 @@ class EndOfText:
     """Judges each token of one sequence, in order."""
 
     def __init__(self, request: SequenceRequest, vocabulary: Vocabulary) -> None:
-        self._matcher = StopMatcher(request.stop) if request.stop else None
+        stops = tuple(text.encode() for text in request.sampling.stop)
+        self._matcher = StopMatcher(stops) if stops else None
         self._vocabulary = vocabulary
-        self._stop_ids = frozenset() if request.ignore_eos else vocabulary.stop_ids
-        self._newline_ids = vocabulary.newline_ids if request.stop_on_newline else frozenset()
-        self._left = request.max_tokens
+        self._stop_ids = frozenset() if request.sampling.ignore_eos else vocabulary.stop_ids
+        self._newline_ids = vocabulary.newline_ids if request.sampling.stop_on_newline else frozenset()
+        self._left = request.sampling.max_tokens
 
     def is_stop(self, token: int) -> bool:
         """Whether `token` ends the text without being part of it."""
         return token in self._stop_ids
 
-    def push(self, token: int) -> Finish | None:
+    def push(self, token: int) -> FinishReason | None:
         """Count `token`, which is part of the text, and tell whether the text ends after it.
 
         A stop string goes before a newline (the text is cut there), and both before the limit of tokens.
         """
         self._left -= 1
         if self._matcher is not None and self._matcher.push(self._vocabulary.text[token] or b""):
-            return Finish.STOP
+            return FinishReason.STOP
         if token in self._newline_ids:
-            return Finish.NEWLINE
-        return Finish.LENGTH if self._left <= 0 else None
+            return FinishReason.NEWLINE
+        return FinishReason.LENGTH if self._left <= 0 else None

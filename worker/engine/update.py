@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from worker.engine.request import Finish
+from tasks.generation import FinishReason
 
 
 class Update(NamedTuple):
@@ -14,6 +14,6 @@ class Update(NamedTuple):
     #: New tokens.
     tokens: tuple[int, ...]
     #: Why it is over; None while it goes on.
-    finish: Finish | None = None
-    #: What went wrong, with `Finish.ERROR`.
+    finish: FinishReason | None = None
+    #: What went wrong, with `FinishReason.ERROR`.
     error: str | None = None

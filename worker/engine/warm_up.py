@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from tasks.sampling_params import SamplingParams
 from worker.engine.engine import Engine
 from worker.engine.request import SequenceRequest
 
@@ -14,11 +17,8 @@ def warm_up(engine: Engine) -> None:
     prompt, most = (0,), min(_TOKENS, engine.model.config.sequence_len - 1)
     if most < 1:
         return
-    engine.submit(SequenceRequest(id="warm-up greedy", prompt=prompt, max_tokens=most, every_id=True))
-    engine.submit(
-        SequenceRequest(
-            id="warm-up drawn", prompt=prompt, max_tokens=most, temperature=1.0, top_k=2, top_p=0.9, every_id=True
-        )
-    )
+    every_way = SamplingParams(max_tokens=most, temperature=1.0, top_k=2, top_p=0.9, seed=0)
+    for name, sampling in (("greedy", replace(every_way, temperature=0.0)), ("drawn", every_way)):
+        engine.add_request(SequenceRequest(id=f"warm-up {name}", prompt=prompt, sampling=sampling, every_id=True))
     while engine.has_work:
         engine.step()

@@ -13,13 +13,14 @@ from multiprocessing.connection import Connection
 
 import structlog
 
+from tasks.generation import FinishReason
 from tasks.logs import setup_logging
 from tasks.settings import settings
 from worker.checkpoints import meta
 from worker.checkpoints.errors import CheckpointError
 from worker.checkpoints.tokenizers import load_tokenizer
 from worker.engine.engine import Engine
-from worker.engine.request import Finish, SequenceRequest
+from worker.engine.request import SequenceRequest
 from worker.engine.update import Update
 from worker.engine_process.messages import Abort, LoadFailed, Ready, Report, Start, Submit
 from worker.model_loader import LoadedModel, load_model
@@ -78,10 +79,10 @@ def serve(pipe: Connection, engine: Engine) -> None:
 def submit(engine: Engine, request: SequenceRequest) -> list[Update]:
     """Hand a request to the engine; one that can never run ends here, and not the process with all the others."""
     try:
-        engine.submit(request)
+        engine.add_request(request)
     except ValueError as error:
         log.warning("refused", sequence=request.id, reason=str(error))
-        return [Update(request.id, (), Finish.ERROR, str(error))]
+        return [Update(request.id, (), FinishReason.ERROR, str(error))]
     return []
 
 

@@ -123,7 +123,7 @@ class JobRunner:
         with ExitStack() as held:
             try:
                 ticket = held.enter_context(
-                    self._gate.reserve(len(prompt), request.max_tokens, name=job_id, alone=request.alone > 0)
+                    self._gate.reserve(len(prompt), request.sampling.max_tokens, name=job_id, alone=request.alone > 0)
                 )
                 if not self._engine.wait_available():
                     raise GateClosedError
@@ -191,18 +191,11 @@ class JobRunner:
 
     def _request(self, job: Job, prompt: tuple[int, ...]) -> SequenceRequest:
         """What a first attempt asks of the engine. Raises PromptError."""
-        max_tokens = answer_tokens(prompt, job.generation.max_tokens, context=self._card.context)
+        max_tokens = answer_tokens(prompt, job.generation.sampling.max_tokens, context=self._card.context)
         return SequenceRequest(
             id=job.id,
             prompt=prompt,
-            max_tokens=max_tokens,
-            temperature=job.generation.temperature,
-            top_k=job.generation.top_k,
-            top_p=job.generation.top_p,
-            seed=job.generation.seed,
-            stop_on_newline=job.generation.stop_on_newline,
-            stop=tuple(stop.encode() for stop in job.generation.stop),
-            ignore_eos=job.generation.ignore_eos,
+            sampling=replace(job.generation.sampling, max_tokens=max_tokens),
             alone=alone_tokens(job, max_tokens),
         )
 
@@ -220,8 +213,9 @@ class JobRunner:
                 log.warning("redis_away", error=str(error))
 
     def _adopt(self, job: Job, claim: Claimed, alone: int, ticket: Ticket) -> RunningJob:
+        sampling = job.generation.sampling
         assembler = TextAssembler(
-            self._tokenizer.decoder(), stop=job.generation.stop, stop_on_newline=job.generation.stop_on_newline
+            self._tokenizer.decoder(), stop=sampling.stop, stop_on_newline=sampling.stop_on_newline
         )
         assembler.push_all(claim.token_ids)
         running = RunningJob(

@@ -7,16 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tasks.failures import DEADLINE_EXCEEDED
-from tasks.job import ErrorCode, FinishReason, JobError, Status
+from tasks.generation import FinishReason
+from tasks.job import ErrorCode, JobError, Status
 from tasks.store.worker_store import Append, Finish
-from worker.engine.request import Finish as EngineFinish
 from worker.engine.update import Update
 from worker.jobs.detokenizer import TextAssembler
 
 _SUCCESSES = {
-    EngineFinish.STOP: FinishReason.STOP,
-    EngineFinish.NEWLINE: FinishReason.NEWLINE,
-    EngineFinish.LENGTH: FinishReason.LENGTH,
+    FinishReason.STOP: FinishReason.STOP,
+    FinishReason.NEWLINE: FinishReason.NEWLINE,
+    FinishReason.LENGTH: FinishReason.LENGTH,
 }
 
 
@@ -40,7 +40,7 @@ class RunningJob:
     #: Tokens that were known here when the bell of a cancel rang; None: it did not.
     tokens_at_cancel: int | None = None
     tail: str = ""
-    finish: EngineFinish | None = None
+    finish: FinishReason | None = None
     error: str | None = None
     #: Set when this worker has nothing more to do for the job: it is finished, handed back, or no longer ours.
     over: threading.Event = field(default_factory=threading.Event)
@@ -85,7 +85,7 @@ class RunningJob:
         self.token_ids += update.tokens[: len(pieces)]
         if update.finish is None:
             if self.assembler.ended:
-                self.finish = EngineFinish.STOP
+                self.finish = FinishReason.STOP
             return
         self.finish = update.finish
         self.error = update.error
@@ -115,12 +115,12 @@ class RunningJob:
             tokens_at_cancel=self.tokens_at_cancel,
         )
 
-    def _outcome(self, finish: EngineFinish) -> tuple[Status, FinishReason, JobError | None]:
+    def _outcome(self, finish: FinishReason) -> tuple[Status, FinishReason, JobError | None]:
         if finish in _SUCCESSES:
             return Status.SUCCEEDED, _SUCCESSES[finish], None
-        if finish is EngineFinish.CANCELLED:
+        if finish is FinishReason.CANCELLED:
             return Status.CANCELLED, FinishReason.CANCELLED, None
-        if finish is EngineFinish.DEADLINE:
+        if finish is FinishReason.DEADLINE:
             return Status.FAILED, FinishReason.DEADLINE, DEADLINE_EXCEEDED
         message = f"Decoding failed: {self.error or 'no reason given'}"
         return Status.FAILED, FinishReason.ERROR, JobError(ErrorCode.INTERNAL, message, retryable=True)

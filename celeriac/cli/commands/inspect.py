@@ -10,7 +10,7 @@ import click
 from celeriac.cli import options
 from celeriac.cli.environment import load_settings, readable_checkpoint_errors, require
 from celeriac.cli.output import print_fields, print_json, warn
-from tasks.generation import MAX_TOKENS_LIMIT
+from tasks.sampling_params import MAX_TOKENS_LIMIT
 
 if TYPE_CHECKING:
     from tasks.card import Card

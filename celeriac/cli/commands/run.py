@@ -9,9 +9,10 @@ import click
 from celeriac.cli import options
 from celeriac.cli.environment import load_settings, readable_checkpoint_errors, require
 from celeriac.cli.output import print_json, warn
+from tasks.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
-    from worker.local import Answer, LocalModel, Sampling
+    from worker.local import Answer, LocalModel
 
 
 @click.command("run")
@@ -49,7 +50,7 @@ def command(
     require("torch", extra="worker")
     settings = load_settings()
     with readable_checkpoint_errors():
-        from worker.local import LocalModel, LocalModelError, Sampling
+        from worker.local import LocalModel, LocalModelError
 
         try:
             model = LocalModel.load(
@@ -63,7 +64,7 @@ def command(
                 prefill_chunk_tokens=settings.prefill_chunk_tokens,
             )
             warn(model.warnings)
-            sampling = Sampling(**request)
+            sampling = SamplingParams(**request)
             if interactive:
                 from celeriac.cli.conversation import Conversation
 
@@ -76,7 +77,7 @@ def command(
 
 def decode(
     model: LocalModel,
-    sampling: Sampling,
+    sampling: SamplingParams,
     *,
     prompt: str | None,
     token_ids: tuple[int, ...] | None,

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from celeriac import InferenceClient
-from tasks.generation import Generation
+from tests.helpers.requests import make_generation
 from tests.helpers.same_text import assert_same_characters
 from tests.integration.stack import CHECKPOINTS, ROOT, SHIPPED, START_S, Process, free_port, until
 
@@ -125,7 +125,7 @@ def test_ctrl_c_in_mid_sentence_and_the_next_serve_finishes_what_ran_and_what_wa
         served.ready(checkpoint=SHIPPED, **one_slot)
         done = [client.wait(job, timeout=120) for job in (running, *waiting)]
     for job in done:
-        generation = Generation(
+        generation = make_generation(
             prompt=job.prompt, max_tokens=job.max_tokens, temperature=0.8, seed=job.seed or 0, ignore_eos=True
         )
         assert (job.status, job.raw["usage"]["completion_tokens"]) == ("succeeded", job.max_tokens)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tasks.job import FinishReason, Status
+from tasks.generation import FinishReason
+from tasks.job import Status
 from tasks.store import keys
 from tasks.store.worker_store import Refused
 from tests.integration.conftest import WORKER, QueueWorld

@@ -12,6 +12,7 @@ from tasks.job_id import new_job_id
 from tasks.store import keys
 from tasks.store.job_store import Look, News
 from tasks.store.scripts import LIMITS
+from tests.helpers.requests import make_generation
 from tests.integration.conftest import QueueWorld
 
 pytestmark = pytest.mark.anyio
@@ -73,7 +74,7 @@ async def test_one_look_at_many_jobs(queue: QueueWorld) -> None:
 
 
 def asking(max_tokens: int) -> Generation:
-    return Generation(prompt="1+1=", max_tokens=max_tokens, temperature=0.0, seed=7)
+    return make_generation(prompt="1+1=", max_tokens=max_tokens, temperature=0.0, seed=7)
 
 
 async def test_the_load_counts_what_waits_through_every_way_in_and_out(queue: QueueWorld) -> None:

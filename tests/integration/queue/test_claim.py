@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from tasks.job import ErrorCode, FinishReason, JobError, Status
+from tasks.generation import FinishReason
+from tasks.job import ErrorCode, JobError, Status
 from tasks.job_id import new_job_id
 from tasks.store import keys
 from tasks.store.worker_store import Claimed, Refused

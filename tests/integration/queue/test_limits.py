@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tasks.job import ErrorCode, FinishReason, Status, TimeLimits
+from tasks.generation import FinishReason
+from tasks.job import ErrorCode, Status, TimeLimits
 from tasks.store import keys
 from tasks.store.worker_store import Claimed, Refused
 from tests.integration.conftest import QueueWorld

@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from tasks.job import ErrorCode, FinishReason, JobError, Status
+from tasks.generation import FinishReason
+from tasks.job import ErrorCode, JobError, Status
 from tasks.store import keys
 from tasks.store.worker_store import Append, Finish
 from tasks.token_log import Entry

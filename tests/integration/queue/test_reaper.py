@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tasks.job import ErrorCode, FinishReason, Status
+from tasks.generation import FinishReason
+from tasks.job import ErrorCode, Status
 from tasks.store import keys
 from tasks.store.reaped import Reaped
 from tasks.store.scripts import LIMITS

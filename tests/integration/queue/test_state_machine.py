@@ -21,7 +21,6 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tasks.generation import Generation
 from tasks.job import ErrorCode, Job, Status, TimeLimits
 from tasks.job_id import new_job_id
 from tasks.settings import Settings
@@ -32,6 +31,7 @@ from tasks.store.scripts import LIMITS
 from tasks.store.worker_store import Claimed, WorkerStore
 from tasks.token_log import Entry
 from tasks.worker_info import WorkerInfo, WorkerState
+from tests.helpers.requests import make_generation
 from tests.integration.conftest import CARD, WORKER, append, finish
 
 #: Few slots, and the second one takes jobs only at times, so that jobs wait in the backlog, too.
@@ -143,7 +143,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(target=jobs, priority=st.integers(0, 9), limited=st.booleans())
     def submit(self, priority: int, limited: bool) -> str:
-        generation = Generation(prompt="1+1=", max_tokens=MAX_TOKENS, temperature=0.0, seed=7)
+        generation = make_generation(prompt="1+1=", max_tokens=MAX_TOKENS, temperature=0.0, seed=7)
         new = NewJob(
             id=new_job_id(),
             owner="anybody",

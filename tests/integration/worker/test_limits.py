@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tasks.job import ErrorCode, FinishReason, Job, Status, TimeLimits
+from tasks.generation import FinishReason
+from tasks.job import ErrorCode, Job, Status, TimeLimits
 from tasks.store import keys
 from tests.helpers.same_text import assert_same_text
 from tests.integration.cluster import DEADLINE_S, Cluster, Engine, long_generation
@@ -163,7 +164,7 @@ def test_a_cancel_stops_a_text_within_a_step_and_frees_its_place(cluster: Cluste
         assert_partial(cluster, job)
         assert job.cancellation is not None
         # The step that it was in, and what the engine had not told yet.
-        assert job.cancellation.tokens_after <= 1 + REPORT_EVERY_S / FASTEST_STEP_S < job.generation.max_tokens
+        assert job.cancellation.tokens_after <= 1 + REPORT_EVERY_S / FASTEST_STEP_S < job.generation.sampling.max_tokens
     # A slot was free for it at once.
     assert cluster.finished(waiting).status is Status.SUCCEEDED
     until_idle(cluster)

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from tasks.generation import Generation
-from tasks.job import ErrorCode, FinishReason, Job, Status
+from tasks.generation import FinishReason
+from tasks.job import ErrorCode, Job, Status
 from tasks.store import keys
+from tests.helpers.requests import make_generation
 from tests.integration.cluster import Cluster, Engine, creep, long_generation
 from tests.integration.stack import CHECKPOINTS, SHIPPED, START_S, Process, until
 
-POISON = Generation(prompt="1+" * 900, max_tokens=50, temperature=0.0, seed=1)
+POISON = make_generation(prompt="1+" * 900, max_tokens=50, temperature=0.0, seed=1)
 #: Tokens of its batch mates: more than they decode between two deaths.
 MATES_TOKENS = 400
 

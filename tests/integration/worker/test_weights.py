@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from tasks.job import Status
+from tasks.sampling_params import SamplingParams
 from tests.conftest import running_redis
 from tests.integration.cluster import Cluster, long_generation
 from tests.integration.stack import START_S
 from worker.engine.native.library import library
-from worker.local import LocalModel, Sampling
+from worker.local import LocalModel
 
 
 @pytest.fixture
@@ -37,5 +38,5 @@ def test_workers_of_a_checkpoint_have_equal_weights(cluster: Cluster) -> None:
     assert job.status is Status.SUCCEEDED
     local = LocalModel.load(str(cluster.checkpoint), Path(), weights="int8")
     prompt_ids, _ = local.encode("12+3")
-    sampling = Sampling(max_tokens=30, temperature=0.8, seed=7, ignore_eos=True)
+    sampling = SamplingParams(max_tokens=30, temperature=0.8, seed=7, ignore_eos=True)
     assert cluster.token_ids(job.id) == local.generate(prompt_ids, sampling).token_ids

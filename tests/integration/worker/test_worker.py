@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from tasks.celery_app import make_app
-from tasks.generation import Generation
-from tasks.job import ErrorCode, FinishReason, Status
+from tasks.generation import FinishReason
+from tasks.job import ErrorCode, Status
 from tasks.message import Renderer
 from tasks.store import keys
 from tests.conftest import running_redis
+from tests.helpers.requests import make_generation
 from tests.helpers.same_text import assert_same_text
 from tests.integration.cluster import DEADLINE_S, TINY, Cluster, Engine, long_generation, stopped
 from tests.integration.stack import Process, until
@@ -76,7 +77,7 @@ def test_one_job_from_end_to_end(cluster: Cluster) -> None:
 
 def test_forty_jobs_at_once_say_what_each_says_alone_and_the_workers_share_them(cluster: Cluster) -> None:
     generations = [
-        Generation(
+        make_generation(
             prompt=f"{seed}+{7 * seed}",
             max_tokens=20 + seed,
             temperature=0.0 if seed % 5 == 0 else 0.8,
@@ -117,7 +118,7 @@ def test_a_running_job_is_cancelled_with_what_it_has(cluster: Cluster, engines: 
         assert cluster.job(job_id).status is Status.RUNNING
     job = cluster.finished(job_id)
     assert (job.status, job.finish_reason) == (Status.CANCELLED, FinishReason.CANCELLED)
-    assert 5 <= job.tokens < job.generation.max_tokens
+    assert 5 <= job.tokens < job.generation.sampling.max_tokens
     assert job.completion == assert_same_text(cluster.checkpoint, job.generation, cluster.token_ids(job_id))
     assert job.cancellation is not None
     assert job.cancellation.latency_ms is not None
@@ -169,7 +170,7 @@ def test_the_longest_prompt_gets_the_one_token_that_has_room(cluster: Cluster) -
 
 def test_a_job_that_breaks_the_task_body_fails_instead_of_waiting_for_ever(cluster: Cluster) -> None:
     job = cluster.finished(
-        cluster.submit(Generation(prompt="1", max_tokens=5, temperature=0, seed=1, stop=("\ud800",)))
+        cluster.submit(make_generation(prompt="1", max_tokens=5, temperature=0, seed=1, stop=("\ud800",)))
     )
     assert job.status is Status.FAILED
     assert job.error is not None

@@ -12,7 +12,8 @@ from bench.chaos.clients import Ordered
 from bench.chaos.follow import Followed
 from bench.chaos.verdict import Evidence, Verdict, judge
 from bench.undisturbed import Comparison, Written
-from tasks.job import ErrorCode, FinishReason, Job, JobError, Status
+from tasks.generation import FinishReason
+from tasks.job import ErrorCode, Job, JobError, Status
 from tasks.token_log import Entry, TokenLog
 from tests.helpers.job_objects import QUEUED
 

@@ -8,13 +8,13 @@ import pytest
 
 from bench.engine import slow_sampling
 from bench.undisturbed import Undisturbed, Written
-from tasks.generation import Generation
 from tests.helpers.engines import GOLDEN
-from worker.local import LocalModel, Sampling
+from tests.helpers.requests import make_generation
+from worker.local import LocalModel
 
 TINY = GOLDEN / "E1b-seed" / "step_000102"
 GENERATIONS = [
-    Generation(prompt="12+3=", max_tokens=40, temperature=temperature, seed=seed, ignore_eos=seed != 2, stop=stop)
+    make_generation(prompt="12+3=", max_tokens=40, temperature=temperature, seed=seed, ignore_eos=seed != 2, stop=stop)
     for seed, temperature, stop in [(1, 0.0, ()), (2, 0.8, ()), (3, 0.8, ()), (4, 1.5, ("9",))]
 ]
 
@@ -30,14 +30,7 @@ def texts() -> list[Written]:
     model = LocalModel.load(str(TINY), TINY.parent, device="cpu", threads=1)
     written = []
     for one in GENERATIONS:
-        sampling = Sampling(
-            max_tokens=one.max_tokens,
-            temperature=one.temperature,
-            seed=one.seed,
-            stop=one.stop,
-            ignore_eos=one.ignore_eos,
-        )
-        answer = model.generate(model.encode(one.prompt)[0], sampling)
+        answer = model.generate(model.encode(one.prompt)[0], one.sampling)
         written.append(Written(one, answer.token_ids, answer.finish_reason.value))
     return written
 

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.card import Card, TokenizerCard
-from tasks.generation import Generation
-from tasks.job import ErrorCode, FinishReason, Job, JobError, Status
+from tasks.generation import FinishReason, Generation
+from tasks.job import ErrorCode, Job, JobError, Status
 from tasks.worker_info import WorkerInfo, WorkerState
+from tests.helpers.requests import make_generation
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
@@ -27,7 +28,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 def test_a_generation(
     prompt: str, stop: tuple[str, ...], seed: int, temperature: float, top_k: int | None, top_p: float | None
 ) -> None:
-    generation = Generation(
+    generation = make_generation(
         prompt=prompt, max_tokens=5, temperature=temperature, seed=seed, top_k=top_k, top_p=top_p, stop=stop
     )
     assert Generation.from_json(generation.to_json()) == generation
@@ -36,7 +37,7 @@ def test_a_generation(
 
 def test_a_generation_has_no_room_for_what_is_no_number() -> None:
     with pytest.raises(ValueError, match="JSON"):
-        Generation(prompt="", max_tokens=1, temperature=float("nan"), seed=0).to_json()
+        make_generation(prompt="", max_tokens=1, temperature=float("nan"), seed=0).to_json()
 
 
 def test_a_card() -> None:
@@ -97,7 +98,7 @@ def test_a_job_in_every_detail() -> None:
         "status": "failed",
         "checkpoint": "tiny",
         "digest": "00ff",
-        "input": Generation(prompt="é", max_tokens=5, temperature=0.5, seed=1).to_json(),
+        "input": make_generation(prompt="é", max_tokens=5, temperature=0.5, seed=1).to_json(),
         "priority": "3",
         "created_at": "1",
         "started_at": "2",

@@ -29,9 +29,9 @@ class ForbiddenIds:
 
     def check(self, request: SequenceRequest) -> None:
         """ValueError if there is no id that `request` may sample."""
-        if (request.every_id, request.ignore_eos) in self._hopeless:
+        if (request.every_id, request.sampling.ignore_eos) in self._hopeless:
             raise ValueError("the vocabulary has no id with text: ask for every id (`every_id`)")
 
     def of(self, request: SequenceRequest) -> Tensor | None:
         """The ids (V) that `request` may not sample; None where it may sample all."""
-        return self._masks[request.every_id, request.ignore_eos]
+        return self._masks[request.every_id, request.sampling.ignore_eos]

@@ -76,12 +76,12 @@ class NativeSampler:
     def _prepare(self, batch: list[Sequence]) -> None:
         rows = (Row * len(batch))()
         for row, sequence in zip(rows, batch, strict=True):
-            request = sequence.request
-            forbidden = self._forbidden.of(request)
-            row.temperature = request.temperature
-            row.top_p = 1.0 if request.top_p is None else request.top_p
-            row.top_k = min(request.top_k or self._size, self._size)
-            row.seed = request.seed
+            sampling = sequence.request.sampling
+            forbidden = self._forbidden.of(sequence.request)
+            row.temperature = sampling.temperature
+            row.top_p = 1.0 if sampling.top_p is None else sampling.top_p
+            row.top_k = min(sampling.top_k or self._size, self._size)
+            row.seed = sampling.seed or 0
             row.forbidden = None if forbidden is None else forbidden.data_ptr()
         self._rows = list(rows)
         self._rows_address = ctypes.addressof(rows)

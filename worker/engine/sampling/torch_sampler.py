@@ -120,7 +120,7 @@ class Sampler:
         else:
             nothing = torch.zeros(self._size, dtype=torch.bool, device=self._device)
             self._mask = torch.stack([nothing if mask is None else mask for mask in masks])
-        rows = [row for row, request in enumerate(requests) if request.temperature > 0]
+        rows = [row for row, request in enumerate(requests) if request.sampling.temperature > 0]
         self._drawing = self._drawing_of([requests[row] for row in rows], rows) if rows else None
         self._batch = batch
 
@@ -131,14 +131,14 @@ class Sampler:
         def integers(values: list[int]) -> Tensor:
             return torch.tensor(values, device=self._device)
 
-        limits = [request.top_k or self._size for request in requests]
+        limits = [request.sampling.top_k or self._size for request in requests]
         with_k = [row for row, k in enumerate(limits) if k < self._size]
-        shares = [1.0 if request.top_p is None else request.top_p for request in requests]
+        shares = [1.0 if request.sampling.top_p is None else request.sampling.top_p for request in requests]
         with_p = [row for row, p in enumerate(shares) if p < 1]
         return _Drawing(
             rows=rows,
             index=integers(rows),
-            temperature=floats([request.temperature for request in requests])[:, None],
+            temperature=floats([request.sampling.temperature for request in requests])[:, None],
             with_k=integers(with_k) if with_k else None,
             k=integers([limits[row] for row in with_k]),
             largest_k=max((limits[row] for row in with_k), default=0),

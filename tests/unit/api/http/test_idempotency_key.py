@@ -4,7 +4,7 @@ import pytest
 
 from api.http.idempotency import idempotency, parse_key
 from api.http.problems import ApiError
-from api.schemas.jobs import GenerateRequest
+from api.schemas.generation import GenerateRequest
 
 
 @pytest.mark.parametrize(

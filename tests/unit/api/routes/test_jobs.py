@@ -10,7 +10,6 @@ import pytest
 
 from api.schemas.jobs import JobResponse
 from tasks.job import ErrorCode, Job, JobError
-from tasks.job_id import new_job_id
 from tests.helpers.api_client import api, settings_for
 from tests.helpers.fake_worker import fake_worker
 

@@ -10,11 +10,12 @@ from multiprocessing.connection import Connection
 import pytest
 from torch import Tensor
 
+from tasks.generation import FinishReason
 from tests.helpers.engines import Tampered, engine, model, request
 from worker.engine.batch import Batch
 from worker.engine.engine import DecodingModel
 from worker.engine.kv.cache import KvCache
-from worker.engine.request import Finish, SequenceRequest
+from worker.engine.request import SequenceRequest
 from worker.engine_process.main import serve
 from worker.engine_process.messages import Abort, Report, Submit
 
@@ -25,7 +26,7 @@ DEADLINE_S = 30.0
 
 
 def undisturbed(folder: str, one: SequenceRequest) -> list[int]:
-    return engine(model(folder)).submit(replace(one, alone=0)).wait().tokens
+    return engine(model(folder)).add_request(replace(one, alone=0)).wait().tokens
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -38,14 +39,14 @@ def test_its_mates_wait_with_what_they_have_and_everybody_gets_their_own_tokens(
 
     decoding = engine(Tampered(model(folder), count), prefill_chunk_tokens=16)
     mates = [
-        decoding.submit(request("greedy", (1, 2, 3), 20)),
-        decoding.submit(request("drawn", tuple(range(20)), 20, temperature=0.8, seed=3)),
+        decoding.add_request(request("greedy", (1, 2, 3), 20)),
+        decoding.add_request(request("drawn", tuple(range(20)), 20, temperature=0.8, seed=3)),
     ]
     for _ in range(6):
         decoding.step()
     before = [list(mate.tokens) for mate in mates]
     whole = undisturbed(folder, request("whole", tuple(range(30)), 12))
-    suspect = decoding.submit(request("suspect", tuple(range(30)), 12, generated=tuple(whole[:4]), alone=3))
+    suspect = decoding.add_request(request("suspect", tuple(range(30)), 12, generated=tuple(whole[:4]), alone=3))
     rows.clear()
     while decoding.alone == "suspect" or len(suspect.tokens) == 4:
         decoding.step()
@@ -64,38 +65,38 @@ def test_its_mates_wait_with_what_they_have_and_everybody_gets_their_own_tokens(
 def test_time_limits_and_aborts_of_the_others_hold_meanwhile() -> None:
     now = 100.0
     decoding = engine(model(TINY), clock=lambda: now)
-    late = decoding.submit(request("late", max_tokens=40, time_limit_s=5.0))
-    unwanted = decoding.submit(request("unwanted", max_tokens=40))
+    late = decoding.add_request(request("late", max_tokens=40, time_limit_s=5.0))
+    unwanted = decoding.add_request(request("unwanted", max_tokens=40))
     decoding.step()
-    suspect = decoding.submit(request("suspect", max_tokens=40, alone=40))
+    suspect = decoding.add_request(request("suspect", max_tokens=40, alone=40))
     decoding.step()
     now = 105.0
     decoding.abort("unwanted")
     updates = {update.id: update for update in decoding.step().updates}
-    assert (updates["late"].finish, updates["unwanted"].finish) == (Finish.DEADLINE, Finish.CANCELLED)
+    assert (updates["late"].finish, updates["unwanted"].finish) == (FinishReason.DEADLINE, FinishReason.CANCELLED)
     assert (len(late.tokens), len(unwanted.tokens), len(suspect.tokens)) == (1, 1, 2)
-    assert suspect.wait().finish is Finish.LENGTH
+    assert suspect.wait().finish is FinishReason.LENGTH
     decoding.check_idle()
 
 
 def test_one_that_ends_early_makes_way() -> None:
     decoding = engine(model(TINY))
-    mate = decoding.submit(request("mate", max_tokens=4))
-    decoding.submit(request("suspect", max_tokens=40, alone=40))
+    mate = decoding.add_request(request("mate", max_tokens=4))
+    decoding.add_request(request("suspect", max_tokens=40, alone=40))
     decoding.step()
     assert mate.tokens == []
     decoding.abort("suspect")
     assert decoding.alone is None
-    assert mate.wait().finish is Finish.LENGTH
+    assert mate.wait().finish is FinishReason.LENGTH
 
 
 def test_a_step_tells_what_it_runs_alone_also_what_it_has_just_admitted_or_ended() -> None:
     now = 100.0
     told: list[str | None] = []
     decoding = engine(model(TINY), slots=2, clock=lambda: now)
-    decoding.submit(request("mate", max_tokens=2))
-    decoding.submit(request("other", max_tokens=40))
-    decoding.submit(request("suspect", max_tokens=40, alone=40, time_limit_s=5.0))
+    decoding.add_request(request("mate", max_tokens=2))
+    decoding.add_request(request("other", max_tokens=40))
+    decoding.add_request(request("suspect", max_tokens=40, alone=40, time_limit_s=5.0))
     decoding.step(told.append)
     decoding.step(told.append)
     assert decoding.alone is None, "it waits for the row that is free now"
@@ -199,7 +200,7 @@ def test_a_step_that_takes_long_is_reported_when_it_ends() -> None:
         return logits
 
     decoding = engine(Tampered(model(TINY), slow), clock=lambda: now)
-    decoding.submit(request("a", max_tokens=9))
+    decoding.add_request(request("a", max_tokens=9))
     decoding.step()
     for _ in range(3):
         # It begins within the time for which tokens would be held, and ends behind it.

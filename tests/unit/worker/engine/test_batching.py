@@ -17,11 +17,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bench.engine.slow_sampling import LOGIT_TIE, slow_draw
+from tasks.generation import FinishReason
 from tests.helpers.engines import Tampered, checkpoint, engine, model, recorded_model, request, torch_model, vocabulary
 from tests.helpers.reference import logits as reference_logits
+from tests.helpers.requests import changed, sequence_request
 from worker.engine.batch import Batch
 from worker.engine.engine import DecodingModel, Engine
-from worker.engine.request import Finish, SequenceRequest
+from worker.engine.request import SequenceRequest
 from worker.engine.sequence import Sequence
 
 #: Padded rows and full attention; grouped queries, windows, value embeddings and smear.
@@ -33,7 +35,7 @@ def assert_same_as_the_twins(folder: str, sequence: Sequence) -> None:
     found, one = checkpoint(folder), sequence.request
     words = vocabulary(found.config)
     tokens = list(sequence.tokens)
-    if sequence.finish is Finish.STOP and not one.stop:
+    if sequence.finish is FinishReason.STOP and not one.stop:
         tokens.append(next(iter(words.stop_ids)))  # which one is drawn is known, as there is only one
     if not tokens:
         return
@@ -60,7 +62,7 @@ class Arrival:
 
 def arrivals(vocab_size: int) -> st.SearchStrategy[list[Arrival]]:
     requests = st.builds(
-        SequenceRequest,
+        sequence_request,
         id=st.just(""),
         prompt=st.lists(st.integers(0, vocab_size - 1), min_size=1, max_size=70).map(tuple),
         max_tokens=st.integers(1, 14),
@@ -96,12 +98,12 @@ def test_any_order_of_arrival_gives_everybody_their_own_tokens(
     plan = data.draw(arrivals(model(folder).config.vocab_size), label="arrivals")
     sequences: dict[str, Sequence] = {}
     reported: dict[str, list[int]] = {}
-    finished: dict[str, Finish] = {}
+    finished: dict[str, FinishReason] = {}
     step = 0
     while decoding.has_work or any(arrival.at >= step for arrival in plan):
         for arrival in plan:
             if arrival.at == step:
-                sequences[arrival.request.id] = decoding.submit(arrival.request)
+                sequences[arrival.request.id] = decoding.add_request(arrival.request)
             if arrival.aborted_at == step:
                 decoding.abort(arrival.request.id)
         for update in decoding.step().updates:
@@ -115,10 +117,10 @@ def test_any_order_of_arrival_gives_everybody_their_own_tokens(
         sequence = sequences[arrival.request.id]
         assert finished[arrival.request.id] is sequence.finish
         assert reported[arrival.request.id] == sequence.tokens
-        assert sequence.finish in {Finish.STOP, Finish.NEWLINE, Finish.LENGTH} or (
-            sequence.finish is Finish.CANCELLED and arrival.aborted_at is not None
+        assert sequence.finish in {FinishReason.STOP, FinishReason.NEWLINE, FinishReason.LENGTH} or (
+            sequence.finish is FinishReason.CANCELLED and arrival.aborted_at is not None
         )
-        assert len(sequence.tokens) == arrival.request.max_tokens or sequence.finish is not Finish.LENGTH
+        assert len(sequence.tokens) == arrival.request.sampling.max_tokens or sequence.finish is not FinishReason.LENGTH
         assert_same_as_the_twins(folder, sequence)
 
 
@@ -135,11 +137,11 @@ def test_a_resumed_sequence_goes_on_as_if_nothing_had_happened(
     folder: str, prompt: tuple[int, ...], temperature: float, seed: int, split: int, chunk: int
 ) -> None:
     whole = request("whole", prompt, 12, temperature=temperature, seed=seed)
-    tokens = engine(model(folder)).submit(whole).wait().tokens
+    tokens = engine(model(folder)).add_request(whole).wait().tokens
     decoding = engine(model(folder), prefill_chunk_tokens=chunk)
-    rest = decoding.submit(replace(whole, generated=tuple(tokens[:split])))
+    rest = decoding.add_request(replace(whole, generated=tuple(tokens[:split])))
     reported = [token for _ in range(80) if decoding.has_work for u in decoding.step().updates for token in u.tokens]
-    assert rest.finish is Finish.LENGTH
+    assert rest.finish is FinishReason.LENGTH
     assert rest.tokens[:split] == tokens[:split]
     assert reported == rest.tokens[split:], "tokens of earlier attempts are not told again"
     assert_same_as_the_twins(folder, rest)
@@ -155,12 +157,12 @@ def test_a_sequence_that_lacked_only_its_end_ends_without_a_forward_pass() -> No
 
     decoding = engine(Tampered(model(SEED), count))
     ends = {
-        Finish.LENGTH: request("length", (1,), 3, generated=(1, 2, 3)),
-        Finish.NEWLINE: request("newline", (1,), 9, generated=(1, 7), stop_on_newline=True),
-        Finish.STOP: request("stop", (1,), 9, generated=(1, 2), stop=(b"bc",)),
+        FinishReason.LENGTH: request("length", (1,), 3, generated=(1, 2, 3)),
+        FinishReason.NEWLINE: request("newline", (1,), 9, generated=(1, 7), stop_on_newline=True),
+        FinishReason.STOP: request("stop", (1,), 9, generated=(1, 2), stop=("bc",)),
     }
     for one in ends.values():
-        decoding.submit(one)
+        decoding.add_request(one)
     updates = decoding.step().updates
     assert [(update.id, update.tokens, update.finish) for update in updates] == [
         (one.id, (), finish) for finish, one in ends.items()
@@ -181,7 +183,7 @@ def test_nothing_is_computed_that_nobody_needs() -> None:
 
     decoding = engine(Tampered(model(E7), count), prefill_chunk_tokens=7)
     for name, length in (("a", 30), ("b", 1), ("c", 16)):
-        decoding.submit(request(name, (1,) * length, 5))
+        decoding.add_request(request(name, (1,) * length, 5))
     finish_all(decoding)
     assert positions == (30 + 4) + (1 + 4) + (16 + 4)
     assert rows == 15
@@ -190,13 +192,13 @@ def test_nothing_is_computed_that_nobody_needs() -> None:
 def test_a_stop_string_that_began_in_an_earlier_attempt_is_found() -> None:
     words = vocabulary(model(SEED).config)
     one = request("a", (3, 1, 4), 12)
-    tokens = engine(model(SEED)).submit(one).wait().tokens
+    tokens = engine(model(SEED)).add_request(one).wait().tokens
     stop = words.spell(tokens[4:7])
     first = next(n for n in range(13) if stop in words.spell(tokens[:n]))
     for split in range(first):
-        resumed = replace(one, stop=(stop,), generated=tuple(tokens[:split]))
-        sequence = engine(model(SEED)).submit(resumed).wait()
-        assert (sequence.finish, sequence.tokens) == (Finish.STOP, tokens[:first])
+        resumed = changed(one, stop=(stop.decode(),), generated=tuple(tokens[:split]))
+        sequence = engine(model(SEED)).add_request(resumed).wait()
+        assert (sequence.finish, sequence.tokens) == (FinishReason.STOP, tokens[:first])
 
 
 def steer(*script: int) -> Tampered:
@@ -213,26 +215,26 @@ def steer(*script: int) -> Tampered:
 
 def test_a_stop_id_ends_the_text_and_is_no_part_of_it() -> None:
     stop = next(iter(vocabulary(model(SEED).config).stop_ids))
-    ended = engine(steer(5, 6, stop, 5)).submit(request("a", (1,), 4, ignore_eos=False)).wait()
-    assert (ended.finish, ended.tokens) == (Finish.STOP, [5, 6])
-    ignored = engine(steer(5, 6, stop, 5)).submit(request("a", (1,), 4)).wait()
-    assert (ignored.finish, ignored.tokens) == (Finish.LENGTH, [5, 6, 0, 5])
-    every = engine(steer(5, 6, stop, 5)).submit(request("a", (1,), 4, every_id=True)).wait()
-    assert (every.finish, every.tokens) == (Finish.LENGTH, [5, 6, stop, 5])
+    ended = engine(steer(5, 6, stop, 5)).add_request(request("a", (1,), 4, ignore_eos=False)).wait()
+    assert (ended.finish, ended.tokens) == (FinishReason.STOP, [5, 6])
+    ignored = engine(steer(5, 6, stop, 5)).add_request(request("a", (1,), 4)).wait()
+    assert (ignored.finish, ignored.tokens) == (FinishReason.LENGTH, [5, 6, 0, 5])
+    every = engine(steer(5, 6, stop, 5)).add_request(request("a", (1,), 4, every_id=True)).wait()
+    assert (every.finish, every.tokens) == (FinishReason.LENGTH, [5, 6, stop, 5])
 
 
 def test_the_newline_of_stop_on_newline_is_the_last_token() -> None:
     newline = 7
-    ended = engine(steer(5, newline, 6, 6)).submit(request("a", (1,), 4, stop_on_newline=True)).wait()
-    assert (ended.finish, ended.tokens) == (Finish.NEWLINE, [5, newline])
-    kept = engine(steer(5, newline, 6, 6)).submit(request("a", (1,), 4)).wait()
-    assert (kept.finish, kept.tokens) == (Finish.LENGTH, [5, newline, 6, 6])
+    ended = engine(steer(5, newline, 6, 6)).add_request(request("a", (1,), 4, stop_on_newline=True)).wait()
+    assert (ended.finish, ended.tokens) == (FinishReason.NEWLINE, [5, newline])
+    kept = engine(steer(5, newline, 6, 6)).add_request(request("a", (1,), 4)).wait()
+    assert (kept.finish, kept.tokens) == (FinishReason.LENGTH, [5, newline, 6, 6])
 
 
 def test_the_memory_is_moved_together_when_it_is_in_pieces() -> None:
     decoding = engine(model(E7), slots=3, kv_tokens=96)
-    short = [decoding.submit(request(name, (1, 2, 3), length)) for name, length in (("a", 3), ("b", 20), ("c", 3))]
-    long = decoding.submit(request("long", tuple(range(40)), 10))
+    short = [decoding.add_request(request(name, (1, 2, 3), length)) for name, length in (("a", 3), ("b", 20), ("c", 3))]
+    long = decoding.add_request(request("long", tuple(range(40)), 10))
     short[0].wait()
     assert short[1].finish is None
     assert long.extent is None
@@ -245,15 +247,15 @@ def test_the_memory_is_moved_together_when_it_is_in_pieces() -> None:
 
 def test_aborting_frees_the_row_and_keeps_the_tokens() -> None:
     decoding = engine(model(SEED), slots=1)
-    running, waiting, next_one = (decoding.submit(request(name, (1, 2), 40)) for name in "abc")
+    running, waiting, next_one = (decoding.add_request(request(name, (1, 2), 40)) for name in "abc")
     for _ in range(3):
         decoding.step()
     running.abort()
     waiting.abort()
     decoding.abort("nobody")
     updates = {update.id: update for update in decoding.step().updates}
-    assert (updates["a"].tokens, updates["a"].finish) == ((), Finish.CANCELLED)
-    assert updates["b"].finish is Finish.CANCELLED
+    assert (updates["a"].tokens, updates["a"].finish) == ((), FinishReason.CANCELLED)
+    assert updates["b"].finish is FinishReason.CANCELLED
     assert len(updates["c"].tokens) == 1, "the row is taken in the same step"
     assert (len(running.tokens), waiting.tokens) == (3, [])
     next_one.abort()
@@ -264,17 +266,17 @@ def test_aborting_frees_the_row_and_keeps_the_tokens() -> None:
 def test_a_time_limit_ends_running_and_waiting_sequences() -> None:
     now = 100.0
     decoding = engine(model(SEED), slots=1, clock=lambda: now)
-    running = decoding.submit(request("a", (1, 2), 40, time_limit_s=5.0))
-    waiting = decoding.submit(request("b", (1, 2), 40, time_limit_s=3.0))
-    unlimited = decoding.submit(request("c", (1, 2), 4))
+    running = decoding.add_request(request("a", (1, 2), 40, time_limit_s=5.0))
+    waiting = decoding.add_request(request("b", (1, 2), 40, time_limit_s=3.0))
+    unlimited = decoding.add_request(request("c", (1, 2), 4))
     decoding.step()
     now = 103.0
     decoding.step()
-    assert (running.finish, waiting.finish) == (None, Finish.DEADLINE)
+    assert (running.finish, waiting.finish) == (None, FinishReason.DEADLINE)
     now = 105.0
     decoding.step()
-    assert (running.finish, len(running.tokens)) == (Finish.DEADLINE, 2)
-    assert unlimited.wait().finish is Finish.LENGTH
+    assert (running.finish, len(running.tokens)) == (FinishReason.DEADLINE, 2)
+    assert unlimited.wait().finish is FinishReason.LENGTH
 
 
 def test_the_logits_after_the_prompt_are_kept_also_when_a_sequence_is_resumed() -> None:
@@ -284,9 +286,9 @@ def test_the_logits_after_the_prompt_are_kept_also_when_a_sequence_is_resumed() 
     for generated in ((), (4, 5, 6)):
         one = request("a", prompt, 6, generated=generated, keep_prompt_logits=True)
         for chunk in (1, 20, 21, 100):
-            sequence = engine(model(E7), prefill_chunk_tokens=chunk).submit(one).wait()
+            sequence = engine(model(E7), prefill_chunk_tokens=chunk).add_request(one).wait()
             torch.testing.assert_close(torch.tensor(sequence.prompt_logits), expected, atol=LOGIT_TIE, rtol=0)
-    assert engine(model(E7)).submit(request("b", prompt, 2)).wait().prompt_logits is None
+    assert engine(model(E7)).add_request(request("b", prompt, 2)).wait().prompt_logits is None
 
 
 @pytest.mark.parametrize(
@@ -308,15 +310,15 @@ def test_the_logits_after_the_prompt_are_kept_also_when_a_sequence_is_resumed() 
         ({"top_p": float("nan")}, "top_p"),
         ({"seed": -1}, "seed"),
         ({"seed": 2**64}, "seed"),
-        ({"stop": (b"",)}, "must not be empty"),
+        ({"stop": ("",)}, "must not be empty"),
         ({"id": "taken"}, "a sequence 'taken' already"),
     ],
 )
 def test_what_can_never_run_is_refused_and_leaves_no_trace(fields: dict[str, object], message: str) -> None:
     decoding = engine(model(SEED), kv_tokens=224)
-    decoding.submit(request("taken"))
+    decoding.add_request(request("taken"))
     with pytest.raises(ValueError, match=message):
-        decoding.submit(replace(request("a"), **fields))  # type: ignore[arg-type]
+        decoding.add_request(changed(request("a"), **fields))
     finish_all(decoding)
 
 
@@ -325,8 +327,8 @@ def test_a_vocabulary_without_text_needs_every_id() -> None:
     bare = type(words).without_text(words.size)
     decoding = Engine(model(SEED), bare, slots=1, kv_tokens=256, prefill_chunk_tokens=8)
     with pytest.raises(ValueError, match="no id with text"):
-        decoding.submit(request("a"))
-    assert len(decoding.submit(request("a", every_id=True)).wait().tokens) == 8
+        decoding.add_request(request("a"))
+    assert len(decoding.add_request(request("a", every_id=True)).wait().tokens) == 8
 
 
 def test_a_vocabulary_of_another_size_is_refused() -> None:

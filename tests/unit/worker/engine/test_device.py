@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from tests.helpers.engines import Narrow, checkpoint, vocabulary
+from tests.helpers.requests import sequence_request
 from worker.engine import device as devices
 from worker.engine.device import Device, physical_cores
 from worker.engine.engine import Engine
-from worker.engine.request import SequenceRequest
 from worker.engine.torch.model import Model
 
 E7 = "E7/step_000101"
@@ -82,9 +82,9 @@ def test_the_form_that_a_gpu_runs_is_near_the_exact_one(folder: str) -> None:
             kv_tokens=512,
             prefill_chunk_tokens=16,
         )
-        others = engine.submit(SequenceRequest(id="b", prompt=(1, 2), max_tokens=9))
+        others = engine.add_request(sequence_request(id="b", prompt=(1, 2), max_tokens=9))
         prompt = tuple(range(30))
-        one = engine.submit(SequenceRequest(id="a", prompt=prompt, max_tokens=4, keep_prompt_logits=True)).wait()
+        one = engine.add_request(sequence_request(id="a", prompt=prompt, max_tokens=4, keep_prompt_logits=True)).wait()
         others.wait()
         engine.step()
         logits.append(torch.tensor(one.prompt_logits))

@@ -10,18 +10,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from tasks.generation import FinishReason
 from tests.helpers.engines import Tampered, engine, model, recorded_model, request, torch_model
 from worker.engine.batch import Batch
 from worker.engine.device import Device
 from worker.engine.engine import DecodingModel, Engine
-from worker.engine.request import Finish, SequenceRequest
+from worker.engine.request import SequenceRequest
 
 E7 = "E7/step_000101"
 POISON = 11
 
 
 def undisturbed(one: SequenceRequest) -> list[int]:
-    return engine(model(E7)).submit(one).wait().tokens
+    return engine(model(E7)).add_request(one).wait().tokens
 
 
 def finish_all(decoding: Engine) -> None:
@@ -39,13 +40,13 @@ def raise_at_poison(batch: Batch, logits: Tensor) -> Tensor:
 def test_the_sequence_that_makes_a_step_raise_fails_alone(caplog: pytest.LogCaptureFixture) -> None:
     healthy = [request("a", (1, 2, 3)), request("b", tuple(range(10)), 12), request("c", (5,), 6)]
     decoding = engine(Tampered(model(E7), raise_at_poison))
-    sequences = [decoding.submit(one) for one in (*healthy, request("poison", (4, POISON, 6)))]
+    sequences = [decoding.add_request(one) for one in (*healthy, request("poison", (4, POISON, 6)))]
     with caplog.at_level(logging.WARNING):
         finish_all(decoding)
-    assert sequences[-1].finish is Finish.ERROR
+    assert sequences[-1].finish is FinishReason.ERROR
     assert sequences[-1].error == "RuntimeError: an illegal instruction"
     for sequence, one in zip(sequences, healthy, strict=False):
-        assert sequence.finish is Finish.LENGTH
+        assert sequence.finish is FinishReason.LENGTH
         assert sequence.tokens == undisturbed(one)
     assert "sequence poison failed alone" in caplog.text
 
@@ -62,7 +63,7 @@ def test_a_step_that_raises_once_costs_nobody_anything() -> None:
 
     requests = [request("a", (1, 2, 3)), request("b", tuple(range(40)), 12, temperature=1.0, seed=5)]
     decoding = engine(Tampered(model(E7), raise_once))
-    sequences = [decoding.submit(one) for one in requests]
+    sequences = [decoding.add_request(one) for one in requests]
     finish_all(decoding)
     assert [sequence.tokens for sequence in sequences] == [undisturbed(one) for one in requests]
 
@@ -74,19 +75,19 @@ def test_tokens_drawn_before_the_fault_are_kept_and_reported_once() -> None:
         return logits
 
     decoding = engine(Tampered(model(E7), raise_late))
-    sequence = decoding.submit(request("a", (1, 2, 3), 20))
+    sequence = decoding.add_request(request("a", (1, 2, 3), 20))
     reported: list[int] = []
     while decoding.has_work:
         for update in decoding.step().updates:
             reported += update.tokens
-    assert sequence.finish is Finish.ERROR
+    assert sequence.finish is FinishReason.ERROR
     assert reported == sequence.tokens == undisturbed(request("a", (1, 2, 3), 4))
 
 
 def test_a_device_that_is_lost_is_not_blamed_on_a_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Device, "is_fatal", lambda self, error: isinstance(error, RuntimeError))
     decoding = engine(Tampered(model(E7), raise_at_poison))
-    sequence = decoding.submit(request("poison", (POISON, 1)))
+    sequence = decoding.add_request(request("poison", (POISON, 1)))
     with pytest.raises(RuntimeError, match="illegal instruction"):
         sequence.wait()
 
@@ -101,10 +102,10 @@ def test_logits_that_are_not_finite_end_their_row_alone(temperature: float, bad:
 
     healthy = request("a", (1, 2, 3), 10, temperature=temperature, seed=3)
     decoding = engine(Tampered(model(E7), spoil))
-    sequence = decoding.submit(healthy)
-    poison = decoding.submit(request("poison", (POISON, 6), temperature=temperature))
+    sequence = decoding.add_request(healthy)
+    poison = decoding.add_request(request("poison", (POISON, 6), temperature=temperature))
     finish_all(decoding)
-    assert (poison.finish, poison.error, poison.tokens) == (Finish.ERROR, "the model's logits are not finite", [])
+    assert (poison.finish, poison.error, poison.tokens) == (FinishReason.ERROR, "the model's logits are not finite", [])
     assert sequence.tokens == undisturbed(healthy)
 
 
@@ -114,7 +115,7 @@ def test_figures_that_are_not_finite_never_reach_another_sequence_through_the_ca
 ) -> None:
     """A NaN in one row's keys and values: not its neighbours', nor the next owner's of the same places."""
     decoding = engine(load(E7), slots=3, kv_tokens=96, prefill_chunk_tokens=100)
-    before, spoilt, after = (decoding.submit(request(name, tuple(range(1, 17)), 16)) for name in ("a", "b", "c"))
+    before, spoilt, after = (decoding.add_request(request(name, tuple(range(1, 17)), 16)) for name in ("a", "b", "c"))
     decoding.step()
     extent = spoilt.extent
     assert extent is not None
@@ -122,12 +123,12 @@ def test_figures_that_are_not_finite_never_reach_another_sequence_through_the_ca
         for figures in (keys, values):
             figures[:, extent.start : extent.start + extent.filled] = torch.nan
     finish_all(decoding)
-    assert spoilt.finish is Finish.ERROR
+    assert spoilt.finish is FinishReason.ERROR
     for sequence in (before, after):
         assert sequence.tokens == undisturbed(sequence.request)
     # The one in the middle reads as far as its neighbours do, over places that the spoilt one left.
     heirs = [
-        decoding.submit(request(name, tuple(range(length)), 12)) for name, length in (("d", 9), ("e", 2), ("f", 9))
+        decoding.add_request(request(name, tuple(range(length)), 12)) for name, length in (("d", 9), ("e", 2), ("f", 9))
     ]
     finish_all(decoding)
     for heir in heirs:

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from tasks.generation import FinishReason
 from tests.helpers.engines import FOLDERS, GOLDEN, checkpoint, model, recorded_model, torch_model
+from tests.helpers.requests import sequence_request
 from worker.engine.device import Device
 from worker.engine.engine import DecodingModel, Engine
-from worker.engine.request import Finish, SequenceRequest
 from worker.engine.torch.model import Model
 from worker.engine.vocabulary import Vocabulary
 
@@ -55,8 +56,8 @@ def assert_agreement(folder: str, decoding: DecodingModel, chunk: int) -> None:
         prefill_chunk_tokens=chunk,
     )
     sequences = [
-        engine.submit(
-            SequenceRequest(
+        engine.add_request(
+            sequence_request(
                 id=str(number),
                 prompt=tuple(case["prompt"]),
                 max_tokens=len(case["greedy"]),
@@ -68,7 +69,7 @@ def assert_agreement(folder: str, decoding: DecodingModel, chunk: int) -> None:
         for number, case in enumerate(cases)
     ]
     for sequence, case in zip(sequences, cases, strict=True):
-        assert sequence.wait().finish is Finish.LENGTH
+        assert sequence.wait().finish is FinishReason.LENGTH
         torch.testing.assert_close(
             torch.tensor(sequence.prompt_logits), torch.tensor(case["last_logits"]), atol=LOGITS_WITHIN, rtol=0
         )

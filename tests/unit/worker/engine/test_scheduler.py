@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.helpers.requests import sequence_request
 from worker.engine.kv.allocator import Extent
 from worker.engine.kv.budget import BLOCK_TOKENS, KvLedger
-from worker.engine.request import SequenceRequest
 from worker.engine.sampling.philox import UniformStream
 from worker.engine.scheduler import Chunk, Scheduler
 from worker.engine.sequence import Sequence
@@ -22,7 +22,7 @@ VOCABULARY = Vocabulary(4, (b"a",) * 4)
 
 
 def sequence(name: str, prompt: int, answer: int, *, alone: int = 0, resumed: int = 0) -> Sequence:
-    request = SequenceRequest(id=name, prompt=(0,) * prompt, max_tokens=answer, alone=alone, generated=(1,) * resumed)
+    request = sequence_request(id=name, prompt=(0,) * prompt, max_tokens=answer, alone=alone, generated=(1,) * resumed)
     return Sequence(
         request=request,
         tokens=list(request.generated),
@@ -193,7 +193,7 @@ def test_everybody_is_served_in_bounded_steps_and_the_bounds_hold(
         assert sum(chunk.length for chunk in chunks if chunk.sequence.id not in ready) <= policy.prefill_chunk_tokens
         assert ready == {chunk.sequence.id for chunk in chunks[: len(ready)]}, "every decoding row decodes, first"
         for one in [*policy.running]:
-            if len(one.tokens) == one.request.max_tokens:
+            if len(one.tokens) == one.request.sampling.max_tokens:
                 policy.remove(one)
         if not policy.running and not policy.waiting:
             break

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.engine.request import Finish, SequenceRequest
+from tasks.generation import FinishReason
+from tests.helpers.requests import sequence_request
 from worker.engine.stop_criteria import EndOfText, StopMatcher
 from worker.engine.vocabulary import Vocabulary
 
@@ -12,10 +13,10 @@ from worker.engine.vocabulary import Vocabulary
 VOCABULARY = Vocabulary(7, (b"a", b"ab", b"\n", b"c\nd", b"", None, None), frozenset({5}))
 
 
-def finish_after(tokens: list[int], **fields: object) -> tuple[int, Finish | None]:
+def finish_after(tokens: list[int], **fields: object) -> tuple[int, FinishReason | None]:
     """After how many tokens a text ends, and why."""
     fields.setdefault("max_tokens", 100)
-    end = EndOfText(SequenceRequest(id="s", prompt=(0,), **fields), VOCABULARY)  # type: ignore[arg-type]
+    end = EndOfText(sequence_request(id="s", prompt=(0,), **fields), VOCABULARY)  # type: ignore[arg-type]
     for count, token in enumerate(tokens, 1):
         if (finish := end.push(token)) is not None:
             return count, finish
@@ -40,26 +41,26 @@ def test_an_empty_stop_string_is_refused() -> None:
 
 
 def test_a_stop_string_is_found_across_tokens_without_text() -> None:
-    assert finish_after([0, 4, 6, 1, 0], stop=(b"aab",)) == (4, Finish.STOP)
+    assert finish_after([0, 4, 6, 1, 0], stop=("aab",)) == (4, FinishReason.STOP)
 
 
 def test_a_newline_ends_the_text_only_where_asked_for() -> None:
-    assert finish_after([0, 2, 0], stop_on_newline=True) == (2, Finish.NEWLINE)
-    assert finish_after([0, 3, 0], stop_on_newline=True) == (2, Finish.NEWLINE)
+    assert finish_after([0, 2, 0], stop_on_newline=True) == (2, FinishReason.NEWLINE)
+    assert finish_after([0, 3, 0], stop_on_newline=True) == (2, FinishReason.NEWLINE)
     assert finish_after([0, 2, 3]) == (3, None)
 
 
 def test_stop_goes_before_newline_and_newline_before_length() -> None:
-    assert finish_after([0, 2], stop_on_newline=True, stop=(b"a\n",), max_tokens=2) == (2, Finish.STOP)
-    assert finish_after([0, 2], stop_on_newline=True, max_tokens=2) == (2, Finish.NEWLINE)
-    assert finish_after([0, 0], max_tokens=2) == (2, Finish.LENGTH)
+    assert finish_after([0, 2], stop_on_newline=True, stop=("a\n",), max_tokens=2) == (2, FinishReason.STOP)
+    assert finish_after([0, 2], stop_on_newline=True, max_tokens=2) == (2, FinishReason.NEWLINE)
+    assert finish_after([0, 0], max_tokens=2) == (2, FinishReason.LENGTH)
 
 
 def test_a_stop_id_is_an_ordinary_one_with_ignore_eos() -> None:
-    request = SequenceRequest(id="s", prompt=(0,), max_tokens=9)
+    request = sequence_request(id="s", prompt=(0,), max_tokens=9)
     assert EndOfText(request, VOCABULARY).is_stop(5)
     assert not EndOfText(request, VOCABULARY).is_stop(6)
-    ignoring = SequenceRequest(id="s", prompt=(0,), max_tokens=9, ignore_eos=True)
+    ignoring = sequence_request(id="s", prompt=(0,), max_tokens=9, ignore_eos=True)
     assert not EndOfText(ignoring, VOCABULARY).is_stop(5)
 
 

@@ -16,4 +16,4 @@ def test_after_the_warm_up_the_engine_is_idle_and_decodes_as_before(slots: int) 
     warm_up(warm)
     assert not warm.has_work
     warm.check_idle()
-    assert warm.submit(one).wait().tokens == fresh.submit(one).wait().tokens
+    assert warm.add_request(one).wait().tokens == fresh.add_request(one).wait().tokens

@@ -7,24 +7,25 @@ import queue
 import shutil
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tasks.generation import FinishReason
+from tasks.sampling_params import SamplingParams
+from tests.helpers.requests import changed, sequence_request
 from worker.checkpoints.folder import CheckpointFolder, find
-from worker.engine.request import Finish, SequenceRequest
 from worker.engine.update import Update
 from worker.engine_process.client import EngineClient, EngineDiedError, EngineLoadError
 from worker.engine_process.messages import Report, Start
 from worker.engine_process.supervisor import EngineSupervisor
-from worker.local import LocalModel, Sampling
+from worker.local import LocalModel
 
 TINY = Path(__file__).parents[3] / "fixtures" / "golden" / "E1b-seed" / "step_000102"
 #: Starting a process imports torch; on a busy machine of two cores that takes its time.
 LOAD_S = 120.0
 DEADLINE_S = 30.0
-LONG = SequenceRequest(id="long", prompt=(1, 2, 3), max_tokens=250, temperature=0.8, seed=7, ignore_eos=True)
+LONG = sequence_request(id="long", prompt=(1, 2, 3), max_tokens=250, temperature=0.8, seed=7, ignore_eos=True)
 
 
 def start_of(folder: CheckpointFolder) -> Start:
@@ -97,46 +98,46 @@ def is_running(pid: int | None) -> bool:
 
 def test_a_sequence_gets_the_same_tokens_as_in_process(shared: Conversation) -> None:
     local = LocalModel.load(str(TINY), TINY.parent, threads=1)
-    expected = local.generate((1, 2, 3), Sampling(max_tokens=40, temperature=0.8, seed=7, ignore_eos=True))
-    shared.client.submit(replace(LONG, id="same", max_tokens=40))
+    expected = local.generate((1, 2, 3), SamplingParams(max_tokens=40, temperature=0.8, seed=7, ignore_eos=True))
+    shared.client.submit(changed(LONG, id="same", max_tokens=40))
     tokens, last = shared.until_finished("same")
     assert tuple(tokens) == expected.token_ids
-    assert last.finish is Finish.LENGTH
+    assert last.finish is FinishReason.LENGTH
 
 
 def test_a_resumed_sequence_reports_the_new_tokens_alone(shared: Conversation) -> None:
-    shared.client.submit(replace(LONG, id="whole", max_tokens=20))
+    shared.client.submit(changed(LONG, id="whole", max_tokens=20))
     whole, _ = shared.until_finished("whole")
-    shared.client.submit(replace(LONG, id="rest", max_tokens=20, generated=tuple(whole[:12])))
+    shared.client.submit(changed(LONG, id="rest", max_tokens=20, generated=tuple(whole[:12])))
     rest, _ = shared.until_finished("rest")
     assert rest == whole[12:]
 
 
 def test_an_aborted_sequence_ends_as_cancelled_and_leaves_its_memory(shared: Conversation) -> None:
     free = shared.when_idle().kv_tokens_free
-    shared.client.submit(replace(LONG, id="aborted"))
+    shared.client.submit(changed(LONG, id="aborted"))
     first = shared.updates.get(timeout=DEADLINE_S)
     assert first.id == "aborted"
     shared.client.abort("aborted")
     tokens, last = shared.until_finished("aborted")
-    assert last.finish is Finish.CANCELLED
-    assert len(first.tokens) + len(tokens) < LONG.max_tokens
+    assert last.finish is FinishReason.CANCELLED
+    assert len(first.tokens) + len(tokens) < LONG.sampling.max_tokens
     assert shared.when_idle().kv_tokens_free == free
 
 
 def test_aborting_an_unknown_sequence_is_nothing(shared: Conversation) -> None:
     shared.client.abort("nobody")
-    shared.client.submit(replace(LONG, id="after", max_tokens=3))
-    assert shared.until_finished("after")[1].finish is Finish.LENGTH
+    shared.client.submit(changed(LONG, id="after", max_tokens=3))
+    assert shared.until_finished("after")[1].finish is FinishReason.LENGTH
 
 
 def test_a_request_that_can_never_run_fails_alone(shared: Conversation) -> None:
-    shared.client.submit(replace(LONG, id="mate", max_tokens=60))
-    shared.client.submit(replace(LONG, id="impossible", prompt=(1,) * 300))
+    shared.client.submit(changed(LONG, id="mate", max_tokens=60))
+    shared.client.submit(changed(LONG, id="impossible", prompt=(1,) * 300))
     _, impossible = shared.until_finished("impossible")
-    assert impossible.finish is Finish.ERROR
+    assert impossible.finish is FinishReason.ERROR
     assert "context" in str(impossible.error)
-    assert shared.until_finished("mate")[1].finish is Finish.LENGTH
+    assert shared.until_finished("mate")[1].finish is FinishReason.LENGTH
 
 
 def test_an_idle_engine_gives_signs_of_life(shared: Conversation) -> None:
@@ -150,8 +151,8 @@ def test_signals_of_a_terminal_or_a_service_manager_do_not_end_the_engine(shared
     assert shared.client.pid is not None
     os.kill(shared.client.pid, signal.SIGINT)
     os.kill(shared.client.pid, signal.SIGTERM)
-    shared.client.submit(replace(LONG, id="unmoved", max_tokens=5))
-    assert shared.until_finished("unmoved")[1].finish is Finish.LENGTH
+    shared.client.submit(changed(LONG, id="unmoved", max_tokens=5))
+    assert shared.until_finished("unmoved")[1].finish is FinishReason.LENGTH
     assert shared.deaths.empty()
 
 
@@ -163,7 +164,7 @@ def test_a_death_is_told_once_with_its_exit_code_and_further_requests_are_refuse
     os.kill(conversation.client.pid, signal.SIGKILL)
     assert conversation.deaths.get(timeout=DEADLINE_S) == -signal.SIGKILL
     with pytest.raises(EngineDiedError):
-        conversation.client.submit(replace(LONG, id="late"))
+        conversation.client.submit(changed(LONG, id="late"))
     conversation.client.abort("long")
     conversation.client.stop()
     assert conversation.deaths.empty()
@@ -231,7 +232,7 @@ def test_the_supervisor_replaces_a_dead_engine_and_turns_waiters_away_at_the_end
         supervisor.submit(LONG)
     assert supervisor.wait_available()
     assert supervisor.pid != first
-    supervisor.submit(replace(LONG, max_tokens=3))
+    supervisor.submit(changed(LONG, max_tokens=3))
     assert reports.get(timeout=DEADLINE_S)[0].tokens
     supervisor.stop()
     assert not supervisor.wait_available()

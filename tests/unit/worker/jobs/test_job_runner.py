@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from tasks.generation import Generation
 from tasks.job import ErrorCode, Job, JobError, Status
 from tasks.store.worker_store import Claimed, Refused, WorkerStore
 from tests.helpers.fake_worker import CARD
 from tests.helpers.job_objects import QUEUED
+from tests.helpers.requests import make_generation
 from worker.checkpoints.tokenizers.characters import CharacterTokenizer
 from worker.engine.kv.budget import KvLedger
 from worker.engine.request import SequenceRequest
@@ -32,7 +32,7 @@ JOB = replace(
     id="job_1",
     checkpoint=CARD.name,
     digest=CARD.digest,
-    generation=Generation(prompt="12+3", max_tokens=50, temperature=0.0, seed=7),
+    generation=make_generation(prompt="12+3", max_tokens=50, temperature=0.0, seed=7),
 )
 
 
@@ -160,12 +160,17 @@ def away_for(calls: int) -> Callable[[], None]:
 
 
 def test_a_job_is_claimed_and_its_request_cut_to_the_context(world: World) -> None:
-    world.store.job = replace(JOB, generation=replace(JOB.generation, max_tokens=2000, stop=("B",), top_k=5))
+    world.store.job = replace(
+        JOB,
+        generation=replace(
+            JOB.generation, sampling=replace(JOB.generation.sampling, max_tokens=2000, stop=("B",), top_k=5)
+        ),
+    )
     world.runner.run("job_1")
     [request] = world.engine.requests
     assert request.prompt == (17, 1, 2, 10, 3)
-    assert request.max_tokens == CARD.context - 5
-    assert (request.stop, request.top_k, request.generated) == ((b"B",), 5, ())
+    assert request.sampling.max_tokens == CARD.context - 5
+    assert (request.sampling.stop, request.sampling.top_k, request.generated) == (("B",), 5, ())
     assert world.store.claims[0]["prompt_tokens"] == 5
     assert world.runner.wait_idle(0)
     assert world.gate.waiting == ()
@@ -267,8 +272,12 @@ def test_prompts_at_the_edge_of_the_context(world: World, prompt: str, code: Err
 def test_our_own_fault_before_the_claim_fails_the_job_and_after_it_counts_a_loss(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world.store.job = replace(JOB, generation=replace(JOB.generation, stop=("\ud800",)))
-    world.runner.run("job_1")
+    def broken_before(*_: object, **__: object) -> None:
+        raise TypeError("broken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("worker.jobs.job_runner.answer_tokens", broken_before)
+        world.runner.run("job_1")
     assert [error.code for error in world.store.rejections] == [ErrorCode.INTERNAL]
 
     def broken(request: SequenceRequest) -> None:

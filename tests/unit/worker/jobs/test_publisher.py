@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from tasks.generation import FinishReason
 from tasks.job import Status
 from tasks.store.worker_store import Append, Finish, FlushReply, WorkerStore
-from worker.engine.request import Finish as EngineFinish
 from worker.engine.update import Update
 from worker.jobs.detokenizer import TextAssembler
 from worker.jobs.publisher import Publisher, PublisherStoppedError
@@ -36,7 +36,7 @@ def job(job_id: str = "job_1", *, attempt: int = 1) -> RunningJob:
     )
 
 
-def said(running: RunningJob, text: str, finish: EngineFinish | None = None) -> Update:
+def said(running: RunningJob, text: str, finish: FinishReason | None = None) -> Update:
     return Update(running.sequence_id, tuple(map(ord, text)), finish)
 
 
@@ -139,7 +139,7 @@ def test_between_first_and_last_token_nothing_is_sent_before_the_interval(world:
     publisher.adopt(running)
     for char in "abc":
         publisher.take([said(running, char)])
-    publisher.take([said(running, "d", EngineFinish.LENGTH)])
+    publisher.take([said(running, "d", FinishReason.LENGTH)])
     assert running.over.wait(DEADLINE_S)
     # The first token, perhaps with others that were in by then; and the end with all the rest.
     assert len(world.store.batches) <= 2
@@ -193,7 +193,7 @@ def test_the_end_is_written_once_and_the_body_may_return(world: World) -> None:
     publisher = world.publish()
     running = job()
     publisher.adopt(running)
-    publisher.take([said(running, "579", EngineFinish.STOP)])
+    publisher.take([said(running, "579", FinishReason.STOP)])
     assert running.over.wait(DEADLINE_S)
     assert world.store.ends["job_1"].completion == "579"
     assert publisher.running() == []
@@ -206,7 +206,7 @@ def test_while_redis_is_away_nothing_is_lost_and_it_is_sent_again(world: World) 
     publisher.adopt(running)
     world.store.there = False
     publisher.take([said(running, "ab")])
-    publisher.take([said(running, "cd", EngineFinish.LENGTH)])
+    publisher.take([said(running, "cd", FinishReason.LENGTH)])
     world.store.wait_for(lambda: world.store.tries >= 2)
     assert not running.over.is_set()
     world.store.there = True
@@ -223,7 +223,7 @@ def test_a_log_that_lost_its_end_is_filled_up_from_there(world: World) -> None:
     world.store.wait_for(lambda: world.store.text() == "abc")
     del world.store.logs["job_1"][1:]
     world.store.answers["job_1"] = FlushReply(gap=True, length=1)
-    publisher.take([said(running, "d", EngineFinish.LENGTH)])
+    publisher.take([said(running, "d", FinishReason.LENGTH)])
     assert running.over.wait(DEADLINE_S)
     assert world.store.text() == "abcd"
 
@@ -236,7 +236,7 @@ def test_a_fenced_job_is_dropped_and_its_sequence_stopped_and_the_others_go_on(w
     world.store.answers["job_1"] = FlushReply(fenced=True)
     publisher.take([said(lost, "a"), said(kept, "x")])
     assert lost.over.wait(DEADLINE_S)
-    publisher.take([said(lost, "b", EngineFinish.LENGTH), said(kept, "y", EngineFinish.LENGTH)])
+    publisher.take([said(lost, "b", FinishReason.LENGTH), said(kept, "y", FinishReason.LENGTH)])
     assert kept.over.wait(DEADLINE_S)
     assert world.aborted == [lost.sequence_id]
     assert world.store.text("job_1") == ""
@@ -251,7 +251,7 @@ def test_a_cancel_that_the_reply_tells_stops_the_sequence_and_its_end_is_written
     world.store.cancelled.add("job_1")
     publisher.take([said(running, "a")])
     world.store.wait_for(lambda: world.store.text() == "a")
-    publisher.take([said(running, "", EngineFinish.CANCELLED)])
+    publisher.take([said(running, "", FinishReason.CANCELLED)])
     assert running.over.wait(DEADLINE_S)
     assert set(world.aborted) == {running.sequence_id}
     assert world.store.ends["job_1"].status is Status.CANCELLED
@@ -279,7 +279,7 @@ def test_tokens_that_were_not_sent_when_the_bell_of_a_cancel_rang_were_decoded_b
     publisher.cancel("job_2")
     publisher.take([said(heard, "d"), said(unheard, "d")])
     publisher.hear_cancel("job_1")
-    publisher.take([said(heard, "", EngineFinish.CANCELLED), said(unheard, "", EngineFinish.CANCELLED)])
+    publisher.take([said(heard, "", FinishReason.CANCELLED), said(unheard, "", FinishReason.CANCELLED)])
     assert heard.over.wait(DEADLINE_S)
     assert unheard.over.wait(DEADLINE_S)
     assert world.store.ends["job_1"].tokens_at_cancel == 3
@@ -328,7 +328,7 @@ def test_a_death_put_down_to_a_job_that_is_over_costs_the_others_nothing(world: 
     over, running = job("job_1"), job("job_2")
     publisher.adopt(over)
     publisher.adopt(running)
-    publisher.take([said(over, "a", EngineFinish.LENGTH)])
+    publisher.take([said(over, "a", FinishReason.LENGTH)])
     assert over.over.wait(DEADLINE_S)
     publisher.engine_died(over.sequence_id)
     assert running.over.wait(DEADLINE_S)
@@ -366,7 +366,7 @@ def test_what_an_earlier_attempt_still_reports_does_not_reach_the_next(world: Wo
     publisher.drop(old.sequence_id)
     publisher.adopt(new)
     publisher.take([said(old, "z"), said(new, "a")])
-    publisher.take([said(old, "", EngineFinish.CANCELLED), said(new, "b", EngineFinish.LENGTH)])
+    publisher.take([said(old, "", FinishReason.CANCELLED), said(new, "b", FinishReason.LENGTH)])
     assert new.over.wait(DEADLINE_S)
     assert world.store.text() == "ab"
     assert world.store.ends["job_1"].status is Status.SUCCEEDED
@@ -388,7 +388,7 @@ def test_stopping_flushes_hands_everything_back_and_takes_nothing_more(world: Wo
     running, done = job("job_1"), job("job_2")
     publisher.adopt(running)
     publisher.adopt(done)
-    publisher.take([said(running, "ab"), said(done, "xy", EngineFinish.LENGTH)])
+    publisher.take([said(running, "ab"), said(done, "xy", FinishReason.LENGTH)])
     publisher.stop()
     assert running.over.is_set()
     assert done.over.is_set()

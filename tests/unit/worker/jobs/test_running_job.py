@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tasks.job import ErrorCode, FinishReason, Status
+from tasks.generation import FinishReason
+from tasks.job import ErrorCode, Status
 from tasks.store.worker_store import Append, Finish
-from worker.engine.request import Finish as EngineFinish
 from worker.engine.update import Update
 from worker.jobs.detokenizer import TextAssembler
 from worker.jobs.running_job import RunningJob
@@ -34,7 +34,7 @@ def job(text: str = "", *, stop: tuple[str, ...] = (), attempt: int = 1) -> Runn
     )
 
 
-def said(text: str, finish: EngineFinish | None = None, error: str | None = None) -> Update:
+def said(text: str, finish: FinishReason | None = None, error: str | None = None) -> Update:
     return Update("job_1/1", tuple(map(ord, text)), finish, error)
 
 
@@ -81,7 +81,7 @@ def test_an_append_carries_what_the_log_lacks() -> None:
 
 def test_the_end_carries_the_whole_text_and_the_last_tokens() -> None:
     running = job("ab", attempt=2)
-    running.extend(said("c", EngineFinish.LENGTH))
+    running.extend(said("c", FinishReason.LENGTH))
     assert running.urgent
     operation = running.operation()
     assert isinstance(operation, Finish)
@@ -93,7 +93,7 @@ def test_the_end_carries_the_whole_text_and_the_last_tokens() -> None:
 def test_text_held_back_for_a_stop_string_that_never_came_is_the_tail() -> None:
     running = job(stop=("END",))
     running.extend(said("1EN"))
-    running.extend(said("", EngineFinish.STOP))
+    running.extend(said("", FinishReason.STOP))
     operation = running.operation()
     assert isinstance(operation, Finish)
     assert (operation.pieces, operation.tail, operation.completion) == (("1", "", ""), "EN", "1EN")
@@ -112,16 +112,16 @@ def test_a_stop_string_that_the_text_alone_shows_ends_the_job_and_what_follows_i
 @pytest.mark.parametrize(
     ("finish", "status", "reason", "code"),
     [
-        (EngineFinish.STOP, Status.SUCCEEDED, FinishReason.STOP, None),
-        (EngineFinish.NEWLINE, Status.SUCCEEDED, FinishReason.NEWLINE, None),
-        (EngineFinish.LENGTH, Status.SUCCEEDED, FinishReason.LENGTH, None),
-        (EngineFinish.CANCELLED, Status.CANCELLED, FinishReason.CANCELLED, None),
-        (EngineFinish.DEADLINE, Status.FAILED, FinishReason.DEADLINE, ErrorCode.DEADLINE_EXCEEDED),
-        (EngineFinish.ERROR, Status.FAILED, FinishReason.ERROR, ErrorCode.INTERNAL),
+        (FinishReason.STOP, Status.SUCCEEDED, FinishReason.STOP, None),
+        (FinishReason.NEWLINE, Status.SUCCEEDED, FinishReason.NEWLINE, None),
+        (FinishReason.LENGTH, Status.SUCCEEDED, FinishReason.LENGTH, None),
+        (FinishReason.CANCELLED, Status.CANCELLED, FinishReason.CANCELLED, None),
+        (FinishReason.DEADLINE, Status.FAILED, FinishReason.DEADLINE, ErrorCode.DEADLINE_EXCEEDED),
+        (FinishReason.ERROR, Status.FAILED, FinishReason.ERROR, ErrorCode.INTERNAL),
     ],
 )
 def test_every_end_of_the_engine_is_an_end_of_the_job(
-    finish: EngineFinish, status: Status, reason: FinishReason, code: ErrorCode | None
+    finish: FinishReason, status: Status, reason: FinishReason, code: ErrorCode | None
 ) -> None:
     running = job()
     running.extend(said("a", finish, "the step raised"))
@@ -129,7 +129,7 @@ def test_every_end_of_the_engine_is_an_end_of_the_job(
     assert isinstance(operation, Finish)
     assert (operation.status, operation.finish_reason, operation.completion) == (status, reason, "a")
     assert (operation.error.code if operation.error else None) == code
-    if finish is EngineFinish.ERROR:
+    if finish is FinishReason.ERROR:
         assert operation.error is not None
         assert "the step raised" in operation.error.message
 

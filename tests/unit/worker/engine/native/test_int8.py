@@ -155,7 +155,7 @@ def test_a_trained_model_adds_as_well_and_takes_little_more_than_a_quarter_of_th
     # Ids of the digits are the digits themselves; 10 is plus, 17 equals, and 18 stands in front and behind.
     sums = [(100 + 29 * i, 999 - 31 * i) for i in range(29)]
     texts = [
-        running.submit(request(f"{a}+{b}", (18, *map(int, str(a)), 10, *map(int, str(b)), 17), 5, every_id=True))
+        running.add_request(request(f"{a}+{b}", (18, *map(int, str(a)), 10, *map(int, str(b)), 17), 5, every_id=True))
         for a, b in sums
     ]
     while running.has_work:

@@ -126,7 +126,8 @@ def test_no_bit_depends_on_how_threads_share_a_step(folder: str, monkeypatch: py
         running = engine(load_weights(found.config, found.weights, CPU), slots=7, kv_tokens=2048)
         # Prompts of different lengths, some longer than what one step takes of them.
         sequences = [
-            running.submit(request(str(row), (1 + row, *range(4 * row)), 20 + row, temperature=0.5)) for row in range(7)
+            running.add_request(request(str(row), (1 + row, *range(4 * row)), 20 + row, temperature=0.5))
+            for row in range(7)
         ]
         while running.has_work:
             running.step()
@@ -234,10 +235,10 @@ def test_a_process_that_was_forked_starts_its_own_threads() -> None:
         "from tests.helpers.engines import engine, model, request\n"
         "torch.set_num_threads(2)\n"
         f"decoding = model({FOLDERS[0]!r})\n"
-        "tokens = [engine(decoding).submit(request('a')).wait().tokens for _ in range(3)][0]\n"
+        "tokens = [engine(decoding).add_request(request('a')).wait().tokens for _ in range(3)][0]\n"
         "child = os.fork()\n"
         "if not child:\n"
-        "    os._exit(engine(decoding).submit(request('a')).wait().tokens != tokens)\n"
+        "    os._exit(engine(decoding).add_request(request('a')).wait().tokens != tokens)\n"
         "os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60, cwd=ROOT)

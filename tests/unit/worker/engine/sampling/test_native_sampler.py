@@ -185,7 +185,9 @@ def test_an_engine_draws_the_same_with_either(monkeypatch: pytest.MonkeyPatch) -
 
     def texts() -> list[list[int]]:
         running = engine(decoding)
-        sequences = [running.submit(request(f"{seed}", (1, 2), 20, temperature=1.0, seed=seed)) for seed in range(6)]
+        sequences = [
+            running.add_request(request(f"{seed}", (1, 2), 20, temperature=1.0, seed=seed)) for seed in range(6)
+        ]
         return [one.wait().tokens for one in sequences]
 
     native = texts()

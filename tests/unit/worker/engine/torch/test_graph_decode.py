@@ -61,7 +61,7 @@ def five_sequences(decoding: DecodingModel, *, each: int) -> Engine:
     ]
     for number, way in enumerate(ways):
         prompt = tuple(position % 29 for position in range(1 + number * 37))
-        running.submit(request(str(number), prompt, each + 4 * (4 - number), seed=number, **way))
+        running.add_request(request(str(number), prompt, each + 4 * (4 - number), seed=number, **way))
     return running
 
 
@@ -95,7 +95,7 @@ def test_a_row_that_has_left_writes_no_more() -> None:
     """Its places may be another's by then."""
     running = engine(recorded_model(E7), slots=4)
     for number in range(4):
-        running.submit(request(str(number), (1, 2, 3), 20 - 4 * number))
+        running.add_request(request(str(number), (1, 2, 3), 20 - 4 * number))
     running.step()
     extents = [sequence.extent for sequence in running._scheduler.running]
     while running.has_work:
@@ -163,13 +163,13 @@ def test_the_angles_stay_where_a_record_reads_them() -> None:
         softcap=era.softcap,
     )
     model = Model.load(config, random_weights(2, 16, 32), Device("cpu"))
-    tokens = engine(model).submit(request("a", (1,), 300)).wait().tokens
+    tokens = engine(model).add_request(request("a", (1,), 300)).wait().tokens
     model = Model.load(config, random_weights(2, 16, 32), Device("cpu"))
     running = engine(StaticDecode(model, Tape.record), prefill_chunk_tokens=1024)
-    running.submit(request("b")).wait()
+    running.add_request(request("b")).wait()
     address = model.rope._table.data_ptr()
-    assert running.submit(request("a", (1,), 300)).wait().tokens == tokens
-    running.submit(request("c", (1,) * 900)).wait()
+    assert running.add_request(request("a", (1,), 300)).wait().tokens == tokens
+    running.add_request(request("c", (1,) * 900)).wait()
     assert model.rope._table.data_ptr() == address
 
 
@@ -277,7 +277,9 @@ def test_while_rows_decode_on_the_host_sends_uniform_numbers_and_nothing_else(
 ) -> None:
     running = engine(recorded_model(E7))
     for number in range(3):
-        running.submit(request(str(number), (1, 2, 3), 30, temperature=temperature, top_k=7, top_p=0.9, seed=number))
+        running.add_request(
+            request(str(number), (1, 2, 3), 30, temperature=temperature, top_k=7, top_p=0.9, seed=number)
+        )
     for _ in range(3):
         running.step()
     with Crossings() as crossings:
@@ -335,8 +337,8 @@ def test_a_device_with_graphs_captures_behind_a_run_on_a_stream_of_its_own(
     monkeypatch.setattr(Device, "graphs", True)
     found = checkpoint(E7)
     running = engine(load_weights(found.config, found.weights, Device("cpu")))
-    tokens = running.submit(request("a", (1,), 5)).wait().tokens
-    assert tokens == engine(torch_model(E7)).submit(request("a", (1,), 5)).wait().tokens
+    tokens = running.add_request(request("a", (1,), 5)).wait().tokens
+    assert tokens == engine(torch_model(E7)).add_request(request("a", (1,), 5)).wait().tokens
     assert fake_cuda == [
         "side waits for main",
         "on side",

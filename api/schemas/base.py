@@ -1,0 +1,26 @@
+"""What all bodies share: the base model, times, and short texts with bounds."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, PlainSerializer, WithJsonSchema
+
+
+def _rfc3339(time: datetime) -> str:
+    return time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+#: A time in UTC with milliseconds, as `2026-01-02T03:04:05.678Z`.
+Moment = Annotated[
+    datetime,
+    PlainSerializer(_rfc3339, when_used="json"),
+    WithJsonSchema({"type": "string", "format": "date-time"}, mode="serialization"),
+]
+
+
+class Model(BaseModel):
+    """Base of all bodies. Field names may begin with `model`."""
+
+    model_config = ConfigDict(protected_namespaces=(), allow_inf_nan=False)
