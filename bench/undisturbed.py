@@ -20,7 +20,7 @@ from worker.checkpoints.folder import find
 from worker.checkpoints.tokenizers import load_tokenizer
 from worker.engine.request import SequenceRequest
 from worker.engine.sequence import Sequence as EngineSequence
-from worker.jobs.detokenizer import TextAssembler
+from worker.jobs.detokenizer import Detokenizer
 from worker.jobs.prompt import answer_tokens, encode_prompt
 from worker.model_loader import load_model
 
@@ -105,7 +105,7 @@ class Undisturbed:
         """The text of the tokens that were written."""
         generation = written.generation
         decoder = self._tokenizer.decoder()
-        assembler = TextAssembler(
+        assembler = Detokenizer(
             decoder, stop=generation.sampling.stop, stop_on_newline=generation.sampling.stop_on_newline
         )
         return "".join(assembler.push(token_id) for token_id in written.token_ids) + assembler.finish()

@@ -17,7 +17,7 @@ UNKNOWN_P90 = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Finish:
+class FinishEstimate:
     """When a job will be over, in seconds from now: half of the jobs, and nine of ten, take no longer."""
 
     p50: float
@@ -32,13 +32,13 @@ class Estimate:
     tokens_ahead: int
     #: Seconds until it starts, and until it is over; None where nothing is known yet, or nobody serves.
     start_s: float | None
-    finish: Finish | None
+    finish: FinishEstimate | None
     #: Seconds until it is over, before they are corrected by how well that was told of late.
     uncorrected_s: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
+class QueueLoad:
     """What a checkpoint's queue and its workers do at a moment."""
 
     #: Jobs that wait, and tokens that they may generate together.
@@ -69,7 +69,7 @@ class Load:
             start_s = departures * self._run_s(self._tokens_each(tokens_left), self.first_token_s) / self.slots
         run_s = self._run_s(tokens_left, 0.0 if position is None else self.first_token_s)
         finish_s = start_s + run_s
-        likely = Finish(finish_s * self._factor(0.5), finish_s * self._factor(0.9))
+        likely = FinishEstimate(finish_s * self._factor(0.5), finish_s * self._factor(0.9))
         return Estimate(tokens_ahead, start_s, likely, finish_s)
 
     def departure_s(self, departures: int) -> float | None:

@@ -18,7 +18,7 @@ from worker.engine.architecture.weight_form import WeightForm
 from worker.engine.device import Device
 from worker.engine.engine import Engine
 from worker.engine.request import SequenceRequest
-from worker.jobs.detokenizer import TextAssembler
+from worker.jobs.detokenizer import Detokenizer
 from worker.jobs.prompt import PromptError, answer_tokens, encode_prompt
 from worker.model_loader import DeviceName, load_model
 
@@ -171,10 +171,10 @@ class LocalModel:
             keep_prompt_logits=keep_logits,
         )
 
-    def _assembler(self, sampling: SamplingParams) -> TextAssembler | None:
+    def _assembler(self, sampling: SamplingParams) -> Detokenizer | None:
         if self.tokenizer is None:
             return None
-        return TextAssembler(self.tokenizer.decoder(), stop=sampling.stop, stop_on_newline=sampling.stop_on_newline)
+        return Detokenizer(self.tokenizer.decoder(), stop=sampling.stop, stop_on_newline=sampling.stop_on_newline)
 
 
 def read_card(

@@ -14,7 +14,7 @@ from worker.engine.architecture.weight_form import WeightForm
 from worker.engine.backends import load_weights
 from worker.engine.device import Device
 from worker.engine.engine import Engine
-from worker.engine.kv.budget import KvLedger
+from worker.engine.kv.budget import KvBudget
 from worker.engine.vocabulary import Vocabulary
 from worker.engine.warm_up import warm_up
 
@@ -62,7 +62,7 @@ def load_model(
     config = checkpoint.config
     kv_tokens = place.kv_tokens(config, slots=slots, kv_memory_mb=kv_memory_mb)
     per_token = place.kv_bytes_per_token(config)
-    one_context = KvLedger.need(config.sequence_len, 0)
+    one_context = KvBudget.need(config.sequence_len, 0)
     if kv_tokens < one_context:
         needed_mb = -(-one_context * per_token // 2**20)
         raise ValueError(

@@ -22,7 +22,7 @@ from tasks.worker_info import WorkerInfo, WorkerState
 from worker import health
 from worker.checkpoints.folder import CheckpointFolder
 from worker.checkpoints.tokenizers import load_tokenizer
-from worker.engine.kv.budget import KvLedger
+from worker.engine.kv.budget import KvBudget
 from worker.engine_process.client import EngineLoadError
 from worker.engine_process.messages import Ready, Start
 from worker.engine_process.supervisor import EngineSupervisor
@@ -81,7 +81,7 @@ class WorkerService:
             on_conflict=give_up,
             period_s=settings.heartbeat_s,
         )
-        self._bells = BellListener(self._redis, keys.worker_bell(name), self._publisher.hear_cancel)
+        self._bells = BellListener(self._redis, keys.worker_channel(name), self._publisher.hear_cancel)
         self._runner: JobRunner | None = None
         self._info = WorkerInfo(
             name=name,
@@ -135,7 +135,7 @@ class WorkerService:
             store=self._store,
             engine=self._engine,
             publisher=self._publisher,
-            gate=KvGate(KvLedger(ready.kv_tokens)),
+            gate=KvGate(KvBudget(ready.kv_tokens)),
             tokenizer=tokenizer,
             card=ready.card,
             worker=self._info.name,

@@ -18,7 +18,7 @@ from api.jobs.responses import vanished
 from api.jobs.stream_state import Telling
 from api.shutdown import Stopping
 from tasks.job import Job
-from tasks.store.job_store import JobStore, News
+from tasks.store.job_store import JobChanges, JobStore
 
 log = structlog.get_logger(__name__)
 
@@ -37,7 +37,7 @@ class Follower:
         self._estimates = estimates
         self._stopping = stopping
 
-    async def follow(self, job: Job, news: News, cursor: Cursor, *, prefix: str) -> AsyncGenerator[bytes]:
+    async def follow(self, job: Job, news: JobChanges, cursor: Cursor, *, prefix: str) -> AsyncGenerator[bytes]:
         """The events of a job behind `cursor`, of which `news` were read just now.
 
         Ends behind `done`; with an `error` where the job is gone; and without either where this process is about to
@@ -80,10 +80,10 @@ class Follower:
     async def _changes(self, telling: Telling, watched: Watched) -> tuple[list[Event], bool]:
         """What the client does not know yet, and whether that is the end. On RedisError nothing is told."""
         job = telling.job
-        news: News | None = None
+        news: JobChanges | None = None
         if watched.bell.news:
             watched.bell.news = False
-            news = await self._store.follow(job.id, *telling.cursor)
+            news = await self._store.changes(job.id, *telling.cursor)
             if news is None:
                 return [telling.failure(await vanished(self._store, job.id))], True
             watched.position = news.position

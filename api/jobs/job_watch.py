@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from api.background import end
 from api.jobs.subscriptions import Bell, Bells
 from tasks.store import keys
-from tasks.store.job_store import JobStore, Look
+from tasks.store.job_store import JobStore, JobVersion
 
 log = structlog.get_logger(__name__)
 
@@ -32,7 +32,7 @@ class Watched:
     #: Jobs ahead of it at the last look; None where it does not wait, or was not looked at yet.
     position: int | None = None
 
-    def show(self, seen: Look | None, *, changed: bool) -> None:
+    def show(self, seen: JobVersion | None, *, changed: bool) -> None:
         """Take in a look."""
         position = None if seen is None else seen.position
         moved = position != self.position
@@ -77,7 +77,7 @@ class JobWatch:
 
         It rings once as soon as nothing can be missed any more: wait for that, then read, then wait again.
         """
-        channels = [keys.state_bell(job_id), *([keys.token_bell(job_id)] if tokens else [])]
+        channels = [keys.state_channel(job_id), *([keys.tokens_channel(job_id)] if tokens else [])]
         with self._bells.listen(*channels) as bell, self._looked_at(job_id, Watched(bell, moves)) as watched:
             yield watched
 
@@ -111,7 +111,7 @@ class JobWatch:
         ids = list(self._watched)
         if not ids:
             return
-        for job_id, seen in zip(ids, await self._store.look(ids), strict=True):
+        for job_id, seen in zip(ids, await self._store.versions(ids), strict=True):
             version = None if seen is None else seen.version
             # At the first look there is nothing to compare with: better one ring too many.
             changed = job_id not in self._seen or self._seen[job_id] != version

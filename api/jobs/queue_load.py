@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from tasks.estimate import Estimate, Load
+from tasks.estimate import Estimate, QueueLoad
 from tasks.job import Job, Status
 from tasks.store.job_store import JobStore
 
@@ -22,7 +22,7 @@ MAX_RETRY_S = 60
 class Reading:
     """A checkpoint's queue at one moment."""
 
-    load: Load
+    load: QueueLoad
     as_of: datetime
     #: `time.monotonic()` of that moment.
     taken_at: float
@@ -45,7 +45,7 @@ class Estimates:
         known = self._readings.get(checkpoint)
         now = time.monotonic()
         if known is None or now - known.taken_at > FRESH_S:
-            known = Reading(await self._store.load(checkpoint), datetime.now(UTC), now)
+            known = Reading(await self._store.queue_load(checkpoint), datetime.now(UTC), now)
             self._readings[checkpoint] = known
         return known
 

@@ -15,7 +15,7 @@ from api.jobs.queue_load import Reading, tokens_left
 from api.jobs.responses import unsuccessful
 from api.schemas.events import AttemptEvent, StatusEvent, TokenEvent
 from tasks.job import Job
-from tasks.store.job_store import News
+from tasks.store.job_store import JobChanges
 from tasks.token_log import Entry
 
 #: Least time between two `queue` events, in seconds.
@@ -36,7 +36,7 @@ class Telling:
     _position: int | None = None
     _position_at: float = -QUEUE_EVERY_S
 
-    def news(self, news: News) -> Iterator[Event]:
+    def news(self, news: JobChanges) -> Iterator[Event]:
         """What a read brought: state, log, end."""
         status = StatusEvent(status=news.status, attempt=news.attempt, worker=news.worker)
         if news.ended is None and status != self._status:

@@ -69,7 +69,7 @@ class Bells:
         self._pool = redis.connection_pool
         self._ears: dict[bytes, set[Bell]] = {}
         #: Where the ends of this process's own jobs are told.
-        self.reply_channel = keys.reply_bell(secrets.token_hex(8))
+        self.reply_channel = keys.reply_channel(secrets.token_hex(8))
         self._reply_name = self.reply_channel.encode()
         #: By job id.
         self._awaiting_reply: dict[bytes, set[Bell]] = {}

@@ -66,7 +66,7 @@ async def stream_answer(
 
     `on_gone` is called where the client goes away before the end.
     """
-    news = await services.store.follow(job.id, *cursor)
+    news = await services.store.changes(job.id, *cursor)
     if news is None:
         raise await vanished(services.store, job.id)
     answer = {**job_headers(job.id, prefix), **(headers or {})}

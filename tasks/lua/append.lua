@@ -21,6 +21,6 @@ end
 local listeners = 0
 if after > length then
   redis.call('HINCRBY', KEY.job(id), 'version', 1)
-  listeners = ring_tokens(id)
+  listeners = notify_tokens(id)
 end
 return {'ok', after, requested_at and 1 or 0, listeners}

@@ -18,9 +18,9 @@ if not is_terminal(status) then
     finish_cancelled(id)
   else
     -- Rung at each call: the first bell may have been lost.
-    redis.call('PUBLISH', KEY.worker_bell(worker), id)
+    redis.call('PUBLISH', KEY.worker_channel(worker), id)
     if not requested_at then
-      ring_state(id)
+      notify_state(id)
     end
   end
 end

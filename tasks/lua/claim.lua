@@ -49,6 +49,6 @@ redis.call('ZADD', KEY.jobs_with('running'), created_at, id)
 if attempt > 1 then
   redis.call('XADD', KEY.tokens(id), next_mark(id, tokens), 'attempt', attempt)
 end
-ring_state(id)
+notify_state(id)
 dispatch(checkpoint)
 return {'claimed', attempt, redis.call('XRANGE', KEY.tokens(id), '-', '+'), time_left(id) or -1}

@@ -22,10 +22,10 @@ if key_hash then
   redis.call('PEXPIRE', KEY.idempotency(key_hash), key_ttl)
 end
 tidy()
-ring_state(id)
+notify_state(id)
 reply(id, reply_to)
 if status == 'running' then
-  redis.call('PUBLISH', KEY.worker_bell(worker), id)
+  redis.call('PUBLISH', KEY.worker_channel(worker), id)
 end
 dispatch(checkpoint)
 return 1

@@ -65,10 +65,10 @@ for _, checkpoint in ipairs(checkpoints) do
   local running = KEY.running(checkpoint)
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', running, '-inf', NOW_MS, 'LIMIT', 0, LIMIT.REAP_AT_ONCE)) do
     if read(id, 'status') then
-      requeue(id, true)
+      return_to_backlog(id, true)
       over = over + 1
     else
-      dropped = dropped + forget(id, checkpoint)
+      dropped = dropped + remove_orphan(id, checkpoint)
     end
   end
 
@@ -79,7 +79,7 @@ for _, checkpoint in ipairs(checkpoints) do
 
   for _, id in ipairs(redis.call('ZRANDMEMBER', KEY.backlog(checkpoint), LIMIT.REAP_AT_ONCE)) do
     if redis.call('EXISTS', KEY.job(id)) == 0 then
-      dropped = dropped + forget(id, checkpoint)
+      dropped = dropped + remove_orphan(id, checkpoint)
     end
   end
   dispatch(checkpoint)

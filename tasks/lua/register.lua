@@ -32,7 +32,7 @@ if earlier ~= incarnation then
     for _, id in ipairs(redis.call('ZRANGE', KEY.running(served), 0, -1)) do
       local holder, run = read(id, 'worker', 'incarnation')
       if holder == name and run ~= incarnation then
-        requeue(id, true)
+        return_to_backlog(id, true)
         taken = taken + 1
       end
     end

@@ -12,6 +12,6 @@ local status, current, checkpoint = read(id, 'status', 'attempt', 'checkpoint')
 if status ~= 'running' or current ~= attempt then
   return 0
 end
-requeue(id, lost == '1')
+return_to_backlog(id, lost == '1')
 dispatch(checkpoint)
 return 1

@@ -10,5 +10,5 @@ local checkpoint = read(id, 'checkpoint')
 if not checkpoint or not redis.call('ZSCORE', KEY.dispatched(checkpoint), id) then
   return 0
 end
-put_back(id)
+requeue(id)
 return 1

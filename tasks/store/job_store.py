@@ -15,7 +15,7 @@ import redis.asyncio
 from tasks.card import Card
 from tasks.celery_app import make_app
 from tasks.errors import IdempotencyMismatchError, QueueFullError, QueuePositionError
-from tasks.estimate import Load
+from tasks.estimate import QueueLoad
 from tasks.generation import Generation
 from tasks.job import Job, Status, TimeLimits
 from tasks.message import Renderer
@@ -76,7 +76,7 @@ class Submitted:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class JobVersion:
     """What many jobs are asked for at once."""
 
     #: Rises at every change.
@@ -86,7 +86,7 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
-class News:
+class JobChanges:
     """What is new of a job that somebody follows."""
 
     status: Status
@@ -155,7 +155,7 @@ class JobStore:
             # Counted from the job's end: as long as the job lives, so does its key.
             record["idempotency"] = new.idempotency.key_hash
             record["idempotency_ttl_ms"] = max(ttl_ms, _ms(self._settings.idempotency_ttl_s))
-        outcome, *rest = await scripts.load("submit").acall(
+        outcome, *rest = await scripts.get("submit").acall(
             self._redis,
             new.id,
             new.checkpoint,
@@ -187,20 +187,20 @@ class JobStore:
 
     async def get(self, job_id: str) -> Job | None:
         """The job, with its exact position while it waits; None where there is none (any more)."""
-        return _job(await scripts.load("view").acall(self._redis, job_id))
+        return _job(await scripts.get("view").acall(self._redis, job_id))
 
-    async def look(self, job_ids: Sequence[str]) -> Sequence[Look | None]:
+    async def versions(self, job_ids: Sequence[str]) -> Sequence[JobVersion | None]:
         """A look at each job, in one call; None where there is no such job (any more)."""
-        seen = await scripts.load("versions").acall(self._redis, *job_ids)
-        return [None if of_job is None else Look(of_job[0], _position(of_job[1])) for of_job in seen]
+        seen = await scripts.get("versions").acall(self._redis, *job_ids)
+        return [None if of_job is None else JobVersion(of_job[0], _position(of_job[1])) for of_job in seen]
 
-    async def follow(self, job_id: str, after: int = 0, k: int = 0) -> News | None:
+    async def changes(self, job_id: str, after: int = 0, k: int = 0) -> JobChanges | None:
         """What is new of a job behind the cursor `<after>-<k>`, in one call; None where there is no such job."""
-        reply = await scripts.load("changes").acall(self._redis, job_id, f"{after}-{k}")
+        reply = await scripts.get("changes").acall(self._redis, job_id, f"{after}-{k}")
         if reply is None:
             return None
         status, attempt, worker, ahead, entries, *end = reply
-        return News(
+        return JobChanges(
             status=Status(status.decode()),
             attempt=attempt,
             worker=worker.decode() or None,
@@ -213,19 +213,19 @@ class JobStore:
     async def delete(self, job_id: str) -> bool:
         """Delete a job, whatever its state, with its prompt and its text. False where there is no such job."""
         remember_ms = _ms(self._settings.result_ttl_s)
-        return bool(await scripts.load("delete").acall(self._redis, job_id, remember_ms))
+        return bool(await scripts.get("delete").acall(self._redis, job_id, remember_ms))
 
     async def was_deleted(self, job_id: str) -> bool:
         """Whether a job that is not there was deleted, not so long ago."""
         return bool(await self._redis.exists(keys.deleted(job_id)))
 
-    async def load(self, checkpoint: str) -> Load:
+    async def queue_load(self, checkpoint: str) -> QueueLoad:
         """What an estimate of the checkpoint's queue goes by."""
-        waiting, waiting_tokens, running, slots, *pace, accuracy = await scripts.load("queue_load").acall(
+        waiting, waiting_tokens, running, slots, *pace, accuracy = await scripts.get("queue_load").acall(
             self._redis, checkpoint
         )
         first_token_ms, ms_per_token, share = (float(value) if value else None for value in pace)
-        return Load(
+        return QueueLoad(
             waiting=waiting,
             waiting_tokens=waiting_tokens,
             running=running,
@@ -238,7 +238,7 @@ class JobStore:
 
     async def cancel(self, job_id: str) -> Job | None:
         """Cancel a job and return it as it is then: one that waited is over, one that runs is asked to stop."""
-        return _job(await scripts.load("cancel").acall(self._redis, job_id))
+        return _job(await scripts.get("cancel").acall(self._redis, job_id))
 
     async def log(self, job_id: str, after: int = 0, k: int = 0) -> Entries:
         """The log behind the cursor `<after>-<k>`; the first entry is cut where the cursor is inside it.
@@ -254,7 +254,7 @@ class JobStore:
     ) -> Page:
         """Jobs, the newest first. `cursor` is a page's `next_cursor`; raises ValueError where it is not."""
         last_at, last_id = _parse_cursor(cursor)
-        views, next_at, next_id = await scripts.load("list").acall(
+        views, next_at, next_id = await scripts.get("list").acall(
             self._redis, status or "", owner or "", limit, last_at, last_id
         )
         jobs = tuple(job for view in views if (job := _job(view)) is not None)
@@ -290,7 +290,7 @@ class JobStore:
 
     async def reap(self) -> Reaped:
         """Bring back what got lost, unless somebody has just done so. Every process calls it each second."""
-        return Reaped.from_reply(await scripts.load("reap").acall(self._redis, *self._reap_arguments))
+        return Reaped.from_reply(await scripts.get("reap").acall(self._redis, *self._reap_arguments))
 
     async def _checkpoints(self) -> Sequence[str]:
         names: Any = await self._redis.smembers(keys.CHECKPOINTS)

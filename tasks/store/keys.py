@@ -92,21 +92,21 @@ def queue(checkpoint: str) -> str:
     return f"generate.{checkpoint}"
 
 
-def state_bell(job_id: str) -> str:
+def state_channel(job_id: str) -> str:
     """Channel that rings when the state of a job changes."""
     return f"{PREFIX}bell:{job_id}:state"
 
 
-def token_bell(job_id: str) -> str:
+def tokens_channel(job_id: str) -> str:
     """Channel that rings when a job has new tokens."""
     return f"{PREFIX}bell:{job_id}:tokens"
 
 
-def reply_bell(process: str) -> str:
+def reply_channel(process: str) -> str:
     """Channel on which an API process hears the ids of jobs that are over, of those that it submitted and waits for."""
     return f"{PREFIX}bell:api:{process}"
 
 
-def worker_bell(name: str) -> str:
+def worker_channel(name: str) -> str:
     """Channel on which a worker hears the ids of its jobs that were asked to stop."""
     return f"{PREFIX}bell:worker:{name}"

@@ -44,6 +44,10 @@ LIMITS = {
 }
 
 
+#: Files of `lua/prelude` that stand in front of every script, each of which uses what is above it.
+PRELUDE = ("record", "log", "queue", "lifecycle")
+
+
 @dataclass(frozen=True, slots=True)
 class Script:
     """One script with everything that stands in front of it."""
@@ -70,16 +74,17 @@ class Script:
 
 
 @cache
-def load(name: str) -> Script:
+def get(name: str) -> Script:
     """The script in `lua/<name>.lua`."""
     folder = files("tasks") / "lua"
-    parts = [prelude(), (folder / "common.lua").read_text("utf-8"), (folder / f"{name}.lua").read_text("utf-8")]
+    parts = [generated_tables(), *((folder / "prelude" / f"{part}.lua").read_text("utf-8") for part in PRELUDE)]
+    parts.append((folder / f"{name}.lua").read_text("utf-8"))
     text = "\n".join(parts)
     return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
 @cache
-def prelude() -> str:
+def generated_tables() -> str:
     """Lua tables made from Python, so that nothing is spelled twice: `KEY`, `LIMIT` and `FAILURE` (as JSON)."""
     lines = ["local KEY, FAILURE = {}, {}"]
     for name, value in vars(keys).items():

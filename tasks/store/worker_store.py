@@ -50,7 +50,7 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Append:
+class AppendTokens:
     """New tokens of a running job."""
 
     job_id: str
@@ -63,7 +63,7 @@ class Append:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finish:
+class FinishJob:
     """The end of a running job, with the tokens that its log lacks."""
 
     job_id: str
@@ -84,7 +84,7 @@ class Finish:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlushReply:
-    """What came of an Append or a Finish."""
+    """What came of an AppendTokens or a FinishJob."""
 
     #: The job is not this attempt's (any more); nothing was written, and nothing will be.
     fenced: bool = False
@@ -213,7 +213,7 @@ class WorkerStore:
         log = token_log.TokenLog(token_log.from_reply(entries))
         return Claimed(attempt, log.token_ids, log.token_pieces, None if left_ms < 0 else left_ms / 1000)
 
-    def flush(self, batch: Sequence[Append | Finish]) -> list[FlushReply]:
+    def flush(self, batch: Sequence[AppendTokens | FinishJob]) -> list[FlushReply]:
         """Write for many jobs, at most one item for each, in one round trip; one reply for each item.
 
         Where Redis fails for one item this raises, though others may have been written: send all of them again.
@@ -234,7 +234,7 @@ class WorkerStore:
         """Fail a waiting job that its checkpoint can never run. `digest` is that of the weights which say so."""
         self._call("reject", job_id, digest, error.to_json())
 
-    def put_back(self, job_id: str) -> None:
+    def requeue(self, job_id: str) -> None:
         """Give a job back whose message was taken but that was not claimed: it is next in line."""
         self._call("requeue", job_id)
 
@@ -255,9 +255,9 @@ class WorkerStore:
         return Reaped.from_reply(self._call("reap", *self._reap_arguments))
 
     def _call(self, script: str, *arguments: scripts.Argument) -> Any:
-        return scripts.load(script).call(self._redis, *arguments)
+        return scripts.get(script).call(self._redis, *arguments)
 
-    def _send(self, batch: Sequence[Append | Finish]) -> list[Any]:
+    def _send(self, batch: Sequence[AppendTokens | FinishJob]) -> list[Any]:
         with self._redis.pipeline(transaction=False) as pipeline:
             for item in batch:
                 pipeline.evalsha(_script(item).sha, 0, *_arguments(item))
@@ -265,11 +265,11 @@ class WorkerStore:
             return replies
 
 
-def _script(item: Append | Finish) -> scripts.Script:
-    return scripts.load("append" if isinstance(item, Append) else "finish")
+def _script(item: AppendTokens | FinishJob) -> scripts.Script:
+    return scripts.get("append" if isinstance(item, AppendTokens) else "finish")
 
 
-def _arguments(item: Append | Finish) -> tuple[str, ...]:
+def _arguments(item: AppendTokens | FinishJob) -> tuple[str, ...]:
     appended = (
         item.job_id,
         str(item.attempt),
@@ -277,7 +277,7 @@ def _arguments(item: Append | Finish) -> tuple[str, ...]:
         token_log.encode_ids(item.token_ids),
         token_log.encode_pieces(item.pieces),
     )
-    if isinstance(item, Append):
+    if isinstance(item, AppendTokens):
         return appended
     return (
         *appended,

@@ -17,7 +17,7 @@ from tasks.job import Job, JobError, Status
 from tasks.settings import Settings
 from tasks.store import keys
 from tasks.store.connections import make_sync
-from tasks.store.worker_store import Append, Claimed, Finish, WorkerStore
+from tasks.store.worker_store import AppendTokens, Claimed, FinishJob, WorkerStore
 from tasks.worker_info import WorkerInfo, WorkerState
 
 CHARACTERS = "\n 0123456789+-*/=HBabcdefghij"
@@ -149,7 +149,7 @@ class FakeWorker:
             status, reason = Status.FAILED, FinishReason.ERROR
         self.store.flush(
             [
-                Finish(
+                FinishJob(
                     job_id=job.id,
                     attempt=claim.attempt,
                     before=known,
@@ -173,7 +173,7 @@ class FakeWorker:
         return False
 
     def _append(self, job: Job, claim: Claimed, before: int, text: str) -> bool:
-        item = Append(
+        item = AppendTokens(
             job_id=job.id,
             attempt=claim.attempt,
             before=before,

@@ -22,7 +22,7 @@ from tasks.settings import Settings
 from tasks.store import keys
 from tasks.store.connections import make_async, make_sync
 from tasks.store.job_store import JobStore, NewJob
-from tasks.store.worker_store import Append, Claimed, Finish, FlushReply, Refused, WorkerStore
+from tasks.store.worker_store import AppendTokens, Claimed, FinishJob, FlushReply, Refused, WorkerStore
 from tasks.worker_info import WorkerInfo, WorkerState
 from tests.helpers.requests import make_generation
 from tests.integration.stack import Stack
@@ -106,7 +106,7 @@ class QueueWorld:
         return job_id
 
     def append(self, job_id: str, text: str, *, before: int = 0, attempt: int = 1) -> FlushReply:
-        """Append one token for each character of `text`."""
+        """AppendTokens one token for each character of `text`."""
         return self.workers.flush([append(job_id, text, before=before, attempt=attempt)])[0]
 
     def finish(self, job_id: str, text: str = "", **changes: Any) -> FlushReply:
@@ -151,10 +151,10 @@ class QueueWorld:
         return replace(self, settings=tuned, jobs=jobs, workers=workers)
 
 
-def append(job_id: str, text: str, *, before: int = 0, attempt: int = 1) -> Append:
+def append(job_id: str, text: str, *, before: int = 0, attempt: int = 1) -> AppendTokens:
     """New tokens whose ids are the characters' code points."""
     token_ids, pieces = tuple(map(ord, text)), tuple(text)
-    return Append(job_id=job_id, attempt=attempt, before=before, token_ids=token_ids, pieces=pieces)
+    return AppendTokens(job_id=job_id, attempt=attempt, before=before, token_ids=token_ids, pieces=pieces)
 
 
 def finish(
@@ -169,9 +169,9 @@ def finish(
     finish_reason: FinishReason = FinishReason.STOP,
     error: JobError | None = None,
     tokens_at_cancel: int | None = None,
-) -> Finish:
+) -> FinishJob:
     """The end of a job."""
-    return Finish(
+    return FinishJob(
         job_id=job_id,
         attempt=attempt,
         before=before,

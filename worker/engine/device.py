@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from worker.engine.architecture.config import ModelConfig
-from worker.engine.kv.budget import KvLedger
+from worker.engine.kv.budget import KvBudget
 from worker.engine.native.library import library
 
 Kind = Literal["cpu", "cuda", "mps"]
@@ -126,7 +126,7 @@ class Device:
         per_token = self.kv_bytes_per_token(config)
         if kv_memory_mb:
             return kv_memory_mb * 2**20 // per_token
-        return min(slots * KvLedger.need(config.sequence_len, 0), int(self.memory_bytes() * KV_SHARE) // per_token)
+        return min(slots * KvBudget.need(config.sequence_len, 0), int(self.memory_bytes() * KV_SHARE) // per_token)
 
 
 def physical_cores() -> int:

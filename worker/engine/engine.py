@@ -21,7 +21,7 @@ from tasks.generation import FinishReason
 from worker.engine.architecture.config import ModelConfig
 from worker.engine.batch import Batch
 from worker.engine.device import Device
-from worker.engine.kv.budget import KvLedger
+from worker.engine.kv.budget import KvBudget
 from worker.engine.kv.cache import KvCache
 from worker.engine.request import SequenceRequest
 from worker.engine.sampling.philox import SEED_BITS, UniformStream
@@ -85,14 +85,14 @@ class Engine:
             raise ValueError(f"the vocabulary has {vocabulary.size} ids and the model {config.vocab_size}")
         self.model = model
         self.vocabulary = vocabulary
-        self.ledger = KvLedger(kv_tokens)
-        self._scheduler = Scheduler(self.ledger, slots=slots, prefill_chunk_tokens=prefill_chunk_tokens)
-        full = self.ledger.need(config.sequence_len, 0)
+        self.budget = KvBudget(kv_tokens)
+        self._scheduler = Scheduler(self.budget, slots=slots, prefill_chunk_tokens=prefill_chunk_tokens)
+        full = self.budget.need(config.sequence_len, 0)
         #: Where every slot has room for a full context it keeps that room: stretches then lie at equal distances, and
         #: the rows' attention takes the fewest calls.
-        self._lane = full if slots * full <= self.ledger.capacity else None
+        self._lane = full if slots * full <= self.budget.capacity else None
         # Ordinary tensors, not inference tensors: an abort clears places outside of a step.
-        self._cache = KvCache(config, self.ledger.capacity, model.device, clears=model.reads_beyond)
+        self._cache = KvCache(config, self.budget.capacity, model.device, clears=model.reads_beyond)
         self._sampler = fastest_sampler(vocabulary, model.device)
         self._clock = clock
         self._sequences: dict[str, Sequence] = {}
@@ -128,7 +128,7 @@ class Engine:
     @property
     def free_kv_tokens(self) -> int:
         """Tokens of KV memory that no running sequence has reserved."""
-        return self.ledger.free
+        return self.budget.free
 
     def add_request(self, request: SequenceRequest) -> Sequence:
         """Put a request in the queue. ValueError, with a message for its sender, if it can never run."""
@@ -189,7 +189,7 @@ class Engine:
     def check_idle(self) -> None:
         """With no sequence left, nothing may be held. RuntimeError if something is."""
         held = {
-            "reserved tokens": self.ledger.reserved,
+            "reserved tokens": self.budget.reserved,
             "stretches of the cache": len(self._cache.extents.used),
             "rows": self.running,
             "waiting sequences": self.waiting,

@@ -14,7 +14,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from worker.engine.kv.allocator import Extent
-from worker.engine.kv.budget import KvLedger
+from worker.engine.kv.budget import KvBudget
 from worker.engine.sequence import Sequence
 
 
@@ -46,10 +46,10 @@ class Chunk:
 class Scheduler:
     """The waiting and the running sequences."""
 
-    def __init__(self, ledger: KvLedger, *, slots: int, prefill_chunk_tokens: int) -> None:
+    def __init__(self, budget: KvBudget, *, slots: int, prefill_chunk_tokens: int) -> None:
         if slots < 1 or prefill_chunk_tokens < 1:
             raise ValueError("at least one slot and one prefill token a step are needed")
-        self.ledger = ledger
+        self.budget = budget
         self.slots = slots
         self.prefill_chunk_tokens = prefill_chunk_tokens
         self.waiting: deque[Sequence] = deque()
@@ -60,9 +60,9 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Put a sequence at the end of the queue. ValueError if all of the KV memory would not do for it."""
-        if (need := self.need(sequence)) > self.ledger.capacity:
+        if (need := self.need(sequence)) > self.budget.capacity:
             raise ValueError(
-                f"prompt and answer need KV memory for {need} tokens and there is room for {self.ledger.capacity}: "
+                f"prompt and answer need KV memory for {need} tokens and there is room for {self.budget.capacity}: "
                 "ask for fewer tokens, or give the worker more KV memory"
             )
         self.waiting.append(sequence)
@@ -70,7 +70,7 @@ class Scheduler:
     def admit(self) -> list[Sequence]:
         """Move sequences from the queue to the batch while there are rows and memory for them."""
         admitted = []
-        while self.waiting and len(self.running) < self.slots and self.ledger.try_reserve(self.need(self.waiting[0])):
+        while self.waiting and len(self.running) < self.slots and self.budget.try_reserve(self.need(self.waiting[0])):
             admitted.append(self.waiting.popleft())
             self.running.append(admitted[-1])
             self.revision += 1
@@ -84,16 +84,16 @@ class Scheduler:
     def plan(self) -> list[Chunk]:
         """What goes through the model in the next step, decoding rows first."""
         decode, prefill = [], []
-        budget = self.prefill_chunk_tokens
+        prefill_left = self.prefill_chunk_tokens
         alone = self.alone
         for sequence in self.running if alone is None else [alone]:
             cached = sequence.cached
             left = sequence.length - cached
             if left == 1:
                 decode.append(Chunk(sequence, cached, 1, draws=True))
-            elif budget > 0:
-                length = min(left, budget)
-                budget -= length
+            elif prefill_left > 0:
+                length = min(left, prefill_left)
+                prefill_left -= length
                 prefill.append(Chunk(sequence, cached, length, draws=length == left))
         return decode + prefill
 
@@ -102,10 +102,10 @@ class Scheduler:
         if sequence in self.running:
             self.running.remove(sequence)
             self.revision += 1
-            self.ledger.release(self.need(sequence))
+            self.budget.release(self.need(sequence))
         else:
             self.waiting.remove(sequence)
 
     def need(self, sequence: Sequence) -> int:
         """Tokens of KV memory that a sequence reserves."""
-        return self.ledger.need(len(sequence.request.prompt), sequence.request.sampling.max_tokens)
+        return self.budget.need(len(sequence.request.prompt), sequence.request.sampling.max_tokens)

@@ -13,7 +13,7 @@ class Decoder(Protocol):
         """Text that `token_id` completes; empty while a character is unfinished."""
 
 
-class TextAssembler:
+class Detokenizer:
     """Text of one sequence. The concatenation of all pieces and the tail is the completion.
 
     A piece never ends inside a UTF-8 character, and never shows text that may still turn out to be the beginning of a

@@ -20,7 +20,7 @@ from worker.checkpoints.tokenizers import Tokenizer
 from worker.engine.request import SequenceRequest
 from worker.engine_process.client import EngineDiedError
 from worker.engine_process.supervisor import EngineSupervisor
-from worker.jobs.detokenizer import TextAssembler
+from worker.jobs.detokenizer import Detokenizer
 from worker.jobs.kv_admission import GateClosedError, KvGate, Ticket, WithdrawnError
 from worker.jobs.prompt import PromptError, answer_tokens, encode_prompt
 from worker.jobs.publisher import Publisher, PublisherStoppedError
@@ -128,7 +128,7 @@ class JobRunner:
                 if not self._engine.wait_available():
                     raise GateClosedError
             except GateClosedError:
-                self._patiently(partial(self._store.put_back, job_id))
+                self._patiently(partial(self._store.requeue, job_id))
                 return
             except WithdrawnError:
                 log.info("job_skipped", job_id=job_id, why="over before its turn")
@@ -214,9 +214,7 @@ class JobRunner:
 
     def _adopt(self, job: Job, claim: Claimed, alone: int, ticket: Ticket) -> RunningJob:
         sampling = job.generation.sampling
-        assembler = TextAssembler(
-            self._tokenizer.decoder(), stop=sampling.stop, stop_on_newline=sampling.stop_on_newline
-        )
+        assembler = Detokenizer(self._tokenizer.decoder(), stop=sampling.stop, stop_on_newline=sampling.stop_on_newline)
         assembler.push_all(claim.token_ids)
         running = RunningJob(
             job_id=job.id,

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from worker.engine.kv.budget import KvLedger
+from worker.engine.kv.budget import KvBudget
 
 
 class GateClosedError(Exception):
@@ -40,8 +40,8 @@ class Ticket:
 class KvGate:
     """First come, first served: a long sequence at the head makes short ones behind it wait, and so never starves."""
 
-    def __init__(self, ledger: KvLedger) -> None:
-        self._ledger = ledger
+    def __init__(self, budget: KvBudget) -> None:
+        self._budget = budget
         # Reentrant: a visit that ends clears itself.
         self._condition = threading.Condition()
         self._line: deque[Ticket] = deque()
@@ -61,7 +61,7 @@ class KvGate:
 
         Waits for its turn and its memory. Raises GateClosedError and WithdrawnError.
         """
-        need = self._ledger.need(prompt_tokens, max_tokens)
+        need = self._budget.need(prompt_tokens, max_tokens)
         ticket = Ticket(self, name)
         with self._condition:
             self._line.append(ticket)
@@ -80,13 +80,13 @@ class KvGate:
             yield ticket
         finally:
             with self._condition:
-                self._ledger.release(need)
+                self._budget.release(need)
                 self.clear(ticket)
                 self._condition.notify_all()
 
     def _lets_in(self, ticket: Ticket, need: int) -> bool:
         """Whether it is a ticket's turn; its memory is reserved then."""
-        return self._line[0] is ticket and self._watched is None and self._ledger.try_reserve(need)
+        return self._line[0] is ticket and self._watched is None and self._budget.try_reserve(need)
 
     def clear(self, ticket: Ticket) -> None:
         """Stop watching a suspect; of anybody else there is nothing to clear."""

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from tasks.failures import DEADLINE_EXCEEDED
 from tasks.generation import FinishReason
 from tasks.job import ErrorCode, JobError, Status
-from tasks.store.worker_store import Append, Finish
+from tasks.store.worker_store import AppendTokens, FinishJob
 from worker.engine.update import Update
-from worker.jobs.detokenizer import TextAssembler
+from worker.jobs.detokenizer import Detokenizer
 
 _SUCCESSES = {
     FinishReason.STOP: FinishReason.STOP,
@@ -26,7 +26,7 @@ class RunningJob:
 
     job_id: str
     attempt: int
-    assembler: TextAssembler
+    assembler: Detokenizer
     #: Tokens and pieces of the whole job, those of earlier attempts included.
     token_ids: list[int]
     pieces: list[str]
@@ -92,16 +92,16 @@ class RunningJob:
         # Apart from the pieces, even where there is a last one: that piece may have reached Redis without the tail.
         self.tail = self.assembler.finish()
 
-    def operation(self) -> Append | Finish:
+    def operation(self) -> AppendTokens | FinishJob:
         """What brings Redis up to date."""
         token_ids = tuple(self.token_ids[self.logged :])
         pieces = tuple(self.pieces[self.logged :])
         if self.finish is None:
-            return Append(
+            return AppendTokens(
                 job_id=self.job_id, attempt=self.attempt, before=self.logged, token_ids=token_ids, pieces=pieces
             )
         status, reason, error = self._outcome(self.finish)
-        return Finish(
+        return FinishJob(
             job_id=self.job_id,
             attempt=self.attempt,
             before=self.logged,

@@ -48,9 +48,9 @@ async def test_a_running_job_is_asked_to_stop_and_its_worker_hears(queue: QueueW
     queue.register()
     job_id = await queue.running()
     queue.append(job_id, "57")
-    with queue.hearing(keys.worker_bell(WORKER.name)) as heard:
+    with queue.hearing(keys.worker_channel(WORKER.name)) as heard:
         job = await queue.jobs.cancel(job_id)
-        assert heard() == (keys.worker_bell(WORKER.name), job_id)
+        assert heard() == (keys.worker_channel(WORKER.name), job_id)
     assert job is not None
     assert (job.status, job.completion) == (Status.RUNNING, None)
     assert job.cancellation is not None

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from tasks.errors import QueuePositionError
-from tasks.estimate import Load
+from tasks.estimate import QueueLoad
 from tasks.generation import Generation
 from tasks.job import Status
 from tasks.job_id import new_job_id
 from tasks.store import keys
-from tasks.store.job_store import Look, News
+from tasks.store.job_store import JobChanges, JobVersion
 from tasks.store.scripts import LIMITS
 from tests.helpers.requests import make_generation
 from tests.integration.conftest import QueueWorld
@@ -18,17 +18,17 @@ from tests.integration.conftest import QueueWorld
 pytestmark = pytest.mark.anyio
 
 
-async def news(queue: QueueWorld, job_id: str, after: int = 0, k: int = 0) -> News:
-    found = await queue.jobs.follow(job_id, after, k)
+async def news(queue: QueueWorld, job_id: str, after: int = 0, k: int = 0) -> JobChanges:
+    found = await queue.jobs.changes(job_id, after, k)
     assert found is not None
     return found
 
 
 async def test_a_waiting_job_tells_its_position(queue: QueueWorld) -> None:
     first, second = await queue.submit(), await queue.submit()
-    assert await news(queue, first) == News(Status.QUEUED, 0, None, 0, ())
+    assert await news(queue, first) == JobChanges(Status.QUEUED, 0, None, 0, ())
     assert (await news(queue, second)).position == 1
-    assert await queue.jobs.follow(new_job_id()) is None
+    assert await queue.jobs.changes(new_job_id()) is None
 
 
 async def test_a_cursor_gets_what_stands_behind_it(queue: QueueWorld) -> None:
@@ -64,13 +64,13 @@ async def test_one_look_at_many_jobs(queue: QueueWorld) -> None:
     queue.claim(jobs[0])
     gone = new_job_id()
     # One dispatched behind another, and those in the backlog behind both.
-    assert await queue.jobs.look([jobs[0], gone, jobs[2], jobs[4]]) == [
-        Look((await queue.job(jobs[0])).version, None),
+    assert await queue.jobs.versions([jobs[0], gone, jobs[2], jobs[4]]) == [
+        JobVersion((await queue.job(jobs[0])).version, None),
         None,
-        Look(1, 1),
-        Look(1, 3),
+        JobVersion(1, 1),
+        JobVersion(1, 3),
     ]
-    assert await queue.jobs.look([]) == []
+    assert await queue.jobs.versions([]) == []
 
 
 def asking(max_tokens: int) -> Generation:
@@ -79,7 +79,7 @@ def asking(max_tokens: int) -> Generation:
 
 async def test_the_load_counts_what_waits_through_every_way_in_and_out(queue: QueueWorld) -> None:
     async def waiting() -> tuple[int, int, int]:
-        load = await queue.jobs.load("tiny")
+        load = await queue.jobs.queue_load("tiny")
         return load.waiting, load.waiting_tokens, load.running
 
     first = await queue.submit(generation=asking(10))
@@ -96,7 +96,7 @@ async def test_the_load_counts_what_waits_through_every_way_in_and_out(queue: Qu
     assert await waiting() == (3, 42, 0)
     await queue.jobs.cancel(second)
     assert await waiting() == (2, 12, 0)
-    queue.workers.put_back(third)
+    queue.workers.requeue(third)
     assert await waiting() == (2, 12, 0)
     queue.claim(first)
     await queue.jobs.delete(third)
@@ -106,7 +106,7 @@ async def test_the_load_counts_what_waits_through_every_way_in_and_out(queue: Qu
 
 async def test_jobs_that_succeed_tell_how_fast_jobs_go(queue: QueueWorld) -> None:
     queue.register(slots=3)
-    assert await queue.jobs.load("tiny") == Load(
+    assert await queue.jobs.queue_load("tiny") == QueueLoad(
         waiting=0,
         waiting_tokens=0,
         running=0,
@@ -128,7 +128,7 @@ async def test_jobs_that_succeed_tell_how_fast_jobs_go(queue: QueueWorld) -> Non
         queue.finish(job_id, tokens[1:], before=1)
 
     await run(100.0, "x" * 51, 102, predicted_s=200.0)
-    load = await queue.jobs.load("tiny")
+    load = await queue.jobs.queue_load("tiny")
     assert (load.first_token_s, load.s_per_token, load.share, load.accuracy) == (
         pytest.approx(50.0, rel=0.01),
         pytest.approx(1.0, rel=0.01),
@@ -136,7 +136,7 @@ async def test_jobs_that_succeed_tell_how_fast_jobs_go(queue: QueueWorld) -> Non
         (pytest.approx(0.5, rel=0.01),),
     )
     await run(100.0, "x" * 11, 110, predicted_s=None)
-    load = await queue.jobs.load("tiny")
+    load = await queue.jobs.queue_load("tiny")
     assert load.s_per_token == pytest.approx(1.0 + LIMITS["PACE_WEIGHT"] * (5.0 - 1.0), rel=0.01)
     assert load.share == pytest.approx(0.5 + LIMITS["PACE_WEIGHT"] * (0.1 - 0.5))
     assert len(load.accuracy) == 1
@@ -150,7 +150,7 @@ async def test_the_window_of_accuracies_is_bounded(queue: QueueWorld) -> None:
         job_id = await queue.submit(predicted_s=1.0)
         queue.claim(job_id)
         queue.finish(job_id, "x")
-    assert len((await queue.jobs.load("tiny")).accuracy) == LIMITS["ACCURACY_WINDOW"]
+    assert len((await queue.jobs.queue_load("tiny")).accuracy) == LIMITS["ACCURACY_WINDOW"]
 
 
 async def test_what_failed_or_was_taken_over_says_nothing_of_the_pace(queue: QueueWorld) -> None:
@@ -159,13 +159,13 @@ async def test_what_failed_or_was_taken_over_says_nothing_of_the_pace(queue: Que
     queue.finish(failed, "x", status=Status.FAILED)
     empty = await queue.running(predicted_s=1.0)
     queue.finish(empty)
-    assert (await queue.jobs.load("tiny")).first_token_s is None
+    assert (await queue.jobs.queue_load("tiny")).first_token_s is None
     resumed = await queue.submit(predicted_s=1.0)
     queue.claim(resumed)
     queue.workers.release(resumed, 1)
     queue.claim(resumed)
     queue.finish(resumed, "x", attempt=2)
-    load = await queue.jobs.load("tiny")
+    load = await queue.jobs.queue_load("tiny")
     assert (load.first_token_s, load.accuracy) == (None, ())
 
 

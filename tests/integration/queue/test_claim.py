@@ -232,14 +232,14 @@ async def test_a_new_token_clears_the_losses_but_ten_in_all_are_enough(queue: Qu
 async def test_bells_ring_at_every_change_of_state(queue: QueueWorld) -> None:
     queue.register()
     job_id = await queue.submit()
-    with queue.hearing(keys.state_bell(job_id), keys.token_bell(job_id)) as heard:
+    with queue.hearing(keys.state_channel(job_id), keys.tokens_channel(job_id)) as heard:
         versions = [(await queue.job(job_id)).version]
         for change, bell in (
-            (lambda: queue.claim(job_id), keys.state_bell),
-            (lambda: queue.append(job_id, "5"), keys.token_bell),
-            (lambda: queue.workers.release(job_id, 1), keys.state_bell),
-            (lambda: queue.claim(job_id), keys.state_bell),
-            (lambda: queue.finish(job_id, before=1, attempt=2), keys.state_bell),
+            (lambda: queue.claim(job_id), keys.state_channel),
+            (lambda: queue.append(job_id, "5"), keys.tokens_channel),
+            (lambda: queue.workers.release(job_id, 1), keys.state_channel),
+            (lambda: queue.claim(job_id), keys.state_channel),
+            (lambda: queue.finish(job_id, before=1, attempt=2), keys.state_channel),
         ):
             change()
             assert heard() == (bell(job_id), "")

@@ -12,6 +12,7 @@ from tasks.job_id import new_job_id
 from tasks.store import keys
 from tasks.store.job_store import Idempotency
 from tasks.store.worker_store import Refused
+from tests.helpers.requests import make_generation
 from tests.integration.conftest import WORKER, QueueWorld
 from tests.integration.queue.test_reaper import whereabouts
 
@@ -42,7 +43,7 @@ async def submit_secret(queue: QueueWorld) -> str:
     generation = json.loads(job.generation.to_json())
     assert generation["prompt"] != SECRET
     return await queue.submit(
-        generation=type(job.generation)(prompt=SECRET, max_tokens=8, temperature=0.0, seed=7),
+        generation=make_generation(prompt=SECRET, max_tokens=8, temperature=0.0, seed=7),
         idempotency=job.idempotency,
     )
 
@@ -59,11 +60,11 @@ async def test_nothing_of_a_deleted_job_stays(queue: QueueWorld, state: str) -> 
         queue.finish(job_id, "9", before=2, completion="579")
     assert SECRET.encode() in everything(queue)
 
-    with queue.hearing(keys.state_bell(job_id)) as heard:
+    with queue.hearing(keys.state_channel(job_id)) as heard:
         assert await queue.jobs.delete(job_id)
         assert heard() is not None
     assert await queue.jobs.get(job_id) is None
-    assert await queue.jobs.follow(job_id) is None
+    assert await queue.jobs.changes(job_id) is None
     assert await queue.jobs.was_deleted(job_id)
     assert (await queue.jobs.list()).jobs == ()
     assert whereabouts(queue, job_id) == []
@@ -79,9 +80,9 @@ async def test_nothing_of_a_deleted_job_stays(queue: QueueWorld, state: str) -> 
 async def test_the_worker_that_runs_it_is_told_and_refused(queue: QueueWorld) -> None:
     queue.register()
     job_id = await queue.running()
-    with queue.hearing(keys.worker_bell(WORKER.name)) as heard:
+    with queue.hearing(keys.worker_channel(WORKER.name)) as heard:
         await queue.jobs.delete(job_id)
-        assert heard() == (keys.worker_bell(WORKER.name), job_id)
+        assert heard() == (keys.worker_channel(WORKER.name), job_id)
     assert queue.append(job_id, "57").fenced
     assert queue.finish(job_id, "57").fenced
     assert queue.workers.renew({job_id: 1}).lost == (job_id,)

@@ -146,7 +146,7 @@ async def test_a_job_put_back_before_its_claim_is_next_again(queue: QueueWorld) 
     queue.register(slots=SLOTS)
     jobs = [await queue.submit() for _ in range(4)]
     queue.redis.rpop(keys.queue("tiny"))
-    queue.workers.put_back(jobs[0])
+    queue.workers.requeue(jobs[0])
     assert queue.pushed() == jobs
     assert (await queue.job(jobs[0])).position == 0
 
@@ -155,10 +155,10 @@ async def test_a_running_or_finished_job_is_not_put_back(queue: QueueWorld) -> N
     queue.register()
     job_id = await queue.running()
     version = (await queue.job(job_id)).version
-    queue.workers.put_back(job_id)
+    queue.workers.requeue(job_id)
     assert (await queue.job(job_id)).version == version
     queue.finish(job_id)
-    queue.workers.put_back(job_id)
+    queue.workers.requeue(job_id)
     assert (await queue.job(job_id)).status is Status.SUCCEEDED
 
 

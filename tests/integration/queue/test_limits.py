@@ -55,7 +55,7 @@ async def test_a_job_that_nobody_takes_up_in_time_expires(
     if dispatched:
         queue.register()
     job_id = await queue.submit(limits=limits)
-    with queue.hearing(keys.state_bell(job_id)) as heard:
+    with queue.hearing(keys.state_channel(job_id)) as heard:
         await reap_until(queue, lambda reaped: reaped.jobs_overdue)
         assert heard() is not None
     job = await queue.job(job_id)

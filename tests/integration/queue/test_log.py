@@ -9,7 +9,7 @@ import pytest
 from tasks.generation import FinishReason
 from tasks.job import ErrorCode, JobError, Status
 from tasks.store import keys
-from tasks.store.worker_store import Append, Finish
+from tasks.store.worker_store import AppendTokens, FinishJob
 from tasks.token_log import Entry
 from tests.integration.conftest import QueueWorld, append, finish
 
@@ -25,7 +25,7 @@ async def test_tokens_come_back_as_they_were_written(queue: QueueWorld) -> None:
     job_id = await queue.running()
     pieces = ("\0", '"', "\\", "", "é😀", "\u2028")
     token_ids = (5, 0, 31, 2, 65535, 1)
-    queue.workers.flush([Append(job_id=job_id, attempt=1, before=0, token_ids=token_ids, pieces=pieces)])
+    queue.workers.flush([AppendTokens(job_id=job_id, attempt=1, before=0, token_ids=token_ids, pieces=pieces)])
     assert await queue.jobs.log(job_id) == [Entry(after=6, k=0, token_ids=token_ids, pieces=pieces)]
     job = await queue.job(job_id)
     assert job.tokens == 6
@@ -92,7 +92,7 @@ async def test_many_jobs_in_one_flush_each_with_its_own_reply(queue: QueueWorld)
     queue.register(slots=8)
     jobs = [await queue.running() for _ in range(4)]
     await queue.jobs.cancel(jobs[2])
-    batch: list[Append | Finish] = [
+    batch: list[AppendTokens | FinishJob] = [
         append(jobs[0], "a"),
         append(jobs[1], "b", before=3),
         append(jobs[2], "c"),

@@ -64,9 +64,9 @@ async def test_a_job_whose_lease_is_over_is_next_and_keeps_its_tokens(queue: Que
     jobs = [await queue.submit() for _ in range(6)]
     queue.claim(jobs[0])
     queue.append(jobs[0], "57")
-    with queue.hearing(keys.state_bell(jobs[0])) as heard:
+    with queue.hearing(keys.state_channel(jobs[0])) as heard:
         assert await reap_until(queue, lambda reaped: reaped.leases_over) == replace(NOTHING, leases_over=1)
-        assert heard() == (keys.state_bell(jobs[0]), "")
+        assert heard() == (keys.state_channel(jobs[0]), "")
     job = await queue.job(jobs[0])
     assert (job.status, job.position, job.losses, job.worker) == (Status.QUEUED, 0, 1, None)
     assert queue.pushed()[0] == jobs[0]

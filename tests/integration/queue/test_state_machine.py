@@ -280,7 +280,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(job_id=jobs)
     def put_back(self, job_id: str) -> None:
-        self.workers.put_back(job_id)
+        self.workers.requeue(job_id)
         self.came_back.add(job_id)
 
     @precondition(lambda self: self.held())

@@ -13,6 +13,7 @@ from tasks.job import Status
 from tasks.job_id import new_job_id
 from tasks.store import keys, scripts
 from tasks.store.job_store import Idempotency
+from tests.helpers.requests import make_generation
 from tests.integration.conftest import QueueWorld
 
 pytestmark = pytest.mark.anyio
@@ -117,7 +118,7 @@ async def test_scripts_that_redis_forgot_are_taught_again(queue: QueueWorld) -> 
     queue.redis.script_flush()
     job_id = await queue.submit()
     assert (await queue.job(job_id)).position == 1
-    assert queue.redis.script_exists(scripts.load("submit").sha) == [True]
+    assert queue.redis.script_exists(scripts.get("submit").sha) == [True]
 
 
 async def test_keys_of_another_layout_are_noticed(queue: QueueWorld) -> None:
@@ -133,6 +134,6 @@ async def test_keys_of_another_layout_are_noticed(queue: QueueWorld) -> None:
 async def test_a_prompt_of_any_characters_survives(queue: QueueWorld) -> None:
     new = queue.new_job()
     prompt = "\0\n\"'\\ é 😀 \u2028 ]]"
-    new = replace(new, generation=replace(new.generation, prompt=prompt, stop=("]]", "😀")))
+    new = replace(new, generation=make_generation(prompt, max_tokens=8, stop=("]]", "😀")))
     await queue.jobs.submit(new)
     assert (await queue.job(new.id)).generation == new.generation

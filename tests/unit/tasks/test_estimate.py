@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from tasks.estimate import ENOUGH_JOBS, UNKNOWN_P90, Estimate, Finish, Load, quantile
+from tasks.estimate import ENOUGH_JOBS, UNKNOWN_P90, Estimate, FinishEstimate, QueueLoad, quantile
 
 #: Four slots that are taken, ten jobs of 100 tokens behind them; each runs 1 s + 50 tokens of 0.1 s = 6 s.
-BUSY = Load(
+BUSY = QueueLoad(
     waiting=10,
     waiting_tokens=1000,
     running=4,
@@ -25,7 +25,7 @@ def test_a_job_starts_when_enough_others_are_over() -> None:
     # Four jobs are over every 6 s. The first in line waits for one of these ends, the next one for two, ...
     assert [BUSY.estimate(position=ahead, tokens_left=100).start_s for ahead in range(3)] == [1.5, 3.0, 4.5]
     estimate = BUSY.estimate(position=3, tokens_left=200)
-    assert estimate == Estimate(150, 6.0, Finish(17.0, 17.0 * UNKNOWN_P90), 17.0)
+    assert estimate == Estimate(150, 6.0, FinishEstimate(17.0, 17.0 * UNKNOWN_P90), 17.0)
 
 
 def test_a_job_that_finds_a_slot_starts_at_once() -> None:
@@ -51,9 +51,9 @@ def test_the_bounds_are_those_that_recent_jobs_kept() -> None:
     raw = BUSY.estimate(position=0, tokens_left=100).uncorrected_s
     assert raw == 7.5
     finish = replace(BUSY, accuracy=accuracy).estimate(position=0, tokens_left=100).finish
-    assert finish == Finish(pytest.approx(raw * 0.6), pytest.approx(raw * 1.0))
+    assert finish == FinishEstimate(pytest.approx(raw * 0.6), pytest.approx(raw * 1.0))
     few = replace(BUSY, accuracy=accuracy[1:]).estimate(position=0, tokens_left=100).finish
-    assert few == Finish(raw, raw * UNKNOWN_P90)
+    assert few == FinishEstimate(raw, raw * UNKNOWN_P90)
 
 
 def test_room_in_the_queue_comes_with_the_next_departure() -> None:

@@ -30,7 +30,7 @@ class Move:
     length: int
 
 
-class Extents:
+class KvAllocator:
     """The stretches in use, in order of their start."""
 
     def __init__(self, capacity: int) -> None:

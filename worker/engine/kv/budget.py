@@ -6,10 +6,10 @@ from __future__ import annotations
 BLOCK_TOKENS = 32
 
 
-class KvLedger:
+class KvBudget:
     """Counts the tokens that sequences have reserved. It is not thread-safe; whoever shares it brings a lock.
 
-    Two ledgers of the same capacity that saw the same reservations agree, wherever they live: the engine compacts its
+    Two budgets of the same capacity that saw the same reservations agree, wherever they live: the engine compacts its
     memory, so a reservation that fits by the sum always fits.
     """
 

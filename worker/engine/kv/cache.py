@@ -11,7 +11,7 @@ from torch import Tensor
 
 from worker.engine.architecture.config import ModelConfig
 from worker.engine.device import Device
-from worker.engine.kv.allocator import Extent, Extents
+from worker.engine.kv.allocator import Extent, KvAllocator
 
 #: How much of a stretch is moved at once when the memory is compacted, in places; bounds the copy in between.
 _MOVE_PLACES = 64
@@ -29,7 +29,7 @@ class KvCache:
 
     def __init__(self, config: ModelConfig, capacity: int, device: Device, *, clears: bool = True) -> None:
         self._clears = clears
-        self.extents = Extents(capacity)
+        self.extents = KvAllocator(capacity)
         #: A place behind all others that is never a sequence's: rows that only fill up a batch write there.
         self.spare = capacity
         #: (layers, keys and values, key-value heads, places, head_dim)

@@ -102,11 +102,13 @@ def test_the_socket_is_in_the_folder_where_its_path_is_short(tmp_path: Path) -> 
     assert socket_path(tmp_path) == tmp_path / "redis.sock"
 
 
-def test_the_socket_of_a_long_path_is_in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redis_server.tempfile, "gettempdir", lambda: str(tmp_path))
+def test_the_socket_of_a_long_path_is_in_a_folder_of_its_own(
+    socket_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_server.tempfile, "gettempdir", lambda: str(socket_folder))
     long = tmp_path / ("x" * MAX_SOCKET_PATH)
     path = socket_path(long)
-    assert path.parent.parent == tmp_path
+    assert path.parent.parent == socket_folder
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert socket_path(long) == path
     assert socket_path(tmp_path / ("y" * MAX_SOCKET_PATH)) != path

@@ -11,22 +11,22 @@ import pytest
 from tasks.store import keys, scripts
 
 SCRIPTS = sorted(
-    path.name.removesuffix(".lua") for path in (files("tasks") / "lua").iterdir() if path.name != "common.lua"
+    path.name.removesuffix(".lua") for path in (files("tasks") / "lua").iterdir() if path.name.endswith(".lua")
 )
 
 
-def test_the_prelude_builds_the_keys_that_python_builds() -> None:
-    prelude = scripts.prelude()
+def test_the_generated_tables_build_the_keys_that_python_builds() -> None:
+    tables = scripts.generated_tables()
     for name, value in inspect.getmembers(keys):
         if inspect.isfunction(value):
-            match = re.search(rf"function KEY\.{name}\(of\) return '(.*)' \.\. of \.\. '(.*)' end", prelude)
+            match = re.search(rf"function KEY\.{name}\(of\) return '(.*)' \.\. of \.\. '(.*)' end", tables)
             assert match is not None
             assert f"{match[1]}some-name{match[2]}" == value("some-name")
         elif name.isupper() and isinstance(value, str):
-            assert f"KEY.{name} = '{value}'" in prelude
+            assert f"KEY.{name} = '{value}'" in tables
 
 
-@pytest.mark.parametrize("name", [*SCRIPTS, "common"])
+@pytest.mark.parametrize("name", [*SCRIPTS, *(f"prelude/{part}" for part in scripts.PRELUDE)])
 def test_scripts_spell_no_key_and_use_only_known_ones(name: str) -> None:
     text = (files("tasks") / "lua" / f"{name}.lua").read_text("utf-8")
     code = re.sub(r"--.*", "", text)
@@ -45,6 +45,6 @@ def test_every_script_documents_keys_arguments_and_reply(name: str) -> None:
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_scripts_are_found_by_name(name: str) -> None:
-    script = scripts.load(name)
-    assert script is scripts.load(name)
+    script = scripts.get(name)
+    assert script is scripts.get(name)
     assert re.fullmatch(r"[0-9a-f]{40}", script.sha)

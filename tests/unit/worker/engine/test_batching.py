@@ -260,7 +260,7 @@ def test_aborting_frees_the_row_and_keeps_the_tokens() -> None:
     assert (len(running.tokens), waiting.tokens) == (3, [])
     next_one.abort()
     finish_all(decoding)
-    assert decoding.free_kv_tokens == decoding.ledger.capacity
+    assert decoding.free_kv_tokens == decoding.budget.capacity
 
 
 def test_a_time_limit_ends_running_and_waiting_sequences() -> None:

@@ -137,6 +137,6 @@ def test_figures_that_are_not_finite_never_reach_another_sequence_through_the_ca
 
 def test_the_engine_says_when_it_holds_something_while_idle() -> None:
     decoding = engine(model(E7))
-    decoding.ledger.try_reserve(32)
+    decoding.budget.try_reserve(32)
     with pytest.raises(RuntimeError, match="'reserved tokens': 32"):
         decoding.check_idle()

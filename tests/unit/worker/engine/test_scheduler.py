@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.helpers.requests import sequence_request
 from worker.engine.kv.allocator import Extent
-from worker.engine.kv.budget import BLOCK_TOKENS, KvLedger
+from worker.engine.kv.budget import BLOCK_TOKENS, KvBudget
 from worker.engine.sampling.philox import UniformStream
 from worker.engine.scheduler import Chunk, Scheduler
 from worker.engine.sequence import Sequence
@@ -36,7 +36,7 @@ def sequence(name: str, prompt: int, answer: int, *, alone: int = 0, resumed: in
 
 
 def scheduler(*, tokens: int = 10_000, slots: int = 4, chunk: int = 8) -> Scheduler:
-    return Scheduler(KvLedger(tokens), slots=slots, prefill_chunk_tokens=chunk)
+    return Scheduler(KvBudget(tokens), slots=slots, prefill_chunk_tokens=chunk)
 
 
 def admit(policy: Scheduler) -> list[str]:
@@ -115,9 +115,9 @@ def test_removing_a_waiting_sequence_gives_nothing_back_and_a_running_one_its_me
     policy.add(b)
     admit(policy)
     policy.remove(b)
-    assert policy.ledger.free == 0
+    assert policy.budget.free == 0
     policy.remove(a)
-    assert policy.ledger.free == 2 * BLOCK_TOKENS
+    assert policy.budget.free == 2 * BLOCK_TOKENS
 
 
 def ids(chunks: list[Chunk]) -> list[str]:
@@ -189,7 +189,7 @@ def test_everybody_is_served_in_bounded_steps_and_the_bounds_hold(
         assert {chunk.sequence for chunk in chunks} <= {*planned}
         assert chunks, "as long as there is work, a step does some"
         assert len(policy.running) <= slots
-        assert 0 <= policy.ledger.free <= 6 * BLOCK_TOKENS
+        assert 0 <= policy.budget.free <= 6 * BLOCK_TOKENS
         assert sum(chunk.length for chunk in chunks if chunk.sequence.id not in ready) <= policy.prefill_chunk_tokens
         assert ready == {chunk.sequence.id for chunk in chunks[: len(ready)]}, "every decoding row decodes, first"
         for one in [*policy.running]:
@@ -198,4 +198,4 @@ def test_everybody_is_served_in_bounded_steps_and_the_bounds_hold(
         if not policy.running and not policy.waiting:
             break
     assert order == [str(number) for number in range(len(sizes))]
-    assert policy.ledger.reserved == 0
+    assert policy.budget.reserved == 0

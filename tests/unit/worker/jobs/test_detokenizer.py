@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.jobs.detokenizer import TextAssembler
+from worker.jobs.detokenizer import Detokenizer
 
 
 class Letters:
@@ -16,7 +16,7 @@ class Letters:
 
 
 def pieces_of(text: str, *, stop: Sequence[str] = (), stop_on_newline: bool = False) -> tuple[list[str], str]:
-    assembler = TextAssembler(Letters(), stop=stop, stop_on_newline=stop_on_newline)
+    assembler = Detokenizer(Letters(), stop=stop, stop_on_newline=stop_on_newline)
     pieces = [assembler.push(ord(char)) for char in text]
     return pieces, assembler.finish()
 
@@ -52,7 +52,7 @@ def test_the_ending_newline_is_the_last_character() -> None:
         def push(self, token_id: int) -> str:
             return "7\n\nmore"
 
-    assembler = TextAssembler(Lines(), stop_on_newline=True)
+    assembler = Detokenizer(Lines(), stop_on_newline=True)
     assert assembler.push(0) == "7\n"
     assert assembler.ended
 
@@ -70,7 +70,7 @@ def test_the_completion_is_the_text_in_front_of_the_first_stop(text: str, stops:
 @given(text=st.text("ab", max_size=30), stop=st.text("ab", min_size=1, max_size=4), cut=st.integers(0, 30))
 def test_pushing_earlier_tokens_again_restores_the_state(text: str, stop: str, cut: int) -> None:
     whole, tail = pieces_of(text, stop=[stop])
-    resumed = TextAssembler(Letters(), stop=[stop])
+    resumed = Detokenizer(Letters(), stop=[stop])
     for char in text[:cut]:
         resumed.push(ord(char))
     rest = [resumed.push(ord(char)) for char in text[cut:]]

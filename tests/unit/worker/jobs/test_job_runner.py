@@ -17,7 +17,7 @@ from tests.helpers.fake_worker import CARD
 from tests.helpers.job_objects import QUEUED
 from tests.helpers.requests import make_generation
 from worker.checkpoints.tokenizers.characters import CharacterTokenizer
-from worker.engine.kv.budget import KvLedger
+from worker.engine.kv.budget import KvBudget
 from worker.engine.request import SequenceRequest
 from worker.engine_process.client import EngineDiedError
 from worker.engine_process.supervisor import EngineSupervisor
@@ -43,7 +43,7 @@ class Store(WorkerStore):
         self.job: Job | None = JOB
         self.answer: Claimed | Refused = Claimed(1, (), ())
         self.claims: list[dict[str, Any]] = []
-        self.put_backs: list[str] = []
+        self.requeued: list[str] = []
         self.releases: list[tuple[str, int, bool]] = []
         self.rejections: list[JobError] = []
         #: Jobs that do not wait, and who was asked for.
@@ -62,9 +62,9 @@ class Store(WorkerStore):
         self.before_claim()
         return self.answer
 
-    def put_back(self, job_id: str) -> None:
+    def requeue(self, job_id: str) -> None:
         self.before()
-        self.put_backs.append(job_id)
+        self.requeued.append(job_id)
 
     def release(self, job_id: str, attempt: int, *, count_loss: bool = False) -> bool:
         self.releases.append((job_id, attempt, count_loss))
@@ -124,7 +124,7 @@ class Book(Publisher):
 class World:
     def __init__(self) -> None:
         self.store, self.engine, self.publisher = Store(), Engine(), Book()
-        self.gate = KvGate(KvLedger(CARD.context * 2))
+        self.gate = KvGate(KvBudget(CARD.context * 2))
         self.runner = JobRunner(
             store=self.store,
             engine=self.engine,
@@ -230,17 +230,17 @@ def test_a_job_handed_back_before_the_engine_knew_it_is_stopped_there(world: Wor
     assert world.engine.aborted == ["job_1/1"]
 
 
-def test_a_closed_worker_puts_back_what_it_has_not_claimed(world: World) -> None:
+def test_a_closed_worker_requeues_what_it_has_not_claimed(world: World) -> None:
     world.runner.close()
     world.runner.run("job_1")
-    assert world.store.put_backs == ["job_1"]
+    assert world.store.requeued == ["job_1"]
     assert world.store.claims == []
 
 
-def test_a_job_that_waits_for_an_engine_that_never_comes_is_put_back(world: World) -> None:
+def test_a_job_that_waits_for_an_engine_that_never_comes_is_requeued(world: World) -> None:
     world.engine.stops = True
     world.runner.run("job_1")
-    assert world.store.put_backs == ["job_1"]
+    assert world.store.requeued == ["job_1"]
     assert world.gate.waiting == ()
 
 
@@ -255,7 +255,7 @@ def test_a_closed_worker_without_redis_lets_the_body_go(world: World) -> None:
     world.store.before = away_for(1000)
     world.runner.run("job_1")
     assert world.runner.wait_idle(0)
-    assert world.store.put_backs == []
+    assert world.store.requeued == []
 
 
 @pytest.mark.parametrize(
@@ -353,7 +353,7 @@ def test_a_job_that_is_over_while_it_waits_in_front_of_the_engine_leaves_without
         bodies["job_1"].join(DEADLINE_S)
         assert not bodies["job_1"].is_alive()
         assert world.store.asked == [["job_1", "job_2"]]
-        assert (world.store.claims, world.store.put_backs) == ([], [])
+        assert (world.store.claims, world.store.requeued) == ([], [])
         assert [ticket.name for ticket in world.gate.waiting] == ["job_2"]
     bodies["job_2"].join(DEADLINE_S)
     assert len(world.store.claims) == 1

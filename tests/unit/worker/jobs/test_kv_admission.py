@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from worker.engine.kv.budget import BLOCK_TOKENS, KvLedger
+from worker.engine.kv.budget import BLOCK_TOKENS, KvBudget
 from worker.jobs.kv_admission import GateClosedError, KvGate, Ticket, WithdrawnError
 
 DEADLINE_S = 10.0
@@ -23,8 +23,8 @@ class Door:
     """A gate with room for four blocks, and visitors that are threads."""
 
     def __init__(self) -> None:
-        self.ledger = KvLedger(ROOM * BLOCK_TOKENS)
-        self.gate = KvGate(self.ledger)
+        self.budget = KvBudget(ROOM * BLOCK_TOKENS)
+        self.gate = KvGate(self.budget)
         #: Of those who are inside.
         self.tickets: dict[str, Ticket] = {}
         self._heard: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -93,12 +93,12 @@ def door() -> Iterator[Door]:
 
 def test_whoever_fits_goes_in_and_gives_its_memory_back(door: Door) -> None:
     door.enter("first", 3)
-    assert door.ledger.free == BLOCK_TOKENS
+    assert door.budget.free == BLOCK_TOKENS
     door.enter("second", 1)
-    assert door.ledger.free == 0
+    assert door.budget.free == 0
     door.leave("first")
     door.leave("second")
-    assert door.ledger.free == ROOM * BLOCK_TOKENS
+    assert door.budget.free == ROOM * BLOCK_TOKENS
 
 
 def test_a_large_one_at_the_head_is_not_overtaken_by_a_small_one(door: Door) -> None:
@@ -127,15 +127,15 @@ def test_closing_turns_away_who_waits_and_who_comes_and_leaves_those_inside(door
     assert door.next() == "waiting was turned away"
     with pytest.raises(GateClosedError), door.gate.reserve(1, 1):
         pytest.fail("the gate is closed")
-    assert door.ledger.free == 0
+    assert door.budget.free == 0
     door.leave("inside")
-    assert door.ledger.free == ROOM * BLOCK_TOKENS
+    assert door.budget.free == ROOM * BLOCK_TOKENS
 
 
 def test_memory_comes_back_also_where_the_visit_fails(door: Door) -> None:
     with pytest.raises(RuntimeError, match="broke"), door.gate.reserve(1, 1):
         raise RuntimeError("broke")
-    assert door.ledger.free == ROOM * BLOCK_TOKENS
+    assert door.budget.free == ROOM * BLOCK_TOKENS
 
 
 def test_nobody_goes_in_behind_a_suspect_until_it_is_cleared(door: Door) -> None:
@@ -203,12 +203,12 @@ def test_who_is_called_away_leaves_its_place_to_the_next_and_reserves_nothing(do
     door.queue_up("small", 1)
     door.gate.withdraw(door.gate.waiting[:1])
     assert {door.next(), door.next()} == {"large was called away", "small is in"}
-    assert door.ledger.free == 0
+    assert door.budget.free == 0
 
 
 def test_calling_away_who_is_inside_is_nothing(door: Door) -> None:
     door.enter("inside", 3)
     door.gate.withdraw([door.tickets["inside"]])
-    assert door.ledger.free == BLOCK_TOKENS
+    assert door.budget.free == BLOCK_TOKENS
     door.leave("inside")
-    assert door.ledger.free == ROOM * BLOCK_TOKENS
+    assert door.budget.free == ROOM * BLOCK_TOKENS

@@ -11,9 +11,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from tasks.generation import FinishReason
 from tasks.job import Status
-from tasks.store.worker_store import Append, Finish, FlushReply, WorkerStore
+from tasks.store.worker_store import AppendTokens, FinishJob, FlushReply, WorkerStore
 from worker.engine.update import Update
-from worker.jobs.detokenizer import TextAssembler
+from worker.jobs.detokenizer import Detokenizer
 from worker.jobs.publisher import Publisher, PublisherStoppedError
 from worker.jobs.running_job import RunningJob
 
@@ -32,7 +32,7 @@ class Letters:
 
 def job(job_id: str = "job_1", *, attempt: int = 1) -> RunningJob:
     return RunningJob(
-        job_id=job_id, attempt=attempt, assembler=TextAssembler(Letters()), token_ids=[], pieces=[], logged=0
+        job_id=job_id, attempt=attempt, assembler=Detokenizer(Letters()), token_ids=[], pieces=[], logged=0
     )
 
 
@@ -45,10 +45,10 @@ class Store(WorkerStore):
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self.batches: list[list[Append | Finish]] = []
+        self.batches: list[list[AppendTokens | FinishJob]] = []
         self.released: list[tuple[str, int, bool]] = []
         self.logs: dict[str, list[str]] = {}
-        self.ends: dict[str, Finish] = {}
+        self.ends: dict[str, FinishJob] = {}
         #: What a flush answers for a job, once, instead of writing.
         self.answers: dict[str, FlushReply] = {}
         #: Jobs that a client cancelled, and those that one follows.
@@ -58,7 +58,7 @@ class Store(WorkerStore):
         self.there = True
         self.tries = 0
 
-    def flush(self, batch: Sequence[Append | Finish]) -> list[FlushReply]:
+    def flush(self, batch: Sequence[AppendTokens | FinishJob]) -> list[FlushReply]:
         with self._answering():
             self.batches.append(list(batch))
             return [self._write(item) for item in batch]
@@ -83,13 +83,13 @@ class Store(WorkerStore):
                 raise RedisConnectionError("away")
         return self._changed
 
-    def _write(self, item: Append | Finish) -> FlushReply:
+    def _write(self, item: AppendTokens | FinishJob) -> FlushReply:
         if item.job_id in self.answers:
             return self.answers.pop(item.job_id)
         log = self.logs.setdefault(item.job_id, [])
         assert item.before <= len(log), "the script answers a gap"
         log[item.before :] = item.pieces
-        if isinstance(item, Finish):
+        if isinstance(item, FinishJob):
             self.ends[item.job_id] = item
         return FlushReply(
             length=len(log),
@@ -289,7 +289,7 @@ def test_tokens_that_were_not_sent_when_the_bell_of_a_cancel_rang_were_decoded_b
 def test_a_text_that_ends_before_the_engine_knows_stops_the_sequence(world: World) -> None:
     publisher = world.publish()
     running = job()
-    running.assembler = TextAssembler(Letters(), stop=["END"])
+    running.assembler = Detokenizer(Letters(), stop=["END"])
     publisher.adopt(running)
     publisher.take([said(running, "1END")])
     assert running.over.wait(DEADLINE_S)

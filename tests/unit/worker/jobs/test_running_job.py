@@ -6,9 +6,9 @@ import pytest
 
 from tasks.generation import FinishReason
 from tasks.job import ErrorCode, Status
-from tasks.store.worker_store import Append, Finish
+from tasks.store.worker_store import AppendTokens, FinishJob
 from worker.engine.update import Update
-from worker.jobs.detokenizer import TextAssembler
+from worker.jobs.detokenizer import Detokenizer
 from worker.jobs.running_job import RunningJob
 
 
@@ -21,7 +21,7 @@ class Letters:
 
 def job(text: str = "", *, stop: tuple[str, ...] = (), attempt: int = 1) -> RunningJob:
     """A job whose log holds `text` from earlier attempts."""
-    assembler = TextAssembler(Letters(), stop=stop)
+    assembler = Detokenizer(Letters(), stop=stop)
     for char in text:
         assembler.push(ord(char))
     return RunningJob(
@@ -74,7 +74,7 @@ def test_a_suspect_is_cleared_once_when_redis_has_its_first_new_tokens() -> None
 def test_an_append_carries_what_the_log_lacks() -> None:
     running = job("ab", attempt=2)
     running.extend(said("cd"))
-    assert running.operation() == Append(
+    assert running.operation() == AppendTokens(
         job_id="job_1", attempt=2, before=2, token_ids=(ord("c"), ord("d")), pieces=("c", "d")
     )
 
@@ -84,7 +84,7 @@ def test_the_end_carries_the_whole_text_and_the_last_tokens() -> None:
     running.extend(said("c", FinishReason.LENGTH))
     assert running.urgent
     operation = running.operation()
-    assert isinstance(operation, Finish)
+    assert isinstance(operation, FinishJob)
     assert operation.completion == "abc"
     assert (operation.before, operation.pieces) == (2, ("c",))
     assert (operation.status, operation.finish_reason) == (Status.SUCCEEDED, FinishReason.LENGTH)
@@ -95,7 +95,7 @@ def test_text_held_back_for_a_stop_string_that_never_came_is_the_tail() -> None:
     running.extend(said("1EN"))
     running.extend(said("", FinishReason.STOP))
     operation = running.operation()
-    assert isinstance(operation, Finish)
+    assert isinstance(operation, FinishJob)
     assert (operation.pieces, operation.tail, operation.completion) == (("1", "", ""), "EN", "1EN")
 
 
@@ -103,7 +103,7 @@ def test_a_stop_string_that_the_text_alone_shows_ends_the_job_and_what_follows_i
     running = job(stop=("END",))
     running.extend(said("1ENDx"))
     operation = running.operation()
-    assert isinstance(operation, Finish)
+    assert isinstance(operation, FinishJob)
     assert operation.completion == "1"
     assert operation.finish_reason is FinishReason.STOP
     assert len(operation.token_ids) == 4
@@ -126,7 +126,7 @@ def test_every_end_of_the_engine_is_an_end_of_the_job(
     running = job()
     running.extend(said("a", finish, "the step raised"))
     operation = running.operation()
-    assert isinstance(operation, Finish)
+    assert isinstance(operation, FinishJob)
     assert (operation.status, operation.finish_reason, operation.completion) == (status, reason, "a")
     assert (operation.error.code if operation.error else None) == code
     if finish is FinishReason.ERROR:

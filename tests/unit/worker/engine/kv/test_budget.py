@@ -4,42 +4,42 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.engine.kv.allocator import Extent, Extents
-from worker.engine.kv.budget import BLOCK_TOKENS, KvLedger
+from worker.engine.kv.allocator import Extent, KvAllocator
+from worker.engine.kv.budget import BLOCK_TOKENS, KvBudget
 
 
 def test_a_sequence_needs_prompt_and_answer_in_whole_blocks() -> None:
-    ledger = KvLedger(10 * BLOCK_TOKENS)
-    assert ledger.need(1, 1) == BLOCK_TOKENS
-    assert ledger.need(BLOCK_TOKENS - 1, 1) == BLOCK_TOKENS
-    assert ledger.need(BLOCK_TOKENS, 1) == 2 * BLOCK_TOKENS
+    budget = KvBudget(10 * BLOCK_TOKENS)
+    assert budget.need(1, 1) == BLOCK_TOKENS
+    assert budget.need(BLOCK_TOKENS - 1, 1) == BLOCK_TOKENS
+    assert budget.need(BLOCK_TOKENS, 1) == 2 * BLOCK_TOKENS
 
 
 def test_reserving_stops_at_the_capacity_and_goes_on_after_a_release() -> None:
-    ledger = KvLedger(3 * BLOCK_TOKENS + 5)
-    assert ledger.capacity == 3 * BLOCK_TOKENS
-    assert ledger.try_reserve(2 * BLOCK_TOKENS)
-    assert not ledger.try_reserve(2 * BLOCK_TOKENS)
-    assert ledger.free == BLOCK_TOKENS
-    ledger.release(2 * BLOCK_TOKENS)
-    assert ledger.try_reserve(3 * BLOCK_TOKENS)
-    assert ledger.free == 0
+    budget = KvBudget(3 * BLOCK_TOKENS + 5)
+    assert budget.capacity == 3 * BLOCK_TOKENS
+    assert budget.try_reserve(2 * BLOCK_TOKENS)
+    assert not budget.try_reserve(2 * BLOCK_TOKENS)
+    assert budget.free == BLOCK_TOKENS
+    budget.release(2 * BLOCK_TOKENS)
+    assert budget.try_reserve(3 * BLOCK_TOKENS)
+    assert budget.free == 0
 
 
 def test_releasing_more_than_was_reserved_is_an_error() -> None:
-    ledger = KvLedger(4 * BLOCK_TOKENS)
-    ledger.try_reserve(BLOCK_TOKENS)
+    budget = KvBudget(4 * BLOCK_TOKENS)
+    budget.try_reserve(BLOCK_TOKENS)
     with pytest.raises(ValueError, match="only 32 are reserved"):
-        ledger.release(2 * BLOCK_TOKENS)
+        budget.release(2 * BLOCK_TOKENS)
 
 
 def test_a_capacity_below_one_block_is_refused() -> None:
     with pytest.raises(ValueError, match="too little"):
-        KvLedger(BLOCK_TOKENS - 1)
+        KvBudget(BLOCK_TOKENS - 1)
 
 
 def test_the_first_gap_that_is_large_enough_is_taken() -> None:
-    extents = Extents(100)
+    extents = KvAllocator(100)
     a, b, c = (extents.allocate(size) for size in (30, 20, 30))
     assert a is not None
     assert b is not None
@@ -57,7 +57,7 @@ def test_the_first_gap_that_is_large_enough_is_taken() -> None:
 def test_whatever_fits_by_the_sum_fits_after_compaction_and_no_data_is_lost(actions: list[tuple[int, int]]) -> None:
     """The memory is a list of owners here; each move copies as the cache does."""
     capacity = 100
-    extents = Extents(capacity)
+    extents = KvAllocator(capacity)
     memory: list[int | None] = [None] * capacity
     owners: dict[int, Extent] = {}
     for number, (size, victim) in enumerate(actions):

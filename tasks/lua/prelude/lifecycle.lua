@@ -1,0 +1,170 @@
+-- Fourth part of the prelude: how a job ends, how it returns to the backlog, and how a worker registers.
+
+-- Forgets finished jobs whose records have expired, and lets the listing itself expire where no job is live.
+local function tidy()
+  local gone = redis.call('ZRANGEBYSCORE', KEY.EXPIRIES, '-inf', NOW_MS, 'LIMIT', 0, LIMIT.TIDY_AT_ONCE)
+  if #gone > 0 then
+    redis.call('ZREM', KEY.EXPIRIES, unpack(gone))
+    redis.call('ZREM', KEY.JOBS, unpack(gone))
+    for _, status in ipairs(TERMINAL) do
+      redis.call('ZREM', KEY.jobs_with(status), unpack(gone))
+    end
+  end
+  if redis.call('EXISTS', KEY.jobs_with('queued'), KEY.jobs_with('running')) == 0 then
+    local last = redis.call('ZREVRANGE', KEY.EXPIRIES, 0, 0, 'WITHSCORES')[2]
+    if last then
+      redis.call('PEXPIREAT', KEY.JOBS, last)
+      redis.call('PEXPIREAT', KEY.EXPIRIES, last)
+    end
+  else
+    redis.call('PERSIST', KEY.JOBS)
+    redis.call('PERSIST', KEY.EXPIRIES)
+  end
+end
+
+-- A running average of a hash's field, in which the newest value has a fixed weight.
+local function average(key, field, value)
+  local before = redis.call('HGET', key, field)
+  if before then
+    value = before + LIMIT.PACE_WEIGHT * (value - before)
+  end
+  redis.call('HSET', key, field, string.format('%.6g', value))
+end
+
+-- Learns from a job that is about to succeed how long jobs take, and how far its own estimate was off. One that was
+-- taken over says more about the worker that died.
+local function learn_pace(id, checkpoint)
+  local attempt, max_tokens, tokens, created_at, started_at, first_token_at, predicted = read(
+    id, 'attempt', 'max_tokens', 'tokens', 'created_at', 'started_at', 'first_token_at', 'predicted_ms')
+  if attempt ~= '1' or not first_token_at then
+    return
+  end
+  local pace = KEY.pace(checkpoint)
+  average(pace, 'first_token_ms', first_token_at - started_at)
+  if tonumber(tokens) > 1 then
+    average(pace, 'ms_per_token', (NOW_MS - first_token_at) / (tokens - 1))
+  end
+  average(pace, 'share', tokens / max_tokens)
+  redis.call('PEXPIRE', pace, LIMIT.PACE_TTL_MS)
+  if predicted then
+    redis.call('LPUSH', KEY.accuracy(checkpoint), string.format('%.4g', (NOW_MS - created_at) / predicted))
+    redis.call('LTRIM', KEY.accuracy(checkpoint), 0, LIMIT.ACCURACY_WINDOW - 1)
+    redis.call('PEXPIRE', KEY.accuracy(checkpoint), LIMIT.PACE_TTL_MS)
+  end
+end
+
+-- Ends a job. `outcome` has `status`, `finish_reason`, `completion`, where it failed `error` (JSON), and where its
+-- worker heard of a cancel `cancel_tokens`, how many tokens it knew by then. Those that were logged when the cancel was
+-- asked for came before it in any case.
+local function finish(id, outcome)
+  local checkpoint, from, created_at, result_ttl, requested_at, cancel_tokens, tokens, key_hash, key_ttl, reply_to =
+    read(id, 'checkpoint', 'status', 'created_at', 'result_ttl_ms', 'cancel_requested_at', 'cancel_tokens', 'tokens',
+      'idempotency', 'idempotency_ttl_ms', 'reply_to')
+  local expires_at = NOW_MS + result_ttl
+  if outcome.status == 'succeeded' then
+    learn_pace(id, checkpoint)
+  end
+  -- First, for it goes by the record as it was.
+  leave_queue(id, checkpoint)
+  write(id, 'status', outcome.status, 'finish_reason', outcome.finish_reason, 'completion', outcome.completion,
+    'finished_at', NOW_MS, 'expires_at', expires_at)
+  if outcome.error then
+    redis.call('HSET', KEY.job(id), 'error', outcome.error)
+  end
+  if requested_at then
+    local before = math.max(tonumber(cancel_tokens), outcome.cancel_tokens or 0)
+    redis.call('HSET', KEY.job(id), 'cancel_acked_at', NOW_MS, 'cancel_tokens_after', tokens - before)
+  end
+  redis.call('HDEL', KEY.job(id), 'message', 'claim', 'reply_to')
+  redis.call('ZREM', KEY.jobs_with(from), id)
+  redis.call('ZADD', KEY.jobs_with(outcome.status), created_at, id)
+  redis.call('ZADD', KEY.EXPIRIES, expires_at, id)
+  redis.call('PEXPIREAT', KEY.job(id), expires_at)
+  redis.call('PEXPIREAT', KEY.tokens(id), expires_at)
+  redis.call('PEXPIREAT', KEY.jobs_with(outcome.status), redis.call('ZREVRANGE', KEY.EXPIRIES, 0, 0, 'WITHSCORES')[2])
+  if key_hash then
+    redis.call('PEXPIRE', KEY.idempotency(key_hash), key_ttl)
+  end
+  tidy()
+  notify_state(id)
+  reply(id, reply_to)
+  dispatch(checkpoint)
+end
+
+-- Ends a job as cancelled, with the text that it has so far.
+local function finish_cancelled(id)
+  finish(id, {status = 'cancelled', finish_reason = 'cancelled', completion = logged_text(id)})
+end
+
+-- Ends a job as failed, with the text that it has so far. `failure` is JSON.
+local function finish_failed(id, failure)
+  finish(id, {status = 'failed', finish_reason = 'error', completion = logged_text(id), error = failure})
+end
+
+-- Ends a waiting job whose time is over: one that nobody ever began has expired, another one has failed with the text
+-- that it has.
+local function finish_overdue(id)
+  local attempt, deadline_at = read(id, 'attempt', 'deadline_at')
+  local outcome = {status = 'failed', error = FAILURE.DEADLINE_EXCEEDED}
+  if attempt == '0' then
+    local at_deadline = deadline_at and NOW_MS >= tonumber(deadline_at)
+    outcome = {status = 'expired', error = at_deadline and FAILURE.EXPIRED or FAILURE.START_TIMEOUT}
+  end
+  outcome.finish_reason, outcome.completion = 'deadline', logged_text(id)
+  finish(id, outcome)
+end
+
+-- Takes a running job from its worker and puts it at the head of the backlog; the caller dispatches. Where its worker was
+-- lost with it, `lost` is true, and that counts; a hand-over does not.
+local function return_to_backlog(id, lost)
+  local checkpoint, score, created_at, losses, in_a_row, requested_at = read(
+    id, 'checkpoint', 'score', 'created_at', 'losses', 'losses_in_a_row', 'cancel_requested_at')
+  if requested_at then
+    return finish_cancelled(id)
+  end
+  if lost then
+    losses, in_a_row = losses + 1, in_a_row + 1
+    redis.call('HSET', KEY.job(id), 'losses', losses, 'losses_in_a_row', in_a_row)
+    if in_a_row >= LIMIT.MAX_LOSSES_IN_A_ROW or losses >= LIMIT.MAX_LOSSES then
+      return finish_failed(id, FAILURE.WORKER_LOST)
+    end
+  end
+  local left = time_left(id)
+  if left and left <= 0 then
+    return finish_overdue(id)
+  end
+  leave_queue(id, checkpoint)
+  write(id, 'status', 'queued', 'run_ms', run_ms(id))
+  redis.call('HDEL', KEY.job(id), 'claim', 'worker', 'incarnation')
+  enter_queue(id, checkpoint, head_score(score))
+  redis.call('ZREM', KEY.jobs_with('running'), id)
+  redis.call('ZADD', KEY.jobs_with('queued'), created_at, id)
+  notify_state(id)
+end
+
+-- Whether a worker may decide about a waiting job: its weights must be those that the job was accepted for. Returns nil
+-- where it may. 'superseded': the worker is the odd one out, and the job is given back. 'digest': no worker can have
+-- those weights any more, and the job has failed.
+local function wrong_weights(id, digest)
+  local checkpoint, accepted = read(id, 'checkpoint', 'digest')
+  if digest == accepted then
+    return nil
+  end
+  if redis.call('HGET', KEY.card(checkpoint), 'digest') == accepted then
+    requeue(id)
+    return 'superseded'
+  end
+  finish_failed(id, FAILURE.CHECKPOINT_CHANGED)
+  return 'digest'
+end
+
+-- Enters a heartbeat; the caller dispatches. `fields` are those of the worker's hash: field, value, ...
+local function announce(name, checkpoint, ttl_ms, fields)
+  redis.call('HSET', KEY.worker(name), 'heartbeat_at', NOW_MS, unpack(fields))
+  redis.call('HSETNX', KEY.worker(name), 'started_at', NOW_MS)
+  redis.call('PEXPIRE', KEY.worker(name), ttl_ms)
+  redis.call('ZADD', KEY.workers(checkpoint), NOW_MS + ttl_ms, name)
+  local last = redis.call('ZREVRANGE', KEY.workers(checkpoint), 0, 0, 'WITHSCORES')
+  redis.call('PEXPIREAT', KEY.workers(checkpoint), last[2])
+  tidy()
+end

@@ -1,0 +1,53 @@
+-- Second part of the prelude: the token log of a job.
+
+-- Text of a job's log.
+local function logged_text(id)
+  local text = {}
+  for _, entry in ipairs(redis.call('XRANGE', KEY.tokens(id), '-', '+')) do
+    local values = entry[2]
+    for index = 1, #values, 2 do
+      if values[index] == 'pieces' then
+        table.insert(text, table.concat(cjson.decode(values[index + 1])))
+      end
+    end
+  end
+  return table.concat(text)
+end
+
+-- Id of the next entry without tokens of its own behind `tokens` tokens.
+local function next_mark(id, tokens)
+  local last = redis.call('XREVRANGE', KEY.tokens(id), '+', '-', 'COUNT', 1)[1]
+  local count = last and string.match(last[1], '^' .. tokens .. '%-(%d+)$') or 0
+  return tokens .. '-' .. int(count + 1)
+end
+
+-- Appends tokens to a log that holds `length` of them. `before` is how many the sender believes it holds, `ids` are
+-- separated by spaces, `pieces` is a JSON list of one text for each. What the log has already is skipped. Returns the
+-- log's new length, or nil where tokens would be missing.
+local function append_tokens(id, length, before, ids, pieces)
+  if before > length then
+    return nil
+  end
+  local list = {}
+  for token in string.gmatch(ids, '%d+') do
+    table.insert(list, token)
+  end
+  local after = before + #list
+  if after <= length then
+    return length
+  end
+  local known = length - before
+  if known > 0 then
+    ids = table.concat(list, ' ', known + 1)
+    local all, rest = cjson.decode(pieces), {}
+    for index = known + 1, #all do
+      table.insert(rest, all[index])
+    end
+    pieces = cjson.encode(rest)
+  end
+  -- A new token clears what was held against the job.
+  redis.call('HSET', KEY.job(id), 'tokens', after, 'losses_in_a_row', 0)
+  redis.call('HSETNX', KEY.job(id), 'first_token_at', NOW_MS)
+  redis.call('XADD', KEY.tokens(id), int(after) .. '-0', 'ids', ids, 'pieces', pieces)
+  return after
+end
