@@ -35,7 +35,7 @@ def assert_same_as_the_twins(folder: str, sequence: Sequence) -> None:
     found, one = checkpoint(folder), sequence.request
     words = vocabulary(found.config)
     tokens = list(sequence.tokens)
-    if sequence.finish is FinishReason.STOP and not one.stop:
+    if sequence.finish is FinishReason.STOP and not one.sampling.stop:
         tokens.append(next(iter(words.stop_ids)))  # which one is drawn is known, as there is only one
     if not tokens:
         return
