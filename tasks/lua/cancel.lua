@@ -1,24 +1,24 @@
--- Cancels a job: one that waits is over at once, one that runs is asked to stop. Sent twice it acts once.
+-- Cancels a job: a waiting job ends at once, the worker of a running job is asked to stop it. Idempotent.
 --
 -- KEYS   none
 -- ARGV   1 job id
--- reply  as view.lua, after the cancel
+-- reply  the job after the cancel, as in view.lua
 
 local id = ARGV[1]
-local status, requested_at, tokens, worker = read(id, 'status', 'cancel_requested_at', 'tokens', 'worker')
+local status, requested_at, tokens, worker = get_fields(id, 'status', 'cancel_requested_at', 'tokens', 'worker')
 
 if not status then
   return false
 end
 if not is_terminal(status) then
   if not requested_at then
-    write(id, 'cancel_requested_at', NOW_MS, 'cancel_tokens', tokens)
+    set_fields(id, 'cancel_requested_at', NOW_MS, 'cancel_tokens', tokens)
   end
   if status == 'queued' then
     finish_cancelled(id)
   else
-    -- Rung at each call: the first bell may have been lost.
-    redis.call('PUBLISH', KEY.worker_channel(worker), id)
+    -- At each call: the first notification may have been lost.
+    notify_worker(id, worker)
     if not requested_at then
       notify_state(id)
     end

@@ -1,16 +1,35 @@
--- Gives a dispatched job to a worker: raises `attempt`, grants a lease, returns the log. Sent twice it acts once.
+-- Gives a dispatched job to a worker: increments `attempt`, grants a lease and returns the log. Idempotent.
 --
 -- KEYS   none
 -- ARGV   1 job id   2 worker   3 its incarnation   4 digest of its weights   5 tokens of the prompt
---        6 warnings (JSON list)   7 lease in ms   8 a name for this very claim
--- reply  {'claimed', attempt, entries of the log, ms that it may run, or -1}
---        {'refused', reason}: 'gone' no such job, 'terminal' it is over, 'running' another claim holds it, 'waiting' it
---        is not dispatched (its turn comes with another message), 'overdue' its time is over, and so is the job now,
---        'superseded' and 'digest' as wrong_weights says
+--        6 warnings (JSON list)   7 lease in ms   8 name of this claim
+-- reply  {'claimed', attempt, entries of the log, ms that the job may run, or -1 without a limit}
+--        {'refused', reason}
+--            'gone'         no such job
+--            'terminal'     the job has ended
+--            'running'      another claim holds the job
+--            'waiting'      the job is not dispatched: another message will come for it
+--            'overdue'      a time limit had passed, and the job has ended now
+--            'superseded', 'digest'    the worker's weights are not the job's: see refuse_wrong_weights
 
 local id, worker, incarnation, digest, prompt_tokens, warnings, lease_ms, claim = unpack(ARGV, 1, 8)
-local status, checkpoint, created_at, attempt, tokens, held_by, known_warnings = read(
+local status, checkpoint, created_at, attempt, tokens, held_by, known_warnings = get_fields(
   id, 'status', 'checkpoint', 'created_at', 'attempt', 'tokens', 'claim', 'warnings')
+
+-- Returns the texts of a JSON list, followed by those of another one that it lacks, as a JSON list.
+local function merge_lists(first, second)
+  local merged, seen = cjson.decode(first), {}
+  for _, text in ipairs(merged) do
+    seen[text] = true
+  end
+  for _, text in ipairs(cjson.decode(second)) do
+    if not seen[text] then
+      table.insert(merged, text)
+    end
+  end
+  -- cjson would encode an empty table as an object.
+  return #merged > 0 and cjson.encode(merged) or '[]'
+end
 
 if not status then
   return {'refused', 'gone'}
@@ -27,7 +46,7 @@ end
 if not redis.call('ZSCORE', KEY.dispatched(checkpoint), id) then
   return {'refused', 'waiting'}
 end
-local wrong = wrong_weights(id, digest)
+local wrong = refuse_wrong_weights(id, digest)
 if wrong then
   return {'refused', wrong}
 end
@@ -39,15 +58,15 @@ end
 
 leave_queue(id, checkpoint)
 attempt = attempt + 1
-write(id, 'status', 'running', 'attempt', attempt, 'worker', worker, 'incarnation', incarnation, 'claim', claim,
+set_fields(id, 'status', 'running', 'attempt', attempt, 'worker', worker, 'incarnation', incarnation, 'claim', claim,
   'attempt_started_at', NOW_MS, 'prompt_tokens', prompt_tokens, 'resumed_tokens', tokens,
-  'warnings', merged(known_warnings, warnings))
+  'warnings', merge_lists(known_warnings, warnings))
 redis.call('HSETNX', KEY.job(id), 'started_at', NOW_MS)
 redis.call('ZADD', KEY.running(checkpoint), NOW_MS + lease_ms, id)
 redis.call('ZREM', KEY.jobs_with('queued'), id)
 redis.call('ZADD', KEY.jobs_with('running'), created_at, id)
 if attempt > 1 then
-  redis.call('XADD', KEY.tokens(id), next_mark(id, tokens), 'attempt', attempt)
+  redis.call('XADD', KEY.tokens(id), next_mark_id(id, tokens), 'attempt', attempt)
 end
 notify_state(id)
 dispatch(checkpoint)

@@ -1,12 +1,12 @@
--- Deletes a job, with its prompt and its text, whatever its state. What stays is that there was one. A worker that runs it
--- is told to stop, and whatever it still sends is refused. Sent twice it acts once.
+-- Deletes a job in any state, with its prompt and its text. Only its id is kept for a while. The worker of a running
+-- job is asked to stop it, and what that worker sends afterwards is refused. Idempotent.
 --
 -- KEYS   none
--- ARGV   1 job id   2 ms for which its id is remembered, at least
+-- ARGV   1 job id   2 shortest time in ms for which the id is kept
 -- reply  1, or 0: there is no such job
 
-local id, remember_ms = unpack(ARGV, 1, 2)
-local status, checkpoint, worker, result_ttl, key_hash, key_ttl, reply_to = read(
+local id, keep_id_ms = unpack(ARGV, 1, 2)
+local status, checkpoint, worker, result_ttl, key_hash, key_ttl, reply_to = get_fields(
   id, 'status', 'checkpoint', 'worker', 'result_ttl_ms', 'idempotency', 'idempotency_ttl_ms', 'reply_to')
 
 if not status then
@@ -17,15 +17,15 @@ redis.call('ZREM', KEY.JOBS, id)
 redis.call('ZREM', KEY.jobs_with(status), id)
 redis.call('ZREM', KEY.EXPIRIES, id)
 redis.call('DEL', KEY.job(id), KEY.tokens(id))
-redis.call('SET', KEY.deleted(id), '', 'PX', math.max(remember_ms, result_ttl))
+redis.call('SET', KEY.deleted(id), '', 'PX', math.max(keep_id_ms, result_ttl))
 if key_hash then
   redis.call('PEXPIRE', KEY.idempotency(key_hash), key_ttl)
 end
-tidy()
+prune_listing()
 notify_state(id)
-reply(id, reply_to)
+notify_submitter(id, reply_to)
 if status == 'running' then
-  redis.call('PUBLISH', KEY.worker_channel(worker), id)
+  notify_worker(id, worker)
 end
 dispatch(checkpoint)
 return 1

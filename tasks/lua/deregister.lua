@@ -1,8 +1,8 @@
--- Removes a worker that stops. Its place may belong to a later run under the same name already.
+-- Removes a worker that stops. A later run under the same name stays registered.
 --
 -- KEYS   none
 -- ARGV   1 worker   2 its incarnation   3 checkpoint
--- reply  1, or 0: another incarnation holds the name, or none does
+-- reply  1, or 0: this incarnation is not registered under the name
 
 local name, incarnation, checkpoint = unpack(ARGV, 1, 3)
 

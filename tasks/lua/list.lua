@@ -1,9 +1,10 @@
--- One page of jobs, the newest first.
+-- Reads one page of jobs, newest first.
 --
 -- KEYS   none
--- ARGV   1 status, or ''   2 owner, or ''   3 most jobs of the page
---        4 creation time in ms and 5 id of the last job of the page before, or '' and ''
--- reply  {views as view.lua has them; creation time and id of where the next page begins, '' and '' at the end}
+-- ARGV   1 status, or ''   2 owner, or ''   3 largest number of jobs on the page
+--        4 creation time in ms and 5 id of the last job of the previous page, or '' and ''
+-- reply  {jobs as in view.lua; creation time in ms and id of the last job read, as arguments 4 and 5 for the next page,
+--        or '' and '' if this is the last page}
 
 local status, owner, limit, last_at, last_id = unpack(ARGV, 1, 5)
 local listing = status == '' and KEY.JOBS or KEY.jobs_with(status)
@@ -14,13 +15,13 @@ while true do
   local found = redis.call('ZREVRANGEBYSCORE', listing, newest, '-inf', 'WITHSCORES', 'LIMIT', offset, LIMIT.LIST_CHUNK)
   for index = 1, #found, 2 do
     local id, at = found[index], found[index + 1]
-    -- Jobs of one ms stand in descending order of their ids.
+    -- Jobs of the same millisecond are in descending order of their ids.
     if at ~= last_at or id < last_id then
       scanned = scanned + 1
-      if owner == '' or read(id, 'owner') == owner then
+      if owner == '' or get_fields(id, 'owner') == owner then
         table.insert(views, view(id) or nil)
       end
-      -- A page may be short where many jobs are another owner's: the scan is bounded, and the next page goes on there.
+      -- The scan is bounded. A page is short if many jobs belong to other owners; the next page continues from there.
       if #views == tonumber(limit) or scanned == LIMIT.LIST_SCAN then
         return {views, at, id}
       end

@@ -1,14 +1,14 @@
--- Reads what an estimate of a checkpoint's queue goes by.
+-- Reads what an estimate needs to know about a checkpoint's queue.
 --
 -- KEYS   none
 -- ARGV   1 checkpoint
--- reply  {jobs that wait; tokens that they may generate; jobs that run; slots of the live workers; ms to the first
---        token, ms for each further one, share of `max_tokens` that is generated, each or ''; real over predicted
---        durations of the last jobs}
+-- reply  {waiting jobs; tokens that they may generate; running jobs; slots of the live workers; average ms to the first
+--        token, average ms for each further token, average share of `max_tokens` that jobs generate, each or '' if not
+--        known; ratios of real to predicted duration of the last jobs}
 
 local checkpoint = ARGV[1]
 local slots = 0
-for _, of_worker in ipairs(slots_serving(checkpoint)) do
+for _, of_worker in ipairs(live_slots(checkpoint)) do
   slots = slots + of_worker
 end
 local first_token_ms, ms_per_token, share = unpack(redis.call(

@@ -1,18 +1,18 @@
--- Enters a worker and publishes its checkpoint's card.
+-- Registers a worker and publishes its checkpoint's card.
 --
--- A run under the name of an earlier one takes its place: the jobs that the earlier run holds wait at the head of the
--- backlog at once, instead of until their leases are over. That counts as a loss for each. A run that stops in good order
--- hands its jobs back before its name can be taken, so one that still holds some has died with them.
+-- A later run under the same name replaces the earlier run. Jobs that the earlier run still holds return to the head of
+-- the backlog at once, before their leases expire. That counts as a loss for each: a run that stops in an orderly way
+-- releases its jobs before its name can be taken, so a run that still holds jobs has crashed.
 --
 -- KEYS   none
 -- ARGV   1 worker   2 its incarnation   3 checkpoint   4 digest   5 card (JSON)   6 ms until the worker counts as gone
 --        7.. field, value, ... of the worker's hash
--- reply  {'ok', jobs that were taken from the earlier run}
---        {'conflict', digest}    another live worker serves the checkpoint's name with these weights
+-- reply  {'ok', jobs taken from the earlier run}
+--        {'conflict', digest}    another live worker serves these weights under the checkpoint's name
 
 local name, incarnation, checkpoint, digest, card, ttl_ms = unpack(ARGV, 1, 6)
 
-for _, other in ipairs(redis.call('ZRANGEBYSCORE', KEY.workers(checkpoint), '(' .. int(NOW_MS), '+inf')) do
+for _, other in ipairs(redis.call('ZRANGEBYSCORE', KEY.workers(checkpoint), '(' .. format_int(NOW_MS), '+inf')) do
   local served = other ~= name and redis.call('HGET', KEY.worker(other), 'digest')
   if served and served ~= digest then
     return {'conflict', served}
@@ -30,7 +30,7 @@ if earlier ~= incarnation then
   for _, served in ipairs(redis.call('SMEMBERS', KEY.CHECKPOINTS)) do
     redis.call('ZREM', KEY.workers(served), name)
     for _, id in ipairs(redis.call('ZRANGE', KEY.running(served), 0, -1)) do
-      local holder, run = read(id, 'worker', 'incarnation')
+      local holder, run = get_fields(id, 'worker', 'incarnation')
       if holder == name and run ~= incarnation then
         return_to_backlog(id, true)
         taken = taken + 1
@@ -41,10 +41,10 @@ if earlier ~= incarnation then
     end
   end
 end
-announce(name, checkpoint, ttl_ms, {unpack(ARGV, 7)})
+store_heartbeat(name, checkpoint, ttl_ms, {unpack(ARGV, 7)})
 if taken > 0 or (earlier and earlier ~= incarnation) then
-  -- What the earlier run had taken and not begun.
-  push_again(checkpoint, NOW_US)
+  -- Messages that the earlier run took without a claim.
+  push_missing_messages(checkpoint, NOW_US)
 end
 dispatch(checkpoint)
 return {'ok', taken}

@@ -1,12 +1,12 @@
--- Ends a waiting job that its checkpoint can never run.
+-- Fails a waiting job that no worker of its checkpoint can run.
 --
 -- KEYS   none
--- ARGV   1 job id   2 digest of the worker's weights   3 what the job tells (JSON)
--- reply  1, or 0: the job does not wait, or is not for this worker to judge (see wrong_weights)
+-- ARGV   1 job id   2 digest of the worker's weights   3 the job's error (JSON)
+-- reply  1, or 0: the job does not wait, or the worker's weights are not the job's (see refuse_wrong_weights)
 
 local id, digest, failure = unpack(ARGV, 1, 3)
 
-if read(id, 'status') ~= 'queued' or wrong_weights(id, digest) then
+if get_fields(id, 'status') ~= 'queued' or refuse_wrong_weights(id, digest) then
   return 0
 end
 finish_failed(id, failure)

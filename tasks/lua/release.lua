@@ -1,13 +1,12 @@
--- Gives a running job back: it waits at the head of the backlog, with its tokens. One that was asked to stop is
--- cancelled instead; one that was lost too often, or whose time is over, fails.
+-- Releases a running job: it returns to the head of the backlog, with its tokens. It ends instead if a cancel was
+-- requested, if it has too many losses, or if a time limit has passed.
 --
 -- KEYS   none
--- ARGV   1 job id   2 attempt
---        3 1 to count a loss, 0 for a hand-over
--- reply  1, or 0: the job is not this attempt's (any more)
+-- ARGV   1 job id   2 attempt   3 1 to count a loss, else 0
+-- reply  1, or 0: this attempt does not hold the job
 
 local id, attempt, lost = unpack(ARGV, 1, 3)
-local status, current, checkpoint = read(id, 'status', 'attempt', 'checkpoint')
+local status, current, checkpoint = get_fields(id, 'status', 'attempt', 'checkpoint')
 
 if status ~= 'running' or current ~= attempt then
   return 0

@@ -1,13 +1,14 @@
--- Extends the leases of a worker's jobs.
+-- Renews the leases of a worker's jobs.
 --
 -- KEYS   none
 -- ARGV   1 lease in ms   2.. job id, attempt, ...
--- reply  {jobs that are not this attempt's (any more), jobs that were asked to stop}
+-- reply  {jobs that these attempts do not hold, jobs with a cancel request}
 
 local lost, cancelled = {}, {}
 for index = 2, #ARGV, 2 do
   local id, attempt = ARGV[index], ARGV[index + 1]
-  local status, current, checkpoint, requested_at = read(id, 'status', 'attempt', 'checkpoint', 'cancel_requested_at')
+  local status, current, checkpoint, requested_at = get_fields(
+    id, 'status', 'attempt', 'checkpoint', 'cancel_requested_at')
   if status ~= 'running' or current ~= attempt then
     table.insert(lost, id)
   else

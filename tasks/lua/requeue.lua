@@ -1,11 +1,11 @@
--- Gives back a dispatched job whose message this worker took but that it will not claim.
+-- Requeues a dispatched job whose message a worker took and which that worker will not claim: it is served next.
 --
 -- KEYS   none
 -- ARGV   1 job id
 -- reply  1, or 0: the job is not dispatched
 
 local id = ARGV[1]
-local checkpoint = read(id, 'checkpoint')
+local checkpoint = get_fields(id, 'checkpoint')
 
 if not checkpoint or not redis.call('ZSCORE', KEY.dispatched(checkpoint), id) then
   return 0

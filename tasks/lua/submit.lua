@@ -1,15 +1,16 @@
--- Accepts a job: idempotency, queue limit, record with its message, backlog, dispatch. Sent twice it acts once.
+-- Accepts a job: checks its idempotency key and the queue's limits, writes the record with the Celery message, adds the
+-- job to the backlog and dispatches. Idempotent.
 --
 -- KEYS   none
--- ARGV   1 job id   2 checkpoint   3 priority   4 most jobs that may wait for the checkpoint
---        5 most jobs that may be ahead of this one, or ''
---        6 idempotency key's hash, or ''   7 request's fingerprint, or ''
+-- ARGV   1 job id   2 checkpoint   3 priority   4 largest number of jobs that may wait for the checkpoint
+--        5 largest number of jobs that may be ahead of this one, or ''
+--        6 hash of the idempotency key, or ''   7 fingerprint of the request, or ''
 --        8.. field, value, ... of the record
--- reply  {'created', job id}         the job waits
---        {'replayed', job id}        the key made this job earlier, with this request
---        {'mismatch', job id}        the key made this job, with another request
---        {'full'}
---        {'far', jobs ahead}         more than the caller wants
+-- reply  {'created', job id}     the job waits
+--        {'replayed', job id}    an earlier request with this key and the same content created this job
+--        {'mismatch', job id}    an earlier request with this key and other content created this job
+--        {'full'}                too many jobs wait
+--        {'far', jobs ahead}     too many jobs are ahead
 
 local id, checkpoint, priority, limit, most_ahead, key_hash, fingerprint = unpack(ARGV, 1, 7)
 
@@ -28,19 +29,19 @@ if waiting >= tonumber(limit) then
   return {'full'}
 end
 
-local score = priority * PRIORITY_STEP + NOW_US
+local score = new_score(priority)
 if most_ahead ~= '' then
   local ahead = redis.call('ZCARD', KEY.dispatched(checkpoint))
-    + redis.call('ZCOUNT', KEY.backlog(checkpoint), '-inf', int(score))
+    + redis.call('ZCOUNT', KEY.backlog(checkpoint), '-inf', format_int(score))
   if ahead > tonumber(most_ahead) then
     return {'far', ahead}
   end
 end
 
 redis.call('HSET', KEY.job(id), 'id', id, 'checkpoint', checkpoint, 'priority', priority, 'status', 'queued',
-  'version', 1, 'created_at', NOW_MS, 'score', int(score), 'attempt', 0, 'losses', 0, 'losses_in_a_row', 0,
+  'version', 1, 'created_at', NOW_MS, 'score', format_int(score), 'attempt', 0, 'losses', 0, 'losses_in_a_row', 0,
   'resumed_tokens', 0, 'tokens', 0, 'run_ms', 0, unpack(ARGV, 8))
-local deadline_ms = read(id, 'deadline_ms')
+local deadline_ms = get_fields(id, 'deadline_ms')
 if deadline_ms then
   redis.call('HSET', KEY.job(id), 'deadline_at', NOW_MS + deadline_ms)
 end
@@ -50,6 +51,6 @@ end
 redis.call('ZADD', KEY.JOBS, NOW_MS, id)
 redis.call('ZADD', KEY.jobs_with('queued'), NOW_MS, id)
 enter_queue(id, checkpoint, score)
-tidy()
+prune_listing()
 dispatch(checkpoint)
 return {'created', id}

@@ -1,12 +1,12 @@
--- Tells of many jobs whether they have changed, and where they stand.
+-- Reads the versions and positions of many jobs. A job has changed if its version is higher than before.
 --
 -- KEYS   none
 -- ARGV   1.. job ids
--- reply  for each {version; jobs ahead of it, or -1 where it does not wait}, or nil: no such job
+-- reply  for each job {version; number of jobs ahead of it, or -1 if it does not wait}, or nil: no such job
 
-local seen = {}
+local versions = {}
 for index, id in ipairs(ARGV) do
-  local version, checkpoint, status = read(id, 'version', 'checkpoint', 'status')
-  seen[index] = version and {tonumber(version), position(id, checkpoint, status)}
+  local version, checkpoint, status = get_fields(id, 'version', 'checkpoint', 'status')
+  versions[index] = version and {tonumber(version), position(id, checkpoint, status)}
 end
-return seen
+return versions

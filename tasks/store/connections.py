@@ -1,6 +1,7 @@
-"""Clients of Redis. A command that found its connection broken is sent again; one that got no reply in time is not.
+"""Redis clients, and the URLs that they and kombu use.
 
-That is safe because every write goes through a script that acts once however often it is sent.
+A command is sent again if its connection was broken, but not if its reply timed out. Sending it again is safe, because
+every write is an idempotent script.
 """
 
 from __future__ import annotations
@@ -19,31 +20,31 @@ from redis.retry import Retry
 from tasks.errors import ConfigurationError
 from tasks.settings import Settings
 
-#: Tries after a broken connection: a restarted Redis leaves stale ones in the pool, and the next one is fresh.
+#: Retries after a broken connection. A restarted Redis leaves broken connections in the pool; a retry makes a new one.
 RETRIES = 1
 RETRY_AFTER_S = 0.02
-#: Connections of one API process for commands and bells, however many clients wait.
+#: Connections of one API process for commands and subscriptions, for any number of clients.
 MAX_CONNECTIONS = 32
-#: A call may wait this many times as long for one of them as Redis may take to answer: when a thousand clients connect
-#: at once it is this process that is busy, not Redis that is away.
-PATIENCE_FOR_CONNECTION = 4
+#: How long a call waits for a free connection, as a multiple of `redis_timeout_s`. It is longer than the time for a
+#: command: when a thousand clients connect at once, this process is busy, but Redis is not away.
+CONNECTION_WAIT_FACTOR = 4
 
 
 def make_sync(settings: Settings) -> redis.Redis:
-    """A client for threads. Connects at the first command. Raises ConfigurationError."""
+    """A client for threads. It connects at the first command. Raises ConfigurationError."""
     retry = Retry(ConstantBackoff(RETRY_AFTER_S), RETRIES, supported_errors=(RedisConnectionError,))
     parse(settings.redis_url)
     return redis.Redis.from_url(settings.redis_url, retry=retry, **_options(settings))
 
 
 def make_async(settings: Settings) -> redis.asyncio.Redis:
-    """A client for asyncio, with few connections that its callers take in turns. Raises ConfigurationError."""
+    """A client for asyncio. Its callers share a small pool of connections. Raises ConfigurationError."""
     retry = AsyncRetry(ConstantBackoff(RETRY_AFTER_S), RETRIES, supported_errors=(RedisConnectionError,))
     parse(settings.redis_url)
     pool = redis.asyncio.BlockingConnectionPool.from_url(
         settings.redis_url,
         max_connections=MAX_CONNECTIONS,
-        timeout=PATIENCE_FOR_CONNECTION * settings.redis_timeout_s,
+        timeout=CONNECTION_WAIT_FACTOR * settings.redis_timeout_s,
         retry=retry,
         **_options(settings),
     )
@@ -51,7 +52,7 @@ def make_async(settings: Settings) -> redis.asyncio.Redis:
 
 
 def parse(url: str) -> dict[str, Any]:
-    """Options of a connection, as redis-py reads them from a URL. Raises ConfigurationError."""
+    """The options that redis-py reads from a URL. Raises ConfigurationError."""
     try:
         options: dict[str, Any] = dict(parse_url(url))  # type: ignore[no-untyped-call]
     except ValueError as error:
@@ -62,7 +63,7 @@ def parse(url: str) -> dict[str, Any]:
 
 
 def broker_url(url: str) -> str:
-    """How kombu spells `url`. Raises ConfigurationError."""
+    """The URL of the same Redis in kombu's syntax. Raises ConfigurationError."""
     options = parse(url)
     parts = urlsplit(url)
     database = options.get("db", 0)
@@ -72,13 +73,13 @@ def broker_url(url: str) -> str:
         return f"redis+socket://{login}{quote(options['path'])}?virtual_host={database}"
     tls = {name: values[-1] for name, values in parse_qs(parts.query).items() if name.startswith("ssl_")}
     if parts.scheme == "rediss":
-        # kombu's own default is to trust anybody.
+        # By default, kombu accepts any certificate.
         tls.setdefault("ssl_cert_reqs", "required")
     return urlunsplit((parts.scheme, parts.netloc, f"/{database}", urlencode(tls), ""))
 
 
 def redacted(url: str) -> str:
-    """A URL for logs: without its user, its password and its options."""
+    """The URL without user, password and options, for logs."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 

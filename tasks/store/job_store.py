@@ -1,6 +1,6 @@
-"""The front end's side of the queue: accept, read, follow, list, cancel and delete jobs; see who serves what.
+"""The front end's side of the queue: submit, read, stream, list, cancel and delete jobs; list workers and cards.
 
-Every method may raise redis.exceptions.RedisError where Redis is away or refuses to write.
+Every method may raise redis.exceptions.RedisError: Redis is away, or it refuses to write.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from tasks.worker_info import WorkerInfo
 
 @dataclass(frozen=True, slots=True)
 class Idempotency:
-    """What makes a repeated request the same request. Neither part holds a space."""
+    """Identifies a request that may be sent more than once. Neither part contains a space."""
 
-    #: Hash over the owner, the route and the caller's key.
+    #: Hash of the owner, the route and the caller's key.
     key_hash: str
-    #: Hash over the validated request.
+    #: Hash of the validated request.
     fingerprint: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewJob:
-    """A validated request."""
+    """A validated request for a job."""
 
     #: From `tasks.job_id.new_job_id`.
     id: str
@@ -47,21 +47,21 @@ class NewJob:
     #: Digest of the card that the request was validated against.
     digest: str
     generation: Generation
-    #: 0 (first) to 9.
+    #: 0 (served first) to 9.
     priority: int = 5
     metadata: Mapping[str, str] = field(default_factory=dict)
     limits: TimeLimits = field(default_factory=TimeLimits)
-    #: Most jobs that may be ahead of it; None: any number.
+    #: Largest number of jobs that may be ahead of this one; None for no limit.
     max_position: int | None = None
-    #: The job that this one repeats.
+    #: Id of the job that this one repeats.
     retry_of: str | None = None
-    #: How long it should take from submission to end, in seconds, as far as that can be told; it is compared with how
-    #: long it took.
+    #: Predicted duration from submission to end, in seconds; None if there is no prediction. The real duration is
+    #: compared with it.
     predicted_s: float | None = None
     idempotency: Idempotency | None = None
-    #: How long the finished job is kept, in seconds; None for the setting.
+    #: How long the finished job is kept, in seconds; None for the setting `result_ttl_s`.
     result_ttl_s: float | None = None
-    #: Channel on which its id shall be told at its end; None: nobody waits for that alone.
+    #: Channel that receives the job's id when the job ends; None if no caller waits for the end.
     reply_to: str | None = None
     warnings: tuple[str, ...] = ()
 
@@ -71,15 +71,15 @@ class Submitted:
     """An accepted job."""
 
     job_id: str
-    #: An earlier request with the same key made it. Its record may have expired since.
+    #: Whether an earlier request with the same key created the job. Its record may have expired since.
     replayed: bool
 
 
 @dataclass(frozen=True, slots=True)
 class JobVersion:
-    """What many jobs are asked for at once."""
+    """Whether a job has changed, and its position. Cheap to read for many jobs at once."""
 
-    #: Rises at every change.
+    #: Increases with every change.
     version: int
     #: Jobs ahead of it; None unless it waits.
     position: int | None
@@ -87,36 +87,37 @@ class JobVersion:
 
 @dataclass(frozen=True, slots=True)
 class JobChanges:
-    """What is new of a job that somebody follows."""
+    """What has changed in a job since a cursor, for an event stream."""
 
     status: Status
     attempt: int
     worker: str | None
     #: Jobs ahead of it; None unless it waits.
     position: int | None
-    #: What the log has behind the cursor; the first entry is cut where the cursor is inside it.
+    #: Entries of the log after the cursor. If the cursor is inside an entry, that entry is cut.
     entries: tuple[Entry, ...]
-    #: Once it is over: the whole job, and an id behind that of every entry.
+    #: The whole job if it has ended, else None.
     ended: Job | None = None
+    #: If the job has ended, an entry id after that of the last entry.
     end_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A part of a listing, the newest first."""
+    """A part of a listing, newest first."""
 
     jobs: tuple[Job, ...]
-    #: Where the next page begins; None at the end.
+    #: Cursor for the next page; None if this is the last one.
     next_cursor: str | None
 
 
-# Inside the class, `list` is a method.
+# Aliases, because `list` is a method inside the class.
 Entries = list[Entry]
 Workers = list[WorkerInfo]
 
 
 class JobStore:
-    """Jobs in Redis, for asyncio. One for each process."""
+    """The queue in Redis, for asyncio. One instance per process."""
 
     def __init__(self, client: redis.asyncio.Redis, settings: Settings) -> None:
         self._redis = client
@@ -125,15 +126,18 @@ class JobStore:
         self._renderer = Renderer(make_app(settings))
 
     async def check_schema(self) -> bool:
-        """Whether Redis was empty; it is marked then. Raises SchemaError where it holds another version's keys."""
-        return await schema.acheck(self._redis)
+        """Mark an empty Redis with the layout's version, and return whether it was empty.
+
+        Raises SchemaError if Redis holds keys in another layout.
+        """
+        return schema.was_empty(await scripts.get("schema").acall(self._redis, keys.SCHEMA_VERSION))
 
     async def submit(self, new: NewJob) -> Submitted:
-        """Accept a job, all of it or nothing, in one call.
+        """Accept a job in one atomic call.
 
         Raises QueueFullError, QueuePositionError and IdempotencyMismatchError.
         """
-        ttl_ms = _ms(self._settings.result_ttl_s if new.result_ttl_s is None else new.result_ttl_s)
+        ttl_ms = scripts.ms(self._settings.result_ttl_s if new.result_ttl_s is None else new.result_ttl_s)
         record: dict[str, scripts.Argument] = {
             "owner": new.owner,
             "digest": new.digest,
@@ -150,11 +154,11 @@ class JobStore:
         if new.reply_to is not None:
             record["reply_to"] = new.reply_to
         if new.predicted_s is not None:
-            record["predicted_ms"] = max(1, _ms(new.predicted_s))
+            record["predicted_ms"] = max(1, scripts.ms(new.predicted_s))
         if new.idempotency is not None:
-            # Counted from the job's end: as long as the job lives, so does its key.
+            # The time counts from the job's end: the key of a live job does not expire.
             record["idempotency"] = new.idempotency.key_hash
-            record["idempotency_ttl_ms"] = max(ttl_ms, _ms(self._settings.idempotency_ttl_s))
+            record["idempotency_ttl_ms"] = max(ttl_ms, scripts.ms(self._settings.idempotency_ttl_s))
         outcome, *rest = await scripts.get("submit").acall(
             self._redis,
             new.id,
@@ -176,7 +180,7 @@ class JobStore:
         return Submitted(job_id, replayed=outcome == b"replayed")
 
     async def find(self, key: Idempotency) -> str | None:
-        """Id of the job that an earlier request with this key made. Raises IdempotencyMismatchError."""
+        """The id of the job that an earlier request with this key created. Raises IdempotencyMismatchError."""
         known: Any = await self._redis.get(keys.idempotency(key.key_hash))
         if known is None:
             return None
@@ -186,16 +190,16 @@ class JobStore:
         return str(job_id)
 
     async def get(self, job_id: str) -> Job | None:
-        """The job, with its exact position while it waits; None where there is none (any more)."""
+        """The job, with its position if it waits; None if there is no such job."""
         return _job(await scripts.get("view").acall(self._redis, job_id))
 
     async def versions(self, job_ids: Sequence[str]) -> Sequence[JobVersion | None]:
-        """A look at each job, in one call; None where there is no such job (any more)."""
-        seen = await scripts.get("versions").acall(self._redis, *job_ids)
-        return [None if of_job is None else JobVersion(of_job[0], _position(of_job[1])) for of_job in seen]
+        """The version and the position of each job, in one call; None for a job that does not exist."""
+        found = await scripts.get("versions").acall(self._redis, *job_ids)
+        return [None if of_job is None else JobVersion(of_job[0], _position(of_job[1])) for of_job in found]
 
     async def changes(self, job_id: str, after: int = 0, k: int = 0) -> JobChanges | None:
-        """What is new of a job behind the cursor `<after>-<k>`, in one call; None where there is no such job."""
+        """What has changed in a job since the cursor `<after>-<k>`, in one call; None if there is no such job."""
         reply = await scripts.get("changes").acall(self._redis, job_id, f"{after}-{k}")
         if reply is None:
             return None
@@ -211,16 +215,16 @@ class JobStore:
         )
 
     async def delete(self, job_id: str) -> bool:
-        """Delete a job, whatever its state, with its prompt and its text. False where there is no such job."""
-        remember_ms = _ms(self._settings.result_ttl_s)
-        return bool(await scripts.get("delete").acall(self._redis, job_id, remember_ms))
+        """Delete a job in any state, with its prompt and its text. False if there is no such job."""
+        keep_id_ms = scripts.ms(self._settings.result_ttl_s)
+        return bool(await scripts.get("delete").acall(self._redis, job_id, keep_id_ms))
 
     async def was_deleted(self, job_id: str) -> bool:
-        """Whether a job that is not there was deleted, not so long ago."""
+        """Whether a job that does not exist was deleted recently."""
         return bool(await self._redis.exists(keys.deleted(job_id)))
 
     async def queue_load(self, checkpoint: str) -> QueueLoad:
-        """What an estimate of the checkpoint's queue goes by."""
+        """The load of a checkpoint's queue, from which waiting times are estimated."""
         waiting, waiting_tokens, running, slots, *pace, accuracy = await scripts.get("queue_load").acall(
             self._redis, checkpoint
         )
@@ -237,22 +241,25 @@ class JobStore:
         )
 
     async def cancel(self, job_id: str) -> Job | None:
-        """Cancel a job and return it as it is then: one that waited is over, one that runs is asked to stop."""
+        """Cancel a job and return it; None if there is no such job.
+
+        A waiting job ends at once. The worker of a running job is asked to stop it.
+        """
         return _job(await scripts.get("cancel").acall(self._redis, job_id))
 
     async def log(self, job_id: str, after: int = 0, k: int = 0) -> Entries:
-        """The log behind the cursor `<after>-<k>`; the first entry is cut where the cursor is inside it.
+        """The entries of the log after the cursor `<after>-<k>`. If the cursor is inside an entry, that entry is cut.
 
-        With k = 0 it includes what stands between token `after` and the next (an attempt mark, a last piece of text).
+        With k = 0 the result includes entries without tokens (an attempt mark, a last piece of text) at `after`.
         """
-        # redis-py's types leave room for decoded replies, which our clients never ask for.
+        # redis-py's types also allow decoded replies, which our clients do not use.
         raw: Any = await self._redis.xrange(keys.tokens(job_id), min=f"({after}-{k}")
         return [Entry.decode(entry).cut(after) for entry in raw]
 
     async def list(
         self, *, status: Status | None = None, owner: str | None = None, cursor: str | None = None, limit: int = 20
     ) -> Page:
-        """Jobs, the newest first. `cursor` is a page's `next_cursor`; raises ValueError where it is not."""
+        """One page of jobs, newest first. `cursor` is the previous page's `next_cursor`. Raises ValueError if it is not."""
         last_at, last_id = _parse_cursor(cursor)
         views, next_at, next_id = await scripts.get("list").acall(
             self._redis, status or "", owner or "", limit, last_at, last_id
@@ -261,12 +268,12 @@ class JobStore:
         return Page(jobs, f"{next_at.decode()}.{next_id.decode()}" if next_id else None)
 
     async def card(self, checkpoint: str) -> Card | None:
-        """The card of a checkpoint, whether or not a worker serves it now; None where none ever did."""
+        """The card of a checkpoint, also if no worker serves it now; None if no worker ever did."""
         text = await self._redis.hget(keys.card(checkpoint), "card")
         return None if text is None else Card.from_json(text)
 
     async def cards(self) -> dict[str, Card]:
-        """Every card by its checkpoint's name."""
+        """All cards, by the name of the checkpoint."""
         names = await self._checkpoints()
         async with self._redis.pipeline(transaction=False) as pipeline:
             for name in names:
@@ -275,7 +282,7 @@ class JobStore:
         return {name: Card.from_json(text) for name, text in zip(names, texts, strict=True) if text is not None}
 
     async def workers(self, checkpoint: str | None = None) -> Workers:
-        """The live workers, of one checkpoint or of all, by name."""
+        """The live workers of one checkpoint, or of all, in order of their names."""
         served = await self._checkpoints() if checkpoint is None else [checkpoint]
         async with self._redis.pipeline(transaction=False) as pipeline:
             for name in served:
@@ -284,21 +291,17 @@ class JobStore:
             for name in names:
                 pipeline.hgetall(keys.worker(name))
             hashes = await pipeline.execute()
-        # The hash of a worker that is gone has expired.
+        # The hash of a worker that is gone expires.
         found = [WorkerInfo.from_hash(fields) for fields in hashes if fields]
         return [worker for worker in found if worker.checkpoint in served]
 
     async def reap(self) -> Reaped:
-        """Bring back what got lost, unless somebody has just done so. Every process calls it each second."""
+        """Run the reaper, unless another process has just run it. Every process calls it each second."""
         return Reaped.from_reply(await scripts.get("reap").acall(self._redis, *self._reap_arguments))
 
     async def _checkpoints(self) -> Sequence[str]:
         names: Any = await self._redis.smembers(keys.CHECKPOINTS)
         return sorted(name.decode() for name in names)
-
-
-def _ms(seconds: float) -> int:
-    return round(seconds * 1000)
 
 
 def _job(view: Sequence[Any] | None) -> Job | None:
@@ -310,7 +313,7 @@ def _job(view: Sequence[Any] | None) -> Job | None:
 
 
 def _position(ahead: int) -> int | None:
-    """Jobs ahead, as the scripts tell them."""
+    """The position in a script's reply."""
     return None if ahead < 0 else ahead
 
 

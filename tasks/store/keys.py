@@ -1,19 +1,20 @@
-"""The only place that spells Redis keys and channels. Lua scripts get every key from here or build it from `PREFIX`."""
+"""Names of all Redis keys and channels. No other file spells them: the scripts get them as the table `KEY`."""
 
 PREFIX = "celeriac:"
-#: Version of the layout of these keys; a process that finds another one in Redis stops (see `tasks.store.schema`).
+#: Version of the layout of these keys. A process that finds another version in Redis stops: see `tasks.store.schema`.
 SCHEMA_VERSION = 2
 
+#: String: the version of the layout.
 SCHEMA = f"{PREFIX}schema"
-#: zset of all jobs by creation time in ms, for listing.
+#: Zset: all jobs by creation time in ms, for listing.
 JOBS = f"{PREFIX}jobs"
-#: zset of finished jobs by the ms at which they are forgotten, so that the listing forgets them too.
+#: Zset: finished jobs by the time in ms at which their records expire, to remove them from the listing then.
 EXPIRIES = f"{PREFIX}expiries"
-#: Hash of the times in ms that the reaper goes by: `called_at`, `ran_at`, `extended_at`.
+#: Hash: times in ms for the reaper, `called_at`, `ran_at` and `extended_at`.
 REAPED = f"{PREFIX}reaped"
-#: zset of waiting jobs that have a limit in time, by the ms at which it is over.
+#: Zset: waiting jobs with a time limit, by the time in ms at which they may wait no longer.
 TIMEOUTS = f"{PREFIX}timeouts"
-#: set of the names of all checkpoints that ever published a card.
+#: Set: names of all checkpoints for which a card was ever published.
 CHECKPOINTS = f"{PREFIX}checkpoints"
 
 
@@ -28,57 +29,57 @@ def tokens(job_id: str) -> str:
 
 
 def jobs_with(status: str) -> str:
-    """Zset of the jobs in one status by creation time in ms."""
+    """Zset: jobs in one status by creation time in ms."""
     return f"{PREFIX}jobs:{status}"
 
 
 def backlog(checkpoint: str) -> str:
-    """Zset of waiting jobs in serving order."""
+    """Zset: waiting jobs in serving order."""
     return f"{PREFIX}backlog:{checkpoint}"
 
 
 def dispatched(checkpoint: str) -> str:
-    """Zset of jobs whose message is on Celery's list, in the order of that list."""
+    """Zset: jobs whose message was pushed to Celery's list and that are not claimed yet, in the order of that list."""
     return f"{PREFIX}dispatched:{checkpoint}"
 
 
 def running(checkpoint: str) -> str:
-    """Zset of running jobs by the end of their lease in ms."""
+    """Zset: running jobs by the time in ms at which their lease expires."""
     return f"{PREFIX}running:{checkpoint}"
 
 
 def waiting_tokens(checkpoint: str) -> str:
-    """String: tokens that the waiting jobs may still generate, in all."""
+    """String: number of tokens that the waiting jobs may still generate together."""
     return f"{PREFIX}waiting-tokens:{checkpoint}"
 
 
 def pace(checkpoint: str) -> str:
-    """Hash: how jobs went of late; `first_token_ms`, `ms_per_token`, `share` (of `max_tokens` that they generated)."""
+    """Hash: averages of recent jobs, `first_token_ms`, `ms_per_token` and `share` (generated part of `max_tokens`)."""
     return f"{PREFIX}pace:{checkpoint}"
 
 
 def accuracy(checkpoint: str) -> str:
-    """List: real over predicted duration of the last jobs, the newest first."""
+    """List: ratios of real to predicted duration of the last jobs, newest first."""
     return f"{PREFIX}accuracy:{checkpoint}"
 
 
 def workers(checkpoint: str) -> str:
-    """Zset of the workers of a checkpoint by the ms at which they count as gone."""
+    """Zset: workers of a checkpoint by the time in ms at which they count as gone."""
     return f"{PREFIX}workers:{checkpoint}"
 
 
 def worker(name: str) -> str:
-    """Hash: what one live worker is and does."""
+    """Hash: the last heartbeat of a live worker."""
     return f"{PREFIX}worker:{name}"
 
 
 def card(checkpoint: str) -> str:
-    """Hash with the fields `card` (JSON) and `digest`."""
+    """Hash: the fields `card` (JSON) and `digest`."""
     return f"{PREFIX}card:{checkpoint}"
 
 
 def deleted(job_id: str) -> str:
-    """String: a job was deleted, and its id is none that never was."""
+    """String: exists for a while after a job was deleted, to tell its id from one that was never used."""
     return f"{PREFIX}deleted:{job_id}"
 
 
@@ -88,25 +89,29 @@ def idempotency(key_hash: str) -> str:
 
 
 def queue(checkpoint: str) -> str:
-    """Celery's queue, which is a Redis list of this very name."""
+    """List: Celery's queue, which kombu keeps under this name."""
     return f"generate.{checkpoint}"
 
 
+# The names of the channels say "bell" where the code says "notification": a name in Redis is part of the layout, and
+# processes of earlier versions use it.
+
+
 def state_channel(job_id: str) -> str:
-    """Channel that rings when the state of a job changes."""
+    """Channel that is notified when the state of a job changes."""
     return f"{PREFIX}bell:{job_id}:state"
 
 
 def tokens_channel(job_id: str) -> str:
-    """Channel that rings when a job has new tokens."""
+    """Channel that is notified when a job has new tokens."""
     return f"{PREFIX}bell:{job_id}:tokens"
 
 
 def reply_channel(process: str) -> str:
-    """Channel on which an API process hears the ids of jobs that are over, of those that it submitted and waits for."""
+    """Channel that receives the ids of ended jobs, for the API process that submitted them and waits for their end."""
     return f"{PREFIX}bell:api:{process}"
 
 
 def worker_channel(name: str) -> str:
-    """Channel on which a worker hears the ids of its jobs that were asked to stop."""
+    """Channel that receives the ids of running jobs that a worker must stop."""
     return f"{PREFIX}bell:worker:{name}"

@@ -1,4 +1,4 @@
-"""What one run of the reaper found, and what every process gives it to go by. `lua/reap.lua` says what it does."""
+"""What one run of the reaper did, and the arguments that every process calls it with. `lua/reap.lua` is the reaper."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from tasks.settings import Settings
+from tasks.store import scripts
 
 
 @dataclass(frozen=True, slots=True)
 class Reaped:
-    """Counts. All are 0 where there was nothing to do, and where another process has looked just now."""
+    """Counts of one call. All are 0 if there was nothing to do, or if another process had just run the reaper."""
 
-    #: Jobs that were taken from their worker because their lease was over.
-    leases_over: int
-    #: Messages that were pushed again.
+    #: Running jobs that were reclaimed because their lease had expired.
+    leases_expired: int
+    #: Messages of dispatched jobs that were pushed again.
     messages_pushed: int
-    #: Workers that count as gone since.
+    #: Workers that left the registry because they sent no heartbeat.
     workers_gone: int
-    #: Jobs whose record is gone.
-    jobs_dropped: int
+    #: Jobs without a record that were removed.
+    orphans_removed: int
     #: Leases that were extended because Redis had been away.
     leases_extended: int
-    #: Jobs whose time was over while they waited.
+    #: Waiting jobs that ended at a time limit.
     jobs_overdue: int
 
     def __bool__(self) -> bool:
@@ -30,11 +31,11 @@ class Reaped:
 
     @classmethod
     def from_reply(cls, reply: Sequence[int]) -> Reaped:
-        """The reply of `reap.lua`."""
+        """The counts in the reply of `reap.lua`."""
         return cls(*reply)
 
 
 def arguments(settings: Settings) -> tuple[int, ...]:
-    """What `reap.lua` takes."""
+    """The arguments of `reap.lua`."""
     times_s = (settings.reap_every_s, settings.reap_gap_s, settings.lease_s, settings.dispatch_timeout_s)
-    return tuple(round(seconds * 1000) for seconds in times_s)
+    return tuple(map(scripts.ms, times_s))

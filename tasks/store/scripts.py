@@ -1,6 +1,7 @@
-"""The Redis scripts of `tasks/lua`: one call each, atomic, sent by their hash.
+"""The Redis scripts of `tasks/lua`. Each is one atomic call, sent by its hash.
 
-Every script may be sent twice, by redis-py or by its caller, because a reply was lost: it acts once.
+redis-py or the caller sends a script again when its reply was lost. So every script is idempotent: sent twice, it has
+the effect of one call.
 """
 
 from __future__ import annotations
@@ -22,47 +23,52 @@ from tasks.store import keys
 
 Argument = str | bytes | int
 
-#: Numbers that the scripts know as `LIMIT`.
+#: Numbers that the scripts use as `LIMIT`.
 LIMITS = {
-    # A job ends when its worker was lost this often since its last new token, or in all.
+    # A job fails after this many losses since its last new token, or in all.
     "MAX_LOSSES_IN_A_ROW": 3,
     "MAX_LOSSES": 10,
-    # Messages beyond its slots that lie ready for each worker.
+    # Messages on Celery's list for each worker, in addition to one for each of its slots.
     "SPARE_MESSAGES": 2,
-    # Durations that the estimates go by: weight of the newest, and how many are kept to tell their accuracy.
+    # Measured durations, for estimates: the weight of the newest one in an average, and how many ratios of real to
+    # predicted duration are kept.
     "PACE_WEIGHT": 0.2,
     "ACCURACY_WINDOW": 100,
-    # How long they are kept without a new one, in ms: a day.
+    # How long they are kept after the last update, in ms: a day.
     "PACE_TTL_MS": 86_400_000,
-    # Expired entries that one script takes out of the listing.
-    "TIDY_AT_ONCE": 100,
-    # Jobs of one kind and checkpoint that one run of the reaper looks at.
+    # Most expired jobs that one script removes from the listing.
+    "PRUNE_AT_ONCE": 100,
+    # Most jobs of one kind and checkpoint that one run of the reaper checks.
     "REAP_AT_ONCE": 200,
-    # Entries that `list` reads at once, and looks at for one page.
+    # Entries that `list` reads at once, and most entries that it reads for one page.
     "LIST_CHUNK": 100,
     "LIST_SCAN": 1000,
 }
 
-
-#: Files of `lua/prelude` that stand in front of every script, each of which uses what is above it.
+#: Files of `lua/prelude`, put in front of every script. Each uses only what is defined above it.
 PRELUDE = ("record", "log", "queue", "lifecycle")
+
+
+def ms(seconds: float) -> int:
+    """A duration as the scripts take it, in whole ms."""
+    return round(seconds * 1000)
 
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """One script with everything that stands in front of it."""
+    """One script, including the prelude."""
 
     name: str
     text: str
-    #: What Redis knows it by.
+    #: SHA-1 of the text, by which Redis finds the script.
     sha: str
 
     def call(self, client: redis.Redis, *arguments: Argument) -> Any:
-        """Its raw reply. Raises redis.exceptions.RedisError."""
+        """Run the script and return its raw reply. Raises redis.exceptions.RedisError."""
         try:
             return client.evalsha(self.sha, 0, *cast(tuple[str, ...], arguments))
         except NoScriptError:
-            # A Redis that was restarted has forgotten it; EVAL teaches it again.
+            # A restarted Redis does not know the script. EVAL also loads it for later calls.
             return client.eval(self.text, 0, *cast(tuple[str, ...], arguments))
 
     async def acall(self, client: redis.asyncio.Redis, *arguments: Argument) -> Any:
@@ -75,7 +81,7 @@ class Script:
 
 @cache
 def get(name: str) -> Script:
-    """The script in `lua/<name>.lua`."""
+    """The script in `lua/<name>.lua`, with the prelude."""
     folder = files("tasks") / "lua"
     parts = [generated_tables(), *((folder / "prelude" / f"{part}.lua").read_text("utf-8") for part in PRELUDE)]
     parts.append((folder / f"{name}.lua").read_text("utf-8"))
@@ -85,7 +91,7 @@ def get(name: str) -> Script:
 
 @cache
 def generated_tables() -> str:
-    """Lua tables made from Python, so that nothing is spelled twice: `KEY`, `LIMIT` and `FAILURE` (as JSON)."""
+    """The Lua tables `KEY`, `LIMIT` and `FAILURE` (as JSON), generated so that nothing is spelled twice."""
     lines = ["local KEY, FAILURE = {}, {}"]
     for name, value in vars(keys).items():
         if inspect.isfunction(value):

@@ -1,7 +1,7 @@
-"""The workers' side of the queue: claim jobs, write what was decoded, give jobs back, stay registered.
+"""The workers' side of the queue: claim jobs, write their tokens, release jobs, register and send heartbeats.
 
-Every method may raise redis.exceptions.RedisError where Redis is away or refuses to write. Whatever was sent may then
-be sent again, whether or not it arrived: each script acts once.
+Every method may raise redis.exceptions.RedisError: Redis is away, or it refuses to write. The call can then be repeated,
+whether or not Redis received it: every script is idempotent.
 """
 
 from __future__ import annotations
@@ -28,24 +28,26 @@ from tasks.worker_info import WorkerInfo
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """A job that is this worker's now."""
+    """A job that this worker now holds."""
 
-    #: The fence: every later write names it.
+    #: Number of the attempt. Every later write carries it, and is refused if the job has another attempt by then.
     attempt: int
-    #: What earlier attempts left: tokens, and one text for each.
+    #: Tokens of earlier attempts.
     token_ids: tuple[int, ...]
+    #: One text for each of these tokens.
     pieces: tuple[str, ...]
-    #: How long it may run from now on, in seconds; None: without a limit.
+    #: How long the job may run from now on, in seconds; None for no limit.
     time_left_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A job that is not for this worker. Its message is done with, whatever the reason."""
+    """A claim that was refused. The worker is done with the message, for every reason."""
 
-    #: `gone` no such job; `terminal` it is over; `running` another claim holds it; `waiting` its turn comes with
-    #: another message; `overdue` it is over, its time was up; `digest` it has failed, its weights are gone;
-    #: `superseded` the worker's own weights are the old ones, and another worker gets the job.
+    #: `gone`: no such job. `terminal`: the job has ended. `running`: another claim holds the job. `waiting`: the job is
+    #: not dispatched, another message will come for it. `overdue`: a time limit had passed, and the job has ended now.
+    #: `digest`: no worker has the job's weights any more, and the job has failed now. `superseded`: this worker has old
+    #: weights, and the job is requeued for another worker.
     reason: Literal["gone", "terminal", "running", "waiting", "overdue", "digest", "superseded"]
 
 
@@ -55,7 +57,7 @@ class AppendTokens:
 
     job_id: str
     attempt: int
-    #: Tokens that the log holds, as far as the sender knows. What it turns out to have already is skipped.
+    #: Length of the log that the sender assumes, in tokens. Tokens that the log already holds are skipped.
     before: int
     token_ids: tuple[int, ...]
     #: One text for each token.
@@ -64,67 +66,68 @@ class AppendTokens:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishJob:
-    """The end of a running job, with the tokens that its log lacks."""
+    """The end of a running job, with its last tokens."""
 
     job_id: str
     attempt: int
+    #: These three as in AppendTokens.
     before: int
     token_ids: tuple[int, ...]
     pieces: tuple[str, ...]
-    #: Text behind the last token's: it was held back, or belongs to no token. Sent apart from the pieces.
+    #: Text after that of the last token: it was held back, or it belongs to no token.
     tail: str
     status: Status
     finish_reason: FinishReason
     #: The whole generated text.
     completion: str
     error: JobError | None = None
-    #: Tokens that the worker knew when it heard that the job is to stop; None where it did not.
+    #: Number of tokens that the worker had when it was notified of a cancel; None if it was not notified.
     tokens_at_cancel: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlushReply:
-    """What came of an AppendTokens or a FinishJob."""
+    """The result of an AppendTokens or a FinishJob."""
 
-    #: The job is not this attempt's (any more); nothing was written, and nothing will be.
+    #: This attempt does not hold the job: nothing was written, and every later write will be refused.
     fenced: bool = False
-    #: The log holds fewer tokens than `before`: nothing was written, send from `length`.
+    #: The log holds fewer tokens than `before`: nothing was written. Send again from `length`.
     gap: bool = False
-    #: Tokens in the log now.
+    #: Number of tokens in the log now.
     length: int = 0
     cancel_requested: bool = False
-    #: Somebody reads along.
-    followed: bool = False
+    #: Whether a subscriber was notified of the new tokens.
+    has_subscribers: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Renewal:
-    """What came of the leases."""
+    """The result of renewing leases."""
 
-    #: Jobs that are no longer this worker's.
+    #: Jobs that this worker no longer holds.
     lost: tuple[str, ...]
-    #: Jobs that were asked to stop.
+    #: Jobs with a cancel request.
     cancelled: tuple[str, ...]
 
 
 class WorkerStore:
-    """Jobs in Redis, for threads."""
+    """The queue in Redis, for threads. Safe to share between threads."""
 
     def __init__(self, client: redis.Redis, settings: Settings) -> None:
         self._redis = client
-        self._lease_ms = round(settings.lease_s * 1000)
-        self._worker_ttl_ms = round(settings.worker_ttl_s * 1000)
+        self._lease_ms = scripts.ms(settings.lease_s)
+        self._worker_ttl_ms = scripts.ms(settings.worker_ttl_s)
         self._reap_arguments = reaped.arguments(settings)
         self._card: Card | None = None
 
     def check_schema(self) -> None:
-        """Raises SchemaError where Redis holds another version's keys."""
-        schema.check(self._redis)
+        """Mark an empty Redis with the layout's version. Raises SchemaError if Redis holds keys in another layout."""
+        schema.was_empty(self._call("schema", keys.SCHEMA_VERSION))
 
     def register(self, info: WorkerInfo, card: Card) -> None:
-        """Enter a worker and publish its card. Jobs that an earlier run under its name still held wait again.
+        """Register a worker and publish its card. Jobs that an earlier run under its name still holds are reclaimed.
 
-        Raises CardConflictError where live workers serve other weights.
+        Raises CardConflictError if live workers serve other weights under the checkpoint's name.
         """
         outcome, *rest = self._call(
             "register",
@@ -141,10 +144,10 @@ class WorkerStore:
         self._card = card
 
     def heartbeat(self, info: WorkerInfo) -> bool:
-        """Say that a registered worker lives. False: Redis had lost its data, and the worker is registered again.
+        """Send the heartbeat of a registered worker. False if Redis had lost its data: the worker is registered again.
 
-        Raises CardConflictError where the checkpoint's name belongs to other weights since: the worker was silent for
-        so long that it counted as gone.
+        Raises CardConflictError if the checkpoint's card has other weights now: the worker sent no heartbeat for so
+        long that it counted as gone, and another worker took the name.
         """
         outcome, *served = self._call(
             "heartbeat", info.name, info.checkpoint, info.digest, self._worker_ttl_ms, *info.to_fields()
@@ -159,26 +162,26 @@ class WorkerStore:
         return bool(outcome != b"unknown")
 
     def deregister(self, info: WorkerInfo) -> None:
-        """Remove a worker that stops. A later run under the same name stays."""
+        """Remove a worker that stops. A later run under the same name stays registered."""
         self._call("deregister", info.name, info.incarnation, info.checkpoint)
 
     def read(self, job_id: str) -> Job | None:
         """The job, without its position."""
-        # redis-py's types leave room for decoded replies, which our clients never ask for.
+        # redis-py's types also allow decoded replies, which our clients do not use.
         fields: Any = self._redis.hgetall(keys.job(job_id))
         return Job.from_hash(fields) if fields else None
 
-    def over(self, job_ids: Sequence[str]) -> set[str]:
-        """Those of the jobs that do not wait (any more), in one round trip."""
+    def no_longer_queued(self, job_ids: Sequence[str]) -> set[str]:
+        """The jobs among `job_ids` that do not wait any more, in one round trip."""
         with self._redis.pipeline(transaction=False) as pipeline:
             for job_id in job_ids:
                 pipeline.hget(keys.job(job_id), "status")
             statuses: list[Any] = pipeline.execute()
-        waits = Status.QUEUED.encode()
-        return {job_id for job_id, status in zip(job_ids, statuses, strict=True) if status != waits}
+        queued = Status.QUEUED.encode()
+        return {job_id for job_id, status in zip(job_ids, statuses, strict=True) if status != queued}
 
     def cancel(self, job_id: str) -> None:
-        """Cancel a job: one that waits is over, one that runs is asked to stop."""
+        """Cancel a job: a waiting job ends at once, the worker of a running job is asked to stop it."""
         self._call("cancel", job_id)
 
     def claim(
@@ -192,9 +195,10 @@ class WorkerStore:
         warnings: Sequence[str] = (),
         claim: str | None = None,
     ) -> Claimed | Refused:
-        """Take a dispatched job, with a lease. `warnings` join those of the record.
+        """Claim a dispatched job, with a lease. `warnings` are added to those of the record.
 
-        `claim` names this claim, so that sending it again after a lost reply is no second one; None draws a name.
+        `claim` is a name for this claim: a call that is repeated with the same name after a lost reply is the same
+        claim. None draws a random name.
         """
         outcome, *rest = self._call(
             "claim",
@@ -214,16 +218,17 @@ class WorkerStore:
         return Claimed(attempt, log.token_ids, log.token_pieces, None if left_ms < 0 else left_ms / 1000)
 
     def flush(self, batch: Sequence[AppendTokens | FinishJob]) -> list[FlushReply]:
-        """Write for many jobs, at most one item for each, in one round trip; one reply for each item.
+        """Write the items of many jobs, at most one per job, in one round trip. Returns one reply for each item.
 
-        Where Redis fails for one item this raises, though others may have been written: send all of them again.
+        Raises if Redis fails for one item. Other items may have been written then: send all of them again.
         """
         replies = self._send(batch)
-        forgotten = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-        if forgotten:
-            for script in {_script(batch[index]) for index in forgotten}:
+        unknown_script = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        if unknown_script:
+            for script in {_script(batch[index]) for index in unknown_script}:
                 self._redis.script_load(script.text)
-            for index, reply in zip(forgotten, self._send([batch[index] for index in forgotten]), strict=True):
+            again = self._send([batch[index] for index in unknown_script])
+            for index, reply in zip(unknown_script, again, strict=True):
                 replies[index] = reply
         for reply in replies:
             if isinstance(reply, Exception):
@@ -231,27 +236,27 @@ class WorkerStore:
         return [_flush_reply(reply) for reply in replies]
 
     def reject(self, job_id: str, error: JobError, *, digest: str) -> None:
-        """Fail a waiting job that its checkpoint can never run. `digest` is that of the weights which say so."""
+        """Fail a waiting job that no worker of its checkpoint can run. `digest` is that of this worker's weights."""
         self._call("reject", job_id, digest, error.to_json())
 
     def requeue(self, job_id: str) -> None:
-        """Give a job back whose message was taken but that was not claimed: it is next in line."""
+        """Requeue a job whose message this worker took and which it will not claim: the job is served next."""
         self._call("requeue", job_id)
 
     def release(self, job_id: str, attempt: int, *, count_loss: bool = False) -> bool:
-        """Give a running job back, with its tokens: it is next in line. False where it is not this attempt's.
+        """Release a running job, with its tokens: it is served next. False if this attempt does not hold it.
 
-        A counted loss is one too many at times, and the job fails; one that was asked to stop is cancelled.
+        The job ends instead if a cancel was requested, if it has too many losses, or if a time limit has passed.
         """
         return bool(self._call("release", job_id, attempt, int(count_loss)))
 
     def renew(self, leases: Mapping[str, int]) -> Renewal:
-        """Extend the leases of running jobs, given as the attempt of each job id."""
+        """Renew the leases of running jobs. `leases` has the attempt for each job id."""
         lost, cancelled = self._call("renew", self._lease_ms, *(part for lease in leases.items() for part in lease))
         return Renewal(tuple(job.decode() for job in lost), tuple(job.decode() for job in cancelled))
 
     def reap(self) -> Reaped:
-        """Bring back what got lost, unless somebody has just done so. Every process calls it each second."""
+        """Run the reaper, unless another process has just run it. Every process calls it each second."""
         return Reaped.from_reply(self._call("reap", *self._reap_arguments))
 
     def _call(self, script: str, *arguments: scripts.Argument) -> Any:
@@ -296,7 +301,7 @@ def _flush_reply(reply: list[Any]) -> FlushReply:
             return FlushReply(fenced=True)
         case [b"gap", length]:
             return FlushReply(gap=True, length=length)
-        case [_, length, cancel_requested, listeners]:
-            return FlushReply(length=length, cancel_requested=bool(cancel_requested), followed=bool(listeners))
+        case [_, length, cancel_requested, subscribers]:
+            return FlushReply(length=length, cancel_requested=bool(cancel_requested), has_subscribers=bool(subscribers))
         case _:
-            raise TypeError(f"no reply of append or finish: {reply!r}")
+            raise TypeError(f"not a reply of append or finish: {reply!r}")

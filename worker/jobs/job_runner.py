@@ -92,7 +92,7 @@ class JobRunner:
     def withdraw_over(self) -> None:
         """Call jobs out of the line in front of the engine that need not run any more. Raises RedisError."""
         if tickets := self._gate.waiting:
-            over = self._store.over([ticket.name for ticket in tickets])
+            over = self._store.no_longer_queued([ticket.name for ticket in tickets])
             self._gate.withdraw(ticket for ticket in tickets if ticket.name in over)
 
     def wait_idle(self, timeout_s: float) -> bool:

@@ -248,7 +248,7 @@ class Publisher:
             log.info("job_finished", job_id=job.job_id, reason=job.finish.value, tokens=len(job.token_ids))
         else:
             job.confirm(reply.length)
-            job.followed = reply.followed
+            job.followed = reply.has_subscribers
             if reply.cancel_requested:
                 self._abort(job.sequence_id)
 

@@ -1,13 +1,14 @@
--- Fourth part of the prelude: how a job ends, how it returns to the backlog, and how a worker registers.
+-- Fourth part of the prelude: how a job ends, how it returns to the backlog, and how a worker stays registered.
 
--- Forgets finished jobs whose records have expired, and lets the listing itself expire where no job is live.
-local function tidy()
-  local gone = redis.call('ZRANGEBYSCORE', KEY.EXPIRIES, '-inf', NOW_MS, 'LIMIT', 0, LIMIT.TIDY_AT_ONCE)
-  if #gone > 0 then
-    redis.call('ZREM', KEY.EXPIRIES, unpack(gone))
-    redis.call('ZREM', KEY.JOBS, unpack(gone))
-    for _, status in ipairs(TERMINAL) do
-      redis.call('ZREM', KEY.jobs_with(status), unpack(gone))
+-- Removes finished jobs whose records have expired from the listing. If no job is live, the listing itself expires with
+-- the last record.
+local function prune_listing()
+  local expired = redis.call('ZRANGEBYSCORE', KEY.EXPIRIES, '-inf', NOW_MS, 'LIMIT', 0, LIMIT.PRUNE_AT_ONCE)
+  if #expired > 0 then
+    redis.call('ZREM', KEY.EXPIRIES, unpack(expired))
+    redis.call('ZREM', KEY.JOBS, unpack(expired))
+    for _, status in ipairs({'succeeded', 'failed', 'cancelled', 'expired'}) do
+      redis.call('ZREM', KEY.jobs_with(status), unpack(expired))
     end
   end
   if redis.call('EXISTS', KEY.jobs_with('queued'), KEY.jobs_with('running')) == 0 then
@@ -22,8 +23,8 @@ local function tidy()
   end
 end
 
--- A running average of a hash's field, in which the newest value has a fixed weight.
-local function average(key, field, value)
+-- Updates a running average in a hash. The newest value has a fixed weight.
+local function update_average(key, field, value)
   local before = redis.call('HGET', key, field)
   if before then
     value = before + LIMIT.PACE_WEIGHT * (value - before)
@@ -31,20 +32,20 @@ local function average(key, field, value)
   redis.call('HSET', key, field, string.format('%.6g', value))
 end
 
--- Learns from a job that is about to succeed how long jobs take, and how far its own estimate was off. One that was
--- taken over says more about the worker that died.
-local function learn_pace(id, checkpoint)
-  local attempt, max_tokens, tokens, created_at, started_at, first_token_at, predicted = read(
+-- Records how long a job took that is about to succeed, and how far its own estimate was off. Jobs with more than one
+-- attempt do not count: the time of a lost worker is no measure.
+local function record_pace(id, checkpoint)
+  local attempt, max_tokens, tokens, created_at, started_at, first_token_at, predicted = get_fields(
     id, 'attempt', 'max_tokens', 'tokens', 'created_at', 'started_at', 'first_token_at', 'predicted_ms')
   if attempt ~= '1' or not first_token_at then
     return
   end
   local pace = KEY.pace(checkpoint)
-  average(pace, 'first_token_ms', first_token_at - started_at)
+  update_average(pace, 'first_token_ms', first_token_at - started_at)
   if tonumber(tokens) > 1 then
-    average(pace, 'ms_per_token', (NOW_MS - first_token_at) / (tokens - 1))
+    update_average(pace, 'ms_per_token', (NOW_MS - first_token_at) / (tokens - 1))
   end
-  average(pace, 'share', tokens / max_tokens)
+  update_average(pace, 'share', tokens / max_tokens)
   redis.call('PEXPIRE', pace, LIMIT.PACE_TTL_MS)
   if predicted then
     redis.call('LPUSH', KEY.accuracy(checkpoint), string.format('%.4g', (NOW_MS - created_at) / predicted))
@@ -53,20 +54,20 @@ local function learn_pace(id, checkpoint)
   end
 end
 
--- Ends a job. `outcome` has `status`, `finish_reason`, `completion`, where it failed `error` (JSON), and where its
--- worker heard of a cancel `cancel_tokens`, how many tokens it knew by then. Those that were logged when the cancel was
--- asked for came before it in any case.
+-- Ends a job. `outcome` has `status`, `finish_reason` and `completion`; `error` (JSON) if the job failed; and
+-- `cancel_tokens` if its worker was notified of a cancel: the number of tokens that the worker had at that time. Tokens
+-- in the log at the time of the cancel request count as before the cancel in any case.
 local function finish(id, outcome)
   local checkpoint, from, created_at, result_ttl, requested_at, cancel_tokens, tokens, key_hash, key_ttl, reply_to =
-    read(id, 'checkpoint', 'status', 'created_at', 'result_ttl_ms', 'cancel_requested_at', 'cancel_tokens', 'tokens',
-      'idempotency', 'idempotency_ttl_ms', 'reply_to')
+    get_fields(id, 'checkpoint', 'status', 'created_at', 'result_ttl_ms', 'cancel_requested_at', 'cancel_tokens',
+      'tokens', 'idempotency', 'idempotency_ttl_ms', 'reply_to')
   local expires_at = NOW_MS + result_ttl
   if outcome.status == 'succeeded' then
-    learn_pace(id, checkpoint)
+    record_pace(id, checkpoint)
   end
-  -- First, for it goes by the record as it was.
+  -- Before the record changes, because it reads the record.
   leave_queue(id, checkpoint)
-  write(id, 'status', outcome.status, 'finish_reason', outcome.finish_reason, 'completion', outcome.completion,
+  set_fields(id, 'status', outcome.status, 'finish_reason', outcome.finish_reason, 'completion', outcome.completion,
     'finished_at', NOW_MS, 'expires_at', expires_at)
   if outcome.error then
     redis.call('HSET', KEY.job(id), 'error', outcome.error)
@@ -85,26 +86,25 @@ local function finish(id, outcome)
   if key_hash then
     redis.call('PEXPIRE', KEY.idempotency(key_hash), key_ttl)
   end
-  tidy()
+  prune_listing()
   notify_state(id)
-  reply(id, reply_to)
+  notify_submitter(id, reply_to)
   dispatch(checkpoint)
 end
 
--- Ends a job as cancelled, with the text that it has so far.
+-- Ends a job as cancelled, with the text in its log.
 local function finish_cancelled(id)
   finish(id, {status = 'cancelled', finish_reason = 'cancelled', completion = logged_text(id)})
 end
 
--- Ends a job as failed, with the text that it has so far. `failure` is JSON.
+-- Ends a job as failed, with the text in its log. `failure` is JSON.
 local function finish_failed(id, failure)
   finish(id, {status = 'failed', finish_reason = 'error', completion = logged_text(id), error = failure})
 end
 
--- Ends a waiting job whose time is over: one that nobody ever began has expired, another one has failed with the text
--- that it has.
+-- Ends a job that has exceeded a time limit: as expired if it never started, else as failed with the text in its log.
 local function finish_overdue(id)
-  local attempt, deadline_at = read(id, 'attempt', 'deadline_at')
+  local attempt, deadline_at = get_fields(id, 'attempt', 'deadline_at')
   local outcome = {status = 'failed', error = FAILURE.DEADLINE_EXCEEDED}
   if attempt == '0' then
     local at_deadline = deadline_at and NOW_MS >= tonumber(deadline_at)
@@ -114,10 +114,11 @@ local function finish_overdue(id)
   finish(id, outcome)
 end
 
--- Takes a running job from its worker and puts it at the head of the backlog; the caller dispatches. Where its worker was
--- lost with it, `lost` is true, and that counts; a hand-over does not.
+-- Takes a running job from its worker and puts it at the head of the backlog; the caller dispatches. `lost` is true if
+-- the worker or its engine was lost, which counts as a loss, and false if the worker released the job. The job ends
+-- instead if a cancel was requested, if it has too many losses, or if it has exceeded a time limit.
 local function return_to_backlog(id, lost)
-  local checkpoint, score, created_at, losses, in_a_row, requested_at = read(
+  local checkpoint, score, created_at, losses, in_a_row, requested_at = get_fields(
     id, 'checkpoint', 'score', 'created_at', 'losses', 'losses_in_a_row', 'cancel_requested_at')
   if requested_at then
     return finish_cancelled(id)
@@ -134,19 +135,19 @@ local function return_to_backlog(id, lost)
     return finish_overdue(id)
   end
   leave_queue(id, checkpoint)
-  write(id, 'status', 'queued', 'run_ms', run_ms(id))
+  set_fields(id, 'status', 'queued', 'run_ms', run_ms(id))
   redis.call('HDEL', KEY.job(id), 'claim', 'worker', 'incarnation')
-  enter_queue(id, checkpoint, head_score(score))
+  enter_queue(id, checkpoint, resumed_score(score))
   redis.call('ZREM', KEY.jobs_with('running'), id)
   redis.call('ZADD', KEY.jobs_with('queued'), created_at, id)
   notify_state(id)
 end
 
--- Whether a worker may decide about a waiting job: its weights must be those that the job was accepted for. Returns nil
--- where it may. 'superseded': the worker is the odd one out, and the job is given back. 'digest': no worker can have
--- those weights any more, and the job has failed.
-local function wrong_weights(id, digest)
-  local checkpoint, accepted = read(id, 'checkpoint', 'digest')
+-- Checks that a worker has the weights that a waiting job was accepted for. Returns nil if it has. Else:
+-- 'superseded' if the checkpoint's card still has the job's weights: the worker has old ones, and the job is requeued.
+-- 'digest' if the card has other weights: no worker has the job's weights any more, and the job fails.
+local function refuse_wrong_weights(id, digest)
+  local checkpoint, accepted = get_fields(id, 'checkpoint', 'digest')
   if digest == accepted then
     return nil
   end
@@ -158,13 +159,13 @@ local function wrong_weights(id, digest)
   return 'digest'
 end
 
--- Enters a heartbeat; the caller dispatches. `fields` are those of the worker's hash: field, value, ...
-local function announce(name, checkpoint, ttl_ms, fields)
+-- Stores a worker's heartbeat; the caller dispatches. `fields` are those of the worker's hash: field, value, ...
+local function store_heartbeat(name, checkpoint, ttl_ms, fields)
   redis.call('HSET', KEY.worker(name), 'heartbeat_at', NOW_MS, unpack(fields))
   redis.call('HSETNX', KEY.worker(name), 'started_at', NOW_MS)
   redis.call('PEXPIRE', KEY.worker(name), ttl_ms)
   redis.call('ZADD', KEY.workers(checkpoint), NOW_MS + ttl_ms, name)
   local last = redis.call('ZREVRANGE', KEY.workers(checkpoint), 0, 0, 'WITHSCORES')
   redis.call('PEXPIREAT', KEY.workers(checkpoint), last[2])
-  tidy()
+  prune_listing()
 end

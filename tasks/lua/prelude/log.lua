@@ -1,6 +1,6 @@
 -- Second part of the prelude: the token log of a job.
 
--- Text of a job's log.
+-- Returns the text in a job's log.
 local function logged_text(id)
   local text = {}
   for _, entry in ipairs(redis.call('XRANGE', KEY.tokens(id), '-', '+')) do
@@ -14,16 +14,16 @@ local function logged_text(id)
   return table.concat(text)
 end
 
--- Id of the next entry without tokens of its own behind `tokens` tokens.
-local function next_mark(id, tokens)
+-- Returns the id of the next entry without tokens, in a log that holds `tokens` tokens.
+local function next_mark_id(id, tokens)
   local last = redis.call('XREVRANGE', KEY.tokens(id), '+', '-', 'COUNT', 1)[1]
   local count = last and string.match(last[1], '^' .. tokens .. '%-(%d+)$') or 0
-  return tokens .. '-' .. int(count + 1)
+  return tokens .. '-' .. format_int(count + 1)
 end
 
--- Appends tokens to a log that holds `length` of them. `before` is how many the sender believes it holds, `ids` are
--- separated by spaces, `pieces` is a JSON list of one text for each. What the log has already is skipped. Returns the
--- log's new length, or nil where tokens would be missing.
+-- Appends tokens to a log that holds `length` tokens. `before` is the length that the sender assumes. `ids` are token
+-- ids, separated by spaces. `pieces` is a JSON list with one text for each token. Tokens that the log already holds are
+-- skipped. Returns the new length, or nil if tokens between the log and the new ones are missing.
 local function append_tokens(id, length, before, ids, pieces)
   if before > length then
     return nil
@@ -45,9 +45,9 @@ local function append_tokens(id, length, before, ids, pieces)
     end
     pieces = cjson.encode(rest)
   end
-  -- A new token clears what was held against the job.
+  -- A new token resets the count of losses without progress.
   redis.call('HSET', KEY.job(id), 'tokens', after, 'losses_in_a_row', 0)
   redis.call('HSETNX', KEY.job(id), 'first_token_at', NOW_MS)
-  redis.call('XADD', KEY.tokens(id), int(after) .. '-0', 'ids', ids, 'pieces', pieces)
+  redis.call('XADD', KEY.tokens(id), format_int(after) .. '-0', 'ids', ids, 'pieces', pieces)
   return after
 end

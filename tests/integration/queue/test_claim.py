@@ -60,7 +60,7 @@ async def test_a_worker_learns_which_of_its_taken_messages_are_for_nothing(queue
     queue.finish(finished)
     gone = new_job_id()
     asked = [dispatched, cancelled, finished, running, gone]
-    assert queue.workers.over(asked) == {cancelled, finished, running, gone}
+    assert queue.workers.no_longer_queued(asked) == {cancelled, finished, running, gone}
 
 
 async def test_of_many_claims_at_once_one_wins(queue: QueueWorld) -> None:

@@ -65,7 +65,7 @@ async def test_a_job_whose_lease_is_over_is_next_and_keeps_its_tokens(queue: Que
     queue.claim(jobs[0])
     queue.append(jobs[0], "57")
     with queue.hearing(keys.state_channel(jobs[0])) as heard:
-        assert await reap_until(queue, lambda reaped: reaped.leases_over) == replace(NOTHING, leases_over=1)
+        assert await reap_until(queue, lambda reaped: reaped.leases_expired) == replace(NOTHING, leases_expired=1)
         assert heard() == (keys.state_channel(jobs[0]), "")
     job = await queue.job(jobs[0])
     assert (job.status, job.position, job.losses, job.worker) == (Status.QUEUED, 0, 1, None)
@@ -84,7 +84,7 @@ async def test_a_renewed_lease_stays(queue: QueueWorld) -> None:
         end_lease(queue, job_id)
     # Late is not too late, as long as nobody has looked.
     assert queue.workers.renew({kept: 1}).lost == ()
-    assert queue.workers.reap().leases_over == 1
+    assert queue.workers.reap().leases_expired == 1
     assert ((await queue.job(kept)).status, (await queue.job(lost)).status) == (Status.RUNNING, Status.QUEUED)
     assert queue.workers.reap() == NOTHING
     assert queue.workers.renew({kept: 1, lost: 1}).lost == (lost,)
@@ -97,7 +97,7 @@ async def test_jobs_lost_together_are_served_in_their_old_order(queue: QueueWorl
     lose_messages(queue)
     for job_id in reversed(jobs):
         end_lease(queue, job_id)
-    assert queue.workers.reap().leases_over == 4
+    assert queue.workers.reap().leases_expired == 4
     assert queue.pushed() == jobs
     assert [(await queue.job(job_id)).position for job_id in jobs] == [0, 1, 2, 3]
 
@@ -144,7 +144,7 @@ async def test_a_job_that_was_cancelled_while_its_worker_is_dead_ends(queue: Que
     await queue.jobs.cancel(job_id)
     assert (await queue.job(job_id)).status is Status.RUNNING
     end_lease(queue, job_id)
-    assert queue.workers.reap().leases_over == 1
+    assert queue.workers.reap().leases_expired == 1
     job = await queue.job(job_id)
     assert (job.status, job.finish_reason, job.completion) == (Status.CANCELLED, FinishReason.CANCELLED, "57")
     assert job.cancellation is not None
@@ -167,7 +167,7 @@ async def test_an_outage_of_redis_ends_no_lease(queue: QueueWorld) -> None:
     queue.workers.renew({jobs[0]: 1})
     end_lease(queue, jobs[1])
     await asyncio.sleep(0.06)
-    assert queue.workers.reap() == replace(NOTHING, leases_over=1)
+    assert queue.workers.reap() == replace(NOTHING, leases_expired=1)
     assert [(await queue.job(job_id)).status for job_id in jobs] == [Status.RUNNING, Status.QUEUED]
     queue.workers.deregister(info)
 
@@ -278,7 +278,7 @@ async def test_jobs_without_a_record_leave_everything(queue: QueueWorld) -> None
         ["backlog"],
     ]
     queue.redis.delete(*(keys.job(job_id) for job_id in (running, dispatched, backlog)))
-    assert queue.workers.reap() == replace(NOTHING, jobs_dropped=3)
+    assert queue.workers.reap() == replace(NOTHING, orphans_removed=3)
     for job_id in (running, dispatched, backlog):
         assert whereabouts(queue, job_id) == []
         assert not queue.redis.exists(keys.tokens(job_id))
@@ -299,7 +299,7 @@ async def test_many_callers_do_the_work_once(queue: QueueWorld) -> None:
     with ThreadPoolExecutor(8) as threads:
         found = list(threads.map(lambda _: queue.workers.reap(), range(16)))
     assert await queue.jobs.reap() == NOTHING
-    assert sorted(reaped.leases_over for reaped in found) == [0] * 15 + [2]
+    assert sorted(reaped.leases_expired for reaped in found) == [0] * 15 + [2]
     assert [(await queue.job(job_id)).losses for job_id in jobs] == [1, 1]
 
 
@@ -313,7 +313,7 @@ async def test_callers_that_are_held_back_still_count_as_calls(queue: QueueWorld
         # Runs are further apart than the gap, calls are not.
         while not (reaped := patient.workers.reap()):  # noqa: ASYNC110 (Redis's clock rings no bell)
             await asyncio.sleep(0.005)
-    assert reaped == replace(NOTHING, leases_over=1)
+    assert reaped == replace(NOTHING, leases_expired=1)
 
 
 async def test_a_clock_that_was_set_back_stops_nothing(queue: QueueWorld) -> None:
@@ -321,7 +321,7 @@ async def test_a_clock_that_was_set_back_stops_nothing(queue: QueueWorld) -> Non
     queue.register()
     end_lease(queue, await queue.running())
     queue.redis.hset(keys.REAPED, "ran_at", 2**42)
-    assert queue.workers.reap().leases_over == 1
+    assert queue.workers.reap().leases_expired == 1
 
 
 async def test_one_call_looks_at_a_bounded_number_of_jobs(queue: QueueWorld) -> None:
@@ -330,7 +330,7 @@ async def test_one_call_looks_at_a_bounded_number_of_jobs(queue: QueueWorld) -> 
     queue.register(slots=most + 10)
     for _ in range(most + 5):
         end_lease(queue, await queue.running())
-    assert [queue.workers.reap().leases_over for _ in range(3)] == [most, 5, 0]
+    assert [queue.workers.reap().leases_expired for _ in range(3)] == [most, 5, 0]
 
 
 async def test_the_front_end_reaps_as_well(queue: QueueWorld) -> None:
@@ -338,7 +338,7 @@ async def test_the_front_end_reaps_as_well(queue: QueueWorld) -> None:
     queue.register()
     job_id = await queue.running()
     end_lease(queue, job_id)
-    assert await queue.jobs.reap() == replace(NOTHING, leases_over=1)
+    assert await queue.jobs.reap() == replace(NOTHING, leases_expired=1)
     assert (await queue.job(job_id)).status is Status.QUEUED
 
 
@@ -390,7 +390,7 @@ async def test_nothing_leaks(queue: QueueWorld) -> None:
     for job_id in jobs:
         queue.append(job_id, "5")
         end_lease(queue, job_id)
-    assert queue.workers.reap().leases_over == 6
+    assert queue.workers.reap().leases_expired == 6
     lose_messages(queue)
     assert queue.workers.reap().messages_pushed == 6
     for job_id in jobs:

@@ -301,7 +301,7 @@ class QueueMachine(RuleBasedStateMachine):
         late = [job for job in self.model.values() if job.waits and job.overdue]
         over = [job for job in self.model.values() if job.runs and job.lease_over]
         reaped = workers.reap()
-        assert (reaped.jobs_overdue, reaped.leases_over) == (len(late), len(over))
+        assert (reaped.jobs_overdue, reaped.leases_expired) == (len(late), len(over))
         for job in late:
             job.give_up()
         for job in over:

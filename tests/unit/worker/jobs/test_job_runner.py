@@ -70,7 +70,7 @@ class Store(WorkerStore):
         self.releases.append((job_id, attempt, count_loss))
         return True
 
-    def over(self, job_ids: Sequence[str]) -> set[str]:
+    def no_longer_queued(self, job_ids: Sequence[str]) -> set[str]:
         self.asked.append(list(job_ids))
         return self.done & set(job_ids)
 

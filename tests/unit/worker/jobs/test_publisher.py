@@ -94,7 +94,7 @@ class Store(WorkerStore):
         return FlushReply(
             length=len(log),
             cancel_requested=item.job_id in self.cancelled,
-            followed=item.job_id in self.followed,
+            has_subscribers=item.job_id in self.followed,
         )
 
 
