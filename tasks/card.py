@@ -1,4 +1,4 @@
-"""A checkpoint's card: what the workers that serve it publish, and all that the API knows of it."""
+"""The card of a checkpoint: its workers publish it, and the API knows only this about the checkpoint."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizerCard:
-    """What a front end needs to know of a tokenizer without having it."""
+    """What the API needs to know about a tokenizer that it does not have."""
 
     #: `characters`, `tiktoken`, `huggingface`, or `none` (token ids only).
     kind: str
-    #: Ids that stand for text.
+    #: Number of ids that stand for text.
     text_ids: int
-    #: The characters in id order, where the vocabulary is a list of characters, else None.
+    #: The characters in the order of their ids, if the vocabulary is a list of characters; else None.
     characters: str | None = None
-    #: What happens to a character that is not in `characters`.
+    #: What happens to a character that is not in `characters`: the prompt is refused, or the character is skipped.
     unknown: Literal["refuse", "skip"] = "refuse"
     bos_id: int | None = None
-    #: Whether BOS is put in front of every prompt.
+    #: Whether BOS is put before every prompt.
     prepend_bos: bool = False
 
     def unknown_characters(self, prompt: str) -> list[tuple[int, str]]:
-        """(index, character) of each character of `prompt` that the vocabulary lacks; empty where it is not a list."""
+        """(index, character) of each character of `prompt` that is not in `characters`; empty if that is None."""
         if self.characters is None:
             return []
         known = frozenset(self.characters)
         return [(index, char) for index, char in enumerate(prompt) if char not in known]
 
     def prompt_tokens(self, prompt: str) -> int | None:
-        """Exact length of `prompt` in tokens, BOS included; None where only the tokenizer can tell."""
+        """Exact length of `prompt` in tokens, including BOS; None if `characters` is None."""
         if self.characters is None:
             return None
         return len(prompt) - len(self.unknown_characters(prompt)) + self.prepend_bos
@@ -39,13 +39,13 @@ class TokenizerCard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
-    """What a checkpoint is. Equal weights in equal form, configuration and tokenizer give an equal `digest`."""
+    """Describes a checkpoint. Equal weights, form, configuration and tokenizer give an equal `digest`."""
 
     name: str
-    #: SHA-256 (hex) over the checksums in the weights file, the model configuration, the tokenizer, and the form below.
+    #: SHA-256 (hex) of the checksums in the weights file, the model configuration, the tokenizer, and `weights` below.
     digest: str
     step: int | None
-    #: Last evaluation as the trainer wrote it; None where it wrote none, or one that is not finite.
+    #: Last evaluation that the trainer wrote; None if it wrote none, or if the value is not finite.
     loss: float | None
     #: `val_loss` (nats per token), `val_bpb` (bits per byte), or None.
     loss_name: str | None
@@ -56,15 +56,15 @@ class Card:
     n_kv_head: int
     n_embd: int
     vocab_size: int
-    #: The longest sequence, prompt and answer together, in tokens.
+    #: Longest sequence in tokens, prompt and answer together.
     context: int
     softcap: float
     parameters: int
-    #: Bytes of the weights as they lie on disk.
+    #: Size of the weights on disk in bytes.
     weight_bytes: int
-    #: How a worker holds them: as they are, or rounded to int8.
+    #: Form in which a worker holds the weights: unchanged, or rounded to int8.
     weights: Literal["exact", "int8"] = "exact"
-    #: Bytes of keys and values that one token of one sequence holds in memory, on this worker's device.
+    #: Memory for the keys and values of one token in bytes, on the device of the worker that published the card.
     kv_bytes_per_token: int
     tokenizer: TokenizerCard
 
@@ -74,7 +74,7 @@ class Card:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Card:
-        """The card that `to_json` wrote."""
+        """The card that `to_json` encoded."""
         fields: dict[str, Any] = json.loads(text)
         fields["tokenizer"] = TokenizerCard(**fields["tokenizer"])
         return cls(**fields)

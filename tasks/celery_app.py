@@ -1,4 +1,4 @@
-"""The Celery application, as both sides see it: the front end renders its messages, the workers run them."""
+"""The Celery application of both sides: the API renders its messages, and the workers run them."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from celery import Celery
 from tasks.settings import Settings
 from tasks.store.connections import broker_url
 
-#: Name of the one task. Its only argument is a job id.
+#: Name of the only task. Its only argument is a job id.
 TASK_NAME = "generate"
 
-#: How often kombu looks for messages past the visibility timeout, in seconds.
+#: How often kombu checks for messages past the visibility timeout, in seconds.
 RESTORE_INTERVAL_S = 10
 
 
 def make_app(settings: Settings) -> Celery:
-    """A configured application without tasks. Connects to nothing. Raises ConfigurationError."""
+    """A configured application without tasks. Opens no connection. Raises ConfigurationError."""
     app = Celery("celeriac", set_as_current=False)
     app.conf.update(
         broker_url=broker_url(settings.redis_url),
-        # Messages carry ids and are JSON; anything else is refused unread.
+        # A message is JSON with a job id. Other content types are refused without decoding.
         task_serializer="json",
         accept_content=["json"],
-        # The record is the result.
+        # Results are in the job record.
         task_ignore_result=True,
         task_store_errors_even_if_ignored=False,
         result_backend=None,
-        # A message is acknowledged when its job is over or handed back.
+        # A message is acknowledged when its job has ended or was released.
         task_acks_late=True,
         task_acks_on_failure=True,
         task_acks_on_timeout=True,
@@ -36,16 +36,16 @@ def make_app(settings: Settings) -> Celery:
             "visibility_timeout": settings.visibility_timeout_s,
             "unacked_restore_interval": RESTORE_INTERVAL_S,
             "unacked_restore_throttle": 1,
-            # One list for each queue: our backlog orders.
+            # One list for each queue, without priorities: the backlog has the order.
             "priority_steps": [0],
-            # Longer than kombu's BRPOP, which takes 1 s.
+            # Longer than kombu's BRPOP, which blocks for 1 s.
             "socket_timeout": 30,
             "socket_connect_timeout": settings.redis_timeout_s,
             "socket_keepalive": True,
             "health_check_interval": 25,
         },
-        # A Redis that refuses to write (its disk fails, or it has become a replica) refuses kombu's BRPOP, too: that is
-        # an outage like others, and no reason to end.
+        # A Redis that refuses to write (its disk fails, or it became a replica) also refuses kombu's BRPOP. The worker
+        # must treat this like any other outage, not stop.
         broker_channel_error_retry=True,
         broker_connection_retry=True,
         broker_connection_retry_on_startup=True,

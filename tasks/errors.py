@@ -1,4 +1,4 @@
-"""What can go wrong between the two sides. The message of each is meant for people.
+"""Errors of the queue. Their messages are written for users.
 
     QueueError
     ├── ConfigurationError
@@ -8,35 +8,35 @@
     ├── IdempotencyMismatchError
     └── CardConflictError
 
-Redis that is away or refuses to write shows as redis-py's own `redis.exceptions.RedisError`.
+If Redis is away or refuses to write, redis-py's own `redis.exceptions.RedisError` is raised.
 """
 
 from __future__ import annotations
 
 
 class QueueError(Exception):
-    """Base of this package's errors."""
+    """Base class of this package's errors."""
 
 
 class ConfigurationError(QueueError):
-    """A setting that cannot be used."""
+    """A setting has a value that cannot be used."""
 
 
 class SchemaError(QueueError):
-    """Redis holds keys of another version of this program."""
+    """Redis holds keys in the layout of another version of this program."""
 
     def __init__(self, found: str, expected: int) -> None:
         super().__init__(
-            f"This Redis holds jobs in layout {found}, and this version of Celeriac knows layout {expected}. Run all "
-            "processes with one version, or give this one a Redis database of its own (CELERIAC_REDIS_URL, or for "
-            "`celeriac serve` another --data-dir)."
+            f"This Redis holds jobs in layout {found}, but this version of Celeriac uses layout {expected}. Run one "
+            "version everywhere, or use another Redis database for this one (CELERIAC_REDIS_URL; for `celeriac serve`: "
+            "another --data-dir)."
         )
         self.found = found
         self.expected = expected
 
 
 class QueueFullError(QueueError):
-    """As many jobs wait for the checkpoint as may wait."""
+    """The limit of jobs that may wait for the checkpoint is reached."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"The queue is full: {limit} jobs are waiting. Try again later.")
@@ -44,20 +44,20 @@ class QueueFullError(QueueError):
 
 
 class QueuePositionError(QueueError):
-    """More jobs would be ahead than the caller wants."""
+    """More jobs would be ahead of the job than the caller allows."""
 
     def __init__(self, position: int, limit: int) -> None:
-        super().__init__(f"{position} jobs would be ahead of this one, and you want {limit} at most.")
+        super().__init__(f"{position} jobs would be ahead of this one, and you allow at most {limit}.")
         self.position = position
         self.limit = limit
 
 
 class IdempotencyMismatchError(QueueError):
-    """An idempotency key came again with another request."""
+    """An idempotency key was used again with a different request."""
 
     def __init__(self, job_id: str) -> None:
-        super().__init__("This Idempotency-Key was used before, with another request. Use a new key for a new request.")
-        #: The job that the key belongs to.
+        super().__init__("This Idempotency-Key was used with a different request. Use a new key for a new request.")
+        #: Id of the job that the first request created.
         self.job_id = job_id
 
 
@@ -67,8 +67,8 @@ class CardConflictError(QueueError):
     def __init__(self, checkpoint: str, digest: str, served: str) -> None:
         super().__init__(
             f"Live workers serve other weights under the name {checkpoint!r} (digest {served[:12]}, here "
-            f"{digest[:12]}), or the same in another form (CELERIAC_WEIGHTS). Stop them first, or give this "
-            "checkpoint's folder another name."
+            f"{digest[:12]}), or the same weights in another form (CELERIAC_WEIGHTS). Stop those workers first, or "
+            "rename this checkpoint's folder."
         )
         self.checkpoint = checkpoint
         self.digest = digest

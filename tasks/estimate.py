@@ -1,8 +1,8 @@
-"""How long a job will take: what the queue was seen to do, applied to what waits in it. Plain arithmetic.
+"""Estimates of how long a job will take, from the load of its queue and from the averages of recent jobs.
 
-A job holds one of the slots of the live workers. While all are taken, the next one starts when one becomes free, and
-that happens `slots` times within the duration of an average job. The job that waits behind `n` others starts at the
-`n + 1`st of these times. How many tokens a job will have, and how long each takes, is what recent jobs had.
+A running job holds one slot of a live worker. While all slots are taken, a waiting job starts when a slot becomes free
+(a departure). There are `slots` departures within the duration of an average job. The job with `n` others ahead of it
+starts at departure number `n + 1`. The number of tokens of a job and the time per token are those of recent jobs.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-#: So many jobs tell how good the estimates are; with fewer, the factors below stand for their accuracy.
+#: Smallest number of recent jobs from which the accuracy of estimates is measured.
 ENOUGH_JOBS = 10
+#: Ratios of real to estimated duration that are assumed with fewer jobs.
 UNKNOWN_P50 = 1.0
 UNKNOWN_P90 = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class FinishEstimate:
-    """When a job will be over, in seconds from now: half of the jobs, and nine of ten, take no longer."""
+    """When a job will end, in seconds from now: 50 % and 90 % of such jobs end by then."""
 
     p50: float
     p90: float
@@ -26,74 +27,74 @@ class FinishEstimate:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What can be told of one job."""
+    """The estimate for one job. Times are in seconds from now; None if no estimate is possible."""
 
-    #: Tokens that the jobs ahead of it will probably generate.
+    #: Number of tokens that the jobs ahead will probably generate.
     tokens_ahead: int
-    #: Seconds until it starts, and until it is over; None where nothing is known yet, or nobody serves.
+    #: When the job starts.
     start_s: float | None
     finish: FinishEstimate | None
-    #: Seconds until it is over, before they are corrected by how well that was told of late.
+    #: When the job ends, without the correction by the accuracy of recent estimates.
     uncorrected_s: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueLoad:
-    """What a checkpoint's queue and its workers do at a moment."""
+    """A snapshot of a checkpoint's queue and workers, with averages of recent jobs."""
 
-    #: Jobs that wait, and tokens that they may generate together.
+    #: Number of waiting jobs, and of the tokens that they may generate together.
     waiting: int
     waiting_tokens: int
-    #: Jobs that run.
+    #: Number of running jobs.
     running: int
-    #: Jobs that the live workers run at once.
+    #: Number of jobs that the live workers can run at once.
     slots: int
-    #: Seconds that a job ran until its first token, of late; None before any job was over.
+    #: Seconds from a job's start to its first token; None before the first job succeeded.
     first_token_s: float | None
     #: Seconds for each further token.
     s_per_token: float
-    #: Part of `max_tokens` that jobs generated.
+    #: Part of `max_tokens` that a job generates.
     share: float
-    #: Real over estimated duration of recent jobs.
+    #: Ratios of real to estimated duration of recent jobs.
     accuracy: tuple[float, ...]
 
     def estimate(self, *, position: int | None, tokens_left: int) -> Estimate:
-        """For a job with `position` others ahead of it (None: it runs) that may generate `tokens_left` more."""
+        """The estimate for a job that may generate `tokens_left` more tokens. `position` is None if the job runs."""
         ahead = 0 if position is None else position
-        tokens_ahead = round(ahead * self._tokens_each(tokens_left) * self.share)
+        tokens_ahead = round(ahead * self._mean_tokens(tokens_left) * self.share)
         if self.first_token_s is None or self.slots == 0:
             return Estimate(tokens_ahead, None, None, None)
         start_s = 0.0
         if position is not None:
             departures = max(0, ahead + self.running - self.slots + 1)
-            start_s = departures * self._run_s(self._tokens_each(tokens_left), self.first_token_s) / self.slots
+            start_s = departures * self._run_s(self._mean_tokens(tokens_left), self.first_token_s) / self.slots
         run_s = self._run_s(tokens_left, 0.0 if position is None else self.first_token_s)
         finish_s = start_s + run_s
-        likely = FinishEstimate(finish_s * self._factor(0.5), finish_s * self._factor(0.9))
-        return Estimate(tokens_ahead, start_s, likely, finish_s)
+        finish = FinishEstimate(finish_s * self._correction(0.5), finish_s * self._correction(0.9))
+        return Estimate(tokens_ahead, start_s, finish, finish_s)
 
     def departure_s(self, departures: int) -> float | None:
-        """Seconds until so many jobs that wait now will have been started; None where that cannot be told."""
+        """Seconds until this number of waiting jobs has started; None if no estimate is possible or no job waits."""
         if self.first_token_s is None or self.slots == 0 or self.waiting == 0:
             return None
-        return departures * self._run_s(self._tokens_each(0), self.first_token_s) / self.slots
+        return departures * self._run_s(self._mean_tokens(0), self.first_token_s) / self.slots
 
-    def _tokens_each(self, otherwise: int) -> float:
-        """Tokens that a waiting job may generate, on average; `otherwise` where none waits."""
-        return self.waiting_tokens / self.waiting if self.waiting else float(otherwise)
+    def _mean_tokens(self, default: int) -> float:
+        """Mean number of tokens that a waiting job may generate; `default` if no job waits."""
+        return self.waiting_tokens / self.waiting if self.waiting else float(default)
 
     def _run_s(self, tokens: float, first_token_s: float) -> float:
-        """How long a job runs that may generate so many tokens."""
+        """Seconds that a job runs that may generate `tokens` tokens."""
         return first_token_s + tokens * self.share * self.s_per_token
 
-    def _factor(self, part: float) -> float:
-        """By how much `part` of the recent jobs took longer than estimated, at most."""
+    def _correction(self, part: float) -> float:
+        """The ratio of real to estimated duration that `part` of the recent jobs did not exceed."""
         if len(self.accuracy) < ENOUGH_JOBS:
             return UNKNOWN_P50 if part <= 0.5 else UNKNOWN_P90
         return quantile(self.accuracy, part)
 
 
 def quantile(values: Sequence[float], part: float) -> float:
-    """The value below which `part` of the values lie: the nearest rank. `values` must not be empty."""
+    """The nearest-rank quantile: `part` of the values are smaller. `values` must not be empty."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(part * len(ordered)))]

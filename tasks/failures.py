@@ -1,4 +1,4 @@
-"""Why a job failed or expired, where the queue itself decides that. The scripts know these as `FAILURE`."""
+"""Errors of jobs that the queue itself ends. The scripts use them as `FAILURE`."""
 
 from __future__ import annotations
 
@@ -6,24 +6,22 @@ from tasks.job import ErrorCode, JobError
 
 WORKER_LOST = JobError(
     ErrorCode.WORKER_LOST,
-    "Workers died again and again while they ran this job, without a new token in between.",
+    "Workers were lost too many times while they ran this job.",
     retryable=True,
 )
-#: Its weights are no worker's any more.
+#: The job was accepted for weights that no worker has any more.
 CHECKPOINT_CHANGED = JobError(
     ErrorCode.CHECKPOINT_CHANGED,
-    "The checkpoint's weights were replaced after this job was accepted. Submit it again to run it on the new ones.",
+    "The checkpoint's weights were replaced after this job was accepted. Submit it again to use the new weights.",
     retryable=True,
 )
-#: `queue_timeout_s`.
-START_TIMEOUT = JobError(
-    ErrorCode.START_TIMEOUT, "No worker took the job up within its time in the queue.", retryable=True
-)
-#: `deadline_s`, before the first start.
-EXPIRED = JobError(ErrorCode.DEADLINE_EXCEEDED, "The job's time was over before a worker took it up.", retryable=True)
-#: `deadline_s` or `run_timeout_s`, after the first start.
+#: `queue_timeout_s` has passed.
+START_TIMEOUT = JobError(ErrorCode.START_TIMEOUT, "No worker started the job within its queue timeout.", retryable=True)
+#: `deadline_s` has passed before the first start.
+EXPIRED = JobError(ErrorCode.DEADLINE_EXCEEDED, "The job's deadline passed before a worker started it.", retryable=True)
+#: `deadline_s` or `run_timeout_s` has passed after the first start.
 DEADLINE_EXCEEDED = JobError(
     ErrorCode.DEADLINE_EXCEEDED,
-    "The job's time was over before its text was complete; the part that was decoded is kept.",
+    "The job exceeded its time limit before its text was complete. The text generated so far is kept.",
     retryable=False,
 )

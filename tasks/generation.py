@@ -1,4 +1,4 @@
-"""What a caller asks of the model, and why a text ended."""
+"""A request to the model, and the reasons why a text ends."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from tasks.sampling_params import SamplingParams
 
 
 class FinishReason(StrEnum):
-    """Why a text ended, for the engine, the record and the API."""
+    """Why a text ended. The engine, the record and the API share these values."""
 
-    #: The model ended it, or a stop text was found.
+    #: The model ended the text, or a stop text was found.
     STOP = "stop"
-    #: `stop_on_newline`, and the last character is that newline.
+    #: `stop_on_newline` was set, and the last character is a newline.
     NEWLINE = "newline"
-    #: `max_tokens` were generated, or the context is full.
+    #: `max_tokens` tokens were generated, or the context is full.
     LENGTH = "length"
     CANCELLED = "cancelled"
     DEADLINE = "deadline"
@@ -26,20 +26,20 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """One validated request. It is stored as JSON in the record's field `input`."""
+    """A validated request. The record stores it as JSON in the field `input`."""
 
     prompt: str
-    #: With a seed.
+    #: Always with a seed.
     sampling: SamplingParams
 
     def to_json(self) -> str:
-        """As one line of JSON, in which the sampling fields stand beside the prompt."""
+        """The request as one line of JSON, an object of the prompt and the sampling fields."""
         fields = {"prompt": self.prompt, **asdict(self.sampling)}
         return json.dumps(fields, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Generation:
-        """What `to_json` wrote."""
+        """The request that `to_json` encoded."""
         fields: dict[str, Any] = json.loads(text)
         prompt = fields.pop("prompt")
         fields["stop"] = tuple(fields["stop"])

@@ -1,4 +1,4 @@
-"""The job record: its states and its shape in Python. The scripts in `tasks/lua` are the only writers."""
+"""The job record and its states. Only the scripts in `tasks/lua` write records."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ class Status(StrEnum):
 
     @property
     def terminal(self) -> bool:
-        """Whether the job is over."""
+        """Whether the job has ended."""
         return self not in (Status.QUEUED, Status.RUNNING)
 
 
 class ErrorCode(StrEnum):
-    """Why a job failed; the same names stand in problem details."""
+    """Why a job failed. Problem details use the same codes."""
 
     INVALID_REQUEST = "invalid_request"
     PROMPT_TOO_LONG = "prompt_too_long"
-    #: The checkpoint's weights are not those that the job was accepted for.
+    #: The checkpoint's weights were replaced after the job was accepted.
     CHECKPOINT_CHANGED = "checkpoint_changed"
     WORKER_LOST = "worker_lost"
-    #: No worker took it up within its `queue_timeout_s`.
+    #: No worker started the job within its `queue_timeout_s`.
     START_TIMEOUT = "start_timeout"
     DEADLINE_EXCEEDED = "deadline_exceeded"
     OUT_OF_MEMORY = "out_of_memory"
@@ -44,93 +44,95 @@ class ErrorCode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class JobError:
-    """What a failed job tells."""
+    """The error of a failed or expired job."""
 
     code: ErrorCode
     message: str
     retryable: bool
 
     def to_json(self) -> str:
-        """As one line of JSON."""
+        """The error as one line of JSON."""
         return json.dumps({"code": self.code, "message": self.message, "retryable": self.retryable})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimeLimits:
-    """How long a job may take, in ms; None: as long as it takes."""
+    """Time limits of a job in ms; None for no limit."""
 
-    #: From submission to the first start.
+    #: From the submission to the first start.
     queue_timeout_ms: int | None = None
-    #: Running, in all attempts together.
+    #: Running time, in all attempts together.
     run_timeout_ms: int | None = None
-    #: From submission to the end.
+    #: From the submission to the end.
     deadline_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Cancellation:
-    """How quickly a cancel took effect."""
+    """A cancel request and its effect. Times as in Job."""
 
     requested_at: int
+    #: When the job ended; None while it runs.
     acked_at: int | None
-    #: Tokens that were decoded after the request.
+    #: Number of tokens that were generated after the request; None while the job runs.
     tokens_after: int | None
 
     @property
     def latency_ms(self) -> int | None:
-        """From the request until nothing was decoded any more."""
+        """Time from the request to the end of the job in ms."""
         return None if self.acked_at is None else self.acked_at - self.requested_at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One read of a record. Times are ms since the epoch, by Redis's clock."""
+    """A job as read from its record. Times are ms since the Unix epoch, by Redis's clock."""
 
     id: str
     owner: str
-    #: Rises at every write.
+    #: Increases with every change.
     version: int
     status: Status
     checkpoint: str
-    #: Digest of the card that the job was accepted under.
+    #: Digest of the card that the request was validated against.
     digest: str
     generation: Generation
     priority: int
     limits: TimeLimits
-    #: The job that this one repeats.
+    #: Id of the job that this one repeats.
     retry_of: str | None
     created_at: int
-    #: When `limits.deadline_ms` is over.
+    #: When `limits.deadline_ms` has passed.
     deadline_at: int | None
     started_at: int | None
     first_token_at: int | None
     finished_at: int | None
     expires_at: int | None
-    #: How long it is kept when it is over.
+    #: How long the record is kept after the job's end, in ms.
     result_ttl_ms: int
-    #: The fence: rises at every claim.
+    #: Number of claims so far. A write of an earlier attempt is refused.
     attempt: int
-    #: Workers and engines that were lost with the job, in all, and since its last new token.
+    #: How often a worker or an engine was lost while it ran the job: in all, and since the last new token.
     losses: int
     losses_in_a_row: int
+    #: Tokens of earlier attempts that the current attempt continued from.
     resumed_tokens: int
     worker: str | None
     prompt_tokens: int | None
-    #: Tokens in the log.
+    #: Number of tokens in the log.
     tokens: int
-    #: The generated text; None until the job is terminal.
+    #: The generated text; None until the job has ended.
     completion: str | None
     finish_reason: FinishReason | None
     error: JobError | None
     warnings: tuple[str, ...]
     cancellation: Cancellation | None
     metadata: Mapping[str, str]
-    #: Jobs ahead of this one (0: next); None unless queued. Filled by reads that ask for it.
+    #: Number of jobs ahead of this one; None if the job does not wait, or if the caller did not read it.
     position: int | None = None
 
     @classmethod
     def from_hash(cls, fields: Mapping[bytes, bytes], position: int | None = None) -> Job:
-        """The record in the reply of HGETALL. `fields` must not be empty."""
+        """The job in the reply of HGETALL. `fields` must not be empty."""
         text = {name.decode(): value.decode() for name, value in fields.items()}
 
         def number(name: str) -> int | None:

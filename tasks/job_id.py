@@ -1,4 +1,4 @@
-"""Names of jobs: `job_` and a ULID, so that they sort by the time at which they were made."""
+"""Ids of jobs: `job_` and a ULID, so that ids sort by the time of their creation."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _RANDOM_BITS = 80
 _DIGITS = 26
 _BITS_PER_DIGIT = 5
 
-#: Matches (with `fullmatch`) every id that `new_job_id` makes.
+#: Pattern of job ids, for `fullmatch`.
 JOB_ID = re.compile(rf"job_[0-7][{_ALPHABET}]{{{_DIGITS - 1}}}")
 
 
 def new_job_id() -> str:
-    """48 bits of time in ms and 80 random ones, in Crockford's base 32."""
+    """A new id: 48 bits of time in ms and 80 random bits, in Crockford's base 32."""
     number = time.time_ns() // 1_000_000 << _RANDOM_BITS | secrets.randbits(_RANDOM_BITS)
     shifts = range((_DIGITS - 1) * _BITS_PER_DIGIT, -1, -_BITS_PER_DIGIT)
     return "job_" + "".join(_ALPHABET[number >> shift & 31] for shift in shifts)

@@ -1,4 +1,7 @@
-"""Logs of every role: structured events, readable lines on a terminal, JSON elsewhere. Never a prompt or a text."""
+"""Logs of all roles: structured events, as readable lines on a terminal, as JSON elsewhere.
+
+Prompts and generated texts are never logged.
+"""
 
 import logging
 import os
@@ -11,7 +14,7 @@ from tasks.settings import Settings
 
 
 def setup_logging(settings: Settings) -> None:
-    """Send structlog's and the standard library's records of this process to stderr, in one format."""
+    """Write all log records of this process (structlog's and the standard library's) to stderr, in one format."""
     human = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -20,10 +23,10 @@ def setup_logging(settings: Settings) -> None:
         structlog.processors.TimeStamper(fmt="%H:%M:%S" if human else "iso", utc=not human),
         structlog.processors.StackInfoRenderer(),
     ]
-    # FORCE_COLOR is how `celeriac serve`, whose pipe our stderr is, says that a terminal is behind it.
+    # `celeriac serve` reads our stderr through a pipe. It sets FORCE_COLOR if it writes to a terminal itself.
     colours = sys.stderr.isatty() or "FORCE_COLOR" in os.environ
     final: list[Processor] = (
-        # Plain tracebacks: rich's, which structlog prefers, show local variables, and those may hold prompts.
+        # Plain tracebacks. structlog would use rich, whose tracebacks show local variables, which may contain prompts.
         [
             structlog.dev.ConsoleRenderer(
                 colors=colours, pad_event_to=16, exception_formatter=structlog.dev.plain_traceback
@@ -52,6 +55,6 @@ def setup_logging(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level.upper())
-    # One line for each request of a client library is noise at our levels.
+    # These log one line for each request at level INFO.
     for name in ("httpx", "httpcore", "asyncio"):
         logging.getLogger(name).setLevel(logging.WARNING)

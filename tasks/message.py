@@ -1,7 +1,7 @@
-"""The Celery message of a job, made without a broker: exactly what kombu would push on the queue's list.
+"""Renders the Celery message of a job without a broker, exactly as kombu would push it to the queue's list.
 
-So `submit` can write the record and its message in one Redis call. A test holds the message against what Celery itself
-publishes.
+This way `submit` can write the record and its message in one Redis call. A test compares the message with one that
+Celery itself publishes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tasks.store import keys
 
 
 class Renderer:
-    """Renders messages with Celery's and kombu's own code. Not for use by several threads at once."""
+    """Renders messages with Celery's and kombu's own code. Not thread-safe."""
 
     def __init__(self, app: Celery) -> None:
         self._app = app
@@ -26,7 +26,7 @@ class Renderer:
         self._producer = Producer(self._channel, serializer=app.conf.task_serializer, auto_declare=False)
 
     def render(self, job_id: str, checkpoint: str) -> str:
-        """What to push on the list `keys.queue(checkpoint)`."""
+        """The message to push to the list `keys.queue(checkpoint)`."""
         message = self._app.amqp.as_task_v2(
             job_id, TASK_NAME, args=(job_id,), kwargs={}, create_sent_event=False, ignore_result=True
         )
@@ -42,7 +42,7 @@ class Renderer:
 
 
 class _CapturingChannel(virtual.Channel):  # type: ignore[misc]
-    """Keeps the last message, in the envelope that all of kombu's virtual transports share."""
+    """Keeps the last message, in the envelope that all virtual transports of kombu use."""
 
     captured: dict[str, Any]
 

@@ -1,7 +1,8 @@
-"""The token log of a job: what its entries look like in the stream, and how any cursor cuts them.
+"""The token log of a job: the entries of the Redis stream, and how a cursor cuts them.
 
-An entry's id is `<after>-<k>`: `after` tokens are in the log once it is read. Entries with tokens have k = 0; what
-stands between two tokens (an attempt mark, a last piece of text) has k = 1, 2, ... at the same offset.
+The id of an entry is `<after>-<k>`: `after` is the number of tokens in the log up to and including the entry. An entry
+with tokens has k = 0. An entry without tokens (an attempt mark, a last piece of text) has k = 1, 2, ... after the same
+number of tokens.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-#: What redis-py makes of one stream entry: id, and its fields.
+#: A stream entry as redis-py returns it: the id and the fields.
 RawEntry = tuple[bytes, Mapping[bytes, bytes]]
 
 
@@ -18,32 +19,33 @@ RawEntry = tuple[bytes, Mapping[bytes, bytes]]
 class Entry:
     """One entry of the log."""
 
-    #: Tokens in the log up to and with this entry.
+    #: Number of tokens in the log up to and including this entry.
     after: int
+    #: 0 for an entry with tokens.
     k: int
     token_ids: tuple[int, ...] = ()
-    #: One text for each token; in an entry without tokens, the last text of the log.
+    #: One text for each token. In an entry without tokens, the last text of the log.
     pieces: tuple[str, ...] = ()
-    #: Number of the attempt that begins here, in an attempt mark.
+    #: In an attempt mark, the number of the attempt that starts here; else None.
     attempt: int | None = None
 
     @property
     def id(self) -> str:
-        """As the stream and the events' ids spell it."""
+        """The id in the stream, which is also the id of the event."""
         return f"{self.after}-{self.k}"
 
     @property
     def before(self) -> int:
-        """Tokens in front of this entry."""
+        """Number of tokens in the log before this entry."""
         return self.after - len(self.token_ids)
 
     @property
     def text(self) -> str:
-        """The text that it adds."""
+        """The text of this entry."""
         return "".join(self.pieces)
 
     def cut(self, tokens: int) -> Entry:
-        """The part behind the first `tokens` tokens of the log."""
+        """The part of this entry after the first `tokens` tokens of the log."""
         known = max(0, tokens - self.before)
         if known == 0 or not self.token_ids:
             return self
@@ -51,7 +53,7 @@ class Entry:
 
     @classmethod
     def decode(cls, raw: RawEntry) -> Entry:
-        """The entry that a script wrote."""
+        """The entry in a reply of redis-py."""
         entry_id, fields = raw
         after, _, k = entry_id.decode().partition("-")
         return cls(
@@ -65,38 +67,38 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class TokenLog:
-    """A log read from its beginning."""
+    """A whole log."""
 
     entries: tuple[Entry, ...]
 
     @property
     def token_ids(self) -> tuple[int, ...]:
-        """Every token."""
+        """The ids of all tokens."""
         return tuple(token for entry in self.entries for token in entry.token_ids)
 
     @property
     def token_pieces(self) -> tuple[str, ...]:
-        """One text for each token, without text that belongs to none."""
+        """One text for each token, without text that belongs to no token."""
         return tuple(piece for entry in self.entries if entry.token_ids for piece in entry.pieces)
 
     @property
     def text(self) -> str:
-        """The whole text."""
+        """The whole text, including text that belongs to no token."""
         return "".join(entry.text for entry in self.entries)
 
 
 def encode_ids(token_ids: Sequence[int]) -> str:
-    """As the scripts take token ids."""
+    """Token ids as an argument of a script."""
     return " ".join(map(str, token_ids))
 
 
 def encode_pieces(pieces: Iterable[str]) -> str:
-    """As the scripts take pieces of text."""
+    """Texts as an argument of a script."""
     return json.dumps(list(pieces), ensure_ascii=False, separators=(",", ":"))
 
 
 def from_reply(entries: Sequence[Sequence[object]]) -> tuple[Entry, ...]:
-    """The entries in a script's reply, where fields are a flat list."""
+    """The entries in a script's reply, in which the fields are a flat list."""
     decoded = []
     for entry_id, flat in entries:
         assert isinstance(entry_id, bytes)

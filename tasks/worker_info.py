@@ -1,4 +1,4 @@
-"""What a live worker says of itself with every heartbeat."""
+"""What a live worker reports about itself with every heartbeat."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from enum import StrEnum
 
 
 class WorkerState(StrEnum):
-    """What a worker is doing. Only an idle or a busy one is given jobs."""
+    """The state of a worker. Jobs are dispatched only to idle and busy workers."""
 
     STARTING = "starting"
     IDLE = "idle"
     BUSY = "busy"
-    #: It was told to stop: it takes no more jobs.
+    #: The worker is stopping: it takes no more jobs.
     DRAINING = "draining"
 
 
@@ -23,31 +23,31 @@ class WorkerInfo:
 
     #: Celery's node name.
     name: str
-    #: Differs between two runs of a worker under one name.
+    #: A random id of this run, which differs from that of an earlier run with the same name.
     incarnation: str
     checkpoint: str
     #: `cpu`, `cuda`, `mps`.
     device: str
-    #: Sequences that it decodes at once.
+    #: Number of jobs that it runs at once.
     slots: int
     pid: int
     host: str
-    #: Digest of the card that it serves.
+    #: Digest of the checkpoint's card.
     digest: str = ""
     state: WorkerState = WorkerState.STARTING
-    #: Jobs that it decodes now.
+    #: Number of jobs that it runs now.
     running: int = 0
-    #: Size of the KV cache in tokens, and how many of them are free.
+    #: Size of the KV cache in tokens, and the free part of it.
     kv_tokens: int = 0
     kv_tokens_free: int = 0
-    #: Tokens a second of all its sequences together, of late.
+    #: Recent speed in tokens per second, all jobs together.
     tokens_per_s: float = 0.0
-    #: Times in ms by Redis's clock, filled in by Redis: registration, last heartbeat. 0 in a heartbeat to be sent.
+    #: Times of the registration and of the last heartbeat in ms, set by Redis. 0 in a heartbeat before it is sent.
     started_at: int = 0
     heartbeat_at: int = 0
 
     def to_fields(self) -> list[str]:
-        """Field, value, field, value, ... of the worker's hash, without the times."""
+        """The fields of the worker's hash as field, value, field, value, ..., without the times."""
         fields = {
             "name": self.name,
             "incarnation": self.incarnation,
@@ -67,7 +67,7 @@ class WorkerInfo:
 
     @classmethod
     def from_hash(cls, fields: Mapping[bytes, bytes]) -> WorkerInfo:
-        """The heartbeat in the worker's hash, which must not be empty."""
+        """The heartbeat in a worker's hash. `fields` must not be empty."""
         text = {name.decode(): value.decode() for name, value in fields.items()}
         return cls(
             name=text["name"],

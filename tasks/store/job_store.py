@@ -81,7 +81,7 @@ class JobVersion:
 
     #: Increases with every change.
     version: int
-    #: Jobs ahead of it; None unless it waits.
+    #: Number of jobs ahead; None if the job does not wait.
     position: int | None
 
 
@@ -92,7 +92,7 @@ class JobChanges:
     status: Status
     attempt: int
     worker: str | None
-    #: Jobs ahead of it; None unless it waits.
+    #: Number of jobs ahead; None if the job does not wait.
     position: int | None
     #: Entries of the log after the cursor. If the cursor is inside an entry, that entry is cut.
     entries: tuple[Entry, ...]
@@ -259,7 +259,7 @@ class JobStore:
     async def list(
         self, *, status: Status | None = None, owner: str | None = None, cursor: str | None = None, limit: int = 20
     ) -> Page:
-        """One page of jobs, newest first. `cursor` is the previous page's `next_cursor`. Raises ValueError if it is not."""
+        """One page of jobs, newest first. `cursor` is the previous page's `next_cursor`; raises ValueError if not."""
         last_at, last_id = _parse_cursor(cursor)
         views, next_at, next_id = await scripts.get("list").acall(
             self._redis, status or "", owner or "", limit, last_at, last_id

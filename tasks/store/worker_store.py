@@ -1,7 +1,7 @@
 """The workers' side of the queue: claim jobs, write their tokens, release jobs, register and send heartbeats.
 
-Every method may raise redis.exceptions.RedisError: Redis is away, or it refuses to write. The call can then be repeated,
-whether or not Redis received it: every script is idempotent.
+Every method may raise redis.exceptions.RedisError: Redis is away, or it refuses to write. The call can then
+be repeated, whether or not Redis received it: every script is idempotent.
 """
 
 from __future__ import annotations
