@@ -1,4 +1,4 @@
-"""Fixtures that several test folders share: a real Redis server, and clean databases on it."""
+"""Fixtures for several test folders: a real Redis server, and empty databases on it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import redis
 from bench.own_redis import OwnRedis
 from celeriac.launcher.redis_server import find_executable
 
-#: How long the server may take until it answers, in seconds.
+#: How long the server may take to start, in seconds.
 START_DEADLINE_S = 10.0
 
 
@@ -28,7 +28,7 @@ def anyio_backend() -> str:
 
 @contextmanager
 def running_redis(folder: Path, *options: str) -> Iterator[str]:
-    """URL (without a database) of a real Redis server on a socket in `folder`, stopped at the end."""
+    """Run a real Redis server on a socket in `folder`. Yields its URL, without a database."""
     socket = folder / "redis.sock"
     arguments = ["--port", "0", "--unixsocket", str(socket), "--dir", str(folder), "--save", "", *options]
     server = subprocess.Popen([find_executable(), *arguments], stdout=subprocess.DEVNULL)
@@ -42,7 +42,7 @@ def running_redis(folder: Path, *options: str) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def socket_folder() -> Iterator[Path]:
-    """A folder with a short path: that of a Unix socket has room for about 100 bytes."""
+    """A folder with a short path, because the path of a Unix socket is limited to about 100 bytes."""
     folder = Path(tempfile.mkdtemp(prefix="cel-"))
     yield folder
     shutil.rmtree(folder)
@@ -50,14 +50,14 @@ def socket_folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def redis_server(socket_folder: Path) -> Iterator[str]:
-    """URL (without a database) of a real Redis server that lives as long as the test session."""
+    """URL, without a database, of a real Redis server that runs for the whole test session."""
     with running_redis(socket_folder) as url:
         yield url
 
 
 @pytest.fixture
 def redis_url(redis_server: str) -> str:
-    """URL of an empty database. Pub/sub channels are shared by all databases of a server."""
+    """URL of an empty database. All databases of a server share their pub/sub channels."""
     url = f"{redis_server}?db=0"
     with redis.Redis.from_url(url) as client:
         client.flushall()
@@ -65,23 +65,23 @@ def redis_url(redis_server: str) -> str:
 
 
 def wait_for_redis(server: subprocess.Popen[bytes], url: str) -> None:
-    """Return when the server answers. Raises RuntimeError where it ended or does not answer in time."""
+    """Wait until the server replies. Raises RuntimeError if it exits, or does not reply in time."""
     deadline = time.monotonic() + START_DEADLINE_S
     while time.monotonic() < deadline:
         if server.poll() is not None:
-            raise RuntimeError(f"redis-server ended with exit code {server.returncode}")
+            raise RuntimeError(f"redis-server exited with code {server.returncode}")
         try:
             with redis.Redis.from_url(url) as client:
                 client.ping()
             return
         except (redis.ConnectionError, redis.TimeoutError):
             time.sleep(0.02)
-    raise RuntimeError(f"redis-server did not answer within {START_DEADLINE_S:g} s")
+    raise RuntimeError(f"redis-server did not reply within {START_DEADLINE_S:g} s")
 
 
 @pytest.fixture
 def own_redis() -> Iterator[OwnRedis]:
-    """A Redis that a test may stop, start again with its data, and freeze; not started yet."""
+    """A Redis server, not started yet, that a test can stop, restart with its data, and freeze."""
     folder = Path(tempfile.mkdtemp(prefix="cel-"))
     own = OwnRedis(folder, appendfsync="always")
     yield own

@@ -1,4 +1,4 @@
-"""A queue without processes: both stores on a real Redis, and short ways to say what a test needs."""
+"""A queue without processes: both stores on a real Redis, and helpers for what tests often need."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ WORKER = WorkerInfo(
 
 @dataclass(frozen=True)
 class QueueWorld:
-    """A front end's store, a worker's store, and Redis itself for looking at what they did."""
+    """The stores of both sides, and clients to inspect Redis itself."""
 
     settings: Settings
     jobs: JobStore
@@ -72,87 +72,87 @@ class QueueWorld:
     asynchronous: AsyncRedis
 
     def new_job(self, **changes: Any) -> NewJob:
-        """A job that says nothing special."""
+        """A job with ordinary fields, except for `changes`."""
         generation = make_generation(prompt="1+1=", max_tokens=8, temperature=0.0, seed=7)
         job = NewJob(id=new_job_id(), owner="anybody", checkpoint="tiny", digest=CARD.digest, generation=generation)
         return replace(job, **changes)
 
     async def submit(self, **changes: Any) -> str:
-        """Id of a new waiting job."""
+        """Submit a job and return its id."""
         return (await self.jobs.submit(self.new_job(**changes))).job_id
 
     def register(self, *, card: Card = CARD, **changes: Any) -> WorkerInfo:
-        """A live worker with the room that `slots` gives it."""
+        """Register a worker."""
         info = replace(WORKER, digest=card.digest, checkpoint=card.name, **changes)
         self.workers.register(info, card)
         return info
 
     def try_claim(self, job_id: str, info: WorkerInfo = WORKER) -> Claimed | Refused:
-        """Claim a job for a worker."""
+        """Claim a job for a worker. The claim may be refused."""
         return self.workers.claim(
             job_id, worker=info.name, incarnation=info.incarnation, digest=info.digest, prompt_tokens=4
         )
 
     def claim(self, job_id: str, info: WorkerInfo = WORKER) -> Claimed:
-        """Claim a job that can be claimed."""
+        """Claim a job for a worker. The claim must succeed."""
         claimed = self.try_claim(job_id, info)
         assert isinstance(claimed, Claimed), claimed
         return claimed
 
     async def running(self, **changes: Any) -> str:
-        """Id of a new job that the worker runs."""
+        """Submit a job, claim it, and return its id."""
         job_id = await self.submit(**changes)
         self.claim(job_id)
         return job_id
 
     def append(self, job_id: str, text: str, *, before: int = 0, attempt: int = 1) -> FlushReply:
-        """AppendTokens one token for each character of `text`."""
+        """Append one token for each character of `text`."""
         return self.workers.flush([append(job_id, text, before=before, attempt=attempt)])[0]
 
     def finish(self, job_id: str, text: str = "", **changes: Any) -> FlushReply:
-        """End a job, with one more token for each character of `text`."""
+        """Finish a job, with one more token for each character of `text`."""
         return self.workers.flush([finish(job_id, text, **changes)])[0]
 
     async def job(self, job_id: str) -> Job:
-        """A job that exists."""
+        """Read a job, which must exist."""
         job = await self.jobs.get(job_id)
         assert job is not None
         return job
 
-    async def gone(self, *names: str) -> None:
+    async def expired(self, *names: str) -> None:
         """Wait until keys have expired."""
         async with asyncio.timeout(10):
-            while self.redis.exists(*names):  # noqa: ASYNC110 (a key that expires rings no bell)
+            while self.redis.exists(*names):  # noqa: ASYNC110 (expired keys send no event)
                 await asyncio.sleep(0.005)
 
     @contextmanager
-    def hearing(self, *channels: str) -> Iterator[Callable[..., tuple[str, str] | None]]:
-        """A function that returns channel and message of the next ring, None where none comes."""
-        with self.redis.pubsub() as bells:  # type: ignore[no-untyped-call]
-            bells.subscribe(*channels)
+    def subscribed(self, *channels: str) -> Iterator[Callable[..., tuple[str, str] | None]]:
+        """Subscribe to channels. Yields a function that returns channel and data of the next message, or None."""
+        with self.redis.pubsub() as pubsub:  # type: ignore[no-untyped-call]
+            pubsub.subscribe(*channels)
             for _ in channels:
-                assert bells.get_message(timeout=5) is not None
+                assert pubsub.get_message(timeout=5) is not None
 
-            def heard(timeout_s: float = 5) -> tuple[str, str] | None:
-                message = bells.get_message(timeout=timeout_s)
+            def next_message(timeout_s: float = 5) -> tuple[str, str] | None:
+                message = pubsub.get_message(timeout=timeout_s)
                 return None if message is None else (message["channel"].decode(), message["data"].decode())
 
-            yield heard
+            yield next_message
 
     def pushed(self, checkpoint: str = "tiny") -> list[str]:
-        """Ids of the jobs on Celery's list, the next one first."""
+        """Ids of the jobs on Celery's list, in serving order."""
         messages: Any = self.redis.lrange(keys.queue(checkpoint), 0, -1)
         return [json.loads(message)["headers"]["id"] for message in reversed(messages)]
 
     def tuned(self, **settings: Any) -> QueueWorld:
-        """The same queue, seen by processes with other settings."""
+        """The same queue, used by processes with other settings."""
         tuned = self.settings.model_copy(update=settings)
         jobs, workers = JobStore(self.asynchronous, tuned), WorkerStore(self.redis, tuned)
         return replace(self, settings=tuned, jobs=jobs, workers=workers)
 
 
 def append(job_id: str, text: str, *, before: int = 0, attempt: int = 1) -> AppendTokens:
-    """New tokens whose ids are the characters' code points."""
+    """One token for each character of `text`. The code point of the character is the token id."""
     token_ids, pieces = tuple(map(ord, text)), tuple(text)
     return AppendTokens(job_id=job_id, attempt=attempt, before=before, token_ids=token_ids, pieces=pieces)
 
@@ -170,7 +170,7 @@ def finish(
     error: JobError | None = None,
     tokens_at_cancel: int | None = None,
 ) -> FinishJob:
-    """The end of a job."""
+    """The end of a job, with one more token for each character of `text`."""
     return FinishJob(
         job_id=job_id,
         attempt=attempt,
@@ -188,7 +188,7 @@ def finish(
 
 @asynccontextmanager
 async def queue_world(redis_url: str) -> AsyncIterator[QueueWorld]:
-    """The queue in a Redis, with a worker store and a job store of default settings."""
+    """The queue in a Redis, with default settings."""
     settings = Settings(redis_url=redis_url)
     asynchronous = make_async(settings)
     with make_sync(settings) as synchronous:
@@ -206,7 +206,7 @@ async def queue(redis_url: str, anyio_backend: str) -> AsyncIterator[QueueWorld]
 
 @pytest.fixture
 def stack(redis_url: str, tmp_path: Path) -> Iterator[Stack]:
-    """No process yet; those that the test starts are ended."""
+    """A stack without processes. Processes that the test starts are stopped after it."""
     stack = Stack(redis_url, tmp_path)
     yield stack
     stack.close()

@@ -1,4 +1,4 @@
-"""Cancelling: a waiting job at once, a running one through its worker."""
+"""Cancelling: a waiting job ends at once, a running job is stopped by its worker."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.integration.conftest import WORKER, QueueWorld
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_waiting_job_is_over_at_once(queue: QueueWorld) -> None:
+async def test_a_waiting_job_ends_at_once(queue: QueueWorld) -> None:
     job_id = await queue.submit()
     job = await queue.jobs.cancel(job_id)
     assert job is not None
@@ -35,7 +35,7 @@ async def test_a_cancelled_waiting_job_is_never_dispatched(queue: QueueWorld) ->
     assert (await queue.job(second)).position == 0
 
 
-async def test_a_cancelled_dispatched_job_makes_room_and_cannot_be_claimed(queue: QueueWorld) -> None:
+async def test_a_cancelled_dispatched_job_frees_its_place_and_cannot_be_claimed(queue: QueueWorld) -> None:
     queue.register(slots=1)
     jobs = [await queue.submit() for _ in range(4)]
     assert queue.pushed() == jobs[:3]
@@ -44,13 +44,13 @@ async def test_a_cancelled_dispatched_job_makes_room_and_cannot_be_claimed(queue
     assert queue.try_claim(jobs[0]) == Refused("terminal")
 
 
-async def test_a_running_job_is_asked_to_stop_and_its_worker_hears(queue: QueueWorld) -> None:
+async def test_the_worker_of_a_running_job_is_notified(queue: QueueWorld) -> None:
     queue.register()
     job_id = await queue.running()
     queue.append(job_id, "57")
-    with queue.hearing(keys.worker_channel(WORKER.name)) as heard:
+    with queue.subscribed(keys.worker_channel(WORKER.name)) as next_message:
         job = await queue.jobs.cancel(job_id)
-        assert heard() == (keys.worker_channel(WORKER.name), job_id)
+        assert next_message() == (keys.worker_channel(WORKER.name), job_id)
     assert job is not None
     assert (job.status, job.completion) == (Status.RUNNING, None)
     assert job.cancellation is not None
@@ -71,9 +71,9 @@ async def test_a_running_job_is_asked_to_stop_and_its_worker_hears(queue: QueueW
 @pytest.mark.parametrize(
     ("known", "after"),
     [(None, 4), (4, 2), (6, 0), (1, 4)],
-    ids=["heard by a renewal", "heard by the bell", "heard after its last token", "the log had more by then"],
+    ids=["at a renewal", "by the notification", "after its last token", "with fewer tokens than the log"],
 )
-async def test_tokens_that_the_worker_knew_when_it_heard_of_the_cancel_came_before_it(
+async def test_tokens_before_the_notification_do_not_count_as_after_the_cancel(
     queue: QueueWorld, known: int | None, after: int
 ) -> None:
     queue.register()
@@ -94,7 +94,7 @@ async def test_tokens_that_the_worker_knew_when_it_heard_of_the_cancel_came_befo
     assert job.cancellation.tokens_after == after
 
 
-async def test_a_bell_without_a_cancel_cancels_nothing(queue: QueueWorld) -> None:
+async def test_a_notification_without_a_cancel_request_cancels_nothing(queue: QueueWorld) -> None:
     queue.register()
     job_id = await queue.running()
     queue.finish(job_id, "579", tokens_at_cancel=1)
@@ -112,7 +112,7 @@ async def test_cancelling_again_keeps_the_first_request(queue: QueueWorld) -> No
     assert again.cancellation == first.cancellation
 
 
-async def test_a_job_that_ends_by_itself_first_has_succeeded(queue: QueueWorld) -> None:
+async def test_a_job_that_finishes_before_the_cancel_takes_effect_succeeds(queue: QueueWorld) -> None:
     queue.register()
     job_id = await queue.running()
     await queue.jobs.cancel(job_id)
@@ -123,7 +123,7 @@ async def test_a_job_that_ends_by_itself_first_has_succeeded(queue: QueueWorld) 
     assert job.cancellation.tokens_after == 3
 
 
-async def test_a_cancelled_job_that_is_given_back_does_not_run_again(queue: QueueWorld) -> None:
+async def test_a_cancelled_job_that_is_released_does_not_run_again(queue: QueueWorld) -> None:
     queue.register()
     job_id = await queue.running()
     queue.append(job_id, "57")
@@ -143,7 +143,7 @@ async def test_a_resumed_waiting_job_keeps_its_text(queue: QueueWorld) -> None:
     assert (job.status, job.completion, job.tokens) == (Status.CANCELLED, "5é", 2)
 
 
-async def test_the_worker_side_cancels_too(queue: QueueWorld) -> None:
+async def test_the_worker_store_cancels_too(queue: QueueWorld) -> None:
     job_id = await queue.submit()
     queue.workers.cancel(job_id)
     assert (await queue.job(job_id)).status is Status.CANCELLED

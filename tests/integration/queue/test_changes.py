@@ -1,4 +1,4 @@
-"""Following jobs: what is new of one, a look at many, and what estimates go by."""
+"""Streaming and watching jobs: the changes of one job, the versions of many, and the load of a queue."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from tests.integration.conftest import QueueWorld
 pytestmark = pytest.mark.anyio
 
 
-async def news(queue: QueueWorld, job_id: str, after: int = 0, k: int = 0) -> JobChanges:
-    found = await queue.jobs.changes(job_id, after, k)
-    assert found is not None
-    return found
+async def changes_of(queue: QueueWorld, job_id: str, after: int = 0, k: int = 0) -> JobChanges:
+    changes = await queue.jobs.changes(job_id, after, k)
+    assert changes is not None
+    return changes
 
 
-async def test_a_waiting_job_tells_its_position(queue: QueueWorld) -> None:
+async def test_the_changes_of_a_waiting_job_have_its_position(queue: QueueWorld) -> None:
     first, second = await queue.submit(), await queue.submit()
-    assert await news(queue, first) == JobChanges(Status.QUEUED, 0, None, 0, ())
-    assert (await news(queue, second)).position == 1
+    assert await changes_of(queue, first) == JobChanges(Status.QUEUED, 0, None, 0, ())
+    assert (await changes_of(queue, second)).position == 1
     assert await queue.jobs.changes(new_job_id()) is None
 
 
-async def test_a_cursor_gets_what_stands_behind_it(queue: QueueWorld) -> None:
+async def test_changes_have_the_entries_after_the_cursor(queue: QueueWorld) -> None:
     queue.register()
     job_id = await queue.running()
     queue.append(job_id, "57")
@@ -40,30 +40,30 @@ async def test_a_cursor_gets_what_stands_behind_it(queue: QueueWorld) -> None:
     queue.append(job_id, "9!", before=2, attempt=2)
     queue.finish(job_id, before=4, attempt=2, tail="?", completion="579!?")
 
-    told = await news(queue, job_id)
-    assert (told.status, told.attempt, told.position) == (Status.SUCCEEDED, 2, None)
-    assert [entry.id for entry in told.entries] == ["2-0", "2-1", "4-0", "4-1"]
-    assert "".join(entry.text for entry in told.entries) == "579!?"
-    assert (told.ended, told.end_id) == (await queue.job(job_id), "4-2")
-    # In the middle of an entry, behind a mark, behind everything.
-    assert [entry.text for entry in (await news(queue, job_id, 1)).entries] == ["7", "", "9!", "?"]
-    assert [entry.id for entry in (await news(queue, job_id, 2, 1)).entries] == ["4-0", "4-1"]
-    assert [entry.text for entry in (await news(queue, job_id, 3)).entries] == ["!", "?"]
-    assert (await news(queue, job_id, 4, 1)).entries == ()
+    changes = await changes_of(queue, job_id)
+    assert (changes.status, changes.attempt, changes.position) == (Status.SUCCEEDED, 2, None)
+    assert [entry.id for entry in changes.entries] == ["2-0", "2-1", "4-0", "4-1"]
+    assert "".join(entry.text for entry in changes.entries) == "579!?"
+    assert (changes.ended, changes.end_id) == (await queue.job(job_id), "4-2")
+    # Cursors inside an entry, after a mark, and after the last entry.
+    assert [entry.text for entry in (await changes_of(queue, job_id, 1)).entries] == ["7", "", "9!", "?"]
+    assert [entry.id for entry in (await changes_of(queue, job_id, 2, 1)).entries] == ["4-0", "4-1"]
+    assert [entry.text for entry in (await changes_of(queue, job_id, 3)).entries] == ["!", "?"]
+    assert (await changes_of(queue, job_id, 4, 1)).entries == ()
 
 
-async def test_the_end_of_an_empty_log_has_an_id(queue: QueueWorld) -> None:
+async def test_the_end_of_an_empty_log_has_an_entry_id(queue: QueueWorld) -> None:
     job_id = await queue.submit()
     await queue.jobs.cancel(job_id)
-    assert (await news(queue, job_id)).end_id == "0-1"
+    assert (await changes_of(queue, job_id)).end_id == "0-1"
 
 
-async def test_one_look_at_many_jobs(queue: QueueWorld) -> None:
+async def test_versions_of_many_jobs(queue: QueueWorld) -> None:
     queue.register(slots=1)
     jobs = [await queue.submit() for _ in range(5)]
     queue.claim(jobs[0])
     gone = new_job_id()
-    # One dispatched behind another, and those in the backlog behind both.
+    # One dispatched job is ahead of the other, and both are ahead of the backlog.
     assert await queue.jobs.versions([jobs[0], gone, jobs[2], jobs[4]]) == [
         JobVersion((await queue.job(jobs[0])).version, None),
         None,
@@ -73,18 +73,18 @@ async def test_one_look_at_many_jobs(queue: QueueWorld) -> None:
     assert await queue.jobs.versions([]) == []
 
 
-def asking(max_tokens: int) -> Generation:
+def generation_of(max_tokens: int) -> Generation:
     return make_generation(prompt="1+1=", max_tokens=max_tokens, temperature=0.0, seed=7)
 
 
-async def test_the_load_counts_what_waits_through_every_way_in_and_out(queue: QueueWorld) -> None:
+async def test_the_load_counts_waiting_tokens_through_every_transition(queue: QueueWorld) -> None:
     async def waiting() -> tuple[int, int, int]:
         load = await queue.jobs.queue_load("tiny")
         return load.waiting, load.waiting_tokens, load.running
 
-    first = await queue.submit(generation=asking(10))
-    second = await queue.submit(generation=asking(30))
-    third = await queue.submit(generation=asking(5))
+    first = await queue.submit(generation=generation_of(10))
+    second = await queue.submit(generation=generation_of(30))
+    third = await queue.submit(generation=generation_of(5))
     assert await waiting() == (3, 45, 0)
     queue.register()
     assert await waiting() == (3, 45, 0)
@@ -92,7 +92,7 @@ async def test_the_load_counts_what_waits_through_every_way_in_and_out(queue: Qu
     assert await waiting() == (2, 35, 1)
     queue.append(first, "579")
     queue.workers.release(first, 1)
-    # Three of its ten are there already.
+    # Three of its ten tokens exist already.
     assert await waiting() == (3, 42, 0)
     await queue.jobs.cancel(second)
     assert await waiting() == (2, 12, 0)
@@ -104,7 +104,7 @@ async def test_the_load_counts_what_waits_through_every_way_in_and_out(queue: Qu
     assert not queue.redis.exists(keys.waiting_tokens("tiny"))
 
 
-async def test_jobs_that_succeed_tell_how_fast_jobs_go(queue: QueueWorld) -> None:
+async def test_successful_jobs_update_the_averages(queue: QueueWorld) -> None:
     queue.register(slots=3)
     assert await queue.jobs.queue_load("tiny") == QueueLoad(
         waiting=0,
@@ -118,10 +118,10 @@ async def test_jobs_that_succeed_tell_how_fast_jobs_go(queue: QueueWorld) -> Non
     )
 
     async def run(seconds: float, tokens: str, max_tokens: int, *, predicted_s: float | None) -> None:
-        job_id = await queue.submit(generation=asking(max_tokens), predicted_s=predicted_s)
+        job_id = await queue.submit(generation=generation_of(max_tokens), predicted_s=predicted_s)
         queue.claim(job_id)
         queue.append(job_id, tokens[:1])
-        # Half of the time until its first token.
+        # The first token comes after half of the time.
         queue.redis.hincrby(keys.job(job_id), "first_token_at", -round(seconds * 500))
         for field in ("started_at", "created_at"):
             queue.redis.hincrby(keys.job(job_id), field, -round(seconds * 1000))
@@ -144,7 +144,7 @@ async def test_jobs_that_succeed_tell_how_fast_jobs_go(queue: QueueWorld) -> Non
         assert queue.redis.pttl(key) > 0
 
 
-async def test_the_window_of_accuracies_is_bounded(queue: QueueWorld) -> None:
+async def test_the_number_of_accuracies_is_limited(queue: QueueWorld) -> None:
     queue.register()
     for _ in range(LIMITS["ACCURACY_WINDOW"] + 5):
         job_id = await queue.submit(predicted_s=1.0)
@@ -153,7 +153,7 @@ async def test_the_window_of_accuracies_is_bounded(queue: QueueWorld) -> None:
     assert len((await queue.jobs.queue_load("tiny")).accuracy) == LIMITS["ACCURACY_WINDOW"]
 
 
-async def test_what_failed_or_was_taken_over_says_nothing_of_the_pace(queue: QueueWorld) -> None:
+async def test_failed_and_resumed_jobs_do_not_change_the_averages(queue: QueueWorld) -> None:
     queue.register()
     failed = await queue.running()
     queue.finish(failed, "x", status=Status.FAILED)
@@ -179,7 +179,7 @@ async def test_a_caller_may_limit_the_position(queue: QueueWorld) -> None:
     assert (await queue.job(await queue.submit(max_position=0, priority=4))).position == 0
     assert (await queue.job(await queue.submit(max_position=3))).position == 3
     queue.register()
-    # Those that are dispatched are ahead of everybody.
+    # Dispatched jobs are ahead of every new job.
     with pytest.raises(QueuePositionError) as refusal:
         await queue.submit(max_position=0, priority=0)
     assert refusal.value.position == 4

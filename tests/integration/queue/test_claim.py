@@ -1,4 +1,4 @@
-"""Claims, leases and hand-overs: one worker at a time, and every write of an earlier one refused."""
+"""Claims, leases and releases: one worker holds a job at a time, and writes of earlier attempts are refused."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def test_a_job_is_claimed_once(queue: QueueWorld) -> None:
     assert queue.try_claim(new_job_id()) == Refused("gone")
 
 
-async def test_a_worker_learns_which_of_its_taken_messages_are_for_nothing(queue: QueueWorld) -> None:
+async def test_a_worker_can_ask_which_jobs_no_longer_wait(queue: QueueWorld) -> None:
     queue.register(slots=4)
     dispatched, cancelled, finished = [await queue.submit() for _ in range(3)]
     running = await queue.running()
@@ -59,11 +59,11 @@ async def test_a_worker_learns_which_of_its_taken_messages_are_for_nothing(queue
     queue.claim(finished)
     queue.finish(finished)
     gone = new_job_id()
-    asked = [dispatched, cancelled, finished, running, gone]
-    assert queue.workers.no_longer_queued(asked) == {cancelled, finished, running, gone}
+    job_ids = [dispatched, cancelled, finished, running, gone]
+    assert queue.workers.no_longer_queued(job_ids) == {cancelled, finished, running, gone}
 
 
-async def test_of_many_claims_at_once_one_wins(queue: QueueWorld) -> None:
+async def test_of_many_claims_at_once_one_succeeds(queue: QueueWorld) -> None:
     queue.register()
     job_id = await queue.submit()
     with ThreadPoolExecutor(16) as threads:
@@ -102,7 +102,7 @@ async def test_replaced_weights_fail_the_job(queue: QueueWorld) -> None:
     assert (job.error.code, job.error.retryable) == (ErrorCode.CHECKPOINT_CHANGED, True)
 
 
-async def test_a_worker_with_old_weights_leaves_the_job_to_others(queue: QueueWorld) -> None:
+async def test_a_worker_with_old_weights_leaves_the_job_to_other_workers(queue: QueueWorld) -> None:
     new = queue.register(card=replace(CARD, digest="digest-2"))
     job_id = await queue.submit(digest="digest-2")
     old = replace(WORKER, name="tiny-old@host")
@@ -144,7 +144,7 @@ async def test_a_later_attempt_fences_the_earlier_one(queue: QueueWorld) -> None
     assert "".join(entry.text for entry in await queue.jobs.log(job_id)) == "58"
 
 
-async def test_an_attempt_mark_stands_between_the_tokens(queue: QueueWorld) -> None:
+async def test_an_attempt_mark_is_between_the_tokens(queue: QueueWorld) -> None:
     queue.register()
     job_id = await queue.running()
     queue.append(job_id, "57")
@@ -173,7 +173,7 @@ async def test_an_attempt_mark_before_the_first_token(queue: QueueWorld) -> None
     assert (await queue.job(job_id)).started_at == started_at
 
 
-async def test_renewal_extends_leases_and_tells_what_is_lost_or_cancelled(queue: QueueWorld) -> None:
+async def test_a_renewal_extends_leases_and_returns_lost_and_cancelled_jobs(queue: QueueWorld) -> None:
     queue.register()
     kept, cancelled, finished = [await queue.running() for _ in range(3)]
     queue.finish(finished)
@@ -190,7 +190,7 @@ async def test_renewal_extends_leases_and_tells_what_is_lost_or_cancelled(queue:
     assert queue.redis.zcard(keys.running("tiny")) == 2
 
 
-async def test_hand_overs_never_count_as_losses(queue: QueueWorld) -> None:
+async def test_releases_do_not_count_as_losses(queue: QueueWorld) -> None:
     queue.register()
     job_id = await queue.submit()
     for attempt in range(1, 15):
@@ -217,7 +217,7 @@ async def test_three_losses_without_a_new_token_fail_the_job(queue: QueueWorld) 
     assert queue.redis.zcard(keys.running("tiny")) == 0
 
 
-async def test_a_new_token_clears_the_losses_but_ten_in_all_are_enough(queue: QueueWorld) -> None:
+async def test_a_new_token_resets_the_losses_but_ten_in_all_fail_the_job(queue: QueueWorld) -> None:
     queue.register()
     job_id = await queue.submit()
     for attempt in range(1, 11):
@@ -229,12 +229,12 @@ async def test_a_new_token_clears_the_losses_but_ten_in_all_are_enough(queue: Qu
     assert (await queue.job(job_id)).status is Status.FAILED
 
 
-async def test_bells_ring_at_every_change_of_state(queue: QueueWorld) -> None:
+async def test_every_change_is_notified(queue: QueueWorld) -> None:
     queue.register()
     job_id = await queue.submit()
-    with queue.hearing(keys.state_channel(job_id), keys.tokens_channel(job_id)) as heard:
+    with queue.subscribed(keys.state_channel(job_id), keys.tokens_channel(job_id)) as next_message:
         versions = [(await queue.job(job_id)).version]
-        for change, bell in (
+        for change, channel in (
             (lambda: queue.claim(job_id), keys.state_channel),
             (lambda: queue.append(job_id, "5"), keys.tokens_channel),
             (lambda: queue.workers.release(job_id, 1), keys.state_channel),
@@ -242,7 +242,7 @@ async def test_bells_ring_at_every_change_of_state(queue: QueueWorld) -> None:
             (lambda: queue.finish(job_id, before=1, attempt=2), keys.state_channel),
         ):
             change()
-            assert heard() == (bell(job_id), "")
+            assert next_message() == (channel(job_id), "")
             versions.append((await queue.job(job_id)).version)
         assert versions == sorted(set(versions))
-        assert heard(0.05) is None
+        assert next_message(0.05) is None

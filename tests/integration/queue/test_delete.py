@@ -1,4 +1,4 @@
-"""Deleting a job: nothing of it stays but that there was one, whatever it was doing."""
+"""Deleting a job in any state: only its id is kept for a while."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SECRET = "123+456="
 
 
 def everything(queue: QueueWorld) -> bytes:
-    """All that Redis holds but Celery's list, whose messages have ids alone."""
+    """All keys and values in Redis, except Celery's list, whose messages contain only job ids."""
     found = b""
     for name in queue.redis.keys("celeriac:*"):
         kind: Any = queue.redis.type(name)
@@ -48,21 +48,21 @@ async def submit_secret(queue: QueueWorld) -> str:
     )
 
 
-@pytest.mark.parametrize("state", ["backlog", "dispatched", "running", "over"])
-async def test_nothing_of_a_deleted_job_stays(queue: QueueWorld, state: str) -> None:
+@pytest.mark.parametrize("state", ["backlog", "dispatched", "running", "ended"])
+async def test_a_deleted_job_leaves_nothing_but_its_id(queue: QueueWorld, state: str) -> None:
     if state != "backlog":
         queue.register()
     job_id = await submit_secret(queue)
-    if state in ("running", "over"):
+    if state in ("running", "ended"):
         queue.claim(job_id)
         queue.append(job_id, "57")
-    if state == "over":
+    if state == "ended":
         queue.finish(job_id, "9", before=2, completion="579")
     assert SECRET.encode() in everything(queue)
 
-    with queue.hearing(keys.state_channel(job_id)) as heard:
+    with queue.subscribed(keys.state_channel(job_id)) as next_message:
         assert await queue.jobs.delete(job_id)
-        assert heard() is not None
+        assert next_message() is not None
     assert await queue.jobs.get(job_id) is None
     assert await queue.jobs.changes(job_id) is None
     assert await queue.jobs.was_deleted(job_id)
@@ -70,19 +70,19 @@ async def test_nothing_of_a_deleted_job_stays(queue: QueueWorld, state: str) -> 
     assert whereabouts(queue, job_id) == []
     assert SECRET.encode() not in everything(queue)
     assert not queue.redis.exists(keys.tokens(job_id), keys.waiting_tokens("tiny"))
-    # What remembers it is forgotten, too.
+    # The keys that keep its id expire.
     for key in (keys.deleted(job_id), keys.idempotency("hash")):
         assert queue.redis.pttl(key) > 0
-    # Sent twice it acts once.
+    # Deleting is idempotent.
     assert await queue.jobs.delete(job_id)
 
 
-async def test_the_worker_that_runs_it_is_told_and_refused(queue: QueueWorld) -> None:
+async def test_the_worker_of_a_deleted_job_is_notified_and_refused(queue: QueueWorld) -> None:
     queue.register()
     job_id = await queue.running()
-    with queue.hearing(keys.worker_channel(WORKER.name)) as heard:
+    with queue.subscribed(keys.worker_channel(WORKER.name)) as next_message:
         await queue.jobs.delete(job_id)
-        assert heard() == (keys.worker_channel(WORKER.name), job_id)
+        assert next_message() == (keys.worker_channel(WORKER.name), job_id)
     assert queue.append(job_id, "57").fenced
     assert queue.finish(job_id, "57").fenced
     assert queue.workers.renew({job_id: 1}).lost == (job_id,)
@@ -90,7 +90,7 @@ async def test_the_worker_that_runs_it_is_told_and_refused(queue: QueueWorld) ->
     assert await queue.jobs.get(job_id) is None
 
 
-async def test_a_message_of_a_deleted_job_is_done_with_and_its_place_is_free(queue: QueueWorld) -> None:
+async def test_a_deleted_dispatched_job_frees_its_place_and_cannot_be_claimed(queue: QueueWorld) -> None:
     queue.register(slots=1)
     jobs = [await queue.submit() for _ in range(4)]
     assert queue.pushed() == jobs[:3]
@@ -100,7 +100,7 @@ async def test_a_message_of_a_deleted_job_is_done_with_and_its_place_is_free(que
     assert [(await queue.job(job_id)).position for job_id in jobs[1:]] == [0, 1, 2]
 
 
-async def test_a_request_repeated_with_its_key_makes_no_new_job(queue: QueueWorld) -> None:
+async def test_a_request_repeated_with_the_key_of_a_deleted_job_creates_no_new_job(queue: QueueWorld) -> None:
     key = Idempotency("hash", "fingerprint")
     job_id = await queue.submit(idempotency=key)
     await queue.jobs.delete(job_id)
@@ -108,13 +108,13 @@ async def test_a_request_repeated_with_its_key_makes_no_new_job(queue: QueueWorl
     assert (again.job_id, again.replayed) == (job_id, True)
 
 
-async def test_what_never_was_cannot_be_deleted(queue: QueueWorld) -> None:
+async def test_a_job_that_never_existed_cannot_be_deleted(queue: QueueWorld) -> None:
     job_id = new_job_id()
     assert not await queue.jobs.delete(job_id)
     assert not await queue.jobs.was_deleted(job_id)
 
 
-async def test_others_stay_as_they_are(queue: QueueWorld) -> None:
+async def test_other_jobs_are_unchanged(queue: QueueWorld) -> None:
     queue.register()
     first, second = await queue.running(), await queue.submit()
     await queue.jobs.delete(first)

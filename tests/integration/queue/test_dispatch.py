@@ -1,4 +1,4 @@
-"""Order and room: who is served next, and how many messages lie ready."""
+"""Dispatch: which job is served next, and how many messages are on Celery's list."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from tests.integration.conftest import QueueWorld
 
 pytestmark = pytest.mark.anyio
 
-#: Slots of the worker of these tests, and the spare messages that lie ready for it beyond them.
+#: Slots of the worker in these tests, and its spare messages.
 SLOTS, SPARE = 2, 2
 
 
-async def test_nothing_is_pushed_while_nobody_serves(queue: QueueWorld) -> None:
+async def test_nothing_is_pushed_without_a_worker(queue: QueueWorld) -> None:
     first, second = await queue.submit(), await queue.submit()
     assert queue.pushed() == []
     assert [(await queue.job(job_id)).position for job_id in (first, second)] == [0, 1]
 
 
-async def test_a_worker_gets_its_slots_and_a_few_spare_messages(queue: QueueWorld) -> None:
+async def test_a_worker_gets_a_message_for_each_slot_and_a_few_spare_ones(queue: QueueWorld) -> None:
     jobs = [await queue.submit() for _ in range(8)]
     queue.register(slots=SLOTS)
     assert queue.pushed() == jobs[: SLOTS + SPARE]
@@ -40,7 +40,7 @@ async def test_a_finished_job_makes_room_for_the_next(queue: QueueWorld) -> None
     assert queue.pushed() == jobs[:5]
 
 
-async def test_priority_then_arrival(queue: QueueWorld) -> None:
+async def test_jobs_are_served_by_priority_then_arrival(queue: QueueWorld) -> None:
     draw = random.Random(3)
     jobs = [(priority := draw.randrange(10), await queue.submit(priority=priority)) for _ in range(60)]
     expected = [job_id for _, job_id in sorted(jobs, key=lambda job: job[0])]
@@ -59,7 +59,7 @@ async def test_positions_count_dispatched_jobs_and_fall_as_these_start(queue: Qu
     assert [(await queue.job(job_id)).position for job_id in jobs] == [None, 0, 1, 2, 3, 4]
 
 
-async def test_an_urgent_job_passes_the_backlog_but_not_what_is_on_the_list(queue: QueueWorld) -> None:
+async def test_an_urgent_job_passes_the_backlog_but_not_dispatched_jobs(queue: QueueWorld) -> None:
     queue.register(slots=SLOTS)
     jobs = [await queue.submit() for _ in range(6)]
     urgent = await queue.submit(priority=0)
@@ -78,20 +78,20 @@ async def test_a_draining_or_starting_worker_gets_nothing(queue: QueueWorld) -> 
     assert queue.pushed() == [job_id]
 
 
-async def test_a_worker_that_left_gets_nothing(queue: QueueWorld) -> None:
+async def test_a_deregistered_worker_gets_nothing(queue: QueueWorld) -> None:
     queue.workers.deregister(queue.register())
     await queue.submit()
     assert queue.pushed() == []
 
 
-async def test_a_worker_that_fell_silent_gets_nothing(queue: QueueWorld) -> None:
+async def test_a_worker_without_heartbeats_gets_nothing(queue: QueueWorld) -> None:
     queue.tuned(worker_ttl_s=0.01).register()
-    await queue.gone(keys.workers("tiny"))
+    await queue.expired(keys.workers("tiny"))
     await queue.submit()
     assert queue.pushed() == []
 
 
-async def test_checkpoints_have_queues_of_their_own(queue: QueueWorld) -> None:
+async def test_each_checkpoint_has_its_own_queue(queue: QueueWorld) -> None:
     queue.register()
     other = await queue.submit(checkpoint="other")
     mine = await queue.submit()
@@ -113,7 +113,7 @@ async def test_a_released_job_is_next_and_keeps_its_tokens(queue: QueueWorld) ->
     assert (claimed.attempt, claimed.token_ids, claimed.pieces) == (2, (53, 55), ("5", "7"))
 
 
-async def test_a_released_job_waits_at_the_head_while_there_is_no_room(queue: QueueWorld) -> None:
+async def test_a_released_job_waits_at_the_head_of_the_backlog_without_capacity(queue: QueueWorld) -> None:
     info = queue.register(slots=SLOTS)
     jobs = [await queue.submit() for _ in range(8)]
     for job_id in jobs[:2]:
@@ -122,7 +122,7 @@ async def test_a_released_job_waits_at_the_head_while_there_is_no_room(queue: Qu
     for job_id in (jobs[1], jobs[0]):
         queue.workers.release(job_id, 1)
     urgent = await queue.submit(priority=0)
-    # Two more are on the list already; then the resumed ones by arrival, then the urgent one.
+    # Two jobs are dispatched already. The resumed jobs are next, by arrival, then the urgent one.
     order = [jobs[2], jobs[3], jobs[0], jobs[1], urgent, *jobs[4:]]
     assert [(await queue.job(job_id)).position for job_id in order] == list(range(9))
     queue.register(slots=100)
@@ -142,7 +142,7 @@ async def test_the_order_of_dispatched_jobs_is_that_of_the_list(queue: QueueWorl
     assert in_order == [job_id.encode() for job_id in dict.fromkeys(queue.pushed())]
 
 
-async def test_a_job_put_back_before_its_claim_is_next_again(queue: QueueWorld) -> None:
+async def test_a_requeued_job_is_next_again(queue: QueueWorld) -> None:
     queue.register(slots=SLOTS)
     jobs = [await queue.submit() for _ in range(4)]
     queue.redis.rpop(keys.queue("tiny"))
@@ -151,7 +151,7 @@ async def test_a_job_put_back_before_its_claim_is_next_again(queue: QueueWorld) 
     assert (await queue.job(jobs[0])).position == 0
 
 
-async def test_a_running_or_finished_job_is_not_put_back(queue: QueueWorld) -> None:
+async def test_a_running_or_finished_job_is_not_requeued(queue: QueueWorld) -> None:
     queue.register()
     job_id = await queue.running()
     version = (await queue.job(job_id)).version

@@ -1,4 +1,4 @@
-"""Listing, and what is left when the work is done."""
+"""The listing, and which keys remain or expire."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tests.integration.conftest import QueueWorld
 
 pytestmark = pytest.mark.anyio
 
-#: Keys that outlive all jobs.
+#: Keys that do not expire.
 PERMANENT = {keys.card("tiny"), keys.CHECKPOINTS, keys.SCHEMA, keys.queue("tiny")}
 
 
-async def test_pages_hold_every_job_once_the_newest_first(queue: QueueWorld) -> None:
+async def test_pages_contain_every_job_once_newest_first(queue: QueueWorld) -> None:
     jobs = list(await asyncio.gather(*(queue.submit() for _ in range(25))))
     seen: list[str] = []
     cursor = None
@@ -63,14 +63,14 @@ async def test_a_listing_by_status_and_owner(queue: QueueWorld) -> None:
     assert await ids(status=Status.SUCCEEDED) == [running]
 
 
-async def test_a_listed_job_tells_its_position(queue: QueueWorld) -> None:
+async def test_a_listed_job_has_its_position(queue: QueueWorld) -> None:
     await queue.submit()
     await queue.submit()
     assert [job.position for job in (await queue.jobs.list()).jobs] == [1, 0]
 
 
 @pytest.mark.parametrize("cursor", ["", "x", "12", "12.", "-1.job", "1e5.job", ".job"])
-async def test_what_is_no_cursor_is_refused(queue: QueueWorld, cursor: str) -> None:
+async def test_an_invalid_cursor_is_refused(queue: QueueWorld, cursor: str) -> None:
     with pytest.raises(ValueError, match="cursor"):
         await queue.jobs.list(cursor=cursor)
 
@@ -107,13 +107,13 @@ async def test_every_key_of_finished_work_expires(queue: QueueWorld) -> None:
     assert all(day_ms - 60_000 < ttl <= day_ms for name, ttl in left.items() if name not in PERMANENT)
 
 
-async def test_a_result_is_kept_as_long_as_its_job_asks_for(queue: QueueWorld) -> None:
+async def test_a_result_is_kept_for_the_time_of_its_job(queue: QueueWorld) -> None:
     queue.register()
     job_id = await queue.running(result_ttl_s=60.0, idempotency=Idempotency("key", "print"))
     queue.finish(job_id, "5")
     for name in (keys.job(job_id), keys.tokens(job_id)):
         assert 50_000 < queue.redis.pttl(name) <= 60_000
-    # The key is remembered longer: a repeated request does not run twice.
+    # The idempotency key is kept longer, so that a repeated request does not run twice.
     assert queue.redis.pttl(keys.idempotency("key")) > 80_000_000
 
 
@@ -121,7 +121,7 @@ async def test_an_expired_job_leaves_the_listing(queue: QueueWorld) -> None:
     queue.register()
     short = await queue.running(result_ttl_s=0.02)
     queue.finish(short, "5")
-    await queue.gone(keys.job(short))
+    await queue.expired(keys.job(short))
     assert await queue.jobs.get(short) is None
     assert (await queue.jobs.list()).jobs == ()
     live = await queue.submit()

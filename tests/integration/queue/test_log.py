@@ -1,4 +1,4 @@
-"""The token log and the end of a job: nothing twice, nothing missing, whatever is sent again."""
+"""The token log and the end of a job: no token twice and none missing, in spite of repeated calls."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ async def text_of(queue: QueueWorld, job_id: str, after: int = 0) -> str:
     return "".join(entry.text for entry in await queue.jobs.log(job_id, after))
 
 
-async def test_tokens_come_back_as_they_were_written(queue: QueueWorld) -> None:
+async def test_tokens_are_read_as_they_were_written(queue: QueueWorld) -> None:
     queue.register()
     job_id = await queue.running()
     pieces = ("\0", '"', "\\", "", "é😀", "\u2028")
@@ -32,7 +32,7 @@ async def test_tokens_come_back_as_they_were_written(queue: QueueWorld) -> None:
     assert job.first_token_at is not None
 
 
-async def test_a_resend_is_skipped_token_by_token(queue: QueueWorld) -> None:
+async def test_tokens_that_are_sent_again_are_skipped(queue: QueueWorld) -> None:
     queue.register()
     job_id = await queue.running()
     assert queue.append(job_id, "abc").length == 3
@@ -47,7 +47,7 @@ async def test_a_resend_is_skipped_token_by_token(queue: QueueWorld) -> None:
     ]
 
 
-async def test_a_gap_is_told_and_not_written(queue: QueueWorld) -> None:
+async def test_a_gap_is_reported_and_nothing_is_written(queue: QueueWorld) -> None:
     queue.register()
     job_id = await queue.running()
     queue.append(job_id, "ab")
@@ -59,7 +59,7 @@ async def test_a_gap_is_told_and_not_written(queue: QueueWorld) -> None:
     assert (job.status, job.tokens) == (Status.RUNNING, 2)
 
 
-async def test_random_resends_leave_the_text_as_it_is(queue: QueueWorld) -> None:
+async def test_random_resends_do_not_change_the_text(queue: QueueWorld) -> None:
     queue.register()
     draw = random.Random(11)
     text = "".join(draw.choice("0123456789é😀") for _ in range(200))
@@ -76,7 +76,7 @@ async def test_random_resends_leave_the_text_as_it_is(queue: QueueWorld) -> None
         assert tuple(token for entry in entries for token in entry.token_ids) == tuple(map(ord, text[cursor:]))
 
 
-async def test_the_log_behind_a_cursor_includes_what_stands_there(queue: QueueWorld) -> None:
+async def test_the_log_after_a_cursor_includes_entries_without_tokens(queue: QueueWorld) -> None:
     queue.register()
     job_id = await queue.running()
     queue.append(job_id, "ab")
@@ -88,7 +88,7 @@ async def test_the_log_behind_a_cursor_includes_what_stands_there(queue: QueueWo
     assert await queue.jobs.log(job_id, 3) == []
 
 
-async def test_many_jobs_in_one_flush_each_with_its_own_reply(queue: QueueWorld) -> None:
+async def test_one_flush_of_many_jobs_has_a_reply_for_each(queue: QueueWorld) -> None:
     queue.register(slots=8)
     jobs = [await queue.running() for _ in range(4)]
     await queue.jobs.cancel(jobs[2])
@@ -107,7 +107,7 @@ async def test_many_jobs_in_one_flush_each_with_its_own_reply(queue: QueueWorld)
     ]
 
 
-async def test_a_flush_teaches_a_redis_that_forgot_the_scripts(queue: QueueWorld) -> None:
+async def test_a_flush_loads_the_scripts_again_after_redis_lost_them(queue: QueueWorld) -> None:
     queue.register(slots=8)
     jobs = [await queue.running() for _ in range(3)]
     queue.redis.script_flush()
@@ -146,7 +146,7 @@ async def test_a_job_without_a_token_may_have_a_tail(queue: QueueWorld) -> None:
     assert [(entry.id, entry.text) for entry in await queue.jobs.log(job_id)] == [("0-1", "\ufffd")]
 
 
-async def test_an_end_sent_again_after_a_lost_reply_changes_nothing(queue: QueueWorld) -> None:
+async def test_a_finish_sent_again_after_a_lost_reply_changes_nothing(queue: QueueWorld) -> None:
     queue.register()
     job_id = await queue.running()
     first = queue.finish(job_id, "ab", tail="c")
@@ -169,7 +169,7 @@ async def test_a_terminal_state_never_changes(queue: QueueWorld) -> None:
     assert await queue.job(job_id) == job
 
 
-async def test_a_failed_job_keeps_its_text_and_says_why(queue: QueueWorld) -> None:
+async def test_a_failed_job_keeps_its_text_and_its_error(queue: QueueWorld) -> None:
     queue.register()
     job_id = await queue.running()
     queue.append(job_id, "57")

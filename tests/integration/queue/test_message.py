@@ -16,14 +16,14 @@ from tasks.store import keys
 from tasks.store.connections import broker_url
 from tests.integration.conftest import QueueWorld
 
-#: What differs between any two messages, or between two processes.
+#: Parts that differ between any two messages, or between two processes.
 INCIDENTAL = {("properties", "delivery_tag"), ("properties", "reply_to"), ("headers", "origin")}
 
 JOB_ID = "job_01JZ8K6T4V9Q0000000000000A"
 
 
 def comparable(message: str | bytes) -> dict[str, Any]:
-    """A message without what is incidental, its body decoded."""
+    """The message without its incidental parts, with a decoded body."""
     fields: dict[str, Any] = json.loads(message)
     for part, name in INCIDENTAL:
         fields[part].pop(name)
@@ -31,7 +31,7 @@ def comparable(message: str | bytes) -> dict[str, Any]:
 
 
 def published_by_celery(url: str, queue: str) -> bytes:
-    """What `apply_async` leaves on the queue's list."""
+    """The message that `apply_async` pushes to the queue's list."""
     app = make_app(Settings(redis_url=url))
 
     @app.task(name=TASK_NAME)  # type: ignore[untyped-decorator]
@@ -48,13 +48,13 @@ def published_by_celery(url: str, queue: str) -> bytes:
 
 
 @pytest.mark.parametrize("checkpoint", ["tiny", "step_002920", "a b/é"])
-def test_the_rendered_message_is_celerys(redis_url: str, checkpoint: str) -> None:
+def test_the_rendered_message_equals_celerys(redis_url: str, checkpoint: str) -> None:
     ours = Renderer(make_app(Settings(redis_url=redis_url))).render(JOB_ID, checkpoint)
     assert comparable(ours) == comparable(published_by_celery(redis_url, keys.queue(checkpoint)))
 
 
 @pytest.mark.anyio
-async def test_the_pushed_message_is_the_rendered_one_and_holds_the_id_alone(queue: QueueWorld) -> None:
+async def test_the_pushed_message_is_the_rendered_one_and_has_no_prompt(queue: QueueWorld) -> None:
     queue.register()
     new = queue.new_job()
     await queue.jobs.submit(new)
@@ -63,7 +63,7 @@ async def test_the_pushed_message_is_the_rendered_one_and_holds_the_id_alone(que
     assert new.generation.prompt not in pushed.decode()
 
 
-def test_two_messages_have_delivery_tags_of_their_own(redis_url: str) -> None:
+def test_two_messages_have_different_delivery_tags(redis_url: str) -> None:
     renderer = Renderer(make_app(Settings(redis_url=redis_url)))
     first, second = (json.loads(renderer.render(JOB_ID, "tiny")) for _ in range(2))
     assert first["properties"]["delivery_tag"] != second["properties"]["delivery_tag"]

@@ -1,4 +1,4 @@
-"""A Redis that is away is noticed quickly, and one that is back is found by the clients that were there before."""
+"""Clients notice quickly that Redis is away, and reconnect when it is back."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from tests.integration.conftest import CARD, WORKER, QueueWorld
 
 pytestmark = pytest.mark.anyio
 
-#: Bound for an answer that Redis is away, in seconds: far below the time limit of a command.
+#: Longest time until a client reports that Redis is away, in seconds: much less than the timeout of a command.
 QUICKLY_S = 2.0
 
 
-async def test_clients_outlive_their_server() -> None:
+async def test_clients_reconnect_to_a_restarted_server() -> None:
     with tempfile.TemporaryDirectory(prefix="cel-") as name:
         folder = Path(name)
         settings = Settings(redis_url=f"unix://{folder}/redis.sock?db=0")
@@ -52,19 +52,19 @@ async def test_clients_outlive_their_server() -> None:
             synchronous.close()
 
 
-async def test_a_redis_that_does_not_answer_counts_as_away(queue: QueueWorld) -> None:
+async def test_a_redis_that_does_not_reply_counts_as_away(queue: QueueWorld) -> None:
     settings = queue.settings.model_copy(update={"redis_timeout_s": 0.1})
     with make_sync(settings) as synchronous:
         asynchronous = make_async(settings)
-        asked_at = time.monotonic()
+        called_at = time.monotonic()
         queue.redis.client_pause(1000)
         try:
             with pytest.raises(RedisTimeoutError):
                 WorkerStore(synchronous, settings).read("job_x")
-            # While it connects redis-py calls a missing answer a connection error.
+            # While redis-py connects, it reports a missing reply as a connection error.
             with pytest.raises((RedisTimeoutError, RedisConnectionError)):
                 await JobStore(asynchronous, settings).get("job_x")
-            assert time.monotonic() - asked_at < 0.8
+            assert time.monotonic() - called_at < 0.8
         finally:
             queue.redis.client_unpause()
             await asynchronous.aclose()

@@ -1,4 +1,4 @@
-"""The reaper: what a dead worker held goes on elsewhere, what got lost is found, an outage of Redis costs nobody."""
+"""The reaper: it reclaims jobs of lost workers, pushes lost messages again, and tolerates an outage of Redis."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from tests.integration.conftest import CARD, WORKER, QueueWorld
 pytestmark = pytest.mark.anyio
 
 NOTHING = Reaped(0, 0, 0, 0, 0, 0)
-#: Longest wait for something that should happen within milliseconds, in seconds.
+#: Longest wait in seconds for what should happen within milliseconds.
 DEADLINE_S = 10.0
 OTHER = replace(WORKER, name="tiny-2@host", incarnation="other")
 
 
-def impatient(queue: QueueWorld, **settings: Any) -> QueueWorld:
-    """The queue with a reaper that works at every call. It has been called already, so that nothing is a gap."""
+def eager(queue: QueueWorld, **settings: Any) -> QueueWorld:
+    """The queue with a reaper that runs at every call. It was called once, so that the next call is not after a gap."""
     tuned = queue.tuned(**{"reap_every_s": 0.0, "reap_gap_s": 60.0, **settings})
     tuned.workers.reap()
     return tuned
 
 
 async def reap_until(queue: QueueWorld, found: Callable[[Reaped], int]) -> Reaped:
-    """Call the reaper until it found what is looked for."""
+    """Call the reaper until `found` is true of its result, and return that."""
     async with asyncio.timeout(DEADLINE_S):
-        while not found(reaped := queue.workers.reap()):  # noqa: ASYNC110 (Redis's clock rings no bell)
+        while not found(reaped := queue.workers.reap()):  # noqa: ASYNC110 (Redis's clock sends no event)
             await asyncio.sleep(0.002)
     return reaped
 
 
 def end_lease(queue: QueueWorld, job_id: str) -> None:
-    """Let a job's lease be over."""
+    """Set the end of a job's lease to the past."""
     assert queue.redis.zadd(keys.running("tiny"), {job_id: 1}, xx=True, ch=True) == 1
 
 
@@ -53,20 +53,20 @@ def lose_messages(queue: QueueWorld) -> None:
 
 
 def whereabouts(queue: QueueWorld, job_id: str) -> list[str]:
-    """Every set of the queue that holds the job."""
+    """Names of the sets of the queue that contain the job."""
     zsets = (keys.backlog, keys.dispatched, keys.running)
     return [zset.__name__ for zset in zsets if queue.redis.zscore(zset("tiny"), job_id) is not None]
 
 
-async def test_a_job_whose_lease_is_over_is_next_and_keeps_its_tokens(queue: QueueWorld) -> None:
-    queue = impatient(queue, lease_s=0.02)
+async def test_a_job_with_an_expired_lease_is_next_and_keeps_its_tokens(queue: QueueWorld) -> None:
+    queue = eager(queue, lease_s=0.02)
     queue.register()
     jobs = [await queue.submit() for _ in range(6)]
     queue.claim(jobs[0])
     queue.append(jobs[0], "57")
-    with queue.hearing(keys.state_channel(jobs[0])) as heard:
+    with queue.subscribed(keys.state_channel(jobs[0])) as next_message:
         assert await reap_until(queue, lambda reaped: reaped.leases_expired) == replace(NOTHING, leases_expired=1)
-        assert heard() == (keys.state_channel(jobs[0]), "")
+        assert next_message() == (keys.state_channel(jobs[0]), "")
     job = await queue.job(jobs[0])
     assert (job.status, job.position, job.losses, job.worker) == (Status.QUEUED, 0, 1, None)
     assert queue.pushed()[0] == jobs[0]
@@ -76,13 +76,13 @@ async def test_a_job_whose_lease_is_over_is_next_and_keeps_its_tokens(queue: Que
     assert (await queue.job(jobs[0])).resumed_tokens == 2
 
 
-async def test_a_renewed_lease_stays(queue: QueueWorld) -> None:
-    queue = impatient(queue)
+async def test_a_job_with_a_renewed_lease_is_not_reclaimed(queue: QueueWorld) -> None:
+    queue = eager(queue)
     queue.register()
     kept, lost = await queue.running(), await queue.running()
     for job_id in (kept, lost):
         end_lease(queue, job_id)
-    # Late is not too late, as long as nobody has looked.
+    # A late renewal succeeds if the reaper has not run yet.
     assert queue.workers.renew({kept: 1}).lost == ()
     assert queue.workers.reap().leases_expired == 1
     assert ((await queue.job(kept)).status, (await queue.job(lost)).status) == (Status.RUNNING, Status.QUEUED)
@@ -90,8 +90,8 @@ async def test_a_renewed_lease_stays(queue: QueueWorld) -> None:
     assert queue.workers.renew({kept: 1, lost: 1}).lost == (lost,)
 
 
-async def test_jobs_lost_together_are_served_in_their_old_order(queue: QueueWorld) -> None:
-    queue = impatient(queue)
+async def test_jobs_reclaimed_together_keep_their_order(queue: QueueWorld) -> None:
+    queue = eager(queue)
     queue.register(slots=4)
     jobs = [await queue.running() for _ in range(4)]
     lose_messages(queue)
@@ -103,12 +103,12 @@ async def test_jobs_lost_together_are_served_in_their_old_order(queue: QueueWorl
 
 
 async def test_three_losses_without_a_token_fail_the_job_and_keep_it(queue: QueueWorld) -> None:
-    queue = impatient(queue)
+    queue = eager(queue)
     queue.register()
     job_id = await queue.submit()
     for losses in (1, 2, 3):
         queue.claim(job_id)
-        # The same tokens each time: only the first attempt adds any.
+        # The same tokens each time: only the first attempt adds new ones.
         queue.append(job_id, "57", attempt=losses)
         end_lease(queue, job_id)
         queue.workers.reap()
@@ -122,8 +122,8 @@ async def test_three_losses_without_a_token_fail_the_job_and_keep_it(queue: Queu
     assert whereabouts(queue, job_id) == []
 
 
-async def test_a_token_in_between_clears_the_losses(queue: QueueWorld) -> None:
-    queue = impatient(queue)
+async def test_a_token_between_losses_resets_them(queue: QueueWorld) -> None:
+    queue = eager(queue)
     queue.register()
     job_id = await queue.submit()
     for attempt in range(1, 6):
@@ -136,8 +136,8 @@ async def test_a_token_in_between_clears_the_losses(queue: QueueWorld) -> None:
     assert (job.status, job.attempt, job.losses_in_a_row, job.tokens) == (Status.QUEUED, 5, 2, 2)
 
 
-async def test_a_job_that_was_cancelled_while_its_worker_is_dead_ends(queue: QueueWorld) -> None:
-    queue = impatient(queue)
+async def test_a_job_that_is_cancelled_while_its_worker_is_lost_ends(queue: QueueWorld) -> None:
+    queue = eager(queue)
     queue.register()
     job_id = await queue.running()
     queue.append(job_id, "57")
@@ -152,18 +152,18 @@ async def test_a_job_that_was_cancelled_while_its_worker_is_dead_ends(queue: Que
     assert whereabouts(queue, job_id) == []
 
 
-async def test_an_outage_of_redis_ends_no_lease(queue: QueueWorld) -> None:
-    queue = impatient(queue, reap_gap_s=0.05)
+async def test_leases_do_not_expire_in_an_outage_of_redis(queue: QueueWorld) -> None:
+    queue = eager(queue, reap_gap_s=0.05)
     info = queue.register()
     jobs = [await queue.running() for _ in range(2)]
     for job_id in jobs:
         end_lease(queue, job_id)
-    # Nobody calls for longer than the gap: for the scripts that is an outage.
+    # No call for longer than the gap: the script takes this for an outage.
     await asyncio.sleep(0.06)
     assert queue.workers.reap() == replace(NOTHING, leases_extended=2)
     lease_end = queue.redis.zscore(keys.running("tiny"), jobs[0])
     assert lease_end == pytest.approx(time.time() * 1000 + 5000, abs=2000)
-    # One of the two workers is really dead: its lease ends, and a caller that is always late changes nothing about it.
+    # One of the two workers is really lost: its lease expires, although the next call is late again.
     queue.workers.renew({jobs[0]: 1})
     end_lease(queue, jobs[1])
     await asyncio.sleep(0.06)
@@ -172,8 +172,8 @@ async def test_an_outage_of_redis_ends_no_lease(queue: QueueWorld) -> None:
     queue.workers.deregister(info)
 
 
-async def test_an_outage_that_follows_much_later_extends_again(queue: QueueWorld) -> None:
-    queue = impatient(queue, reap_gap_s=0.05, lease_s=0.05)
+async def test_leases_are_extended_again_in_a_much_later_outage(queue: QueueWorld) -> None:
+    queue = eager(queue, reap_gap_s=0.05, lease_s=0.05)
     queue.register()
     for _ in range(2):
         job_id = await queue.running()
@@ -183,8 +183,8 @@ async def test_an_outage_that_follows_much_later_extends_again(queue: QueueWorld
         queue.finish(job_id)
 
 
-async def test_a_message_that_got_lost_is_pushed_again_and_claimed_once(queue: QueueWorld) -> None:
-    queue = impatient(queue, dispatch_timeout_s=0.02)
+async def test_a_lost_message_is_pushed_again_and_claimed_once(queue: QueueWorld) -> None:
+    queue = eager(queue, dispatch_timeout_s=0.02)
     queue.register()
     job_id = await queue.submit()
     lose_messages(queue)
@@ -199,15 +199,15 @@ async def test_a_message_that_got_lost_is_pushed_again_and_claimed_once(queue: Q
 
 
 async def test_messages_on_the_list_are_not_pushed_again(queue: QueueWorld) -> None:
-    queue = impatient(queue, dispatch_timeout_s=0.0)
+    queue = eager(queue, dispatch_timeout_s=0.0)
     queue.register()
     jobs = [await queue.submit() for _ in range(3)]
     assert queue.workers.reap() == NOTHING
     assert queue.pushed() == jobs
 
 
-async def test_a_lost_message_goes_before_those_that_wait_on_the_list(queue: QueueWorld) -> None:
-    queue = impatient(queue, dispatch_timeout_s=0.0)
+async def test_a_lost_message_is_pushed_before_those_on_the_list(queue: QueueWorld) -> None:
+    queue = eager(queue, dispatch_timeout_s=0.0)
     queue.register()
     jobs = [await queue.submit() for _ in range(4)]
     for _ in range(2):
@@ -217,19 +217,21 @@ async def test_a_lost_message_goes_before_those_that_wait_on_the_list(queue: Que
     assert [(await queue.job(job_id)).position for job_id in jobs] == [0, 1, 2, 3]
 
 
-async def test_a_job_that_a_busy_worker_holds_is_pushed_again_once_in_a_while(queue: QueueWorld) -> None:
-    queue = impatient(queue)
+async def test_the_message_of_a_job_that_a_busy_worker_holds_is_pushed_again_once_per_timeout(
+    queue: QueueWorld,
+) -> None:
+    queue = eager(queue)
     busy = queue.tuned(dispatch_timeout_s=0.0)
     queue.register()
     job_id = await queue.submit()
     queue.redis.rpop(keys.queue("tiny"))
     assert queue.workers.reap() == NOTHING
     assert busy.workers.reap().messages_pushed == 1
-    # Its time starts anew, so that the next one is due after the whole timeout.
+    # The push sets a new dispatch time, so the next push is due after the whole timeout.
     queue.redis.rpop(keys.queue("tiny"))
     assert queue.workers.reap() == NOTHING
     assert queue.pushed() == []
-    # The first message still counts; the second one is refused.
+    # The first message can still be claimed; the second one is refused.
     assert queue.claim(job_id).attempt == 1
     assert queue.try_claim(job_id, OTHER) == Refused("running")
     queue.finish(job_id)
@@ -238,8 +240,8 @@ async def test_a_job_that_a_busy_worker_holds_is_pushed_again_once_in_a_while(qu
     assert queue.pushed() == []
 
 
-async def test_nothing_is_pushed_again_while_nobody_serves(queue: QueueWorld) -> None:
-    queue = impatient(queue, dispatch_timeout_s=0.0)
+async def test_nothing_is_pushed_again_without_a_worker(queue: QueueWorld) -> None:
+    queue = eager(queue, dispatch_timeout_s=0.0)
     info = queue.register()
     job_id = await queue.submit()
     queue.workers.deregister(info)
@@ -251,8 +253,8 @@ async def test_nothing_is_pushed_again_while_nobody_serves(queue: QueueWorld) ->
     assert queue.pushed() == [job_id]
 
 
-async def test_what_a_dead_worker_took_along_is_pushed_again_at_once(queue: QueueWorld) -> None:
-    queue = impatient(queue)
+async def test_messages_that_a_lost_worker_took_are_pushed_again_at_once(queue: QueueWorld) -> None:
+    queue = eager(queue)
     queue.register()
     job_id = await queue.submit()
     queue.register(name=OTHER.name)
@@ -264,8 +266,8 @@ async def test_what_a_dead_worker_took_along_is_pushed_again_at_once(queue: Queu
     assert queue.redis.zrange(keys.workers("tiny"), 0, -1) == [OTHER.name.encode()]
 
 
-async def test_jobs_without_a_record_leave_everything(queue: QueueWorld) -> None:
-    queue = impatient(queue, dispatch_timeout_s=0.0)
+async def test_orphans_leave_the_queue_and_the_listing(queue: QueueWorld) -> None:
+    queue = eager(queue, dispatch_timeout_s=0.0)
     queue.register(slots=1)
     running = await queue.running()
     queue.append(running, "5")
@@ -287,7 +289,7 @@ async def test_jobs_without_a_record_leave_everything(queue: QueueWorld) -> None
     assert (await queue.job(kept)).position == 0
 
 
-async def test_many_callers_do_the_work_once(queue: QueueWorld) -> None:
+async def test_many_calls_do_the_work_once(queue: QueueWorld) -> None:
     queue = queue.tuned(reap_every_s=60.0)
     queue.register()
     queue.workers.reap()
@@ -303,29 +305,29 @@ async def test_many_callers_do_the_work_once(queue: QueueWorld) -> None:
     assert [(await queue.job(job_id)).losses for job_id in jobs] == [1, 1]
 
 
-async def test_callers_that_are_held_back_still_count_as_calls(queue: QueueWorld) -> None:
-    patient = queue.tuned(reap_every_s=1.5, reap_gap_s=1.0)
-    patient.register()
-    patient.workers.reap()
-    job_id = await patient.running()
-    end_lease(patient, job_id)
+async def test_calls_that_do_nothing_still_count_for_the_gap(queue: QueueWorld) -> None:
+    slow = queue.tuned(reap_every_s=1.5, reap_gap_s=1.0)
+    slow.register()
+    slow.workers.reap()
+    job_id = await slow.running()
+    end_lease(slow, job_id)
     async with asyncio.timeout(DEADLINE_S):
-        # Runs are further apart than the gap, calls are not.
-        while not (reaped := patient.workers.reap()):  # noqa: ASYNC110 (Redis's clock rings no bell)
+        # The time between runs is longer than the gap, but the time between calls is not.
+        while not (reaped := slow.workers.reap()):  # noqa: ASYNC110 (Redis's clock sends no event)
             await asyncio.sleep(0.005)
     assert reaped == replace(NOTHING, leases_expired=1)
 
 
-async def test_a_clock_that_was_set_back_stops_nothing(queue: QueueWorld) -> None:
-    queue = impatient(queue, reap_every_s=1.0)
+async def test_a_clock_that_was_set_back_does_not_stop_the_reaper(queue: QueueWorld) -> None:
+    queue = eager(queue, reap_every_s=1.0)
     queue.register()
     end_lease(queue, await queue.running())
     queue.redis.hset(keys.REAPED, "ran_at", 2**42)
     assert queue.workers.reap().leases_expired == 1
 
 
-async def test_one_call_looks_at_a_bounded_number_of_jobs(queue: QueueWorld) -> None:
-    queue = impatient(queue)
+async def test_one_call_checks_a_limited_number_of_jobs(queue: QueueWorld) -> None:
+    queue = eager(queue)
     most = LIMITS["REAP_AT_ONCE"]
     queue.register(slots=most + 10)
     for _ in range(most + 5):
@@ -333,8 +335,8 @@ async def test_one_call_looks_at_a_bounded_number_of_jobs(queue: QueueWorld) -> 
     assert [queue.workers.reap().leases_expired for _ in range(3)] == [most, 5, 0]
 
 
-async def test_the_front_end_reaps_as_well(queue: QueueWorld) -> None:
-    queue = impatient(queue)
+async def test_the_job_store_reaps_too(queue: QueueWorld) -> None:
+    queue = eager(queue)
     queue.register()
     job_id = await queue.running()
     end_lease(queue, job_id)
@@ -342,28 +344,28 @@ async def test_the_front_end_reaps_as_well(queue: QueueWorld) -> None:
     assert (await queue.job(job_id)).status is Status.QUEUED
 
 
-async def test_a_restarted_worker_gets_back_what_its_earlier_run_held(queue: QueueWorld) -> None:
+async def test_jobs_of_an_earlier_run_are_reclaimed_when_the_worker_registers(queue: QueueWorld) -> None:
     first = queue.register()
-    begun, taken = await queue.running(), await queue.submit()
-    queue.append(begun, "57")
-    others = await queue.submit()
-    queue.claim(others, OTHER)
+    started, taken = await queue.running(), await queue.submit()
+    queue.append(started, "57")
+    of_other = await queue.submit()
+    queue.claim(of_other, OTHER)
     lose_messages(queue)
     second = queue.register(incarnation="second")
-    assert queue.pushed() == [begun, taken]
-    job = await queue.job(begun)
+    assert queue.pushed() == [started, taken]
+    job = await queue.job(started)
     assert (job.status, job.losses) == (Status.QUEUED, 1)
-    assert queue.claim(begun, second).token_ids == (53, 55)
-    assert queue.append(begun, "9", before=2).fenced
-    # What others hold is theirs, and so is what this very run holds, should it have to register again.
-    assert (await queue.job(others)).status is Status.RUNNING
+    assert queue.claim(started, second).token_ids == (53, 55)
+    assert queue.append(started, "9", before=2).fenced
+    # Other workers keep their jobs, and so does this run if it has to register again.
+    assert (await queue.job(of_other)).status is Status.RUNNING
     queue.register(incarnation="second")
-    assert (await queue.job(begun)).status is Status.RUNNING
+    assert (await queue.job(started)).status is Status.RUNNING
     queue.workers.deregister(first)
     assert [worker.incarnation for worker in await queue.jobs.workers()] == ["second"]
 
 
-async def test_a_restarted_worker_with_another_checkpoint_gives_up_the_jobs_of_the_old_one(queue: QueueWorld) -> None:
+async def test_jobs_of_an_earlier_run_with_another_checkpoint_are_reclaimed(queue: QueueWorld) -> None:
     queue.register()
     job_id = await queue.running()
     queue.register(card=replace(CARD, name="other"), incarnation="second")
@@ -372,7 +374,7 @@ async def test_a_restarted_worker_with_another_checkpoint_gives_up_the_jobs_of_t
     assert queue.redis.zcard(keys.workers("tiny")) == 0
 
 
-async def test_a_restart_is_a_loss_too_many_for_a_job_that_had_two(queue: QueueWorld) -> None:
+async def test_a_job_with_two_losses_fails_when_its_worker_restarts(queue: QueueWorld) -> None:
     queue.register(incarnation="0")
     job_id = await queue.submit()
     for run in range(1, 4):
@@ -382,8 +384,8 @@ async def test_a_restart_is_a_loss_too_many_for_a_job_that_had_two(queue: QueueW
     assert (job.status, job.losses) == (Status.FAILED, 3)
 
 
-async def test_nothing_leaks(queue: QueueWorld) -> None:
-    queue = impatient(queue, dispatch_timeout_s=0.0)
+async def test_no_key_is_left_without_expiry(queue: QueueWorld) -> None:
+    queue = eager(queue, dispatch_timeout_s=0.0)
     info = queue.register(slots=8)
     permanent = {keys.card("tiny"), keys.CHECKPOINTS}
     jobs = [await queue.running() for _ in range(6)]

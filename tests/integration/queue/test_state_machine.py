@@ -1,4 +1,4 @@
-"""Every interleaving of the record's transitions, by two workers and the reaper, against a simple model."""
+"""Random sequences of transitions by two workers and the reaper, compared with a simple model."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tasks.worker_info import WorkerInfo, WorkerState
 from tests.helpers.requests import make_generation
 from tests.integration.conftest import CARD, WORKER, append, finish
 
-#: Few slots, and the second one takes jobs only at times, so that jobs wait in the backlog, too.
+#: Few slots, and the second worker takes jobs only at times, so that jobs also wait in the backlog.
 WORKERS = (
     replace(WORKER, name="tiny-1@host", slots=1),
     replace(WORKER, name="tiny-2@host", slots=1, state=WorkerState.DRAINING),
@@ -42,13 +42,13 @@ WORKERS = (
 
 
 MAX_TOKENS = 8
-#: A limit that no run lives to see, in ms.
+#: A time limit that never passes in a test, in ms.
 NEVER_MS = 3_600_000
 
 
 @dataclass
 class Modelled:
-    """What a job should be."""
+    """The expected state of a job."""
 
     status: Status = Status.QUEUED
     attempt: int = 0
@@ -57,12 +57,12 @@ class Modelled:
     losses_in_a_row: int = 0
     priority: int = 5
     cancel_requested: bool = False
-    lease_over: bool = False
-    #: Whether it has a limit in time, and whether that is over.
+    lease_expired: bool = False
+    #: Whether it has a deadline, and whether that has passed.
     limited: bool = False
     overdue: bool = False
     deleted: bool = False
-    #: Attempt marks as (tokens before it, attempt).
+    #: Attempt marks as (number of tokens before the mark, attempt).
     marks: list[tuple[int, int]] = field(default_factory=list)
 
     @property
@@ -74,7 +74,7 @@ class Modelled:
         return self.status is Status.RUNNING and not self.deleted
 
     def lose(self) -> None:
-        """Its worker died."""
+        """Its worker was lost."""
         if self.cancel_requested:
             self.status = Status.CANCELLED
             return
@@ -83,28 +83,28 @@ class Modelled:
         too_often = self.losses_in_a_row >= LIMITS["MAX_LOSSES_IN_A_ROW"] or self.losses >= LIMITS["MAX_LOSSES"]
         self.status = Status.FAILED if too_often or self.overdue else Status.QUEUED
 
-    def hand_back(self) -> None:
-        """Its worker gives it back."""
+    def release(self) -> None:
+        """Its worker releases it."""
         if self.cancel_requested:
             self.status = Status.CANCELLED
         else:
             self.status = Status.FAILED if self.overdue else Status.QUEUED
 
-    def give_up(self) -> None:
-        """Its time is over while it waits."""
+    def expire(self) -> None:
+        """Its deadline passes while it waits."""
         self.status = Status.EXPIRED if self.attempt == 0 else Status.FAILED
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim that some worker believes to hold; it may be fenced since."""
+    """A claim that succeeded once. It may be fenced by now."""
 
     job_id: str
     attempt: int
 
 
 class QueueMachine(RuleBasedStateMachine):
-    """Two workers, one queue. Each run begins with an empty database."""
+    """Two workers and one queue. Each run starts with an empty database."""
 
     url: ClassVar[str]
     run: ClassVar[Callable[..., Any]]
@@ -121,7 +121,8 @@ class QueueMachine(RuleBasedStateMachine):
         self.asynchronous = make_async(config)
         self.store = JobStore(self.asynchronous, config)
         self.workers = WorkerStore(self.redis, config)
-        self.hasty = WorkerStore(self.redis, config.model_copy(update={"dispatch_timeout_s": 0.0}))
+        #: A store whose reaper pushes missing messages at once.
+        self.eager = WorkerStore(self.redis, config.model_copy(update={"dispatch_timeout_s": 0.0}))
         self.redis.flushall()
         self.serving: dict[str, bool] = {}
         for worker in WORKERS:
@@ -129,9 +130,9 @@ class QueueMachine(RuleBasedStateMachine):
             self.serving[worker.name] = worker.state is WorkerState.IDLE
         self.workers.reap()
         self.model: dict[str, Modelled] = {}
-        #: The waiting jobs in serving order, as of the last look, and those that came back to its head since.
+        #: The waiting jobs in serving order at the last check, and the jobs that were requeued since then.
         self.line: list[str] = []
-        self.came_back: set[str] = set()
+        self.requeued: set[str] = set()
         self.versions: dict[str, int] = {}
         self.ended: dict[str, Job] = {}
 
@@ -139,7 +140,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.run(self.asynchronous.aclose())
         self.redis.close()
 
-    # What happens
+    # Rules
 
     @rule(target=jobs, priority=st.integers(0, 9), limited=st.booleans())
     def submit(self, priority: int, limited: bool) -> str:
@@ -159,7 +160,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(target=claims, job_id=jobs, worker=st.sampled_from(WORKERS))
     def claim(self, job_id: str, worker: WorkerInfo) -> Any:
-        """Whether or not a message of the job is there: doubles and strays come, too."""
+        """Claim with or without a message on the list, as with duplicate and stray messages."""
         dispatched = self.redis.zscore(keys.dispatched("tiny"), job_id) is not None
         claimed = self.workers.claim(
             job_id, worker=worker.name, incarnation=worker.incarnation, digest=worker.digest, prompt_tokens=4
@@ -167,9 +168,9 @@ class QueueMachine(RuleBasedStateMachine):
         job = self.model[job_id]
         assert isinstance(claimed, Claimed) == (job.waits and dispatched and not job.overdue)
         if job.waits and dispatched and job.overdue:
-            job.give_up()
+            job.expire()
         if isinstance(claimed, Claimed):
-            job.status, job.attempt, job.lease_over = Status.RUNNING, job.attempt + 1, False
+            job.status, job.attempt, job.lease_expired = Status.RUNNING, job.attempt + 1, False
             if job.attempt > 1:
                 job.marks.append((len(job.text), job.attempt))
             assert (claimed.attempt, "".join(claimed.pieces)) == (job.attempt, job.text)
@@ -178,7 +179,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(target=claims, worker=st.sampled_from(WORKERS))
     def take_next_message(self, worker: WorkerInfo) -> Any:
-        """What a worker does most of the time."""
+        """Claim the job of the next message, as a worker normally does."""
         message: Any = self.redis.rpop(keys.queue("tiny"))
         return multiple() if message is None else self.claim(json.loads(message)["headers"]["id"], worker)
 
@@ -194,7 +195,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(claim=claims, text=st.text("0123456789", min_size=1, max_size=3), back=st.integers(0, 3))
     def append(self, claim: Claim, text: str, back: int) -> None:
-        """New tokens; the last `back` of the log are sent once more with them."""
+        """Append new tokens, and send the last `back` tokens of the log again with them."""
         job = self.model[claim.job_id]
         back = min(back, len(job.text))
         before = len(job.text) - back
@@ -221,7 +222,7 @@ class QueueMachine(RuleBasedStateMachine):
         assert bool(renewal.lost) != self.holds(claim)
         if not renewal.lost:
             job = self.model[claim.job_id]
-            job.lease_over = False
+            job.lease_expired = False
             assert bool(renewal.cancelled) == job.cancel_requested
 
     @rule(claim=claims, count_loss=st.booleans())
@@ -230,7 +231,7 @@ class QueueMachine(RuleBasedStateMachine):
         assert self.workers.release(claim.job_id, claim.attempt, count_loss=count_loss) == held
         if held:
             job = self.model[claim.job_id]
-            job.lose() if count_loss else job.hand_back()
+            job.lose() if count_loss else job.release()
 
     @rule(
         claim=claims,
@@ -241,13 +242,22 @@ class QueueMachine(RuleBasedStateMachine):
         job = self.model[claim.job_id]
         held = self.holds(claim)
         again = job.status is status and job.attempt == claim.attempt and not job.deleted
-        whole = job.text + text
+        completion = job.text + text
         reply = self.workers.flush(
-            [finish(claim.job_id, text, before=len(job.text), attempt=claim.attempt, status=status, completion=whole)]
+            [
+                finish(
+                    claim.job_id,
+                    text,
+                    before=len(job.text),
+                    attempt=claim.attempt,
+                    status=status,
+                    completion=completion,
+                )
+            ]
         )[0]
         assert reply.fenced != (held or again)
         if held:
-            job.status, job.text = status, whole
+            job.status, job.text = status, completion
             job.losses_in_a_row = 0 if text else job.losses_in_a_row
 
     @rule(job_id=jobs)
@@ -261,15 +271,15 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(job_id=jobs)
     def delete(self, job_id: str) -> None:
-        """Whatever it does, and also for the second time."""
+        """Delete a job in any state, or a deleted job."""
         assert self.run(self.store.delete(job_id))
         assert self.run(self.store.get(job_id)) is None
         self.model[job_id].deleted = True
 
     @precondition(lambda self: any(job.limited and not job.overdue for job in self.model.values()))
     @rule(data=st.data())
-    def time_is_over(self, data: st.DataObject) -> None:
-        """Nobody notices yet."""
+    def pass_deadline(self, data: st.DataObject) -> None:
+        """The deadline of a job passes, without a call that notices it."""
         limited = [job_id for job_id, job in self.model.items() if job.limited and not job.overdue]
         job_id = data.draw(st.sampled_from(limited))
         job = self.model[job_id]
@@ -279,17 +289,17 @@ class QueueMachine(RuleBasedStateMachine):
             self.redis.zadd(keys.TIMEOUTS, {job_id: 1}, xx=True)
 
     @rule(job_id=jobs)
-    def put_back(self, job_id: str) -> None:
+    def requeue(self, job_id: str) -> None:
         self.workers.requeue(job_id)
-        self.came_back.add(job_id)
+        self.requeued.add(job_id)
 
     @precondition(lambda self: self.held())
     @rule(data=st.data(), renewed=st.booleans())
-    def expire(self, data: st.DataObject, renewed: bool) -> None:
-        """The worker falls silent, for good or until just before the reaper looks."""
+    def expire_lease(self, data: st.DataObject, renewed: bool) -> None:
+        """A lease expires. With `renewed`, its worker renews it before the reaper runs."""
         claim = data.draw(st.sampled_from(self.held()))
         self.redis.zadd(keys.running("tiny"), {claim.job_id: 1}, xx=True)
-        self.model[claim.job_id].lease_over = True
+        self.model[claim.job_id].lease_expired = True
         if renewed:
             self.renew(claim)
 
@@ -299,31 +309,31 @@ class QueueMachine(RuleBasedStateMachine):
 
     def reap_with(self, workers: WorkerStore) -> None:
         late = [job for job in self.model.values() if job.waits and job.overdue]
-        over = [job for job in self.model.values() if job.runs and job.lease_over]
+        over = [job for job in self.model.values() if job.runs and job.lease_expired]
         reaped = workers.reap()
         assert (reaped.jobs_overdue, reaped.leases_expired) == (len(late), len(over))
         for job in late:
-            job.give_up()
+            job.expire()
         for job in over:
             job.lose()
 
     @rule(keep=st.integers(0, 2))
     def lose_messages_and_reap(self, keep: int) -> None:
-        """Celery's list loses messages; while somebody serves, whatever is dispatched has one afterwards."""
+        """Celery's list loses messages. Then every dispatched job has a message again if a worker takes jobs."""
         self.redis.ltrim(keys.queue("tiny"), 0, keep - 1) if keep else self.redis.delete(keys.queue("tiny"))
         dispatched: Any = self.redis.zrange(keys.dispatched("tiny"), 0, -1)
-        self.came_back |= {member.decode() for member in dispatched}
-        self.reap_with(self.hasty)
+        self.requeued |= {member.decode() for member in dispatched}
+        self.reap_with(self.eager)
         if not any(self.serving.values()):
             return
         messages: Any = self.redis.lrange(keys.queue("tiny"), 0, -1)
         ids = {json.loads(message)["headers"]["id"].encode() for message in messages}
         assert set(self.redis.zrange(keys.dispatched("tiny"), 0, -1)) <= ids
 
-    # What always holds
+    # Invariants
 
     @invariant()
-    def records_and_listings_are_as_modelled(self) -> None:
+    def records_and_listings_match_the_model(self) -> None:
         jobs = {job.id: job for job in self.run(self.store.list(limit=1000)).jobs}
         model = self.kept()
         assert jobs.keys() == model.keys()
@@ -353,9 +363,9 @@ class QueueMachine(RuleBasedStateMachine):
                 continue
             before = self.line[: self.line.index(job_id)]
             for other in set(line[:index]) - set(before):
-                resumed = self.model[other].attempt > 0 or other in self.came_back
+                resumed = self.model[other].attempt > 0 or other in self.requeued
                 assert resumed or self.model[other].priority < self.model[job_id].priority
-        self.line, self.came_back = line, set()
+        self.line, self.requeued = line, set()
 
     @invariant()
     def a_live_job_is_in_one_place(self) -> None:
@@ -392,7 +402,7 @@ class QueueMachine(RuleBasedStateMachine):
             assert (text, marks) == (expected.text, expected.marks)
 
     @invariant()
-    def what_waits_is_counted_and_its_limits_are_known(self) -> None:
+    def waiting_tokens_and_time_limits_match_the_model(self) -> None:
         waiting = {job_id: job for job_id, job in self.model.items() if job.waits}
         tokens = sum(max(0, MAX_TOKENS - len(job.text)) for job in waiting.values())
         assert int(self.redis.get(keys.waiting_tokens("tiny")) or 0) == tokens
@@ -400,7 +410,7 @@ class QueueMachine(RuleBasedStateMachine):
         assert {member.decode() for member in limited} == {job_id for job_id, job in waiting.items() if job.limited}
 
     def kept(self) -> dict[str, Modelled]:
-        """The jobs that nobody deleted."""
+        """The jobs that were not deleted."""
         return {job_id: job for job_id, job in self.model.items() if not job.deleted}
 
     def holds(self, claim: Claim) -> bool:
@@ -419,7 +429,7 @@ def machine(redis_url: str) -> Iterator[type[QueueMachine]]:
         yield type("BoundMachine", (QueueMachine,), {"url": redis_url, "run": staticmethod(runner.run)})
 
 
-def test_the_queue_keeps_its_promises_in_every_order(machine: type[QueueMachine]) -> None:
+def test_the_queue_matches_the_model_in_random_sequences(machine: type[QueueMachine]) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(

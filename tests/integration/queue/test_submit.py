@@ -1,4 +1,4 @@
-"""Accepting jobs: all of it or nothing, one job for a key, never more than may wait."""
+"""Submitting jobs: atomic, one job per idempotency key, never more jobs than may wait."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ async def test_an_accepted_job_has_its_record(queue: QueueWorld) -> None:
     assert (job.started_at, job.finished_at, job.completion, job.worker) == (None, None, None, None)
 
 
-async def test_a_job_that_never_was_is_none(queue: QueueWorld) -> None:
+async def test_a_job_that_never_existed_is_none(queue: QueueWorld) -> None:
     assert await queue.jobs.get(new_job_id()) is None
     assert await queue.jobs.cancel(new_job_id()) is None
 
 
-async def test_100_submits_at_once_with_one_key_make_one_job(queue: QueueWorld) -> None:
+async def test_100_submits_at_once_with_one_key_create_one_job(queue: QueueWorld) -> None:
     key = Idempotency("a-hash", "a-fingerprint")
     results = await asyncio.gather(*(queue.jobs.submit(queue.new_job(idempotency=key)) for _ in range(100)))
     assert len({submitted.job_id for submitted in results}) == 1
@@ -44,7 +44,7 @@ async def test_100_submits_at_once_with_one_key_make_one_job(queue: QueueWorld) 
     assert await queue.jobs.find(key) == results[0].job_id
 
 
-async def test_a_key_with_another_request_is_refused_and_names_the_job(queue: QueueWorld) -> None:
+async def test_a_key_with_a_different_request_is_refused_with_the_jobs_id(queue: QueueWorld) -> None:
     first = await queue.submit(idempotency=Idempotency("a-hash", "one"))
     with pytest.raises(IdempotencyMismatchError) as refusal:
         await queue.submit(idempotency=Idempotency("a-hash", "two"))
@@ -61,7 +61,7 @@ async def test_a_key_finds_its_job_when_the_queue_is_full(queue: QueueWorld) -> 
     assert await full.submit(idempotency=key) == first
 
 
-async def test_a_key_nobody_used_finds_nothing(queue: QueueWorld) -> None:
+async def test_an_unused_key_finds_nothing(queue: QueueWorld) -> None:
     assert await queue.jobs.find(Idempotency("a-hash", "one")) is None
 
 
@@ -93,13 +93,13 @@ async def test_dispatched_jobs_wait_too_and_running_ones_do_not(queue: QueueWorl
     await limited.submit()
 
 
-async def test_a_full_queue_of_one_checkpoint_leaves_others_alone(queue: QueueWorld) -> None:
+async def test_a_full_queue_of_one_checkpoint_does_not_affect_others(queue: QueueWorld) -> None:
     limited = queue.tuned(max_queued_jobs=1)
     await limited.submit()
     await limited.submit(checkpoint="other")
 
 
-async def test_a_redis_without_memory_accepts_nothing_of_a_job(queue: QueueWorld) -> None:
+async def test_a_redis_without_memory_stores_no_part_of_a_job(queue: QueueWorld) -> None:
     queue.register()
     await queue.submit()
     before = set(queue.redis.keys("*"))
@@ -113,7 +113,7 @@ async def test_a_redis_without_memory_accepts_nothing_of_a_job(queue: QueueWorld
     assert len(queue.pushed()) == 1
 
 
-async def test_scripts_that_redis_forgot_are_taught_again(queue: QueueWorld) -> None:
+async def test_scripts_that_redis_lost_are_loaded_again(queue: QueueWorld) -> None:
     await queue.submit()
     queue.redis.script_flush()
     job_id = await queue.submit()
@@ -121,7 +121,7 @@ async def test_scripts_that_redis_forgot_are_taught_again(queue: QueueWorld) -> 
     assert queue.redis.script_exists(scripts.get("submit").sha) == [True]
 
 
-async def test_keys_of_another_layout_are_noticed(queue: QueueWorld) -> None:
+async def test_another_layout_is_refused(queue: QueueWorld) -> None:
     await queue.jobs.check_schema()
     queue.workers.check_schema()
     queue.redis.set(keys.SCHEMA, keys.SCHEMA_VERSION + 1)
@@ -131,7 +131,7 @@ async def test_keys_of_another_layout_are_noticed(queue: QueueWorld) -> None:
         queue.workers.check_schema()
 
 
-async def test_a_prompt_of_any_characters_survives(queue: QueueWorld) -> None:
+async def test_a_prompt_may_contain_any_character(queue: QueueWorld) -> None:
     new = queue.new_job()
     prompt = "\0\n\"'\\ é 😀 \u2028 ]]"
     new = replace(new, generation=make_generation(prompt, max_tokens=8, stop=("]]", "😀")))

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.anyio
 OTHER_WEIGHTS = replace(CARD, digest="digest-2", step=3650)
 
 
-async def test_a_registered_worker_and_its_card_are_seen(queue: QueueWorld) -> None:
+async def test_a_registered_worker_and_its_card_can_be_read(queue: QueueWorld) -> None:
     queue.register(running=1, state=WorkerState.BUSY, tokens_per_s=12.5)
     [worker] = await queue.jobs.workers()
     assert (worker.name, worker.state, worker.running, worker.tokens_per_s) == (WORKER.name, "busy", 1, 12.5)
@@ -27,7 +27,7 @@ async def test_a_registered_worker_and_its_card_are_seen(queue: QueueWorld) -> N
     assert await queue.jobs.workers("other") == []
 
 
-async def test_a_heartbeat_updates_and_keeps_the_start(queue: QueueWorld) -> None:
+async def test_a_heartbeat_updates_the_worker_but_not_its_start(queue: QueueWorld) -> None:
     info = queue.register()
     [before] = await queue.jobs.workers("tiny")
     queue.workers.heartbeat(replace(info, running=2, kv_tokens_free=10))
@@ -36,10 +36,10 @@ async def test_a_heartbeat_updates_and_keeps_the_start(queue: QueueWorld) -> Non
     assert after.heartbeat_at >= before.heartbeat_at
 
 
-async def test_a_silent_worker_is_gone_and_its_card_stays(queue: QueueWorld) -> None:
+async def test_a_worker_without_heartbeats_is_gone_and_its_card_stays(queue: QueueWorld) -> None:
     queue.tuned(worker_ttl_s=0.05).register()
     assert len(await queue.jobs.workers()) == 1
-    await queue.gone(keys.worker(WORKER.name), keys.workers("tiny"))
+    await queue.expired(keys.worker(WORKER.name), keys.workers("tiny"))
     assert await queue.jobs.workers() == []
     assert await queue.jobs.cards() == {"tiny": CARD}
 
@@ -61,7 +61,7 @@ async def test_several_workers_serve_the_same_weights(queue: QueueWorld) -> None
     assert [worker.name for worker in await queue.jobs.workers("tiny")] == [WORKER.name, "tiny-2@host"]
 
 
-async def test_new_weights_replace_the_card_when_nobody_serves_the_old(queue: QueueWorld) -> None:
+async def test_new_weights_replace_the_card_when_no_worker_serves_the_old_ones(queue: QueueWorld) -> None:
     queue.workers.deregister(queue.register())
     queue.register(card=OTHER_WEIGHTS, name="tiny-2@host")
     assert await queue.jobs.card("tiny") == OTHER_WEIGHTS
@@ -73,17 +73,17 @@ async def test_a_worker_that_restarts_with_new_weights_replaces_its_own_card(que
     assert await queue.jobs.card("tiny") == OTHER_WEIGHTS
 
 
-async def test_a_worker_that_was_away_hears_that_its_name_is_taken(queue: QueueWorld) -> None:
+async def test_a_worker_that_was_gone_is_refused_if_others_serve_new_weights(queue: QueueWorld) -> None:
     away = queue.tuned(worker_ttl_s=0.01)
     info = away.register()
-    await queue.gone(keys.worker(WORKER.name))
+    await queue.expired(keys.worker(WORKER.name))
     queue.register(card=OTHER_WEIGHTS, name="tiny-2@host")
     with pytest.raises(CardConflictError):
         away.workers.heartbeat(info)
     assert [worker.name for worker in await queue.jobs.workers()] == ["tiny-2@host"]
 
 
-async def test_a_redis_that_lost_its_data_hears_of_the_worker_again(queue: QueueWorld) -> None:
+async def test_a_worker_registers_again_after_redis_lost_its_data(queue: QueueWorld) -> None:
     info = queue.register()
     queue.redis.flushdb()
     queue.workers.heartbeat(info)

@@ -1,4 +1,4 @@
-"""Estimates as arithmetic: who waits how long, and how much is known of it."""
+"""Estimates: how long a job waits and runs, and how exact that is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from tasks.estimate import ENOUGH_JOBS, UNKNOWN_P90, Estimate, FinishEstimate, QueueLoad, quantile
 
-#: Four slots that are taken, ten jobs of 100 tokens behind them; each runs 1 s + 50 tokens of 0.1 s = 6 s.
+#: Four slots, all taken, and ten waiting jobs of 100 tokens. Each job runs for 1 s + 50 tokens of 0.1 s = 6 s.
 BUSY = QueueLoad(
     waiting=10,
     waiting_tokens=1000,
@@ -21,39 +21,39 @@ BUSY = QueueLoad(
 )
 
 
-def test_a_job_starts_when_enough_others_are_over() -> None:
-    # Four jobs are over every 6 s. The first in line waits for one of these ends, the next one for two, ...
+def test_a_job_starts_when_enough_others_have_ended() -> None:
+    # Four jobs end every 6 s. The first waiting job starts at the first end, the next one at the second end, ...
     assert [BUSY.estimate(position=ahead, tokens_left=100).start_s for ahead in range(3)] == [1.5, 3.0, 4.5]
     estimate = BUSY.estimate(position=3, tokens_left=200)
     assert estimate == Estimate(150, 6.0, FinishEstimate(17.0, 17.0 * UNKNOWN_P90), 17.0)
 
 
-def test_a_job_that_finds_a_slot_starts_at_once() -> None:
+def test_a_job_with_a_free_slot_starts_at_once() -> None:
     idle = replace(BUSY, waiting=1, waiting_tokens=100, running=2)
     assert idle.estimate(position=0, tokens_left=100).start_s == 0.0
     assert idle.estimate(position=1, tokens_left=100).start_s == 0.0
     assert idle.estimate(position=2, tokens_left=100).start_s == 1.5
 
 
-def test_a_running_job_has_its_tokens_left_and_nobody_ahead() -> None:
+def test_a_running_job_has_only_its_own_tokens_left() -> None:
     estimate = BUSY.estimate(position=None, tokens_left=40)
     assert (estimate.tokens_ahead, estimate.start_s, estimate.uncorrected_s) == (0, 0.0, 2.0)
 
 
-def test_nothing_is_told_before_a_job_was_over_or_without_workers() -> None:
+def test_there_is_no_estimate_before_the_first_job_ended_or_without_workers() -> None:
     for load in (replace(BUSY, first_token_s=None), replace(BUSY, slots=0)):
         assert load.estimate(position=2, tokens_left=100) == Estimate(100, None, None, None)
         assert load.departure_s(1) is None
 
 
-def test_the_bounds_are_those_that_recent_jobs_kept() -> None:
+def test_estimates_are_corrected_by_the_accuracy_of_recent_ones() -> None:
     accuracy = tuple(0.1 * (index + 1) for index in range(ENOUGH_JOBS))
-    raw = BUSY.estimate(position=0, tokens_left=100).uncorrected_s
-    assert raw == 7.5
+    uncorrected = BUSY.estimate(position=0, tokens_left=100).uncorrected_s
+    assert uncorrected == 7.5
     finish = replace(BUSY, accuracy=accuracy).estimate(position=0, tokens_left=100).finish
-    assert finish == FinishEstimate(pytest.approx(raw * 0.6), pytest.approx(raw * 1.0))
+    assert finish == FinishEstimate(pytest.approx(uncorrected * 0.6), pytest.approx(uncorrected * 1.0))
     few = replace(BUSY, accuracy=accuracy[1:]).estimate(position=0, tokens_left=100).finish
-    assert few == FinishEstimate(raw, raw * UNKNOWN_P90)
+    assert few == FinishEstimate(uncorrected, uncorrected * UNKNOWN_P90)
 
 
 def test_room_in_the_queue_comes_with_the_next_departure() -> None:

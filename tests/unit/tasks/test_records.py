@@ -1,4 +1,4 @@
-"""What is stored as JSON or as a hash comes back as it was."""
+"""Records that are stored as JSON or as a hash are read back unchanged."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_generation(
     assert generation.to_json().isascii()
 
 
-def test_a_generation_has_no_room_for_what_is_no_number() -> None:
+def test_a_generation_with_nan_is_refused() -> None:
     with pytest.raises(ValueError, match="JSON"):
         make_generation(prompt="", max_tokens=1, temperature=float("nan"), seed=0).to_json()
 
@@ -89,7 +89,7 @@ def test_a_worker() -> None:
     assert WorkerInfo.from_hash(dict(zip(fields[::2], fields[1::2], strict=True))) == info
 
 
-def test_a_job_in_every_detail() -> None:
+def test_a_job_with_all_fields() -> None:
     error = JobError(ErrorCode.DEADLINE_EXCEEDED, "Too late.", retryable=False)
     record = {
         "id": "job_1",

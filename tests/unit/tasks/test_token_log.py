@@ -5,7 +5,7 @@ import pytest
 from tasks.token_log import Entry, TokenLog, encode_ids, encode_pieces, from_reply
 
 
-def test_an_entry_is_decoded_from_what_the_encoders_wrote() -> None:
+def test_an_encoded_entry_is_decoded() -> None:
     pieces = ("a", "", "é😀", '"\\\n\0')
     raw = (b"7-0", {b"ids": encode_ids((5, 0, 9, 65535)).encode(), b"pieces": encode_pieces(pieces).encode()})
     entry = Entry.decode(raw)
@@ -26,12 +26,12 @@ def test_a_cursor_inside_an_entry_cuts_it(tokens: int, left: str) -> None:
     assert (cut.text, len(cut.token_ids), cut.after) == (left, len(left), 5)
 
 
-def test_a_cursor_does_not_cut_what_belongs_to_no_token() -> None:
+def test_a_cursor_does_not_cut_an_entry_without_tokens() -> None:
     last = Entry(after=5, k=1, pieces=("tail",))
     assert last.cut(5) == last
 
 
-def test_a_log_is_its_entries_in_a_row() -> None:
+def test_a_log_joins_its_entries() -> None:
     entries = from_reply(
         [
             [b"2-0", [b"ids", b"5 6", b"pieces", b'["a","b"]']],

@@ -9,7 +9,7 @@ from tasks.store.connections import broker_url, make_async, make_sync, redacted
 
 
 @pytest.mark.parametrize(
-    ("url", "spelled"),
+    ("url", "for_kombu"),
     [
         ("redis://127.0.0.1:6379/0", "redis://127.0.0.1:6379/0"),
         ("redis://host", "redis://host/0"),
@@ -24,13 +24,13 @@ from tasks.store.connections import broker_url, make_async, make_sync, redacted
         ("unix://me:secret@/redis.sock", "redis+socket://me:secret@/redis.sock?virtual_host=0"),
     ],
 )
-def test_kombus_spelling(url: str, spelled: str) -> None:
-    assert broker_url(url) == spelled
-    assert make_app(Settings(redis_url=url)).conf.broker_url == spelled
+def test_urls_for_kombu(url: str, for_kombu: str) -> None:
+    assert broker_url(url) == for_kombu
+    assert make_app(Settings(redis_url=url)).conf.broker_url == for_kombu
 
 
 @pytest.mark.parametrize("url", ["", "localhost:6379", "http://host", "redis://host:port/0", "unix://", "amqp://host"])
-def test_a_url_of_no_use_is_refused_by_the_settings_name(url: str) -> None:
+def test_an_invalid_url_is_refused_with_the_settings_name(url: str) -> None:
     settings = Settings(redis_url=url)
     for make in (make_sync, make_async, make_app):
         with pytest.raises(ConfigurationError, match="CELERIAC_REDIS_URL"):

@@ -1,4 +1,4 @@
-"""The scripts know every key by its name in `tasks.store.keys`, and each says what it takes and answers."""
+"""The scripts use the names of keys in `tasks.store.keys`, and document their arguments and their reply."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_the_generated_tables_build_the_keys_that_python_builds() -> None:
 
 
 @pytest.mark.parametrize("name", [*SCRIPTS, *(f"prelude/{part}" for part in scripts.PRELUDE)])
-def test_scripts_spell_no_key_and_use_only_known_ones(name: str) -> None:
+def test_scripts_spell_no_key_and_use_only_known_names(name: str) -> None:
     text = (files("tasks") / "lua" / f"{name}.lua").read_text("utf-8")
     code = re.sub(r"--.*", "", text)
     assert keys.PREFIX not in code
