@@ -130,7 +130,7 @@ class JobStore:
 
         Raises SchemaError if Redis holds keys in another layout.
         """
-        return schema.was_empty(await scripts.get("schema").acall(self._redis, keys.SCHEMA_VERSION))
+        return schema.check_reply(await scripts.get("schema").acall(self._redis, keys.SCHEMA_VERSION))
 
     async def submit(self, new: NewJob) -> Submitted:
         """Accept a job in one atomic call.

@@ -93,8 +93,8 @@ def queue(checkpoint: str) -> str:
     return f"generate.{checkpoint}"
 
 
-# The names of the channels say "bell" where the code says "notification": a name in Redis is part of the layout, and
-# processes of earlier versions use it.
+# The code says "notification", but the names of the channels say "bell". The names in Redis are part of the layout, so
+# they do not change with the words of the code.
 
 
 def state_channel(job_id: str) -> str:

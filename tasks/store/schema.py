@@ -6,8 +6,11 @@ from tasks.errors import SchemaError
 from tasks.store import keys
 
 
-def was_empty(reply: tuple[bytes, int]) -> bool:
-    """Whether Redis was empty, from the reply of `schema.lua`. Raises SchemaError if Redis has another layout."""
+def check_reply(reply: tuple[bytes, int]) -> bool:
+    """Check the reply of `schema.lua` and return whether Redis was empty.
+
+    Raises SchemaError if Redis holds keys in another layout.
+    """
     found, empty = reply
     version = found.decode(errors="replace")
     if version != str(keys.SCHEMA_VERSION):

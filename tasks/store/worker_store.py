@@ -122,7 +122,7 @@ class WorkerStore:
 
     def check_schema(self) -> None:
         """Mark an empty Redis with the layout's version. Raises SchemaError if Redis holds keys in another layout."""
-        schema.was_empty(self._call("schema", keys.SCHEMA_VERSION))
+        schema.check_reply(self._call("schema", keys.SCHEMA_VERSION))
 
     def register(self, info: WorkerInfo, card: Card) -> None:
         """Register a worker and publish its card. Jobs that an earlier run under its name still holds are reclaimed.

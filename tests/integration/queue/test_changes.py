@@ -1,4 +1,4 @@
-"""Streaming and watching jobs: the changes of one job, the versions of many, and the load of a queue."""
+"""What streams, waiters and estimates read: the changes of one job, the versions of many, the load of a queue."""
 
 from __future__ import annotations
 

@@ -309,12 +309,12 @@ class QueueMachine(RuleBasedStateMachine):
 
     def reap_with(self, workers: WorkerStore) -> None:
         late = [job for job in self.model.values() if job.waits and job.overdue]
-        over = [job for job in self.model.values() if job.runs and job.lease_expired]
+        expired = [job for job in self.model.values() if job.runs and job.lease_expired]
         reaped = workers.reap()
-        assert (reaped.jobs_overdue, reaped.leases_expired) == (len(late), len(over))
+        assert (reaped.jobs_overdue, reaped.leases_expired) == (len(late), len(expired))
         for job in late:
             job.expire()
-        for job in over:
+        for job in expired:
             job.lose()
 
     @rule(keep=st.integers(0, 2))
