@@ -30,7 +30,7 @@ def test_every_path_that_a_page_names_exists(page: Path) -> None:
     assert not missing_paths(page.read_text("utf-8"))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=name_of)
 def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
     assert not broken_links(page, page.read_text("utf-8"))
 
