@@ -19,6 +19,7 @@ ALLOWED = {
     "CELERIAC_BELL_POLL_S": (GLOSSARY, "docs/reference/settings.md"),
     "bell_poll_s": ("tasks/settings.py", "api/services.py"),
     "}bell:": ("tasks/store/keys.py",),
+    '"bell"': ("tasks/store/keys.py",),
     "celeriac:bell:": (GLOSSARY,),
 }
 #: The column of the glossary that names the words not to use: the last one of its tables.
