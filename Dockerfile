@@ -18,7 +18,7 @@ USER celeriac
 EXPOSE 8000
 CMD ["celeriac", "api", "--host", "0.0.0.0", "--port", "8000"]
 
-# The kernels for each kind of processor that the image may meet: the image itself has no compiler.
+# The kernels for each kind of processor on which the image may run. The image itself has no compiler.
 FROM base AS kernels
 RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev
 COPY worker/engine/native worker/engine/native
@@ -29,7 +29,7 @@ COPY tasks tasks
 COPY worker worker
 COPY --from=kernels /kernels worker/engine/native/built
 COPY celeriac celeriac
-# The pinned torch brings CUDA where the platform has it, and runs on a CPU as well.
+# The pinned torch includes CUDA on platforms that have it, and also runs on a CPU.
 RUN pip install --constraint constraints.txt '.[worker]'
 USER celeriac
 CMD ["celeriac", "worker"]

@@ -6,10 +6,17 @@ BIN := $(VENV)/bin
 CHECKPOINT ?= step_002920
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: serve test test-slow lint format bench clean
+.PHONY: help serve check test test-slow lint format bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s  %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 serve: $(VENV)/.serve ## everything on one machine, at http://127.0.0.1:8000
 	$(BIN)/celeriac serve --checkpoint $(CHECKPOINT)
+
+check: ## what a change must pass: lint, then test
+	$(MAKE) lint
+	$(MAKE) test
 
 test: $(VENV)/.dev ## the tests that finish in minutes
 	$(BIN)/python -m pytest -q -m "not slow"
@@ -26,11 +33,11 @@ lint: $(VENV)/.dev ## style, types, import rules
 bench: $(VENV)/.serve ## speed of the engine alone
 	$(BIN)/python -m bench.engine
 
-format: $(VENV)/.dev
+format: $(VENV)/.dev ## ruff's fixes and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## removes the environment and what tests and `serve` left
+clean: ## remove the environment and what tests and `serve` left
 	rm -rf $(VENV) .celeriac .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(BIN)/python:

@@ -1,4 +1,4 @@
-"""docs/reference/settings.md lists every setting, with its default and what it is for."""
+"""docs/reference/settings.md lists every setting with its default and its description."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PAGE = Path(__file__).parents[3] / "docs" / "reference" / "settings.md"
 
 
 def table() -> str:
-    """The table that the page must have."""
+    """The table that the page must contain."""
     rows = ["| variable | default | what it is |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
         default = field.default
@@ -33,12 +33,12 @@ def test_the_page_has_the_table() -> None:
     assert table() in PAGE.read_text(), f"put this table into {PAGE.name}:\n\n{table()}"
 
 
-def test_nobody_spells_a_setting_that_does_not_exist() -> None:
-    """Names in the documentation, the containers and the messages are names of settings."""
+def test_every_setting_that_is_named_exists() -> None:
+    """In the documentation, the container files and the messages."""
     root = PAGE.parents[2]
     known = {f"CELERIAC_{name.upper()}" for name in Settings.model_fields}
-    others = {"CELERIAC_URL", "CELERIAC_CHECKPOINTS", "CELERIAC_PORT"}  # the client's, and docker-compose's own
-    places = [root / "README.md", root / "docker-compose.yml", *root.glob("docs/**/*.md")]
+    others = {"CELERIAC_URL", "CELERIAC_CHECKPOINTS", "CELERIAC_PORT"}  # of the client, and of docker-compose.yml
+    places = [root / "README.md", root / "CONTRIBUTING.md", root / "docker-compose.yml", *root.glob("docs/**/*.md")]
     places += [path for package in ("api", "tasks", "worker", "celeriac") for path in root.glob(f"{package}/**/*.py")]
     for place in places:
         words = place.read_text().replace("`", " ").replace("=", " ").replace("'", " ").replace('"', " ").split()
