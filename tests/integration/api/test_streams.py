@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import httpx
 import pytest
 
-from api.jobs import job_stream as following
+from api.jobs import job_stream
 from tasks.job import ErrorCode, JobError, Status, TimeLimits
 from tests.conftest import running_redis
 from tests.helpers.api_client import eventually, server, settings_for
@@ -255,7 +255,7 @@ async def test_a_redis_that_lost_everything_is_told(queue: QueueWorld, url: str)
 
 
 async def test_silence_is_filled_with_comments(queue: QueueWorld, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(following, "KEEP_ALIVE_S", 0.05)
+    monkeypatch.setattr(job_stream, "KEEP_ALIVE_S", 0.05)
     queue.register()
     job_id = await queue.running()
     with stream(stream_url(url, job_id)) as reader:

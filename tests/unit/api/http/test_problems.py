@@ -5,17 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from api.http.problems import KINDS, ApiError, Code, FieldError, code_of, invalid, presentable
-from tasks.job import ErrorCode
+from api.http.problems import KINDS, ApiError, Code, FieldError, invalid, presentable
 
 
 def test_every_code_has_a_row() -> None:
     assert set(KINDS) == set(Code)
-
-
-@pytest.mark.parametrize("error", ErrorCode)
-def test_every_failure_of_a_job_has_a_status(error: ErrorCode) -> None:
-    assert KINDS[code_of(error)].status >= 409
 
 
 DEEP: list[object] = []

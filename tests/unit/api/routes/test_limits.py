@@ -8,8 +8,6 @@ from typing import Any
 import httpx
 import pytest
 
-from api.http.cancel_after import parse_cancel_after
-from api.http.problems import ApiError
 from tasks.settings import Settings
 from tests.helpers.api_client import DEADLINE_S, api, settings_for
 from tests.helpers.fake_worker import fake_worker
@@ -31,21 +29,6 @@ async def over(client: httpx.AsyncClient, job: dict[str, Any]) -> dict[str, Any]
             found: dict[str, Any] = (await client.get(job["urls"]["self"], params={"wait": 5})).json()
             if found["status"] not in ("queued", "running"):
                 return found
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [("90", 90), ("90s", 90), ("1m30s", 90), ("1h", 3600), (" 1H2M3.5S ", 3723.5), ("0.25", 0.25), ("604800", 604800)],
-)
-def test_durations_of_cancel_after(text: str, seconds: float) -> None:
-    assert parse_cancel_after(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["", "0", "0s", "-1", "s", "1d", "1s1m", "1e3", "604801", "١", "nan", "inf", "1 m"])
-def test_what_is_no_duration(text: str) -> None:
-    with pytest.raises(ApiError) as refusal:
-        parse_cancel_after(text)
-    assert refusal.value.to_problem("/")["errors"][0]["header"] == "cancel-after"
 
 
 async def test_limits_are_told_with_the_job(redis_url: str) -> None:
