@@ -14,7 +14,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from redis.exceptions import RedisError
 
 from api.http import error_handlers
-from api.http.middleware import BodyLimit, LastResort, RequestLog
+from api.http.middleware import BodyLimit, RequestLog, UnexpectedErrors
 from api.http.openapi import openapi
 from api.routes import guide, health, jobs, streams, workers
 from api.schema_check import SchemaCheck
@@ -85,7 +85,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     error_handlers.install(app, on_redis_away=schema.redis_went_away)
     # The middleware that is added last is the outermost.
     app.add_middleware(BodyLimit, max_bytes=chosen.max_body_bytes)
-    app.add_middleware(LastResort, answer=error_handlers.unexpected_error)
+    app.add_middleware(UnexpectedErrors, answer=error_handlers.unexpected_error)
     app.add_middleware(
         CORSMiddleware,
         allow_origins=chosen.cors_origins,

@@ -21,7 +21,7 @@ class Reaper:
     """A background task that reaps. Use it on one event loop."""
 
     def __init__(self, store: JobStore, schema: SchemaCheck, *, every_s: float) -> None:
-        """`schema` is ensured before each call, and told when Redis is unreachable."""
+        """`every_s` is the time between two calls, in seconds. `schema` is checked before each call."""
         self._store = store
         self._schema = schema
         self._every_s = every_s

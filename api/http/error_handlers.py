@@ -25,8 +25,8 @@ log = structlog.get_logger(__name__)
 
 #: The status that nginx logs for a client that disconnected. No client receives it.
 CLIENT_CLOSED_REQUEST = 499
-#: Errors with which Redis refuses writes for a while: out of memory, disk full or failing, a replica, too few replicas.
-#: An error that a script raises quotes them.
+#: Codes of errors with which Redis refuses writes for a while: out of memory, disk full or failing, a replica, too few
+#: replicas. In an error of a script the code is inside the message.
 _TEMPORARY_REFUSAL = re.compile(r"\b(OOM|MISCONF|READONLY|NOREPLICAS|MASTERDOWN)\b")
 
 
@@ -121,7 +121,7 @@ def _redis_error(request: Request, error: RedisError, on_redis_away: Callable[[]
     detail = (
         "Redis cannot be reached. Each request tries again."
         if refusal is None
-        else f"Redis refuses writes ({refusal}). See its log."
+        else f"Redis refuses writes ({refusal}). See the log of Redis."
     )
     return error_response(request.scope, ApiError(Code.REDIS_UNAVAILABLE, detail, retry_after_s=RETRY_SOON_S))
 

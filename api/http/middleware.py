@@ -65,8 +65,8 @@ class RequestLog:
                 )
 
 
-class LastResort:
-    """Answers unexpected errors inside the other middleware, so that these answers get CORS headers and a log line."""
+class UnexpectedErrors:
+    """Turns unexpected errors into responses, so that the middleware outside it adds CORS headers and a log line."""
 
     def __init__(self, app: ASGIApp, answer: Callable[[Scope, Exception], Response]) -> None:
         self._app = app

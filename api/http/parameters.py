@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Header, Path, Request
 from pydantic import WithJsonSchema
 
-from api.http.request_headers import Preferences, parse_cancel_after, parse_prefer
+from api.http.request_headers import Preferences, SubmitHeaders, parse_cancel_after, parse_prefer
 
 #: A header whose lines are read one by one is a single string in the OpenAPI document.
 _ONE_LINE = WithJsonSchema({"type": "string"})
@@ -57,17 +55,6 @@ LastEventIdHeader = Annotated[
 UrlPrefixDep = Annotated[str, Depends(_url_prefix)]
 #: The lines of `Idempotency-Key`, not parsed yet: errors in the body are reported before a malformed key.
 KeyLinesDep = Annotated[list[str], Depends(_key_lines)]
-
-
-@dataclass(frozen=True, slots=True)
-class SubmitHeaders:
-    """The headers of a request that submits a generation."""
-
-    preferences: Preferences
-    #: The lines of `Idempotency-Key`, not parsed yet.
-    key_lines: Sequence[str]
-    #: `Cancel-After` in seconds; None without the header.
-    cancel_after_s: float | None
 
 
 async def _submit_headers(

@@ -24,7 +24,7 @@ MAX_ECHO_DEPTH = 4
 
 
 class Code(StrEnum):
-    """Codes of the API's errors. They include the codes of failed jobs."""
+    """Codes of the API's errors, including those of failed jobs."""
 
     INVALID_REQUEST = "invalid_request"
     PROMPT_TOO_LONG = "prompt_too_long"

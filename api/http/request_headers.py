@@ -54,6 +54,17 @@ class Preferences:
         return ", ".join(names)
 
 
+@dataclass(frozen=True, slots=True)
+class SubmitHeaders:
+    """The headers of a request that submits a generation."""
+
+    preferences: Preferences
+    #: The lines of `Idempotency-Key`, not parsed yet: errors in the body are reported before a malformed key.
+    key_lines: Sequence[str]
+    #: `Cancel-After` in seconds; None without the header.
+    cancel_after_s: float | None
+
+
 def parse_prefer(lines: Iterable[str]) -> Preferences:
     """The preferences in all lines of the header. If a preference occurs twice, the first one counts."""
     known: dict[str, str] = {}

@@ -36,7 +36,7 @@ def job_headers(job_id: str, prefix: str) -> dict[str, str]:
 
 
 def replayed_headers(replayed: bool) -> dict[str, str]:
-    """The header that tells that an earlier request with the same idempotency key made the job."""
+    """The header of a response whose job was made by an earlier request with the same idempotency key."""
     return {"Idempotency-Replayed": "true"} if replayed else {}
 
 
@@ -94,7 +94,7 @@ def wait_is_over(job_id: str, prefix: str, why: str) -> ApiError:
     """
     return _job_error(
         Code.WAIT_TIMEOUT,
-        f"{why} The job goes on: read it at {job_url(prefix, job_id)}.",
+        f"{why} The job continues: read it at {job_url(prefix, job_id)}.",
         job_id,
         prefix,
         retry_after_s=RETRY_SOON_S,

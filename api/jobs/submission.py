@@ -107,8 +107,8 @@ class Submitter:
 
     async def _with_prediction(self, new: NewJob) -> NewJob:
         """The job with its estimated duration, which is compared with the real one when it ends."""
-        load = (await self._queue_loads.snapshot(new.checkpoint)).queue_load
-        estimate = load.estimate(position=load.waiting, tokens_left=new.generation.sampling.max_tokens)
+        queue_load = (await self._queue_loads.snapshot(new.checkpoint)).queue_load
+        estimate = queue_load.estimate(position=queue_load.waiting, tokens_left=new.generation.sampling.max_tokens)
         return replace(new, predicted_s=estimate.uncorrected_s)
 
     async def _new_job(
@@ -198,8 +198,8 @@ def check_against(card: Card, generation: Generation) -> None:
     if tokens is not None and tokens >= card.context:
         raise invalid(
             ("body", "prompt"),
-            f"The prompt has {tokens} tokens; the context of {card.name} is {card.context}, and one must be left for "
-            f"the answer. Shorten it to {card.context - 1} tokens or fewer.",
+            f"The prompt has {tokens} tokens; the context of {card.name} is {card.context}, and one token must remain "
+            f"for the answer. Shorten it to {card.context - 1} tokens or fewer.",
             Code.PROMPT_TOO_LONG.value,
             code=Code.PROMPT_TOO_LONG,
         )

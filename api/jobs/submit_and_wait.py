@@ -9,8 +9,7 @@ from redis.exceptions import RedisError
 from starlette.types import Receive
 
 from api.http.disconnect import ClientGoneError, while_connected
-from api.http.parameters import SubmitHeaders
-from api.http.request_headers import Preferences, parse_idempotency_key
+from api.http.request_headers import Preferences, SubmitHeaders, parse_idempotency_key
 from api.jobs.job_watch import JobWatch
 from api.jobs.responses import job_headers, preference_headers, read_accepted, replayed_headers
 from api.jobs.submission import ANONYMOUS, Submitter, deadline_s, idempotency
@@ -118,7 +117,7 @@ class SubmitAndWait:
         )
 
     async def cancel_abandoned(self, job_id: str) -> None:
-        """Cancel a job whose client has disconnected. If Redis is away, the job goes on."""
+        """Cancel a job whose client has disconnected. If Redis is away, the job continues."""
         try:
             await self._store.cancel(job_id)
         except RedisError as error:

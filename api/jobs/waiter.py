@@ -35,7 +35,7 @@ class Waiter:
 
         When the time is over or this process shuts down, return the job as it was read last. None: the job is gone, or
         no read succeeded. `tokens`: wake up for new tokens too, not only for changes of state. While Redis is away this
-        retries, because the job was accepted and goes on.
+        retries, because the job was accepted and continues.
         """
         with self._watch.watch(job_id, tokens=tokens) as watched:
             return await self._wait(watched, job_id, until, timeout_s)

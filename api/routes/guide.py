@@ -56,7 +56,7 @@ _JOB_CODES = (
         },
         202: {
             "model": JobResponse,
-            "description": "With `Prefer`: the job was not over within the time that you wanted to wait. It goes on.",
+            "description": "With `Prefer`: the job was not over within the time that you wanted to wait. It continues.",
             "headers": headers(Location="URL of the job.", Retry_After="Estimated seconds until the job is over."),
         },
         **legacy_errors((*SUBMIT_CODES, *_JOB_CODES)),
@@ -108,7 +108,7 @@ async def generate(
 
 @router.get("/health", tags=["health", "guide"], response_model=HealthResponse, summary="Health check")
 async def health(services: UncheckedServicesDep) -> HealthResponse:
-    """Whether a worker has a model loaded. Always 200; use `/health/ready` for a status code that tells."""
+    """Whether a worker has a model loaded. Always 200; `/health/ready` shows the state as a status code."""
     return await services.health.summary()
 
 

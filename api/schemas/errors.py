@@ -23,7 +23,7 @@ class LegacyError(Model):
     """An error of the guide's routes."""
 
     detail: str | list[LegacyFieldError]
-    job_id: str | None = Field(None, description="The job that goes on or that failed, if there is one.")
+    job_id: str | None = Field(None, description="The job of this error, if there is one. It continues or has failed.")
     job_url: str | None = None
 
 

@@ -72,7 +72,7 @@ def test_a_client_that_disconnects_from_generate_cancels_its_job(url: str, worke
     [("/generate", {"Idempotency-Key": '"k"'}), ("/v1/jobs", {"Prefer": "wait=60"})],
     ids=["with a key", "a submitted job"],
 )
-def test_a_job_that_can_be_read_later_goes_on_after_a_disconnect(
+def test_a_job_that_can_be_read_later_continues_after_a_disconnect(
     url: str, worker: FakeWorker, path: str, headers: dict[str, str]
 ) -> None:
     job_id = post_and_leave(url, worker, path, headers)

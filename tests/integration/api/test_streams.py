@@ -330,7 +330,7 @@ async def test_a_client_that_disconnects_from_a_streamed_generate_cancels_its_jo
         await asyncio.to_thread(eventually, lambda: get(f"{url}/v1/jobs/{job_id}").json()["status"] == "cancelled")
 
 
-async def test_with_a_key_the_job_goes_on_and_the_stream_can_be_continued(redis_url: str) -> None:
+async def test_with_a_key_the_job_continues_and_the_stream_can_be_continued(redis_url: str) -> None:
     settings = settings_for(redis_url)
     key = {"Idempotency-Key": '"k"'}
     with fake_worker(settings) as worker, server(settings) as url:

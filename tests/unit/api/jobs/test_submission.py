@@ -2,8 +2,7 @@
 
 import pytest
 
-from api.http.parameters import SubmitHeaders
-from api.http.request_headers import Preferences
+from api.http.request_headers import Preferences, SubmitHeaders
 from api.jobs.submission import idempotency
 from api.jobs.submit_and_wait import request_idempotency
 from api.schemas.generation import GenerateRequest, JobRequest

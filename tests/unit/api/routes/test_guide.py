@@ -268,7 +268,7 @@ async def test_after_the_longest_wait_a_504_names_the_job(redis_url: str) -> Non
             assert body["job_url"] == response.headers["location"]
             assert response.headers["x-should-retry"] == "false"
             assert response.headers["retry-after"]
-            # The job goes on, and its text can be read later.
+            # The job continues, and its text can be read later.
             worker.go.set()
             result = await client.get(f"{body['job_url']}/result", params={"wait": 5})
     assert result.json()["generated_text"] == "123+456=579"
