@@ -1,0 +1,1 @@
+"""The front end: HTTP requests in, jobs out. It never imports torch or the worker."""

@@ -1,4 +1,4 @@
-"""The front end: HTTP in, jobs out. `uvicorn api.app:app`, or `celeriac api`."""
+"""The ASGI application of the front end. Run it with `uvicorn api.app:app` or `celeriac api`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fastapi.middleware.cors import CORSMiddleware
 from redis.exceptions import RedisError
 
 from api.http import error_handlers
-from api.http.middleware import BodyLimit, LastResort, RequestLog
+from api.http.middleware import BodyLimit, RequestLog, UnexpectedErrors
 from api.http.openapi import openapi
-from api.routes import guide as generate
-from api.routes import health, jobs, streams, workers
+from api.routes import guide, health, jobs, streams, workers
+from api.schema_check import SchemaCheck
 from api.services import Services
-from api.shutdown import told_to_stop
+from api.shutdown import on_stop_signal
 from tasks.logs import setup_logging
 from tasks.settings import Settings
 from tasks.settings import settings as settings_of_this_process
@@ -27,7 +27,7 @@ from tasks.store.connections import redacted
 
 log = structlog.get_logger(__name__)
 
-#: Headers of answers that a browser's script may read.
+#: Response headers that scripts in a browser may read.
 EXPOSED_HEADERS = (
     "ETag",
     "Idempotency-Replayed",
@@ -40,8 +40,7 @@ EXPOSED_HEADERS = (
     "X-Request-Id",
 )
 
-
-#: Connections and files of one process, as far as the system grants them.
+#: Open files (connections included) that the process asks for.
 MAX_OPEN_FILES = 10_240
 
 
@@ -49,43 +48,44 @@ class Api(FastAPI):
     """FastAPI with our OpenAPI document."""
 
     def openapi(self) -> dict[str, Any]:
-        """The document, made once."""
+        """The OpenAPI document. It is made once."""
         if self.openapi_schema is None:
             self.openapi_schema = openapi(self)
         return self.openapi_schema
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The application. Without `settings` those of the process's environment are taken."""
+    """The application. Without `settings` it uses those of the process's environment."""
     chosen = settings_of_this_process() if settings is None else settings
+    schema = SchemaCheck(chosen.redis_url)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        # Whoever runs us may have set up the logs already.
+        # A program that runs this application may have set up the logs already.
         if not logging.getLogger().handlers:
             setup_logging(chosen)
-        services = Services.open(chosen)
+        services = Services.open(chosen, schema)
         app.state.services = services
         try:
-            _allow_many_connections()
-            await _greet(services)
-            with told_to_stop(services.stopping.begin):
+            _raise_open_files_limit()
+            await _check_redis(services)
+            with on_stop_signal(services.shutdown.begin):
                 yield
         finally:
             await services.close()
 
     app = Api(
-        title=generate.TITLE,
+        title=guide.TITLE,
         description="Text generation from trained checkpoints, through a queue.",
-        version=generate.VERSION,
+        version=guide.VERSION,
         lifespan=lifespan,
     )
-    for family in (generate, health, jobs, streams, workers):
+    for family in (guide, health, jobs, streams, workers):
         app.include_router(family.router)
-    error_handlers.install(app)
-    # The last one added is the first to see a request.
+    error_handlers.install(app, on_redis_away=schema.redis_went_away)
+    # The middleware that is added last is the outermost.
     app.add_middleware(BodyLimit, max_bytes=chosen.max_body_bytes)
-    app.add_middleware(LastResort, answer=error_handlers.unexpected_error)
+    app.add_middleware(UnexpectedErrors, answer=error_handlers.unexpected_error)
     app.add_middleware(
         CORSMiddleware,
         allow_origins=chosen.cors_origins,
@@ -97,18 +97,18 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     return app
 
 
-def _allow_many_connections() -> None:
-    """Let this process open as many files as it may: a client that waits is one, and 1,024 is a common limit."""
-    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if now != resource.RLIM_INFINITY and now < MAX_OPEN_FILES:
-        allowed = MAX_OPEN_FILES if most == resource.RLIM_INFINITY else min(most, MAX_OPEN_FILES)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, most))
+def _raise_open_files_limit() -> None:
+    """Allow more open files where the system permits it: each waiting client is one, and 1,024 is a common limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < MAX_OPEN_FILES:
+        raised = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
 
 
-async def _greet(services: Services) -> None:
-    """Look at Redis once. One of another layout stops the start; one that is away is waited for."""
+async def _check_redis(services: Services) -> None:
+    """Stop the start if Redis has another layout. If Redis is away, start without it."""
     try:
-        await services.check_schema()
+        await services.schema.ensure(services.store)
     except RedisError as error:
         log.warning("redis_away_at_start", url=redacted(services.settings.redis_url), error=str(error))
 

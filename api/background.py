@@ -1,25 +1,25 @@
-"""Ending asyncio tasks for certain."""
+"""Ends background tasks reliably."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
 
-#: Wait before a task that has not ended is cancelled once more, in seconds.
-AGAIN_S = 0.1
+#: Wait before a task that has not ended is cancelled again, in seconds.
+CANCEL_AGAIN_S = 0.1
 
 
 async def end(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel the tasks and wait until they have ended.
+    """Cancel the tasks and wait until they have ended. Their exceptions are discarded.
 
-    Once is not enough: before Python 3.12 `asyncio.wait_for`, which redis-py sends with, swallows a cancellation that
-    comes just when it is done.
+    One cancellation may not be enough: before Python 3.12 `asyncio.wait_for`, which redis-py uses to send, can swallow
+    a cancellation that arrives just as it completes.
     """
     while pending := [task for task in tasks if not task.done()]:
         for task in pending:
             task.cancel()
-        await asyncio.wait(pending, timeout=AGAIN_S)
+        await asyncio.wait(pending, timeout=CANCEL_AGAIN_S)
     for task in tasks:
         if not task.cancelled():
-            # Looked at, so that asyncio does not complain that nobody did.
+            # Mark the exception as retrieved, so that asyncio does not log it.
             task.exception()

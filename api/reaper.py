@@ -1,9 +1,8 @@
-"""The front end's share in bringing back lost jobs: it calls the reaper, so that jobs are not stuck without workers."""
+"""Calls the `reap` script regularly, so that lost jobs are reclaimed even while no worker is alive."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 
 import structlog
@@ -11,6 +10,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from api.background import end
+from api.schema_check import SchemaCheck
 from tasks.errors import SchemaError
 from tasks.store.job_store import JobStore
 
@@ -18,50 +18,41 @@ log = structlog.get_logger(__name__)
 
 
 class Reaper:
-    """A task that calls the reaper again and again. Use it on one event loop."""
+    """A background task that reaps. Use it on one event loop."""
 
-    def __init__(
-        self,
-        store: JobStore,
-        *,
-        check_schema: Callable[[], Awaitable[None]],
-        on_away: Callable[[], None],
-        every_s: float,
-    ) -> None:
-        """`check_schema` raises SchemaError where Redis is not ours to write to; `on_away` is called where it cannot be
-        reached."""
+    def __init__(self, store: JobStore, schema: SchemaCheck, *, every_s: float) -> None:
+        """`every_s` is the time between two calls, in seconds. `schema` is checked before each call."""
         self._store = store
-        self._check_schema = check_schema
-        self._on_away = on_away
+        self._schema = schema
         self._every_s = every_s
         self._failing = False
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin, in the background."""
-        self._task = asyncio.create_task(self._reap_again_and_again(), name="reaper")
+        """Start the task."""
+        self._task = asyncio.create_task(self._run(), name="reaper")
 
     async def stop(self) -> None:
-        """End it."""
+        """End the task."""
         if self._task is not None:
             await end(self._task)
 
-    async def _reap_again_and_again(self) -> None:
+    async def _run(self) -> None:
         while True:
             await asyncio.sleep(self._every_s)
             try:
-                await self._check_schema()
+                await self._schema.ensure(self._store)
                 reaped = await self._store.reap()
             except (RedisError, SchemaError) as error:
                 if isinstance(error, RedisConnectionError):
-                    self._on_away()
-                # Once for each outage: it may last.
+                    self._schema.redis_went_away()
+                # An outage may last: log its beginning only.
                 if not self._failing:
-                    log.warning("reaper_stalled", error=str(error))
+                    log.warning("reaper_failing", error=str(error))
                 self._failing = True
             else:
                 if self._failing:
-                    log.info("reaper_goes_on")
+                    log.info("reaper_recovered")
                 self._failing = False
                 if reaped:
                     log.info("reaped", **asdict(reaped))

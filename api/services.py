@@ -1,106 +1,96 @@
-"""What the routes work with: one set a process, opened when the server starts."""
+"""The parts that the routes use: one set for each process, opened when the server starts."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated
 
-import structlog
 from fastapi import Depends, Request
 from redis.asyncio.client import Redis
 
-from api.jobs.catalog import Checkpoints
-from api.jobs.job_stream import Follower
+from api.jobs.catalog import Catalog
+from api.jobs.health_check import HealthCheck
+from api.jobs.job_stream import JobStreams
 from api.jobs.job_watch import JobWatch
-from api.jobs.queue_load import Estimates
-from api.jobs.responses import JobAnswers
+from api.jobs.queue_load import QueueLoads
+from api.jobs.responses import JobResponses
 from api.jobs.submission import Submitter
-from api.jobs.subscriptions import Bells
+from api.jobs.submit_and_wait import SubmitAndWait
+from api.jobs.subscriptions import Subscriptions
 from api.jobs.waiter import Waiter
 from api.reaper import Reaper
-from api.shutdown import Stopping
+from api.schema_check import SchemaCheck
+from api.shutdown import Shutdown
 from tasks.settings import Settings
-from tasks.store.connections import make_async, redacted
+from tasks.store.connections import make_async
 from tasks.store.job_store import JobStore
 
-log = structlog.get_logger(__name__)
 
-
-@dataclass
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
-    """The parts, put together."""
+    """The parts of one process, connected to each other."""
 
     settings: Settings
     redis: Redis
     store: JobStore
-    bells: Bells
-    checkpoints: Checkpoints
+    schema: SchemaCheck
+    subscriptions: Subscriptions
+    catalog: Catalog
+    queue_loads: QueueLoads
     submitter: Submitter
     watch: JobWatch
     waiter: Waiter
-    follower: Follower
-    answers: JobAnswers
-    estimates: Estimates
-    stopping: Stopping
-    reaper: Reaper = field(init=False)
-    #: Whether this Redis was seen to have our layout; False again after it was away.
-    schema_checked: bool = False
-    #: Whether it ever was.
-    schema_met: bool = False
+    submit_and_wait: SubmitAndWait
+    job_streams: JobStreams
+    responses: JobResponses
+    health: HealthCheck
+    shutdown: Shutdown
+    reaper: Reaper
 
     @classmethod
-    def open(cls, settings: Settings) -> Services:
-        """Connect in the background: works while Redis is away. Call it on the event loop that serves."""
+    def open(cls, settings: Settings, schema: SchemaCheck) -> Services:
+        """Make the parts and start the background tasks. Call this on the event loop that serves the requests.
+
+        It connects in the background, so it also works while Redis is away.
+        """
         redis = make_async(settings)
         store = JobStore(redis, settings)
-        bells = Bells(redis)
-        watch = JobWatch(store, bells, look_every_s=settings.bell_poll_s)
-        bells.start()
-        watch.start()
-        checkpoints = Checkpoints(store, default=settings.default_checkpoint)
-        estimates = Estimates(store)
-        stopping = Stopping(bells.ring_all)
+        subscriptions = Subscriptions(redis)
+        watch = JobWatch(store, subscriptions, poll_every_s=settings.bell_poll_s)
+        shutdown = Shutdown(subscriptions.notify_all)
+        waiter = Waiter(store, watch, shutdown)
+        catalog = Catalog(store, default=settings.default_checkpoint)
+        queue_loads = QueueLoads(store)
+        submitter = Submitter(store, catalog, queue_loads)
         services = cls(
             settings=settings,
             redis=redis,
             store=store,
-            bells=bells,
-            checkpoints=checkpoints,
-            submitter=Submitter(store, checkpoints, estimates),
+            schema=schema,
+            subscriptions=subscriptions,
+            catalog=catalog,
+            queue_loads=queue_loads,
+            submitter=submitter,
             watch=watch,
-            waiter=Waiter(store, watch, stopping),
-            follower=Follower(store, watch, estimates, stopping),
-            answers=JobAnswers(store, estimates),
-            estimates=estimates,
-            stopping=stopping,
+            waiter=waiter,
+            submit_and_wait=SubmitAndWait(store, submitter, subscriptions, watch, waiter),
+            job_streams=JobStreams(store, watch, queue_loads, shutdown),
+            responses=JobResponses(store, queue_loads),
+            health=HealthCheck(store, schema, catalog),
+            shutdown=shutdown,
+            reaper=Reaper(store, schema, every_s=settings.reap_every_s),
         )
-        services.reaper = Reaper(
-            store,
-            check_schema=services.check_schema,
-            on_away=services.redis_went_away,
-            every_s=settings.reap_every_s,
-        )
+        subscriptions.start()
+        watch.start()
         services.reaper.start()
         return services
 
     async def close(self) -> None:
-        """Disconnect."""
+        """End the background tasks and disconnect."""
         await self.reaper.stop()
         await self.watch.stop()
-        await self.bells.stop()
+        await self.subscriptions.stop()
         await self.redis.aclose()
-
-    async def check_schema(self) -> None:
-        """Raises SchemaError where Redis belongs to another version, and RedisError where it is away."""
-        if not self.schema_checked:
-            was_empty = await self.store.check_schema()
-            if was_empty and self.schema_met:
-                log.error("redis_lost_its_data", url=redacted(self.settings.redis_url), what="every job is gone")
-            self.schema_checked = self.schema_met = True
-
-    def redis_went_away(self) -> None:
-        """It may come back as another one, or empty."""
-        self.schema_checked = False
 
 
 async def services_of(request: Request) -> Services:
@@ -110,8 +100,8 @@ async def services_of(request: Request) -> Services:
 
 
 async def checked_services(services: Annotated[Services, Depends(services_of)]) -> Services:
-    """The process's services, for routes that need a Redis of our layout."""
-    await services.check_schema()
+    """The process's services, for routes that need a Redis with our layout. Raises SchemaError and RedisError."""
+    await services.schema.ensure(services.store)
     return services
 
 

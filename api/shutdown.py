@@ -1,6 +1,6 @@
-"""Hears that this process is to end before the server waits for its connections: whoever waits is sent home at once.
+"""Ends waiting requests and streams as soon as the process gets a stop signal.
 
-A server asks the application to shut down only when every connection is closed, and streams do not close by themselves.
+A server shuts the application down only after all connections are closed, and streams do not close by themselves.
 """
 
 from __future__ import annotations
@@ -12,47 +12,47 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-#: What servers take for the order to end.
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+#: Signals on which servers shut down.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Stopping:
-    """Whether this process is about to end."""
+class Shutdown:
+    """Whether this process is shutting down."""
 
-    def __init__(self, wake: Callable[[], None]) -> None:
-        """`wake` wakes everybody who waits, to look here."""
-        self._wake = wake
+    def __init__(self, wake_all: Callable[[], None]) -> None:
+        """`wake_all` wakes every waiting request and stream. They then check `begun`."""
+        self._wake_all = wake_all
         self.begun = False
 
     def begin(self) -> None:
-        """From now on nobody is kept waiting."""
+        """End all waiting, now and from now on."""
         self.begun = True
-        self._wake()
+        self._wake_all()
 
 
 @contextmanager
-def told_to_stop(callback: Callable[[], None]) -> Iterator[None]:
-    """Call `callback` on the running event loop when a signal comes; the server's own handler follows.
+def on_stop_signal(callback: Callable[[], None]) -> Iterator[None]:
+    """Call `callback` on the running event loop at a stop signal. The server's own handler runs too.
 
-    In a thread other than the main one signals are somebody else's, and nothing is done.
+    Only the main thread can handle signals; in any other thread this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     loop = asyncio.get_running_loop()
-    servers = {number: signal.getsignal(number) for number in SIGNALS}
+    server_handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
 
     def handle(number: int, frame: FrameType | None) -> None:
         loop.call_soon_threadsafe(callback)
-        server = servers[signal.Signals(number)]
-        if callable(server):
-            server(number, frame)
+        server_handler = server_handlers[signal.Signals(number)]
+        if callable(server_handler):
+            server_handler(number, frame)
 
-    for number in SIGNALS:
+    for number in STOP_SIGNALS:
         signal.signal(number, handle)
     try:
         yield
     finally:
-        for number, server in servers.items():
+        for number, server_handler in server_handlers.items():
             if signal.getsignal(number) is handle:
-                signal.signal(number, server)
+                signal.signal(number, server_handler)

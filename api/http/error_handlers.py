@@ -1,10 +1,10 @@
-"""How each exception becomes an answer, in the way of the route that it was raised on."""
+"""Turns exceptions into responses, in the error format of the route that raised them."""
 
 from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -16,32 +16,38 @@ from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, Respon
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
+from api.http.disconnect import ClientGoneError
 from api.http.openapi import allowed_methods
 from api.http.problems import RETRY_SOON_S, ApiError, Code, FieldError, presentable
-from api.jobs.waiter import ClientGoneError
 from tasks.errors import SchemaError
 
 log = structlog.get_logger(__name__)
 
-#: What nginx logs for a client that went away; nobody sees the answer.
+#: The status that nginx logs for a client that disconnected. No client receives it.
 CLIENT_CLOSED_REQUEST = 499
-#: Refusals of Redis that pass: memory full, disk full or failing, a replica, too few replicas. Scripts quote them.
-_PASSING_REFUSAL = re.compile(r"\b(OOM|MISCONF|READONLY|NOREPLICAS|MASTERDOWN)\b")
+#: Codes of errors with which Redis refuses writes for a while: out of memory, disk full or failing, a replica, too few
+#: replicas. In an error of a script the code is inside the message.
+_TEMPORARY_REFUSAL = re.compile(r"\b(OOM|MISCONF|READONLY|NOREPLICAS|MASTERDOWN)\b")
 
 
-def install(app: FastAPI) -> None:
-    """Register the handlers."""
+def install(app: FastAPI, *, on_redis_away: Callable[[], None]) -> None:
+    """Register the handlers. `on_redis_away` is called for each request that failed because Redis is unreachable."""
+
+    async def redis_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RedisError)
+        return _redis_error(request, error, on_redis_away)
+
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_exception)
     app.add_exception_handler(SchemaError, _schema_error)
-    app.add_exception_handler(RedisError, _redis_error)
+    app.add_exception_handler(RedisError, redis_error)
     app.add_exception_handler(ClientGoneError, _client_gone)
 
 
 def error_response(scope: Scope, error: ApiError) -> Response:
-    """The answer to a request on `scope` that failed with `error`."""
-    if _speaks_problems(scope):
+    """The response to a request on `scope` that failed with `error`."""
+    if _uses_problem_details(scope):
         return JSONResponse(
             error.to_problem(scope["path"]),
             error.http_status,
@@ -52,23 +58,26 @@ def error_response(scope: Scope, error: ApiError) -> Response:
 
 
 def unexpected_error(scope: Scope, error: Exception) -> Response:
-    """The answer where our own code failed. The log gets type and place, not the message: it may quote a prompt."""
+    """The response to a bug in our code.
+
+    The log gets the error's type and place, but not its message, which may quote a prompt.
+    """
     log.error(
         "unexpected_error",
         error=type(error).__name__,
         path=scope["path"],
         stack="".join(traceback.format_tb(error.__traceback__)),
     )
-    return error_response(scope, ApiError(Code.INTERNAL, "Internal error. The server's log tells more."))
+    return error_response(scope, ApiError(Code.INTERNAL, "Internal error. See the server's log."))
 
 
-def _speaks_problems(scope: Scope) -> bool:
-    """Whether errors on this path are problem details; the guide's own routes keep FastAPI's form."""
+def _uses_problem_details(scope: Scope) -> bool:
+    """Whether errors on this path are problem details. The guide's routes keep FastAPI's format."""
     return _route_path(scope).startswith(("/v1/", "/health/"))
 
 
 def _route_path(scope: Scope) -> str:
-    """The path without the prefix that a proxy put in front."""
+    """The path without the prefix that a proxy adds."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))
 
@@ -85,15 +94,15 @@ async def _validation_error(request: Request, error: Exception) -> Response:
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:
-    """What the router raises: no such path, no such method."""
+    """Handle what the router raises: no such path, or no such method."""
     assert isinstance(error, HTTPException)
     headers = dict(error.headers or {})
     code = Code.NOT_FOUND
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         code = Code.METHOD_NOT_ALLOWED
-        # The router names the methods of one route; another one may share its path.
+        # The router names only the methods of the first route on this path.
         headers["Allow"] = ", ".join(allowed_methods(request.app, _route_path(request.scope))) or headers["Allow"]
-    if not _speaks_problems(request.scope):
+    if not _uses_problem_details(request.scope):
         return JSONResponse({"detail": error.detail}, error.status_code, headers)
     return error_response(request.scope, ApiError(code, f"{error.detail}.", headers=headers))
 
@@ -102,30 +111,29 @@ async def _schema_error(request: Request, error: Exception) -> Response:
     return error_response(request.scope, ApiError(Code.SCHEMA_MISMATCH, str(error)))
 
 
-async def _redis_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RedisError)
+def _redis_error(request: Request, error: RedisError, on_redis_away: Callable[[], None]) -> Response:
     refusal = _refusal(error) if isinstance(error, ResponseError) else None
     if isinstance(error, ResponseError) and refusal is None:
         return unexpected_error(request.scope, error)
     log.warning("redis_unavailable", error=type(error).__name__, reason=str(error))
     if refusal is None:
-        request.app.state.services.redis_went_away()
+        on_redis_away()
     detail = (
-        "Redis cannot be reached. It is tried again at every request."
+        "Redis cannot be reached. Each request tries again."
         if refusal is None
-        else f"Redis refuses to write ({refusal}). Its log tells more."
+        else f"Redis refuses writes ({refusal}). See the log of Redis."
     )
     return error_response(request.scope, ApiError(Code.REDIS_UNAVAILABLE, detail, retry_after_s=RETRY_SOON_S))
 
 
 def _refusal(error: ResponseError) -> str | None:
-    """Redis's word for a refusal that passes; None for an error that is ours."""
-    # redis-py has classes for some of them, and cuts the word off their messages.
+    """The code of a temporary refusal, such as `OOM`; None for an error that our code caused."""
+    # redis-py has classes for some of them, and removes the code from their messages.
     if isinstance(error, OutOfMemoryError):
         return "OOM"
     if isinstance(error, ReadOnlyError):
         return "READONLY"
-    match = _PASSING_REFUSAL.search(str(error))
+    match = _TEMPORARY_REFUSAL.search(str(error))
     return None if match is None else match[1]
 
 
@@ -139,7 +147,7 @@ def _field_error(raw: dict[str, Any]) -> FieldError:
 
 
 def _summary(errors: Sequence[FieldError]) -> str:
-    """All messages in one line, each with its field."""
+    """All messages in one line, each after the name of its field."""
     return "; ".join(
         f"{'.'.join(str(part) for part in error.loc[1:]) or error.loc[0]}: {error.msg}" for error in errors
     )

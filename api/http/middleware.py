@@ -1,4 +1,4 @@
-"""What happens around every request: its id and its line in the log, the size of its body, the last resort."""
+"""ASGI middleware: request ids and the request log, a limit on bodies, and answers to unexpected errors."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from api.http.problems import ApiError, Code
 
 log = structlog.get_logger(__name__)
 
-#: A request id that we take over from the caller; any other is replaced.
+#: A request id that is accepted from the caller. Any other is replaced.
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 class RequestLog:
-    """Gives each request an id (`X-Request-Id`, taken over and sent back) and one line in the log, without bodies."""
+    """Gives each request an id (`X-Request-Id`, the caller's if it is valid) and logs one line for it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -52,7 +52,7 @@ class RequestLog:
                 await self._app(scope, receive, send_with_id)
             finally:
                 client = scope.get("client")
-                # Probes come every second or so.
+                # Health probes come about once a second.
                 log.log(
                     logging.DEBUG if scope["path"].startswith("/health/") else logging.INFO,
                     "request",
@@ -65,24 +65,24 @@ class RequestLog:
                 )
 
 
-class LastResort:
-    """Answers where nothing else did, so that such an answer, too, passes through CORS and the log."""
+class UnexpectedErrors:
+    """Turns unexpected errors into responses, so that the middleware outside it adds CORS headers and a log line."""
 
     def __init__(self, app: ASGIApp, answer: Callable[[Scope, Exception], Response]) -> None:
         self._app = app
         self._answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
+        """Handle one request."""
         started = False
 
-        async def noting_send(message: Message) -> None:
+        async def tracking_send(message: Message) -> None:
             nonlocal started
             started = True
             await send(message)
 
         try:
-            await self._app(scope, receive, noting_send)
+            await self._app(scope, receive, tracking_send)
         except Exception as error:
             if scope["type"] != "http" or started:
                 raise
@@ -90,14 +90,14 @@ class LastResort:
 
 
 class BodyLimit:
-    """Reads the body before the application does, and answers 413 as soon as it is known to be too large."""
+    """Reads the whole body before the application runs, and answers 413 as soon as the body is too large."""
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app = app
         self._max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
+        """Handle one request."""
         headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
         if "content-length" not in headers and "transfer-encoding" not in headers:
             await self._app(scope, receive, send)
@@ -113,7 +113,7 @@ class BodyLimit:
             too_large = len(body) > self._max_bytes
             more = message.get("more_body", False) and not too_large
         if too_large:
-            error = ApiError(Code.BODY_TOO_LARGE, f"A request body may have {self._max_bytes} bytes at most.")
+            error = ApiError(Code.BODY_TOO_LARGE, f"A request body may have at most {self._max_bytes} bytes.")
             await error_response(scope, error)(scope, receive, send)
             return
         unread: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]

@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of errors and headers."""
+"""The OpenAPI document: errors and response headers of the routes, and the document itself."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from api.schemas.errors import LegacyError, Problem
 
 Responses = dict[int | str, dict[str, Any]]
 
-#: Codes with which every route that needs Redis may answer.
+#: Error codes of every route that needs Redis.
 QUEUE_CODES = (Code.REDIS_UNAVAILABLE, Code.SCHEMA_MISMATCH, Code.INTERNAL)
-#: Codes of every route that takes a body and puts it in the queue.
+#: Error codes of every route that submits a job.
 SUBMIT_CODES = (
     *QUEUE_CODES,
     Code.INVALID_REQUEST,
@@ -31,24 +31,24 @@ SUBMIT_CODES = (
     Code.NO_WORKERS,
 )
 
-#: A stream, beside which the same status may have an answer in JSON.
+#: The content of a stream. The same status may also have JSON content.
 STREAM_CONTENT = {"text/event-stream": {"schema": {"type": "string"}}}
 
 _PROBLEM_REF = "#/components/schemas/Problem"
 
 
 def legacy_errors(codes: Iterable[Code]) -> Responses:
-    """The `responses` of a route of the guide."""
+    """`responses` of a route of the guide: one entry for each status, with FastAPI's error body."""
     return _responses(codes, LegacyError)
 
 
 def problems(codes: Iterable[Code]) -> Responses:
-    """The `responses` of a new route."""
+    """`responses` of any other route: one entry for each status, with problem details."""
     return _responses(codes, Problem)
 
 
 def headers(**described: str) -> dict[str, Any]:
-    """The `headers` of a response; `_` in a name stands for `-`."""
+    """`headers` of a response: descriptions by name, with `_` for `-`."""
     return {
         name.replace("_", "-"): {"description": description, "schema": {"type": "string"}}
         for name, description in described.items()
@@ -56,7 +56,7 @@ def headers(**described: str) -> dict[str, Any]:
 
 
 def openapi(app: FastAPI) -> dict[str, Any]:
-    """The application's OpenAPI document, with problem details under their own media type."""
+    """The application's OpenAPI document. Problem details get their own media type."""
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     for path in document["paths"].values():
         for operation in path.values():
@@ -68,7 +68,7 @@ def openapi(app: FastAPI) -> dict[str, Any]:
 
 
 def allowed_methods(app: FastAPI, path: str) -> list[str]:
-    """Methods that the document has for a path, sorted; none for a path that is not in it."""
+    """The methods of a path in the document, sorted; empty for a path that is not in it."""
     found: set[str] = set()
     for template, operations in app.openapi()["paths"].items():
         pattern, _, _ = compile_path(template)
@@ -86,7 +86,9 @@ def _responses(codes: Iterable[Code], model: type[LegacyError | Problem]) -> Res
             "model": model,
             "description": "; ".join(f"`{code}`: {KINDS[code].title}" for code in those),
             **(
-                {"headers": headers(Retry_After="Seconds until a new try makes sense.")} if status in (429, 503) else {}
+                {"headers": headers(Retry_After="Seconds to wait before a new attempt.")}
+                if status in (429, 503)
+                else {}
             ),
         }
         for status, those in sorted(by_status.items())

@@ -1,7 +1,7 @@
-"""What can be wrong with a request, and how it is told: one table of codes, two ways to say it.
+"""The API's errors: one table of codes, and two formats for the response.
 
-New routes answer with problem details (RFC 9457, `application/problem+json`). The guide's routes keep FastAPI's
-`{"detail": ...}`: a list where a field is wrong, a text otherwise.
+The routes under `/v1` and `/health/` answer with problem details (RFC 9457, `application/problem+json`). The guide's
+routes keep FastAPI's `{"detail": ...}`: a list if a field is wrong, a string otherwise.
 """
 
 from __future__ import annotations
@@ -12,27 +12,25 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from tasks.job import ErrorCode
-
-#: Retry-After where the cause is usually over in a moment, in seconds.
+#: Retry-After for causes that usually end within a moment, in seconds.
 RETRY_SOON_S = 1
-#: Retry-After where a worker has to come up first, in seconds.
+#: Retry-After for errors that last until a worker has started, in seconds.
 RETRY_WORKER_S = 5
 
-#: Bounds of what an error repeats of the caller's input.
+#: Limits on how much of the caller's input an error repeats.
 MAX_ECHO_CHARACTERS = 200
 MAX_ECHO_ITEMS = 20
 MAX_ECHO_DEPTH = 4
 
 
 class Code(StrEnum):
-    """Codes of the API's own errors; a failed job's are in `tasks.job.ErrorCode`."""
+    """Codes of the API's errors, including those of failed jobs."""
 
     INVALID_REQUEST = "invalid_request"
     PROMPT_TOO_LONG = "prompt_too_long"
     BODY_TOO_LARGE = "body_too_large"
     NOT_FOUND = "not_found"
-    #: It was deleted.
+    #: The job was deleted.
     GONE = "gone"
     NOT_RETRYABLE = "not_retryable"
     METHOD_NOT_ALLOWED = "method_not_allowed"
@@ -45,7 +43,7 @@ class Code(StrEnum):
     NO_WORKERS = "no_workers"
     REDIS_UNAVAILABLE = "redis_unavailable"
     SCHEMA_MISMATCH = "schema_mismatch"
-    #: It was accepted, and Redis has forgotten it.
+    #: The job was accepted, and Redis has lost it since.
     JOB_LOST = "job_lost"
     WAIT_TIMEOUT = "wait_timeout"
     START_TIMEOUT = "start_timeout"
@@ -60,7 +58,7 @@ class Code(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A row of the table."""
+    """One row of the table of errors."""
 
     status: int
     title: str
@@ -110,7 +108,7 @@ class FieldError:
     ctx: Mapping[str, Any] | None = None
 
     def to_detail(self) -> dict[str, Any]:
-        """As FastAPI tells it."""
+        """The error in FastAPI's format."""
         detail: dict[str, Any] = {
             "type": self.type,
             "loc": list(self.loc),
@@ -122,7 +120,10 @@ class FieldError:
         return detail
 
     def to_problem(self) -> dict[str, str]:
-        """As an entry of a problem's `errors`: a JSON pointer into the body, or the parameter's or header's name."""
+        """The error as an item of a problem's `errors`.
+
+        It has a JSON pointer into the body, or the name of the parameter or header.
+        """
         where, *path = self.loc
         entry = {"detail": self.msg, "type": self.type}
         if where == "body":
@@ -136,17 +137,17 @@ class FieldError:
 
 @dataclass
 class ApiError(Exception):
-    """An answer that is an error. Raise it anywhere in a request; `api.http.error_handlers` makes the response."""
+    """An error response. Raise it anywhere in a request; `api.http.error_handlers` builds the response."""
 
     code: Code
-    #: A sentence for people: what is wrong, and what to do.
+    #: A sentence for the user: what is wrong, and what to do about it.
     detail: str
     errors: Sequence[FieldError] = ()
     retry_after_s: int | None = None
-    #: Further members of the body, on both kinds of routes.
+    #: Additional members of the body, in both formats.
     extra: Mapping[str, Any] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
-    #: Where it differs from the table's.
+    #: Overrides the status of the table; None: the table's.
     status: int | None = None
 
     def __post_init__(self) -> None:
@@ -154,16 +155,16 @@ class ApiError(Exception):
 
     @property
     def kind(self) -> Kind:
-        """The code's row in the table."""
+        """The row of `code` in the table."""
         return KINDS[self.code]
 
     @property
     def http_status(self) -> int:
-        """Status of the answer."""
+        """The status of the response."""
         return self.kind.status if self.status is None else self.status
 
     def all_headers(self) -> dict[str, str]:
-        """The answer's headers."""
+        """The headers of the response, with `Retry-After`."""
         retry = {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
         return {**self.headers, **retry}
 
@@ -197,17 +198,12 @@ def invalid(
     ctx: Mapping[str, Any] | None = None,
     code: Code = Code.INVALID_REQUEST,
 ) -> ApiError:
-    """The error of one wrong field."""
+    """The error for one wrong field. `given` is the value, which the response repeats in part."""
     return ApiError(code, msg, errors=[FieldError(loc, msg, type_, given, ctx)])
 
 
-def code_of(error: ErrorCode) -> Code:
-    """The API's code for a failed job's; the names are the same."""
-    return Code(error.value)
-
-
 def presentable(value: Any, depth: int = 0) -> Any:
-    """`value` as something that every JSON encoder takes: bounded, finite, without lone surrogates."""
+    """A copy of `value` that every JSON encoder accepts: limited in size, finite, without lone surrogates."""
     match value:
         case None | bool():
             return value
@@ -236,5 +232,5 @@ def _clean(text: str) -> str:
 
 
 def _pointer_part(part: str | int) -> str:
-    """A member's name or an index in a JSON pointer (RFC 6901)."""
+    """The name of a member, or an index, as one part of a JSON pointer (RFC 6901)."""
     return _clean(str(part)).replace("~", "~0").replace("/", "~1")

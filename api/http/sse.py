@@ -1,4 +1,4 @@
-"""Server-Sent Events on the wire: how events are spelled, and a response that knows when its client is gone."""
+"""Server-Sent Events: their wire format, the cursor in their ids, and a response that sends them."""
 
 from __future__ import annotations
 
@@ -6,39 +6,65 @@ import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from fastapi.sse import format_sse_event
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from api.jobs.waiter import ClientGoneError, while_connected
+from api.http.disconnect import ClientGoneError, while_connected
+from api.http.problems import invalid
 
-#: How long a client shall wait before it connects again, in ms.
+#: How long a client waits before it reconnects, in ms.
 RECONNECT_MS = 2000
+
+#: `<after>-<k>`, and in a query also `<after>` alone.
+_CURSOR = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event. `data` is JSON, in one line."""
+    """One event. `data` is JSON in one line."""
 
     name: str
     data: str
-    #: What a client that comes back gives as `Last-Event-ID`; None where there is nothing to come back to.
+    #: The value that a client sends as `Last-Event-ID` to continue after this event; None: it cannot continue here.
     id: str | None = None
 
     def encode(self) -> bytes:
-        """As it is sent."""
+        """The event in the wire format."""
         return format_sse_event(event=self.name, data_str=self.data, id=self.id)
 
 
-#: The first thing of every stream, and a sign of life.
+#: The first bytes of every stream: the client's reconnect delay.
 OPENING = format_sse_event(retry=RECONNECT_MS)
+#: A comment, sent so that the connection is not silent for long.
 KEEP_ALIVE = format_sse_event(comment="ka")
 
 
+class Cursor(NamedTuple):
+    """A position in a stream: after `after` tokens, and after `k` entries without tokens at that offset."""
+
+    after: int = 0
+    k: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.after}-{self.k}"
+
+
+def parse_cursor(last_event_id: str | None, starting_after: str | None = None) -> Cursor:
+    """The position where a client continues. The query `starting_after` overrides the header. Raises ApiError."""
+    if starting_after is not None:
+        return _parse_cursor(starting_after, ("query", "starting_after"))
+    # An EventSource that has received no id sends no header; some other clients send an empty one.
+    if last_event_id:
+        return _parse_cursor(last_event_id, ("header", "last-event-id"))
+    return Cursor()
+
+
 def wants_events(request: Request) -> bool:
-    """Whether `Accept` names the media type of events; `*/*` does not."""
+    """Whether `Accept` names `text/event-stream`. A wildcard such as `*/*` does not count."""
     for line in request.headers.getlist("accept"):
         for media_range in line.split(","):
             media_type, *parameters = (part.strip().lower() for part in media_range.split(";"))
@@ -49,7 +75,7 @@ def wants_events(request: Request) -> bool:
 
 
 class EventStream(Response):
-    """A response of events, as they come. Its client's going ends it at once, not at the next event."""
+    """A streamed response of events. It ends as soon as the client disconnects, not only at the next event."""
 
     media_type = "text/event-stream"
     charset = "utf-8"
@@ -59,21 +85,21 @@ class EventStream(Response):
         chunks: AsyncGenerator[bytes],
         headers: Mapping[str, str],
         *,
-        on_gone: Callable[[], Awaitable[None]] | None = None,
+        on_disconnect: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """`on_gone` is called when the client went away before the end, but not when the server stops."""
+        """`on_disconnect` is called if the client disconnects before the end, but not when the server shuts down."""
         super().__init__(None, 200, {**headers, "Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._chunks = chunks
-        self._on_gone = on_gone
+        self._on_disconnect = on_disconnect
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events until there are no more, or nobody listens."""
+        """Send events until the stream ends or the client disconnects."""
         try:
             await while_connected(receive, self._send_all(send))
         except ClientGoneError:
-            if self._on_gone is not None:
-                await self._on_gone()
+            if self._on_disconnect is not None:
+                await self._on_disconnect()
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -82,3 +108,16 @@ class EventStream(Response):
             async for chunk in chunks:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _parse_cursor(text: str, where: tuple[str, str]) -> Cursor:
+    match = _CURSOR.fullmatch(text.strip()) if text.isascii() else None
+    if match is None:
+        raise invalid(
+            where,
+            "This is not a position in a stream. Send the `id` of the last event that you received, such as 37-0, or "
+            "the number of tokens that you have.",
+            "cursor",
+            given=text,
+        )
+    return Cursor(int(match[1]), int(match[2] or 0))

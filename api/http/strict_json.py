@@ -1,7 +1,7 @@
-"""JSON bodies, strictly: whatever Python's parser would let through or trip over is an error of the caller.
+"""Strict parsing of JSON bodies: any body that is not JSON by RFC 8259 is answered with 422.
 
-Left alone, FastAPI reads NaN and Infinity, which JSON does not have, and answers 400 instead of 422 where a body is no
-UTF-8, nests too deep, or has an integer of thousands of digits.
+FastAPI by itself accepts NaN and Infinity, and answers 400 if a body is not UTF-8, is nested too deeply, or has an
+integer of thousands of digits.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from fastapi.routing import APIRoute
 
 
 class StrictRequest(Request):
-    """A request whose `json` raises JSONDecodeError for everything that is not JSON as RFC 8259 has it."""
+    """A request whose `json` raises JSONDecodeError for any body that is not JSON by RFC 8259."""
 
     async def json(self) -> Any:
-        """The body's value."""
+        """The parsed body."""
         body = await self.body()
         try:
             return json.loads(body, parse_constant=_refuse_constant)
@@ -27,21 +27,21 @@ class StrictRequest(Request):
         except UnicodeDecodeError as error:
             raise json.JSONDecodeError("The body is not UTF-8", "", error.start) from error
         except (ValueError, RecursionError) as error:
-            message = "Nested too deep" if isinstance(error, RecursionError) else str(error)
+            message = "Nested too deeply" if isinstance(error, RecursionError) else str(error)
             raise json.JSONDecodeError(message, "", 0) from error
 
 
 class StrictRoute(APIRoute):
-    """A route that reads its body with `StrictRequest`."""
+    """A route that parses its body with `StrictRequest`."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """FastAPI's handler behind the stricter request."""
+        """FastAPI's handler, called with a `StrictRequest`."""
         handler = super().get_route_handler()
 
-        async def strictly(request: Request) -> Response:
+        async def strict_handler(request: Request) -> Response:
             return await handler(StrictRequest(request.scope, request.receive))
 
-        return strictly
+        return strict_handler
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Which checkpoints are served: their cards and live workers, read at most every half second."""
+"""The catalog of checkpoints: their cards and live workers, read from Redis at most every half second."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from tasks.card import Card
 from tasks.store.job_store import JobStore
 from tasks.worker_info import WorkerInfo, WorkerState
 
-#: How long a picture is taken for the present, in seconds. A refusal is never based on an older one than just now.
-FRESH_S = 0.5
+#: Oldest snapshot that is used to accept a request, in seconds. A refusal is always based on a new one.
+MAX_AGE_S = 0.5
 
-#: The guide's words.
+#: The message of the original guide.
 NOT_LOADED = "Model not loaded"
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """What was known at one moment."""
+class CatalogSnapshot:
+    """The checkpoints and workers at one moment."""
 
     #: Every checkpoint that ever published a card.
     cards: Mapping[str, Card]
-    #: Live workers, those that are loading or leaving included.
+    #: Live workers, including those that are loading or draining.
     workers: Sequence[WorkerInfo]
 
     def serving(self, name: str | None = None) -> list[WorkerInfo]:
@@ -42,65 +42,68 @@ class Picture:
         return sorted({worker.checkpoint for worker in self.serving()} & self.cards.keys())
 
     def default(self, configured: str | None) -> str | None:
-        """The checkpoint of a request that names none: the configured one, else the only one served, else the only one
-        known. None where that leaves it open, or nothing is known."""
+        """The checkpoint of a request that names none.
+
+        It is the configured one, else the only one served, else the only one known. None: none of these exists.
+        """
         if configured is not None:
             return configured
         candidates = self.served or sorted(self.cards)
         return candidates[0] if len(candidates) == 1 else None
 
 
-class Checkpoints:
-    """The present picture, shared by all requests of this process."""
+class Catalog:
+    """The last snapshot, and the choice of a request's checkpoint. One for all requests of this process."""
 
     def __init__(self, store: JobStore, *, default: str | None) -> None:
-        """`default` is the checkpoint of a request that names none, if one is configured."""
+        """`default` is the configured checkpoint of a request that names none; None: not configured."""
         self._store = store
         self._default = default
-        self._picture = Picture({}, [])
-        self._taken_at = -FRESH_S
+        self._snapshot = CatalogSnapshot({}, [])
+        self._taken_at = -MAX_AGE_S
         self._lock = asyncio.Lock()
 
     @property
-    def last(self) -> Picture:
-        """The last picture taken, however old."""
-        return self._picture
+    def last_snapshot(self) -> CatalogSnapshot:
+        """The last snapshot, of any age; empty before the first one."""
+        return self._snapshot
 
-    async def picture(self, *, max_age_s: float = FRESH_S) -> Picture:
-        """The picture, at most so old. Raises RedisError."""
+    async def snapshot(self, *, max_age_s: float = MAX_AGE_S) -> CatalogSnapshot:
+        """A snapshot that is at most `max_age_s` seconds old. Raises RedisError."""
         asked_at = time.monotonic()
         async with self._lock:
-            # Whoever waited for the lock takes what was read meanwhile.
+            # A request that waited for the lock uses the snapshot that was taken meanwhile.
             if self._taken_at < asked_at - max_age_s:
-                reading_since = time.monotonic()
+                taken_at = time.monotonic()
                 cards, workers = await asyncio.gather(self._store.cards(), self._store.workers(None))
-                self._picture = Picture(cards, workers)
-                self._taken_at = reading_since
-            return self._picture
+                self._snapshot = CatalogSnapshot(cards, workers)
+                self._taken_at = taken_at
+            return self._snapshot
 
     async def choose(self, model: str | None, *, may_wait: bool = False) -> Card:
-        """The card of the checkpoint that shall run a request for `model`.
+        """The card of the checkpoint for a request with this `model`.
 
-        Raises ApiError where the name is unknown, missing although needed, or has no worker (unless `may_wait`).
+        Raises ApiError if there is no such checkpoint, if several are served and `model` is None, or if the checkpoint
+        has no worker (unless `may_wait`). Raises RedisError.
         """
         try:
-            return self._choose(await self.picture(), model, may_wait)
+            return self._choose(await self.snapshot(), model, may_wait)
         except ApiError:
-            return self._choose(await self.picture(max_age_s=0.0), model, may_wait)
+            return self._choose(await self.snapshot(max_age_s=0.0), model, may_wait)
 
     async def describe(self, model: str | None) -> Card:
-        """The card of `model` or of the default, whether it is served now or not. Raises ApiError as `choose`."""
+        """The card of `model` or of the default, with or without a worker. Raises as `choose`."""
         return await self.choose(model, may_wait=True)
 
-    def default_name(self, picture: Picture) -> str | None:
-        """The checkpoint of a request that names none, as far as it is decided."""
-        return picture.default(self._default)
+    def default_name(self, snapshot: CatalogSnapshot) -> str | None:
+        """The checkpoint of a request that names none; None if the request has to name one."""
+        return snapshot.default(self._default)
 
-    def _choose(self, picture: Picture, model: str | None, may_wait: bool) -> Card:
-        if not picture.cards:
+    def _choose(self, snapshot: CatalogSnapshot, model: str | None, may_wait: bool) -> Card:
+        if not snapshot.cards:
             raise ApiError(Code.MODEL_NOT_LOADED, NOT_LOADED, retry_after_s=RETRY_WORKER_S)
-        name = self.default_name(picture) if model is None else model
-        known = picture.served or sorted(picture.cards)
+        name = self.default_name(snapshot) if model is None else model
+        known = snapshot.served or sorted(snapshot.cards)
         if name is None:
             names = ", ".join(known)
             raise ApiError(
@@ -108,13 +111,13 @@ class Checkpoints:
                 f"Several checkpoints are served: {names}. Name one of them in `model`.",
                 extra={"models": known},
             )
-        card = picture.cards.get(name)
+        card = snapshot.cards.get(name)
         if card is None and model is None:
-            # The operator's default, whose first worker is still to come.
+            # The configured default, whose first worker has not started yet.
             raise ApiError(Code.MODEL_NOT_LOADED, NOT_LOADED, retry_after_s=RETRY_WORKER_S)
         if card is None:
-            raise _unknown(name, sorted(picture.cards))
-        if not may_wait and not picture.serving(name):
+            raise _not_found(name, sorted(snapshot.cards))
+        if not may_wait and not snapshot.serving(name):
             raise ApiError(
                 Code.NO_WORKERS,
                 f"{NOT_LOADED}: no worker serves {name} at the moment. Start one, or try again later.",
@@ -123,7 +126,7 @@ class Checkpoints:
         return card
 
 
-def _unknown(name: str, known: list[str]) -> ApiError:
+def _not_found(name: str, known: list[str]) -> ApiError:
     error = FieldError(("body", "model"), "There is no such checkpoint.", "model_not_found", name)
     return ApiError(
         Code.MODEL_NOT_FOUND,

@@ -1,95 +1,135 @@
-"""Following a job: the events of a stream, from any place in it to its end."""
+"""The events of one job for one client, from any position to the job's end."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 
 import structlog
+from fastapi import Response
 from redis.exceptions import RedisError
 
-from api.http.cursor import Cursor
-from api.http.sse import KEEP_ALIVE, Event
-from api.jobs.job_watch import JobWatch, Watched
-from api.jobs.queue_load import Estimates
-from api.jobs.responses import vanished
-from api.jobs.stream_state import Telling
-from api.shutdown import Stopping
+from api.http.sse import KEEP_ALIVE, Cursor, Event, EventStream
+from api.jobs.job_watch import JobWatch, WatchedJob
+from api.jobs.queue_load import QueueLoads
+from api.jobs.responses import job_headers, vanished
+from api.jobs.stream_state import StreamState
+from api.shutdown import Shutdown
 from tasks.job import Job
 from tasks.store.job_store import JobChanges, JobStore
 
 log = structlog.get_logger(__name__)
 
-#: Silence after which a comment is sent, in seconds: proxies and clients see that the stream lives.
+#: A comment is sent after this time without an event, in seconds, so that proxies and clients keep the connection.
 KEEP_ALIVE_S = 15.0
-#: Wait before a read that failed is tried again, in seconds.
+#: Wait before a failed read is retried, in seconds.
 RETRY_S = 0.5
 
 
-class Follower:
-    """Makes streams, for all requests of this process."""
+class JobStream:
+    """One stream. Iterate over `chunks` once."""
 
-    def __init__(self, store: JobStore, watch: JobWatch, estimates: Estimates, stopping: Stopping) -> None:
+    def __init__(
+        self, store: JobStore, watch: JobWatch, queue_loads: QueueLoads, shutdown: Shutdown, state: StreamState
+    ) -> None:
         self._store = store
         self._watch = watch
-        self._estimates = estimates
-        self._stopping = stopping
+        self._queue_loads = queue_loads
+        self._shutdown = shutdown
+        self._state = state
 
-    async def follow(self, job: Job, news: JobChanges, cursor: Cursor, *, prefix: str) -> AsyncGenerator[bytes]:
-        """The events of a job behind `cursor`, of which `news` were read just now.
+    async def chunks(self, changes: JobChanges) -> AsyncGenerator[bytes]:
+        """The stream in the wire format. `changes` were read after the state's cursor, just now.
 
-        Ends behind `done`; with an `error` where the job is gone; and without either where this process is about to
-        end, for the client to connect again elsewhere. While Redis is away it waits.
+        The stream ends after `done`, or after an `error` if the job is gone. If this process shuts down it ends without
+        either, and the client reconnects elsewhere. While Redis is away it waits.
         """
-        telling = Telling(job, prefix, cursor)
-        for event in telling.news(news):
+        for event in self._state.events(changes):
             yield event.encode()
-        if news.ended is None:
-            async with aclosing(self._live(telling, news.position)) as chunks:
+        if changes.ended is None:
+            async with aclosing(self._live(changes.position)) as chunks:
                 async for chunk in chunks:
                     yield chunk
 
-    async def _live(self, telling: Telling, position: int | None) -> AsyncGenerator[bytes]:
-        """What happens from now on."""
-        spoken_at = time.monotonic()
-        with self._watch.watch(telling.job.id, tokens=True, moves=True) as watched:
+    async def _live(self, position: int | None) -> AsyncGenerator[bytes]:
+        """Events from now on."""
+        state = self._state
+        sent_at = time.monotonic()
+        with self._watch.watch(state.job.id, tokens=True, moves=True) as watched:
             watched.position = position
-            while not self._stopping.begun:
+            while not self._shutdown.begun:
                 try:
-                    events, over = await self._changes(telling, watched)
+                    events, ended = await self._next_events(watched)
                 except RedisError as error:
-                    log.warning("redis_away_while_streaming", job_id=telling.job.id, error=type(error).__name__)
-                    events, over = [], False
+                    log.warning("redis_away_while_streaming", job_id=state.job.id, error=type(error).__name__)
+                    events, ended = [], False
                     await asyncio.sleep(RETRY_S)
-                    watched.bell.ring()
+                    watched.subscription.notify()
                 for event in events:
                     yield event.encode()
-                if over:
+                if ended:
                     return
                 if events:
-                    spoken_at = time.monotonic()
-                elif time.monotonic() >= spoken_at + KEEP_ALIVE_S:
+                    sent_at = time.monotonic()
+                elif time.monotonic() >= sent_at + KEEP_ALIVE_S:
                     yield KEEP_ALIVE
-                    spoken_at = time.monotonic()
-                silence_s = spoken_at + KEEP_ALIVE_S - time.monotonic()
-                due_s = telling.move_due_s if telling.has_moved(watched.position) else silence_s
-                await watched.bell.wait(max(0.0, min(silence_s, due_s)))
+                    sent_at = time.monotonic()
+                keep_alive_due_s = sent_at + KEEP_ALIVE_S - time.monotonic()
+                due_s = state.queue_event_due_s if state.has_moved(watched.position) else keep_alive_due_s
+                await watched.subscription.wait(max(0.0, min(keep_alive_due_s, due_s)))
 
-    async def _changes(self, telling: Telling, watched: Watched) -> tuple[list[Event], bool]:
-        """What the client does not know yet, and whether that is the end. On RedisError nothing is told."""
-        job = telling.job
-        news: JobChanges | None = None
-        if watched.bell.news:
-            watched.bell.news = False
-            news = await self._store.changes(job.id, *telling.cursor)
-            if news is None:
-                return [telling.failure(await vanished(self._store, job.id))], True
-            watched.position = news.position
-        moved = telling.has_moved(watched.position) and telling.move_due_s == 0
-        reading = await self._estimates.reading(job.checkpoint) if moved else None
-        events = [] if news is None else list(telling.news(news))
-        if watched.position is not None and reading is not None:
-            events.append(telling.move(watched.position, reading))
-        return events, news is not None and news.ended is not None
+    async def _next_events(self, watched: WatchedJob) -> tuple[list[Event], bool]:
+        """Events that the client does not have yet, and whether they end the stream.
+
+        On RedisError the state is unchanged, but `watched.subscription.changed` is False: notify it to read again.
+        """
+        state = self._state
+        job = state.job
+        changes: JobChanges | None = None
+        if watched.subscription.changed:
+            watched.subscription.changed = False
+            changes = await self._store.changes(job.id, *state.cursor)
+            if changes is None:
+                return [state.error_event(await vanished(self._store, job.id))], True
+            watched.position = changes.position
+        queue_event_due = state.has_moved(watched.position) and state.queue_event_due_s == 0
+        queue = await self._queue_loads.snapshot(job.checkpoint) if queue_event_due else None
+        events = [] if changes is None else list(state.events(changes))
+        if watched.position is not None and queue is not None:
+            events.append(state.queue_event(watched.position, queue))
+        return events, changes is not None and changes.ended is not None
+
+
+class JobStreams:
+    """Opens streams. One for all requests of this process."""
+
+    def __init__(self, store: JobStore, watch: JobWatch, queue_loads: QueueLoads, shutdown: Shutdown) -> None:
+        self._store = store
+        self._watch = watch
+        self._queue_loads = queue_loads
+        self._shutdown = shutdown
+
+    async def response(
+        self,
+        job: Job,
+        cursor: Cursor,
+        prefix: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        on_disconnect: Callable[[], Awaitable[None]] | None = None,
+    ) -> Response:
+        """The stream of a job after `cursor`; 204 if that is the cursor of `done`. Raises ApiError and RedisError.
+
+        `headers` are added to the job's headers. `on_disconnect` is called if the client disconnects before the end.
+        """
+        changes = await self._store.changes(job.id, *cursor)
+        if changes is None:
+            raise await vanished(self._store, job.id)
+        all_headers = {**job_headers(job.id, prefix), **(headers or {})}
+        if changes.ended is not None and str(cursor) == changes.end_id:
+            return Response(status_code=204, headers=all_headers)
+        state = StreamState(job, prefix, cursor)
+        stream = JobStream(self._store, self._watch, self._queue_loads, self._shutdown, state)
+        return EventStream(stream.chunks(changes), all_headers, on_disconnect=on_disconnect)

@@ -1,11 +1,11 @@
-"""From a record to the job object that clients see."""
+"""Builds the job object of the API, and its parts, from a job record."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import UTC, datetime
 
-from api.jobs.queue_load import Reading
+from api.jobs.queue_load import QueueSnapshot
 from api.schemas.generation import GenerateResponse
 from api.schemas.jobs import (
     EtaFinish,
@@ -28,15 +28,18 @@ from tasks.job import Job, Status
 
 
 def job_url(prefix: str, job_id: str) -> str:
-    """Path of a job; `prefix` is what a proxy put in front of all paths."""
+    """The path of a job. `prefix` is the path prefix that a proxy adds."""
     return f"{prefix}/v1/jobs/{job_id}"
 
 
 def job_response(
-    job: Job, *, prefix: str = "", partial: str | None = None, reading: Reading | None = None
+    job: Job, *, prefix: str = "", partial: str | None = None, queue: QueueSnapshot | None = None
 ) -> JobResponse:
-    """The job object. `partial` is the text so far of a job that runs, where the caller has read it; `reading` is what
-    the queue does, for the estimates of a job that is not over."""
+    """The job object.
+
+    For a job that is not over, `partial` is its text so far and `queue` is its queue, from which the estimates come.
+    Without them the text and the estimates are null.
+    """
     completion = partial if job.completion is None else job.completion
     url = job_url(prefix, job.id)
     return JobResponse(
@@ -55,7 +58,7 @@ def job_response(
             run_timeout_s=_maybe_seconds(job.limits.run_timeout_ms),
             deadline_s=_maybe_seconds(job.limits.deadline_ms),
         ),
-        queue=_queue(job, reading),
+        queue=_queue(job, queue),
         progress=JobProgress(tokens_generated=job.tokens, max_tokens=job.generation.sampling.max_tokens),
         output=JobOutput(
             generated_text=None if completion is None else job.generation.prompt + completion,
@@ -84,7 +87,7 @@ def job_response(
 
 
 def generate_response(job: Job) -> GenerateResponse:
-    """The guide's answer, of a job that succeeded."""
+    """The response body of the guide, for a job that succeeded."""
     return GenerateResponse(
         prompt=job.generation.prompt,
         generated_text=job.generation.prompt + (job.completion or ""),
@@ -94,7 +97,7 @@ def generate_response(job: Job) -> GenerateResponse:
 
 
 def job_result(job: Job) -> JobResult:
-    """The text of a job that succeeded."""
+    """The body of `GET /v1/jobs/{id}/result`, for a job that succeeded."""
     if job.finish_reason is None:
         raise ValueError(f"{job.id} has not succeeded")
     return JobResult(
@@ -103,7 +106,7 @@ def job_result(job: Job) -> JobResult:
 
 
 def job_timings(job: Job) -> JobTimings:
-    """Durations in seconds, as far as they are known."""
+    """The durations of a job in seconds; None if not known yet."""
     decode_s = _seconds(job.first_token_at, job.finished_at)
     return JobTimings(
         queue_s=_seconds(job.created_at, job.started_at),
@@ -115,42 +118,42 @@ def job_timings(job: Job) -> JobTimings:
 
 
 def server_timing(job: Job) -> str:
-    """The value of `Server-Timing`: milliseconds of each phase that is known."""
+    """The value of `Server-Timing`: the duration of each phase that is known, in milliseconds."""
     timings = job_timings(job)
     phases = (("queue", timings.queue_s), ("ttft", timings.ttft_s), ("decode", timings.decode_s))
     return ", ".join(f"{name};dur={seconds * 1000:.0f}" for name, seconds in phases if seconds is not None)
 
 
 def moment(ms: int) -> datetime:
-    """A time of a record, ms since the epoch."""
+    """A time of the record (ms since the epoch) as a datetime in UTC."""
     return datetime.fromtimestamp(ms / 1000, UTC)
 
 
 def maybe_moment(ms: int | None) -> datetime | None:
-    """`moment`, of a time that may not have come."""
+    """As `moment`; None for None."""
     return None if ms is None else moment(ms)
 
 
-def eta(estimate: Estimate, *, position: int | None, as_of: datetime) -> JobEta:
-    """When a job will probably be over; `position` is None where it runs."""
-    waits = position is not None
+def job_eta(estimate: Estimate, *, position: int | None, as_of: datetime) -> JobEta:
+    """The estimate as the API has it. `position` is None for a running job."""
+    queued = position is not None
     finish = estimate.finish
     return JobEta(
         position=position,
-        tokens_ahead=estimate.tokens_ahead if waits else None,
-        eta_start_s=None if estimate.start_s is None or not waits else round(estimate.start_s, 3),
+        tokens_ahead=estimate.tokens_ahead if queued else None,
+        eta_start_s=None if estimate.start_s is None or not queued else round(estimate.start_s, 3),
         eta_finish_s=None if finish is None else EtaFinish(p50=round(finish.p50, 3), p90=round(finish.p90, 3)),
         as_of=as_of,
     )
 
 
-def _queue(job: Job, reading: Reading | None) -> JobQueue:
+def _queue(job: Job, queue: QueueSnapshot | None) -> JobQueue:
     position = job.position if job.status is Status.QUEUED else None
-    if job.status.terminal or reading is None:
-        nothing: dict[str, None] = dict.fromkeys(("tokens_ahead", "eta_start_s", "eta_finish_s", "as_of"))
-        return JobQueue(priority=job.priority, position=position, **nothing)
-    told = eta(reading.of_job(job), position=position, as_of=reading.as_of)
-    return JobQueue(priority=job.priority, **dict(told))
+    if job.status.terminal or queue is None:
+        unknown: dict[str, None] = dict.fromkeys(("tokens_ahead", "eta_start_s", "eta_finish_s", "as_of"))
+        return JobQueue(priority=job.priority, position=position, **unknown)
+    eta = job_eta(queue.estimate(job), position=position, as_of=queue.as_of)
+    return JobQueue(priority=job.priority, **dict(eta))
 
 
 def _maybe_seconds(ms: int | None) -> float | None:

@@ -1,6 +1,6 @@
-"""Watching jobs: their bells, and a slow look at all of them for the ring that got lost, and for who moved up.
+"""Watches jobs for changes: by notifications, and by a slow poll that finds lost notifications and queue moves.
 
-One look covers all watched jobs of the process in one call, so that a thousand waiters cost next to nothing.
+One call polls all watched jobs of the process, so a thousand waiters cost very little.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from api.background import end
-from api.jobs.subscriptions import Bell, Bells
+from api.jobs.subscriptions import Subscription, Subscriptions
 from tasks.store import keys
 from tasks.store.job_store import JobStore, JobVersion
 
@@ -22,74 +22,82 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(eq=False, slots=True)
-class Watched:
-    """One waiter's view of a job."""
+class WatchedJob:
+    """A job as one waiter watches it."""
 
-    #: Rings at every change of the job's state, and where tokens are watched, when it has new ones.
-    bell: Bell
-    #: Whether the bell is also nudged when the position has changed.
-    moves: bool
-    #: Jobs ahead of it at the last look; None where it does not wait, or was not looked at yet.
+    #: Notified when the job's state changes, and if its tokens are watched too, when it has new tokens.
+    subscription: Subscription
+    #: Whether the waiter is also woken when the job's position changes.
+    wake_on_move: bool
+    #: Jobs ahead of it at the last poll; None unless it is queued, and before the first poll.
     position: int | None = None
 
-    def show(self, seen: JobVersion | None, *, changed: bool) -> None:
-        """Take in a look."""
-        position = None if seen is None else seen.position
+    def update(self, found: JobVersion | None, *, changed: bool) -> None:
+        """Take over the result of a poll. `changed`: the version differs from the last one."""
+        position = None if found is None else found.position
         moved = position != self.position
         self.position = position
         if changed:
-            self.bell.ring()
-        elif moved and self.moves:
-            self.bell.nudge()
+            self.subscription.notify()
+        elif moved and self.wake_on_move:
+            self.subscription.wake()
 
 
 class JobWatch:
-    """Views of jobs. Use it on one event loop."""
+    """All watched jobs of this process. Use it on one event loop."""
 
-    def __init__(self, store: JobStore, bells: Bells, *, look_every_s: float) -> None:
-        """`look_every_s` is how late a change is noticed at most whose ring was lost."""
+    def __init__(self, store: JobStore, subscriptions: Subscriptions, *, poll_every_s: float) -> None:
+        """`poll_every_s` is the longest time until a change is found whose notification was lost."""
         self._store = store
-        self._bells = bells
-        self._look_every_s = look_every_s
-        self._watched: dict[str, set[Watched]] = {}
-        #: Version of each watched job at the last look; None where there is no such job.
-        self._seen: dict[str, int | None] = {}
+        self._subscriptions = subscriptions
+        self._poll_every_s = poll_every_s
+        self._watched: dict[str, set[WatchedJob]] = {}
+        #: Version of each watched job at the last poll; None if there was no such job.
+        self._versions: dict[str, int | None] = {}
         self._task: asyncio.Task[None] | None = None
 
     @property
     def jobs(self) -> int:
-        """Jobs that somebody watches."""
+        """Number of jobs that are watched."""
         return len(self._watched)
 
     def start(self) -> None:
-        """Begin to look, in the background."""
-        self._task = asyncio.create_task(self._look_again_and_again(), name="job-watch")
+        """Start to poll, in a background task."""
+        self._task = asyncio.create_task(self._poll_regularly(), name="job-watch")
 
     async def stop(self) -> None:
-        """End looking."""
+        """Stop polling."""
         if self._task is not None:
             await end(self._task)
 
     @contextmanager
-    def watch(self, job_id: str, *, tokens: bool, moves: bool = False) -> Iterator[Watched]:
-        """A view of the job. With `tokens` its bell rings for new tokens, too; with `moves` it is nudged when the job
-        moves in the queue.
+    def watch(self, job_id: str, *, tokens: bool, moves: bool = False) -> Iterator[WatchedJob]:
+        """Watch the job's state; with `tokens` also its new tokens, and with `moves` also its position in the queue.
 
-        It rings once as soon as nothing can be missed any more: wait for that, then read, then wait again.
+        The subscription is notified once as soon as it is in effect. To miss nothing, wait for that, then read, then
+        wait again.
         """
         channels = [keys.state_channel(job_id), *([keys.tokens_channel(job_id)] if tokens else [])]
-        with self._bells.listen(*channels) as bell, self._looked_at(job_id, Watched(bell, moves)) as watched:
+        with (
+            self._subscriptions.subscribe(*channels) as subscription,
+            self._polled(job_id, WatchedJob(subscription, moves)) as watched,
+        ):
             yield watched
 
     @contextmanager
-    def watch_end(self, job_id: str) -> Iterator[Watched]:
-        """A view of a job that is to be submitted within this context, with the bells' `reply_channel`. It rings at the
-        job's end, and now and then before: cheaper than `watch`, as it takes no subscription of its own."""
-        with self._bells.reply(job_id) as bell, self._looked_at(job_id, Watched(bell, moves=False)) as watched:
+    def watch_end(self, job_id: str) -> Iterator[WatchedJob]:
+        """Watch for the end of a job that is submitted within this context with the process's `reply_channel`.
+
+        It may be notified earlier, too. It is cheaper than `watch`, because it needs no channel of its own.
+        """
+        with (
+            self._subscriptions.subscribe_to_end(job_id) as subscription,
+            self._polled(job_id, WatchedJob(subscription, wake_on_move=False)) as watched,
+        ):
             yield watched
 
     @contextmanager
-    def _looked_at(self, job_id: str, watched: Watched) -> Iterator[Watched]:
+    def _polled(self, job_id: str, watched: WatchedJob) -> Iterator[WatchedJob]:
         self._watched.setdefault(job_id, set()).add(watched)
         try:
             yield watched
@@ -97,25 +105,25 @@ class JobWatch:
             self._watched[job_id].discard(watched)
             if not self._watched[job_id]:
                 del self._watched[job_id]
-                self._seen.pop(job_id, None)
+                self._versions.pop(job_id, None)
 
-    async def _look_again_and_again(self) -> None:
+    async def _poll_regularly(self) -> None:
         while True:
-            await asyncio.sleep(self._look_every_s)
+            await asyncio.sleep(self._poll_every_s)
             try:
-                await self._look()
+                await self._poll()
             except RedisError as error:
-                log.debug("look_failed", error=type(error).__name__)
+                log.debug("job_poll_failed", error=type(error).__name__)
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         ids = list(self._watched)
         if not ids:
             return
-        for job_id, seen in zip(ids, await self._store.versions(ids), strict=True):
-            version = None if seen is None else seen.version
-            # At the first look there is nothing to compare with: better one ring too many.
-            changed = job_id not in self._seen or self._seen[job_id] != version
+        for job_id, found in zip(ids, await self._store.versions(ids), strict=True):
+            version = None if found is None else found.version
+            # The first poll has nothing to compare with: an unneeded notification is harmless, a missed one is not.
+            changed = job_id not in self._versions or self._versions[job_id] != version
             if job_id in self._watched:
-                self._seen[job_id] = version
+                self._versions[job_id] = version
                 for watched in self._watched[job_id]:
-                    watched.show(seen, changed=changed)
+                    watched.update(found, changed=changed)

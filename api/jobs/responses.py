@@ -1,4 +1,4 @@
-"""Answers about jobs, as every route gives them."""
+"""Responses and errors about jobs, shared by all routes."""
 
 from __future__ import annotations
 
@@ -11,84 +11,90 @@ from fastapi import Response
 from pydantic import BaseModel
 from redis.exceptions import RedisError
 
-from api.http.problems import RETRY_SOON_S, ApiError, Code, FieldError, code_of, presentable
+from api.http.problems import RETRY_SOON_S, ApiError, Code, FieldError, presentable
 from api.http.request_headers import Preferences
 from api.jobs.job_view import generate_response, job_response, job_url, server_timing
-from api.jobs.queue_load import Estimates, retry_after_s
+from api.jobs.queue_load import QueueLoads, retry_after_s
 from api.schemas.jobs import JobResponse
-from tasks.job import Job, JobError, Status
+from tasks.job import ErrorCode, Job, JobError, Status
 from tasks.store.job_store import JobStore
 from tasks.token_log import TokenLog
 
-#: Faults that lie in the prompt, which the worker alone could tell.
+#: Errors in the prompt that only the worker can find.
 _PROMPT_CODES = (Code.INVALID_REQUEST, Code.PROMPT_TOO_LONG)
 
 
-def json_answer(body: BaseModel, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+def json_response(body: BaseModel, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """`body` as JSON."""
-    # A plain number, as the log shows it.
+    # An HTTPStatus would appear in the log by its name.
     return Response(body.model_dump_json(), int(status), headers, media_type="application/json")
 
 
 def job_headers(job_id: str, prefix: str) -> dict[str, str]:
-    """Headers of every answer that made or found a job."""
+    """Headers that name the job of the response."""
     return {"Location": job_url(prefix, job_id), "X-Job-Id": job_id}
 
 
+def replayed_headers(replayed: bool) -> dict[str, str]:
+    """The header of a response whose job was made by an earlier request with the same idempotency key."""
+    return {"Idempotency-Replayed": "true"} if replayed else {}
+
+
 def preference_headers(preferences: Preferences, *, waited_s: float | None, answered_async: bool) -> dict[str, str]:
-    """Headers of an answer that depends on `Prefer`."""
+    """Headers of a response that depends on `Prefer`."""
     applied = preferences.applied(waited_s=waited_s, answered_async=answered_async)
     return {"Vary": "Prefer", **({"Preference-Applied": applied} if applied else {})}
 
 
 @dataclass(frozen=True, slots=True)
-class JobAnswers:
-    """Answers with a job object, for all requests of this process. Each raises RedisError."""
+class JobResponses:
+    """Responses with a job object. One for all requests of this process. Each method raises RedisError."""
 
     store: JobStore
-    estimates: Estimates
+    queue_loads: QueueLoads
 
-    async def job(
-        self, job: Job, prefix: str, status: int = HTTPStatus.OK, headers: Mapping[str, str] | None = None
-    ) -> Response:
-        """The job object, with the text so far and an estimate where the job is not over."""
-        return json_answer(await self._live_response(job, prefix), status, headers)
+    async def job(self, job: Job, prefix: str, headers: Mapping[str, str] | None = None) -> Response:
+        """200 with the job object. If the job is not over, it has the text so far and an estimate."""
+        return json_response(await self._job_object(job, prefix), HTTPStatus.OK, headers)
 
     async def accepted(self, job: Job, prefix: str, headers: Mapping[str, str]) -> Response:
-        """202: the job is there, its end is not. `Retry-After` says when it probably will be."""
-        body = await self._live_response(job, prefix)
+        """202 with the job object: the job is not over. `Retry-After` is the estimated time until it is."""
+        body = await self._job_object(job, prefix)
         finish = body.queue.eta_finish_s
-        later = str(retry_after_s(None if finish is None else finish.p50))
-        return json_answer(body, HTTPStatus.ACCEPTED, {**headers, "Retry-After": later})
+        retry_after = str(retry_after_s(None if finish is None else finish.p50))
+        return json_response(body, HTTPStatus.ACCEPTED, {**headers, "Retry-After": retry_after})
 
-    async def _live_response(self, job: Job, prefix: str) -> JobResponse:
+    async def _job_object(self, job: Job, prefix: str) -> JobResponse:
         if job.status.terminal:
             return job_response(job, prefix=prefix)
-        reading = await self.estimates.reading(job.checkpoint)
-        return job_response(job, prefix=prefix, partial=await _text_so_far(self.store, job), reading=reading)
+        queue = await self.queue_loads.snapshot(job.checkpoint)
+        return job_response(job, prefix=prefix, partial=await _text_so_far(self.store, job), queue=queue)
 
 
 def generated(job: Job, headers: Mapping[str, str]) -> Response:
-    """200 with the guide's body. What it has no room for is in headers."""
+    """200 with the guide's body. Timings and warnings, which it has no fields for, are in headers."""
     more = {"Server-Timing": server_timing(job)}
     if job.warnings:
-        # Header values are ASCII; JSON escapes the rest.
+        # Header values are ASCII; JSON escapes everything else.
         more["X-Job-Warnings"] = json.dumps(job.warnings)
-    return json_answer(generate_response(job), 200, {**headers, **more})
+    return json_response(generate_response(job), 200, {**headers, **more})
 
 
 def unsuccessful(job: Job, prefix: str) -> ApiError:
-    """The error of a synchronous call whose job is over without success."""
+    """The error of a synchronous call whose job ended without success."""
     if job.error is not None:
         return _failed(job.error, job.id, prefix)
     return _job_error(Code.CANCELLED, "The job was cancelled.", job.id, prefix)
 
 
 def wait_is_over(job_id: str, prefix: str, why: str) -> ApiError:
-    """The error of a synchronous call whose caller agreed to no other answer than the text. `why` is a sentence."""
+    """The error of a synchronous call that ends before its job, and accepts no answer but the text.
+
+    `why` is a sentence.
+    """
     return _job_error(
         Code.WAIT_TIMEOUT,
-        f"{why} The job goes on: read it at {job_url(prefix, job_id)}.",
+        f"{why} The job continues: read it at {job_url(prefix, job_id)}.",
         job_id,
         prefix,
         retry_after_s=RETRY_SOON_S,
@@ -96,7 +102,7 @@ def wait_is_over(job_id: str, prefix: str, why: str) -> ApiError:
 
 
 def no_result(job: Job, prefix: str) -> ApiError:
-    """The error of `GET /v1/jobs/{id}/result` for a job that is over without success. Its text so far goes along."""
+    """The error of `GET /v1/jobs/{id}/result` for a job that ended without success. It includes the text so far."""
     url = job_url(prefix, job.id)
     output = job_response(job, prefix=prefix).output.model_dump(mode="json")
     extra = {"job_id": job.id, "job_url": url, "output": output}
@@ -107,13 +113,16 @@ def no_result(job: Job, prefix: str) -> ApiError:
 
 
 def not_retryable(job: Job) -> ApiError:
-    """The error of repeating a job that is not over, or has succeeded."""
-    why = "has succeeded: submit its request again" if job.status.terminal else f"is {job.status}: cancel it first"
-    return ApiError(Code.NOT_RETRYABLE, f"{job.id} {why}, if you want another one.", extra={"job_id": job.id})
+    """The error of `POST /v1/jobs/{id}/retry` for a job that is not over, or has succeeded."""
+    state = "has succeeded: submit its request again" if job.status.terminal else f"is {job.status}: cancel it first"
+    return ApiError(Code.NOT_RETRYABLE, f"{job.id} {state}, if you want another one.", extra={"job_id": job.id})
 
 
 async def read_accepted(store: JobStore, job_id: str, prefix: str) -> Job:
-    """A job that this request made or found. Raises ApiError where Redis went away just then: the job is there."""
+    """Read a job that this request submitted or found.
+
+    Raises ApiError if Redis is away now or has lost the job; the error names the job.
+    """
     try:
         job = await store.get(job_id)
     except RedisError as error:
@@ -130,7 +139,7 @@ async def read_accepted(store: JobStore, job_id: str, prefix: str) -> Job:
 
 
 async def vanished(store: JobStore, job_id: str) -> ApiError:
-    """The error of a job that was accepted, and is not there any more. Raises RedisError."""
+    """The error for a job that was accepted and does not exist any more. Raises RedisError."""
     if await store.was_deleted(job_id):
         return _deleted(job_id)
     return ApiError(
@@ -141,13 +150,18 @@ async def vanished(store: JobStore, job_id: str) -> ApiError:
 
 
 async def missing(store: JobStore, job_id: str) -> ApiError:
-    """The error of an id under which there is no job. Raises RedisError."""
+    """The error for an id that has no job. Raises RedisError."""
     return _deleted(job_id) if await store.was_deleted(job_id) else no_such_job(job_id)
 
 
 def no_such_job(job_id: str) -> ApiError:
-    """The error of an id that never was, or whose record is over."""
+    """The error for an id that no job ever had, or whose job has expired."""
     return ApiError(Code.NOT_FOUND, f"There is no job {presentable(job_id)}: it never was, or its time is over.")
+
+
+def code_of(error: ErrorCode) -> Code:
+    """The API's code for the error of a failed job. The names are the same."""
+    return Code(error.value)
 
 
 def _deleted(job_id: str) -> ApiError:
@@ -155,7 +169,7 @@ def _deleted(job_id: str) -> ApiError:
 
 
 async def _text_so_far(store: JobStore, job: Job) -> str:
-    """Text of the tokens that `job` counts; the log may have grown since it was read."""
+    """The text of the tokens that `job` counts. The log may have grown since the job was read."""
     if job.tokens == 0:
         return ""
     log = TokenLog(tuple(await store.log(job.id)))
@@ -167,8 +181,8 @@ def _failed(error: JobError, job_id: str, prefix: str) -> ApiError:
     if code is Code.INTERNAL:
         return _job_error(code, f"Generation failed: {error.message}", job_id, prefix)
     if code in _PROMPT_CODES:
-        wrong = FieldError(("body", "prompt"), error.message, code.value)
-        return _job_error(code, error.message, job_id, prefix, errors=(wrong,))
+        in_prompt = FieldError(("body", "prompt"), error.message, code.value)
+        return _job_error(code, error.message, job_id, prefix, errors=(in_prompt,))
     return _job_error(code, error.message, job_id, prefix)
 
 
@@ -187,6 +201,6 @@ def _job_error(
         errors=errors,
         retry_after_s=retry_after_s,
         extra={"job_id": job_id, "job_url": job_url(prefix, job_id)},
-        # The job was accepted: a client library that repeats the call by itself would only make another one.
+        # The job was accepted: a client library that repeats the call automatically would only submit another job.
         headers={**job_headers(job_id, prefix), "X-Should-Retry": "false"},
     )

@@ -1,4 +1,4 @@
-"""What one client of a stream was told, and what it is to be told next. No waiting in here."""
+"""What one client of a stream has received, and which events come next. Nothing here waits or reads."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from api.http.cursor import Cursor
 from api.http.problems import ApiError
-from api.http.sse import Event
-from api.jobs.job_view import eta, job_response, job_url
-from api.jobs.queue_load import Reading, tokens_left
+from api.http.sse import Cursor, Event
+from api.jobs.job_view import job_eta, job_response, job_url
+from api.jobs.queue_load import QueueSnapshot, tokens_left
 from api.jobs.responses import unsuccessful
 from api.schemas.events import AttemptEvent, StatusEvent, TokenEvent
 from tasks.job import Job
@@ -23,55 +22,54 @@ QUEUE_EVERY_S = 1.0
 
 
 @dataclass(slots=True)
-class Telling:
-    """The state of one stream."""
+class StreamState:
+    """The state of one stream. Each method that returns events assumes that they are sent."""
 
     #: The job as it was when the stream began.
     job: Job
-    #: What a proxy put in front of all paths.
+    #: The path prefix that a proxy adds.
     prefix: str
-    #: Up to where the client has the log.
+    #: The end of the part of the log that was sent.
     cursor: Cursor
     _status: StatusEvent | None = None
     _position: int | None = None
-    _position_at: float = -QUEUE_EVERY_S
+    _position_sent_at: float = -QUEUE_EVERY_S
 
-    def news(self, news: JobChanges) -> Iterator[Event]:
-        """What a read brought: state, log, end."""
-        status = StatusEvent(status=news.status, attempt=news.attempt, worker=news.worker)
-        if news.ended is None and status != self._status:
+    def events(self, changes: JobChanges) -> Iterator[Event]:
+        """Events for the changes that were read: the status, new entries of the log, the end."""
+        status = StatusEvent(status=changes.status, attempt=changes.attempt, worker=changes.worker)
+        if changes.ended is None and status != self._status:
             self._status = status
             yield Event("status", status.model_dump_json())
-        for entry in news.entries:
+        for entry in changes.entries:
             self.cursor = Cursor(entry.after, entry.k)
-            yield _logged(entry)
-        if news.ended is not None:
-            if news.ended.error is not None:
-                yield self.failure(unsuccessful(news.ended, self.prefix))
-            yield Event("done", job_response(news.ended, prefix=self.prefix).model_dump_json(), news.end_id)
+            yield _log_event(entry)
+        if changes.ended is not None:
+            if changes.ended.error is not None:
+                yield self.error_event(unsuccessful(changes.ended, self.prefix))
+            yield Event("done", job_response(changes.ended, prefix=self.prefix).model_dump_json(), changes.end_id)
 
     def has_moved(self, position: int | None) -> bool:
-        """Whether the client does not know that so many are ahead."""
+        """Whether `position` differs from the one that was sent last. False unless the job is queued."""
         return position is not None and position != self._position
 
     @property
-    def move_due_s(self) -> float:
-        """How long to wait until it may be told, in seconds."""
-        return max(0.0, self._position_at + QUEUE_EVERY_S - time.monotonic())
+    def queue_event_due_s(self) -> float:
+        """Seconds until the next `queue` event may be sent."""
+        return max(0.0, self._position_sent_at + QUEUE_EVERY_S - time.monotonic())
 
-    def move(self, position: int, reading: Reading) -> Event:
-        """Where in the queue it stands."""
-        self._position, self._position_at = position, time.monotonic()
-        left = tokens_left(self.job)
-        estimate = reading.load.estimate(position=position, tokens_left=left)
-        return Event("queue", eta(estimate, position=position, as_of=reading.as_of).model_dump_json())
+    def queue_event(self, position: int, queue: QueueSnapshot) -> Event:
+        """The `queue` event: the job's position and estimates."""
+        self._position, self._position_sent_at = position, time.monotonic()
+        estimate = queue.queue_load.estimate(position=position, tokens_left=tokens_left(self.job))
+        return Event("queue", job_eta(estimate, position=position, as_of=queue.as_of).model_dump_json())
 
-    def failure(self, error: ApiError) -> Event:
-        """Why it failed, or why the stream cannot go on."""
+    def error_event(self, error: ApiError) -> Event:
+        """The `error` event: why the job failed, or why the stream cannot go on."""
         return Event("error", json.dumps(error.to_problem(f"{job_url(self.prefix, self.job.id)}/stream")))
 
 
-def _logged(entry: Entry) -> Event:
+def _log_event(entry: Entry) -> Event:
     if entry.attempt is not None:
         data = AttemptEvent(attempt=entry.attempt, resumed_from=entry.after).model_dump_json()
         return Event("attempt", data, entry.id)

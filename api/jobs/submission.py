@@ -1,15 +1,17 @@
-"""From a validated body to a job in the queue: the one way in, for every route that generates."""
+"""Checks a validated request against its checkpoint's card and submits it as a job. Every route submits here."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import hashlib
+import json
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
-from api.http.cancel_after import sooner
 from api.http.problems import ApiError, Code, FieldError, invalid
-from api.jobs.catalog import Checkpoints
-from api.jobs.queue_load import Estimates, retry_after_s
+from api.jobs.catalog import Catalog
+from api.jobs.queue_load import QueueLoads, retry_after_s
 from api.schemas.generation import GenerateRequest, JobRequest
 from tasks.card import Card
 from tasks.errors import IdempotencyMismatchError, QueueFullError, QueuePositionError
@@ -18,22 +20,43 @@ from tasks.job import Job, TimeLimits
 from tasks.store.job_store import Idempotency, JobStore, NewJob, Submitted
 
 #: Owner of every job until there are API keys.
-ANYBODY = "anonymous"
-#: Priority of a job whose caller names none.
+ANONYMOUS = "anonymous"
+#: Priority of a job whose request names none.
 DEFAULT_PRIORITY = 5
-#: Prompts of more characters are looked through in a thread, so that the event loop goes on.
-LONG_PROMPT = 20_000
-#: Unknown characters that an error names.
+#: Prompts with more characters are checked in a thread, so that they do not block the event loop.
+LONG_PROMPT_CHARACTERS = 20_000
+#: Most unknown characters that one error names.
 MAX_NAMED_CHARACTERS = 10
 
 
-class Submitter:
-    """Checks a request against its checkpoint's card and hands it to the queue."""
+def idempotency(key: str | None, *, owner: str, route: str, request: Mapping[str, Any]) -> Idempotency | None:
+    """Key and fingerprint of a request; None without a key.
 
-    def __init__(self, store: JobStore, checkpoints: Checkpoints, estimates: Estimates) -> None:
+    Keys of different owners or different `route`s are different keys. `request` is validated and has its defaults, so
+    that all spellings of a request have the same fingerprint.
+    """
+    if key is None:
+        return None
+    scope = "\0".join((owner, route, key))
+    canonical = json.dumps(request, sort_keys=True, separators=(",", ":"))
+    return Idempotency(
+        key_hash=hashlib.sha256(scope.encode()).hexdigest(), fingerprint=hashlib.sha256(canonical.encode()).hexdigest()
+    )
+
+
+def deadline_s(body: GenerateRequest, cancel_after_s: float | None) -> float | None:
+    """How long the whole job may take, in seconds: the shorter of the body's limit and `Cancel-After`, if any."""
+    in_body = body.deadline_s if isinstance(body, JobRequest) else None
+    return min((limit_s for limit_s in (in_body, cancel_after_s) if limit_s is not None), default=None)
+
+
+class Submitter:
+    """Submits jobs. One for all requests of this process."""
+
+    def __init__(self, store: JobStore, catalog: Catalog, queue_loads: QueueLoads) -> None:
         self._store = store
-        self._checkpoints = checkpoints
-        self._estimates = estimates
+        self._catalog = catalog
+        self._queue_loads = queue_loads
 
     async def submit(
         self,
@@ -44,26 +67,26 @@ class Submitter:
         cancel_after_s: float | None,
         reply_to: str | None,
     ) -> Submitted:
-        """Queue the request under `job_id`, or find the job that its idempotency key belongs to. `reply_to` is the
-        channel on which a new job's end is told.
+        """Submit the request as the job `job_id`, or find the job that its idempotency key belongs to.
 
-        Raises ApiError for whatever is wrong with it, and RedisError.
+        `reply_to` is the channel that receives the new job's id when it ends. Raises ApiError if the request cannot be
+        accepted, and RedisError.
         """
-        return await self._accept(key, lambda: self._new_job(body, job_id, key, cancel_after_s, reply_to))
+        return await self._submit(key, lambda: self._new_job(body, job_id, key, cancel_after_s, reply_to))
 
     async def repeat(self, job: Job, *, job_id: str, key: Idempotency | None) -> Submitted:
-        """Queue under `job_id` what `job` was asked for, as a job of its own. Raises as `submit`."""
-        return await self._accept(key, lambda: self._repeated(job, job_id, key))
+        """Submit the request of `job` again as the job `job_id`. Raises as `submit`."""
+        return await self._submit(key, lambda: self._repeated_job(job, job_id, key))
 
-    async def _accept(self, key: Idempotency | None, make: Callable[[], Awaitable[NewJob]]) -> Submitted:
+    async def _submit(self, key: Idempotency | None, make_job: Callable[[], Awaitable[NewJob]]) -> Submitted:
         checkpoint: str | None = None
         try:
             # A repeated request finds its job even if it could not be accepted now.
             if key is not None and (known := await self._store.find(key)) is not None:
                 return Submitted(known, replayed=True)
-            new = await make()
+            new = await make_job()
             checkpoint = new.checkpoint
-            return await self._store.submit(await self._predicted(new))
+            return await self._store.submit(await self._with_prediction(new))
         except IdempotencyMismatchError as error:
             raise ApiError(
                 Code.IDEMPOTENCY_MISMATCH,
@@ -77,15 +100,15 @@ class Submitter:
             raise await self._refusal(Code.MAX_QUEUE_POSITION, error, checkpoint, too_many) from error
 
     async def _refusal(self, code: Code, error: Exception, checkpoint: str | None, departures: int) -> ApiError:
-        """429, until so many jobs that wait now have been started."""
-        assert checkpoint is not None, "only a job that was made can be refused by the queue"
-        load = (await self._estimates.reading(checkpoint)).load
-        return ApiError(code, str(error), retry_after_s=retry_after_s(load.departure_s(departures)))
+        """429. `Retry-After` is the estimated time until `departures` waiting jobs have started."""
+        assert checkpoint is not None, "the queue can refuse a job only after it was made"
+        queue = await self._queue_loads.snapshot(checkpoint)
+        return ApiError(code, str(error), retry_after_s=retry_after_s(queue.queue_load.departure_s(departures)))
 
-    async def _predicted(self, new: NewJob) -> NewJob:
-        """The job with what its estimate would be, as a measure of the estimates."""
-        load = (await self._estimates.reading(new.checkpoint)).load
-        estimate = load.estimate(position=load.waiting, tokens_left=new.generation.sampling.max_tokens)
+    async def _with_prediction(self, new: NewJob) -> NewJob:
+        """The job with its estimated duration, which is compared with the real one when it ends."""
+        queue_load = (await self._queue_loads.snapshot(new.checkpoint)).queue_load
+        estimate = queue_load.estimate(position=queue_load.waiting, tokens_left=new.generation.sampling.max_tokens)
         return replace(new, predicted_s=estimate.uncorrected_s)
 
     async def _new_job(
@@ -96,32 +119,32 @@ class Submitter:
         cancel_after_s: float | None,
         reply_to: str | None,
     ) -> NewJob:
-        queued = body if isinstance(body, JobRequest) else None
-        card = await self._checkpoints.choose(body.model, may_wait=queued is not None and queued.wait_for_worker)
+        options = body if isinstance(body, JobRequest) else None
+        card = await self._catalog.choose(body.model, may_wait=options is not None and options.wait_for_worker)
         generation = Generation(prompt=body.prompt, sampling=body.sampling.with_seed())
         await self._check(card, generation)
         return NewJob(
             id=job_id,
-            owner=ANYBODY,
+            owner=ANONYMOUS,
             checkpoint=card.name,
             digest=card.digest,
             generation=generation,
-            priority=DEFAULT_PRIORITY if queued is None else queued.priority,
-            metadata={} if queued is None else queued.metadata,
+            priority=DEFAULT_PRIORITY if options is None else options.priority,
+            metadata={} if options is None else options.metadata,
             limits=TimeLimits(
-                queue_timeout_ms=None if queued is None else _ms(queued.queue_timeout_s),
-                run_timeout_ms=None if queued is None else _ms(queued.run_timeout_s),
-                deadline_ms=_ms(sooner(cancel_after_s, None if queued is None else queued.deadline_s)),
+                queue_timeout_ms=None if options is None else _ms(options.queue_timeout_s),
+                run_timeout_ms=None if options is None else _ms(options.run_timeout_s),
+                deadline_ms=_ms(deadline_s(body, cancel_after_s)),
             ),
-            max_position=None if queued is None else queued.max_queue_position,
+            max_position=None if options is None else options.max_queue_position,
             idempotency=key,
-            result_ttl_s=None if queued is None else queued.result_ttl_s,
+            result_ttl_s=None if options is None else options.result_ttl_s,
             reply_to=reply_to,
         )
 
-    async def _repeated(self, job: Job, job_id: str, key: Idempotency | None) -> NewJob:
-        card = await self._checkpoints.choose(job.checkpoint)
-        # It may be another checkpoint by now, under the same name.
+    async def _repeated_job(self, job: Job, job_id: str, key: Idempotency | None) -> NewJob:
+        card = await self._catalog.choose(job.checkpoint)
+        # The name may belong to another checkpoint by now.
         await self._check(card, job.generation)
         return NewJob(
             id=job_id,
@@ -137,53 +160,53 @@ class Submitter:
             result_ttl_s=job.result_ttl_ms / 1000,
         )
 
-    async def _check(self, card: Card, asked: Generation) -> None:
-        if len(asked.prompt) > LONG_PROMPT:
-            await asyncio.to_thread(check_against, card, asked)
+    async def _check(self, card: Card, generation: Generation) -> None:
+        if len(generation.prompt) > LONG_PROMPT_CHARACTERS:
+            await asyncio.to_thread(check_against, card, generation)
         else:
-            check_against(card, asked)
+            check_against(card, generation)
 
 
-def check_against(card: Card, asked: Generation) -> None:
+def check_against(card: Card, generation: Generation) -> None:
     """Raises ApiError for a request that the checkpoint cannot run.
 
-    What only the tokenizer can tell, as the length of a prompt in BPE tokens, the worker checks before it decodes.
+    What needs the tokenizer, such as the length of a prompt in BPE tokens, is checked by the worker before it decodes.
     """
-    if asked.sampling.top_k is not None and asked.sampling.top_k > card.vocab_size:
+    if generation.sampling.top_k is not None and generation.sampling.top_k > card.vocab_size:
         raise invalid(
             ("body", "top_k"),
             f"Input should be less than or equal to {card.vocab_size}",
             "less_than_equal",
-            given=asked.sampling.top_k,
+            given=generation.sampling.top_k,
             ctx={"le": card.vocab_size},
         )
-    unknown = card.tokenizer.unknown_characters(asked.prompt)
+    unknown = card.tokenizer.unknown_characters(generation.prompt)
     if unknown and card.tokenizer.unknown == "refuse":
         raise ApiError(
             Code.INVALID_REQUEST,
             f"The vocabulary of {card.name} lacks {len(unknown)} of the prompt's characters.",
             errors=[_unknown_character(card, index, char) for index, char in unknown[:MAX_NAMED_CHARACTERS]],
         )
-    tokens = card.tokenizer.prompt_tokens(asked.prompt)
+    tokens = card.tokenizer.prompt_tokens(generation.prompt)
     if tokens == 0:
         raise invalid(
             ("body", "prompt"),
             f"The vocabulary of {card.name} has none of the prompt's characters.",
             "unknown_character",
-            given=asked.prompt,
+            given=generation.prompt,
         )
     if tokens is not None and tokens >= card.context:
         raise invalid(
             ("body", "prompt"),
-            f"The prompt has {tokens} tokens; the context of {card.name} is {card.context}, and one must be left for "
-            f"the answer. Shorten it to {card.context - 1} tokens or fewer.",
+            f"The prompt has {tokens} tokens; the context of {card.name} is {card.context}, and one token must remain "
+            f"for the answer. Shorten it to {card.context - 1} tokens or fewer.",
             Code.PROMPT_TOO_LONG.value,
             code=Code.PROMPT_TOO_LONG,
         )
 
 
 def _ms(seconds: float | None) -> int | None:
-    """A limit as the record has it: at least 1 ms."""
+    """A time limit in ms, as the record has it: at least 1."""
     return None if seconds is None else max(1, round(seconds * 1000))
 
 
@@ -198,5 +221,5 @@ def _unknown_character(card: Card, index: int, char: str) -> FieldError:
 
 
 def _named(char: str) -> str:
-    """A character for people: itself where it can be seen, and its code point."""
+    """A character for an error message: its repr and its code point."""
     return f"{char!r} (U+{ord(char):04X})"

@@ -1,11 +1,12 @@
-"""Bells: one pub/sub connection a process, and any number of asyncio waiters behind it.
+"""Fans out Redis pub/sub notifications: one connection per process serves any number of asyncio waiters.
 
-Every job has bells of its own, for whoever wants to know of its changes. Who submits a job and waits for its end alone
-needs none of them: the job's record names this process's reply channel, which is subscribed to once and for all.
+Each job has channels of its own, for clients that watch its changes. A request that submits a job and only waits for
+its end does not subscribe to them: the job's record names this process's reply channel, which is subscribed once.
 
-A bell says that something changed, never what: whoever hears it reads the record. Subscribe, read, then wait, and
-nothing is missed: the server's confirmation of a subscription rings too, so the first read that follows it is late
-enough, and after a lost connection every bell rings once. `api.jobs.job_watch` covers what may still be lost.
+A notification says that something may have changed, not what; the waiter then reads the record. Subscribe, read, then
+wait, and no change is missed: the server's confirmation of a subscription notifies the waiter too, so that its first
+read happens after the subscription took effect; and after a lost connection every waiter is notified once.
+`api.jobs.job_watch` covers notifications that are lost in other ways.
 """
 
 from __future__ import annotations
@@ -26,69 +27,69 @@ from tasks.store import keys
 
 log = structlog.get_logger(__name__)
 
-#: Wait before the next try to connect, in seconds.
+#: Wait before the next attempt to connect, in seconds.
 RECONNECT_S = 0.5
-#: Silence after which the server is asked whether it is still there, and again this long for its answer, in seconds.
+#: After this time without a message the server gets a PING, and then has this time to answer, in seconds.
 SILENCE_S = 5.0
-#: Channels of one SUBSCRIBE; a reconnect with thousands of channels sends several.
-CHANNELS_A_COMMAND = 500
+#: Channels in one SUBSCRIBE command. A reconnect with thousands of channels sends several commands.
+CHANNELS_PER_COMMAND = 500
 
 
-class Bell:
-    """One waiter's ear on one or several channels. Rings that come while nobody waits are kept, as one."""
+class Subscription:
+    """One waiter's subscription to one or more channels. Notifications that come between two waits count as one."""
 
     def __init__(self) -> None:
-        self._rung = asyncio.Event()
-        #: Whether something may have changed since this was last set to False; a nudge alone is no news.
-        self.news = False
+        self._woken = asyncio.Event()
+        #: Whether a notification came since the waiter last set this to False. `wake` does not set it.
+        self.changed = False
 
-    def ring(self) -> None:
-        """Wake the waiter: something may have changed."""
-        self.news = True
-        self._rung.set()
+    def notify(self) -> None:
+        """Wake the waiter because data may have changed."""
+        self.changed = True
+        self._woken.set()
 
-    def nudge(self) -> None:
-        """Wake the waiter, who knows himself what for."""
-        self._rung.set()
+    def wake(self) -> None:
+        """Wake the waiter without marking new data."""
+        self._woken.set()
 
     async def wait(self, timeout_s: float) -> bool:
-        """Wait for a ring, at most so long; False where none came. A ring is heard once."""
+        """Wait until woken, at most `timeout_s` seconds. False: the time is over."""
         try:
             async with asyncio.timeout(timeout_s):
-                await self._rung.wait()
+                await self._woken.wait()
         except TimeoutError:
             return False
-        self._rung.clear()
+        self._woken.clear()
         return True
 
 
-class Bells:
-    """Subscriptions of this process, counted by channel. Use it on one event loop."""
+class Subscriptions:
+    """All subscriptions of this process, on one connection. Use it on one event loop."""
 
     def __init__(self, redis: Redis) -> None:
         self._pool = redis.connection_pool
-        self._ears: dict[bytes, set[Bell]] = {}
-        #: Where the ends of this process's own jobs are told.
+        self._by_channel: dict[bytes, set[Subscription]] = {}
+        #: The channel that receives the ids of this process's own jobs when they end.
         self.reply_channel = keys.reply_channel(secrets.token_hex(8))
         self._reply_name = self.reply_channel.encode()
-        #: By job id.
-        self._awaiting_reply: dict[bytes, set[Bell]] = {}
-        #: Channels of which the server was told, or shall be told, on the present connection.
-        self._subscribed: set[bytes] = set()
+        self._by_job_id: dict[bytes, set[Subscription]] = {}
+        #: Channels for which the present connection has sent, or is about to send, SUBSCRIBE.
+        self._requested: set[bytes] = set()
+        #: Channels whose subscription the server has confirmed.
         self._confirmed: set[bytes] = set()
-        #: Channels whose wish may differ from what the server was told.
-        self._changed: set[bytes] = set()
-        self._work = asyncio.Event()
+        #: Channels whose first waiter came or last waiter left since the last commands were sent.
+        self._dirty: set[bytes] = set()
+        self._has_dirty = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     @property
     def channels(self) -> int:
-        """Channels that somebody listens to."""
-        return len(self._ears)
+        """Number of channels that have a waiter, without the reply channel."""
+        return len(self._by_channel)
 
     def start(self) -> None:
-        """Connect, and stay connected, in the background."""
-        self._task = asyncio.create_task(self._run(), name="bells")
+        """Connect and stay connected, in a background task."""
+        self._task = asyncio.create_task(self._run(), name="subscriptions")
 
     async def stop(self) -> None:
         """Disconnect."""
@@ -96,47 +97,49 @@ class Bells:
             await end(self._task)
 
     @contextmanager
-    def listen(self, *channels: str) -> Iterator[Bell]:
-        """A bell for the channels. It rings once as soon as the subscription holds, and at every later ring."""
-        bell = Bell()
+    def subscribe(self, *channels: str) -> Iterator[Subscription]:
+        """A subscription to `channels`. It is notified when the server confirms it, and at each later message."""
+        subscription = Subscription()
         names = [channel.encode() for channel in channels]
         for name in names:
-            self._ears.setdefault(name, set()).add(bell)
+            self._by_channel.setdefault(name, set()).add(subscription)
             if name in self._confirmed:
-                bell.ring()
+                subscription.notify()
             else:
-                self._tell(name)
+                self._mark_dirty(name)
         try:
-            yield bell
+            yield subscription
         finally:
             for name in names:
-                self._ears[name].discard(bell)
-                if not self._ears[name]:
-                    del self._ears[name]
-                    self._tell(name)
+                self._by_channel[name].discard(subscription)
+                if not self._by_channel[name]:
+                    del self._by_channel[name]
+                    self._mark_dirty(name)
 
     @contextmanager
-    def reply(self, job_id: str) -> Iterator[Bell]:
-        """A bell that rings at the end of a job which is submitted, within this context, with `reply_channel`; also
-        when a ring may have been lost."""
-        bell = Bell()
+    def subscribe_to_end(self, job_id: str) -> Iterator[Subscription]:
+        """A subscription to the end of a job that is submitted, within this context, with `reply_channel`.
+
+        It is also notified when a message may have been lost.
+        """
+        subscription = Subscription()
         name = job_id.encode()
-        self._awaiting_reply.setdefault(name, set()).add(bell)
+        self._by_job_id.setdefault(name, set()).add(subscription)
         try:
-            yield bell
+            yield subscription
         finally:
-            self._awaiting_reply[name].discard(bell)
-            if not self._awaiting_reply[name]:
-                del self._awaiting_reply[name]
+            self._by_job_id[name].discard(subscription)
+            if not self._by_job_id[name]:
+                del self._by_job_id[name]
 
-    def ring_all(self) -> None:
-        """Wake everybody."""
-        for ears in (*self._ears.values(), *self._awaiting_reply.values()):
-            _ring(ears)
+    def notify_all(self) -> None:
+        """Notify every waiter."""
+        for subscriptions in (*self._by_channel.values(), *self._by_job_id.values()):
+            _notify(subscriptions)
 
-    def _tell(self, channel: bytes) -> None:
-        self._changed.add(channel)
-        self._work.set()
+    def _mark_dirty(self, channel: bytes) -> None:
+        self._dirty.add(channel)
+        self._has_dirty.set()
 
     async def _run(self) -> None:
         lost = False
@@ -144,76 +147,76 @@ class Bells:
             connection: AbstractConnection = self._pool.make_connection()  # type: ignore[no-untyped-call]
             try:
                 await connection.connect()  # type: ignore[no-untyped-call]
-                # From here on silence is no fault, and sending has no time limit: `_hear` looks after both. A limit
-                # would make redis-py send in a way that may swallow a cancellation.
+                # From here on silence is normal, and `_receive` detects a dead server. A time limit on the socket
+                # would also make redis-py send in a way that may swallow a cancellation.
                 connection.socket_timeout = None
                 if lost:
-                    log.info("bells_connected")
+                    log.info("subscriptions_connected")
                 lost = False
                 await self._serve(connection)
             except* (RedisError, OSError) as errors:
                 if not lost:
-                    log.warning("bells_disconnected", error=str(errors.exceptions[0]))
+                    log.warning("subscriptions_disconnected", error=str(errors.exceptions[0]))
                 lost = True
             finally:
                 await connection.disconnect(nowait=True)
             await asyncio.sleep(RECONNECT_S)
 
     async def _serve(self, connection: AbstractConnection) -> None:
-        """Keep one connection's subscriptions in step, until it breaks."""
-        self._subscribed.clear()
+        """Send subscriptions and receive messages until the connection fails."""
+        self._requested.clear()
         self._confirmed.clear()
-        self._changed = {*self._ears, self._reply_name}
-        self._work.set()
+        self._dirty = {*self._by_channel, self._reply_name}
+        self._has_dirty.set()
         async with asyncio.TaskGroup() as both:
             both.create_task(self._send_subscriptions(connection))
-            both.create_task(self._hear(connection))
+            both.create_task(self._receive(connection))
 
     async def _send_subscriptions(self, connection: AbstractConnection) -> None:
         while True:
-            await self._work.wait()
-            self._work.clear()
-            changed, self._changed = self._changed, set()
-            new = [name for name in changed if self._is_wanted(name) and name not in self._subscribed]
-            old = [name for name in changed if not self._is_wanted(name) and name in self._subscribed]
-            self._subscribed.update(new)
-            self._subscribed.difference_update(old)
+            await self._has_dirty.wait()
+            self._has_dirty.clear()
+            dirty, self._dirty = self._dirty, set()
+            new = [name for name in dirty if self._is_wanted(name) and name not in self._requested]
+            old = [name for name in dirty if not self._is_wanted(name) and name in self._requested]
+            self._requested.update(new)
+            self._requested.difference_update(old)
             self._confirmed.difference_update(old)
             for command, names in (("UNSUBSCRIBE", old), ("SUBSCRIBE", new)):
-                for start in range(0, len(names), CHANNELS_A_COMMAND):
-                    part = names[start : start + CHANNELS_A_COMMAND]
+                for start in range(0, len(names), CHANNELS_PER_COMMAND):
+                    part = names[start : start + CHANNELS_PER_COMMAND]
                     await connection.send_command(command, *part, check_health=False)
 
     def _is_wanted(self, name: bytes) -> bool:
-        return name in self._ears or name == self._reply_name
+        return name in self._by_channel or name == self._reply_name
 
-    async def _hear(self, connection: AbstractConnection) -> None:
-        asked = False
+    async def _receive(self, connection: AbstractConnection) -> None:
+        pinged = False
         while True:
             reply = await connection.read_response(timeout=SILENCE_S, disconnect_on_error=False, push_request=True)
             if reply is None:
-                if asked:
+                if pinged:
                     raise RedisConnectionError(f"no answer within {SILENCE_S:g} s")
-                asked = True
+                pinged = True
                 await connection.send_command("PING", check_health=False)
                 continue
-            asked = False
-            # The answer to PING is no list, or begins with `pong`.
+            pinged = False
+            # The answer to PING is not a list, or begins with `pong`.
             if not isinstance(reply, list) or reply[0] not in (b"message", b"subscribe"):
                 continue
             kind, channel = reply[0], reply[1]
-            if kind == b"subscribe" and channel in self._subscribed:
+            if kind == b"subscribe" and channel in self._requested:
                 self._confirmed.add(channel)
             if channel != self._reply_name:
-                _ring(self._ears.get(channel, ()))
+                _notify(self._by_channel.get(channel, ()))
             elif kind == b"message":
-                _ring(self._awaiting_reply.get(reply[2], ()))
+                _notify(self._by_job_id.get(reply[2], ()))
             else:
-                # What was told before this was told to nobody.
-                for ears in self._awaiting_reply.values():
-                    _ring(ears)
+                # Messages published before the subscription was confirmed are lost, so notify every waiter once.
+                for subscriptions in self._by_job_id.values():
+                    _notify(subscriptions)
 
 
-def _ring(bells: Iterable[Bell]) -> None:
-    for bell in bells:
-        bell.ring()
+def _notify(subscriptions: Iterable[Subscription]) -> None:
+    for subscription in subscriptions:
+        subscription.notify()

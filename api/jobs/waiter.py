@@ -1,68 +1,62 @@
-"""Waiting for a job without holding anything but a bell."""
+"""Waits for a job's end or change. A waiting request holds a subscription, but no connection to Redis."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import Callable
 
 import structlog
 from redis.exceptions import RedisError
-from starlette.types import Receive
 
-from api.background import end
-from api.jobs.job_watch import JobWatch, Watched
-from api.shutdown import Stopping
+from api.jobs.job_watch import JobWatch, WatchedJob
+from api.shutdown import Shutdown
 from tasks.job import Job
 from tasks.store.job_store import JobStore, Submitted
 
 log = structlog.get_logger(__name__)
 
-T = TypeVar("T")
-
-#: Wait before a read that failed is tried again, in seconds.
+#: Wait before a failed read is retried, in seconds.
 RETRY_S = 0.5
 
 
-class ClientGoneError(Exception):
-    """The client closed its connection while it waited."""
-
-
 class Waiter:
-    """Waits for jobs."""
+    """Waits for jobs. One for all requests of this process."""
 
-    def __init__(self, store: JobStore, watch: JobWatch, stopping: Stopping) -> None:
+    def __init__(self, store: JobStore, watch: JobWatch, shutdown: Shutdown) -> None:
         self._store = store
         self._watch = watch
-        self._stopping = stopping
+        self._shutdown = shutdown
 
     async def wait(
         self, job_id: str, *, until: Callable[[Job], bool], timeout_s: float, tokens: bool = False
     ) -> Job | None:
-        """The job as soon as `until` holds for it, else as it was read last when time is over, or this process ends.
+        """Return the job as soon as `until` is true for it.
 
-        `tokens`: new tokens matter, too, not the state alone. None: the job is gone, or could never be read. A Redis
-        that goes away meanwhile is waited for: the job was accepted, and goes on.
+        When the time is over or this process shuts down, return the job as it was read last. None: the job is gone, or
+        no read succeeded. `tokens`: wake up for new tokens too, not only for changes of state. While Redis is away this
+        retries, because the job was accepted and continues.
         """
         with self._watch.watch(job_id, tokens=tokens) as watched:
             return await self._wait(watched, job_id, until, timeout_s)
 
-    async def wait_end(self, submitted: Submitted, ending: Watched, *, timeout_s: float) -> Job | None:
-        """As `wait`, for the end of a job that was submitted while `ending`, a view of `watch_end`, was held."""
-        if submitted.replayed:  # another job, of which nobody tells us
+    async def wait_end(self, submitted: Submitted, watched: WatchedJob, *, timeout_s: float) -> Job | None:
+        """As `wait`, for the end of a job that was submitted within the `watch_end` context of `watched`."""
+        if submitted.replayed:  # It is an earlier job, whose end is not published on this process's reply channel.
             return await self.wait(submitted.job_id, until=_is_over, timeout_s=timeout_s)
-        return await self._wait(ending, submitted.job_id, _is_over, timeout_s)
+        return await self._wait(watched, submitted.job_id, _is_over, timeout_s)
 
-    async def _wait(self, watched: Watched, job_id: str, until: Callable[[Job], bool], timeout_s: float) -> Job | None:
+    async def _wait(
+        self, watched: WatchedJob, job_id: str, until: Callable[[Job], bool], timeout_s: float
+    ) -> Job | None:
         deadline = time.monotonic() + timeout_s
         job: Job | None = None
         failed = False
-        while (left_s := deadline - time.monotonic()) > 0 and not self._stopping.begun:
+        while (left_s := deadline - time.monotonic()) > 0 and not self._shutdown.begun:
             if failed:
                 await asyncio.sleep(min(left_s, RETRY_S))
             else:
-                await watched.bell.wait(left_s)
+                await watched.subscription.wait(left_s)
             try:
                 job = await self._store.get(job_id)
                 failed = False
@@ -77,25 +71,3 @@ class Waiter:
 
 def _is_over(job: Job) -> bool:
     return job.status.terminal
-
-
-async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, unless the client goes away before: then it is cancelled, and ClientGoneError raised.
-
-    The request's body must have been read. A cancellation from outside, as at the server's own shutdown, is none of the
-    client's doing and passes as it is.
-    """
-    working = asyncio.create_task(work)
-    watching = asyncio.create_task(_disconnect(receive))
-    try:
-        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientGoneError
-    finally:
-        await end(working, watching)
-
-
-async def _disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -1,39 +1,29 @@
-"""The original guide's endpoints: `POST /generate`, `GET /info`, `GET /`."""
+"""The endpoints of the original guide: `POST /generate`, `GET /health`, `GET /info` and `GET /`."""
 
 from __future__ import annotations
 
 from functools import partial
 
-import structlog
 from fastapi import APIRouter, Request, Response
-from redis.exceptions import RedisError
 
-from api.http.cursor import cursor_of
-from api.http.idempotency import idempotency
 from api.http.openapi import QUEUE_CODES, STREAM_CONTENT, SUBMIT_CODES, headers, legacy_errors
-from api.http.parameters import CancelAfterDep, KeyLinesDep, LastEventIdHeader, PreferencesDep
+from api.http.parameters import LastEventIdHeader, SubmitHeadersDep, UrlPrefixDep
 from api.http.problems import Code
-from api.http.sse import wants_events
+from api.http.sse import Cursor, parse_cursor, wants_events
 from api.http.strict_json import StrictRoute
-from api.jobs.responses import generated, job_headers, preference_headers, read_accepted, unsuccessful, wait_is_over
-from api.jobs.submission import ANYBODY
-from api.jobs.waiter import ClientGoneError, while_connected
-from api.routes.health import summary
-from api.routes.streams import stream_answer
+from api.jobs.responses import generated, replayed_headers, unsuccessful, wait_is_over
+from api.jobs.submit_and_wait import request_idempotency
 from api.schemas.generation import GenerateRequest, GenerateResponse
-from api.schemas.health import InfoResponse, RootResponse
+from api.schemas.health import HealthResponse, InfoResponse, RootResponse
 from api.schemas.jobs import JobResponse
-from api.services import Services, ServicesDep, UncheckedServicesDep
-from tasks.job import Job, Status
-from tasks.job_id import new_job_id
+from api.services import ServicesDep, UncheckedServicesDep
+from tasks.job import Status
 
-log = structlog.get_logger(__name__)
-
-#: The guide's name and version of the service.
+#: Name and version of the service in the original guide.
 TITLE = "Inference API"
 VERSION = "1.0.0"
 
-router = APIRouter(route_class=StrictRoute, tags=["guide"])
+router = APIRouter(route_class=StrictRoute)
 
 _JOB_CODES = (
     Code.WAIT_TIMEOUT,
@@ -50,6 +40,7 @@ _JOB_CODES = (
 
 @router.post(
     "/generate",
+    tags=["guide"],
     response_model=GenerateResponse,
     summary="Generate text from a prompt",
     responses={
@@ -57,16 +48,16 @@ _JOB_CODES = (
             "description": "The prompt with its continuation. With `Accept: text/event-stream`: the events of the job.",
             "content": STREAM_CONTENT,
             "headers": headers(
-                X_Job_Id="The job behind this answer.",
-                Location="Its URL.",
-                Server_Timing="Milliseconds of queue, ttft and decode.",
-                X_Job_Warnings="JSON list of texts, such as characters that were left out.",
+                X_Job_Id="Id of the job.",
+                Location="URL of the job.",
+                Server_Timing="Duration of queue, ttft and decode in milliseconds.",
+                X_Job_Warnings="JSON list of warnings, for example about characters that were left out.",
             ),
         },
         202: {
             "model": JobResponse,
-            "description": "With `Prefer`: not finished in the time that you wished to wait. The job goes on.",
-            "headers": headers(Location="URL of the job.", Retry_After="Seconds until a look makes sense."),
+            "description": "With `Prefer`: the job was not over within the time that you wanted to wait. It continues.",
+            "headers": headers(Location="URL of the job.", Retry_After="Estimated seconds until the job is over."),
         },
         **legacy_errors((*SUBMIT_CODES, *_JOB_CODES)),
     },
@@ -75,82 +66,66 @@ async def generate(
     body: GenerateRequest,
     request: Request,
     services: ServicesDep,
-    preferences: PreferencesDep,
-    key_lines: KeyLinesDep,
-    cancel_after: CancelAfterDep,
+    submit_headers: SubmitHeadersDep,
+    prefix: UrlPrefixDep,
     last_event_id: LastEventIdHeader = None,
 ) -> Response:
-    """Continues a prompt and waits for the text, which is given back with the prompt in front.
+    """Continues a prompt, waits for the text, and returns it after the prompt.
 
-    The request goes through the same queue as every job. A client that closes the connection cancels it, unless the
-    request has an `Idempotency-Key`, with which the answer can be fetched later. With `Accept: text/event-stream` the
-    answer is the job's stream of events, as `GET /v1/jobs/{id}/stream` has it.
+    The request is queued like every other job. If the client closes the connection, the job is cancelled, unless the
+    request has an `Idempotency-Key`, with which the client can get the answer later. With `Accept: text/event-stream`
+    the response is the stream of the job's events, as in `GET /v1/jobs/{id}/stream`.
     """
-    prefix = request.scope.get("root_path", "")
-    asked = {**body.model_dump(mode="json"), "deadline_s": cancel_after}
-    key = idempotency(key_lines, owner=ANYBODY, route="generate", request=asked)
+    key = request_idempotency(body, submit_headers, route="generate")
     streams = wants_events(request)
-    cursor = cursor_of(last_event_id if streams else None, None)
-    job_id = new_job_id()
-    settings = services.settings
-    wait_s = None if streams else preferences.patience_s(default=settings.sync_wait_s, longest=settings.max_wait_s)
-    job: Job | None = None
-    with services.watch.watch_end(job_id) as ending:
-        submitted = await services.submitter.submit(
-            body,
-            job_id=job_id,
-            key=key,
-            cancel_after_s=cancel_after,
-            reply_to=None if wait_s is None else services.bells.reply_channel,
-        )
-        job_id = submitted.job_id
-        # Without a key nobody knows the job's id, so that nobody will ever ask for its text.
-        abandon = partial(_cancel, services, job_id) if key is None else None
-        if wait_s is not None:
-            try:
-                wait = services.waiter.wait_end(submitted, ending, timeout_s=wait_s)
-                job = await while_connected(request.receive, wait)
-            except ClientGoneError:
-                if abandon is not None:
-                    await abandon()
-                raise
-    replayed = {"Idempotency-Replayed": "true"} if submitted.replayed else {}
+    cursor = parse_cursor(last_event_id) if streams else Cursor()
+    settings, preferences = services.settings, submit_headers.preferences
+    wait_s = preferences.granted_wait_s(default=settings.sync_wait_s, longest=settings.max_wait_s)
+    call = await services.submit_and_wait.run(
+        body,
+        submit_headers,
+        prefix,
+        key=key,
+        wait_s=None if streams else wait_s,
+        receive=request.receive,
+        # Without a key the client has no way to get the text later.
+        cancel_if_abandoned=key is None,
+    )
+    job = call.job
     if streams:
-        accepted = await read_accepted(services.store, job_id, prefix)
-        return await stream_answer(services, accepted, cursor, prefix, headers=replayed, on_gone=abandon)
-    if job is None:
-        job = await read_accepted(services.store, job_id, prefix)
-    # Who did not want to wait gets 202 for a new job, however quickly it was done.
-    over = job.status.terminal and (wait_s is not None or submitted.replayed)
-    if wait_s is not None and not over and not preferences.given and settings.generate_timeout_status != 202:
-        stopping = services.stopping.begun
-        why = "This server is shutting down." if stopping else f"No answer within {wait_s:g} s."
-        raise wait_is_over(job_id, prefix, why)
-    answer = {
-        **job_headers(job_id, prefix),
-        **replayed,
-        **preference_headers(preferences, waited_s=wait_s, answered_async=not over),
-    }
-    if not over:
-        return await services.answers.accepted(job, prefix, answer)
-    if job.status is not Status.SUCCEEDED:
+        cancel = partial(services.submit_and_wait.cancel_abandoned, job.id) if key is None else None
+        replayed = replayed_headers(call.replayed)
+        return await services.job_streams.response(job, cursor, prefix, headers=replayed, on_disconnect=cancel)
+    if call.over and job.status is Status.SUCCEEDED:
+        return generated(job, call.headers)
+    if call.over:
         raise unsuccessful(job, prefix)
-    return generated(job, answer)
+    if wait_s is not None and not preferences.given and settings.generate_timeout_status != 202:
+        why = "This server is shutting down." if services.shutdown.begun else f"No answer within {wait_s:g} s."
+        raise wait_is_over(job.id, prefix, why)
+    return await services.responses.accepted(job, prefix, call.headers)
+
+
+@router.get("/health", tags=["health", "guide"], response_model=HealthResponse, summary="Health check")
+async def health(services: UncheckedServicesDep) -> HealthResponse:
+    """Whether a worker has a model loaded. Always 200; `/health/ready` shows the state as a status code."""
+    return await services.health.summary()
 
 
 @router.get(
     "/info",
+    tags=["guide"],
     response_model=InfoResponse,
     summary="Model information",
     responses=legacy_errors((*QUEUE_CODES, Code.MODEL_NOT_FOUND, Code.MODEL_REQUIRED, Code.MODEL_NOT_LOADED)),
 )
 async def info(services: ServicesDep, model: str | None = None) -> InfoResponse:
-    """What the checkpoint is; also while no worker serves it. `model` chooses among several."""
-    card = await services.checkpoints.describe(model)
+    """Describes a checkpoint, also while no worker serves it. `model` chooses one if there are several."""
+    card = await services.catalog.describe(model)
     return InfoResponse(
         checkpoint=card.name,
         step=card.step,
-        # A loss in bits per byte is another quantity; `celeriac inspect` tells it.
+        # A loss in bits per byte is another quantity; `celeriac inspect` shows it.
         val_loss=card.loss if card.loss_name == "val_loss" else None,
         model_layers=card.n_layer,
         model_dim=card.n_embd,
@@ -158,15 +133,15 @@ async def info(services: ServicesDep, model: str | None = None) -> InfoResponse:
     )
 
 
-@router.get("/", response_model=RootResponse, summary="Overview")
+@router.get("/", tags=["guide"], response_model=RootResponse, summary="Overview")
 async def root(services: UncheckedServicesDep) -> RootResponse:
     """The service and its endpoints."""
-    health = await summary(services)
+    summary = await services.health.summary()
     return RootResponse(
         service=TITLE,
         version=VERSION,
-        checkpoint=health.checkpoint,
-        status="running" if health.model_loaded else "loading",
+        checkpoint=summary.checkpoint,
+        status="running" if summary.model_loaded else "loading",
         endpoints={
             "POST /generate": "Generate text from prompt",
             "GET /health": "Health check",
@@ -174,10 +149,3 @@ async def root(services: UncheckedServicesDep) -> RootResponse:
             "GET /docs": "Interactive API documentation",
         },
     )
-
-
-async def _cancel(services: Services, job_id: str) -> None:
-    try:
-        await services.store.cancel(job_id)
-    except RedisError as error:
-        log.warning("cancel_failed", job_id=job_id, error=type(error).__name__)

@@ -1,4 +1,4 @@
-"""The live workers."""
+"""`GET /v1/workers`: the live workers."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ router = APIRouter(prefix="/v1/workers", tags=["workers"])
 async def workers(
     services: ServicesDep, model: Annotated[str | None, Query(description="Only workers of this checkpoint.")] = None
 ) -> WorkerList:
-    """What each worker is and does, by its last heartbeat."""
-    picture = await services.checkpoints.picture()
-    chosen = [worker for worker in picture.workers if model in (None, worker.checkpoint)]
-    return WorkerList(data=[_view(worker) for worker in sorted(chosen, key=lambda worker: worker.name)])
+    """The live workers by name, each as of its last heartbeat."""
+    snapshot = await services.catalog.snapshot()
+    chosen = [worker for worker in snapshot.workers if model in (None, worker.checkpoint)]
+    return WorkerList(data=[_response(worker) for worker in sorted(chosen, key=lambda worker: worker.name)])
 
 
-def _view(worker: WorkerInfo) -> WorkerResponse:
+def _response(worker: WorkerInfo) -> WorkerResponse:
     return WorkerResponse(
         name=worker.name,
         model=worker.checkpoint,

@@ -1,1 +1,1 @@
-"""Bodies in and out, as pydantic models, a file for each family of routes."""
+"""Request and response bodies as pydantic models, one module for each family of routes."""

@@ -1,4 +1,4 @@
-"""What all bodies share: the base model, times, and short texts with bounds."""
+"""The base class of all bodies, and the type of times."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def _rfc3339(time: datetime) -> str:
     return time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-#: A time in UTC with milliseconds, as `2026-01-02T03:04:05.678Z`.
+#: A time in UTC with milliseconds, such as `2026-01-02T03:04:05.678Z`.
 Moment = Annotated[
     datetime,
     PlainSerializer(_rfc3339, when_used="json"),
@@ -21,6 +21,6 @@ Moment = Annotated[
 
 
 class Model(BaseModel):
-    """Base of all bodies. Field names may begin with `model`."""
+    """Base class of all bodies. It allows field names that begin with `model`, and refuses NaN and infinity."""
 
     model_config = ConfigDict(protected_namespaces=(), allow_inf_nan=False)

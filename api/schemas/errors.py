@@ -1,4 +1,4 @@
-"""Bodies of errors: problem details, and the form of the guide's routes."""
+"""Bodies of errors: problem details, and the format of the guide's routes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from api.schemas.base import Model
 
 
 class LegacyFieldError(Model):
-    """One wrong field, as FastAPI tells it."""
+    """One wrong field, in FastAPI's format."""
 
     type: str
     loc: list[str | int]
@@ -20,15 +20,15 @@ class LegacyFieldError(Model):
 
 
 class LegacyError(Model):
-    """An error on the guide's routes."""
+    """An error of the guide's routes."""
 
     detail: str | list[LegacyFieldError]
-    job_id: str | None = Field(None, description="The job that goes on, or that failed.")
+    job_id: str | None = Field(None, description="The job of this error, if there is one. It continues or has failed.")
     job_url: str | None = None
 
 
 class ProblemFieldError(Model):
-    """One wrong part of a request: a JSON pointer into the body, or a parameter's or header's name."""
+    """One wrong part of a request, with a JSON pointer into the body, or the name of a parameter or header."""
 
     detail: str
     type: str

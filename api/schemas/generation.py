@@ -1,4 +1,4 @@
-"""Bodies of a generation: what `POST /generate` takes and gives, and what `/v1/jobs` takes beyond that."""
+"""Bodies of requests that generate: `POST /generate`, and `POST /v1/jobs` with more options."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from api.schemas.base import Model
 from api.schemas.sampling import in_request, sampling_of
 from tasks.sampling_params import SamplingParams
 
-#: Pairs of a job's metadata, and the longest name and value in characters.
+#: Most entries in a job's metadata, and the longest name and value in characters.
 MAX_METADATA = 16
 MAX_METADATA_NAME = 64
 MAX_METADATA_VALUE = 512
-#: How long a caller may ask for a finished job to be kept, in seconds: a minute to a week.
+#: Shortest and longest `result_ttl_s`, in seconds: a minute and a week.
 MIN_RESULT_TTL_S = 60
 MAX_RESULT_TTL_S = 604_800
-#: Longest limit in time that a caller may set, in seconds: a week.
+#: Longest time limit of a job, in seconds: a week.
 MAX_TIME_LIMIT_S = 604_800
-#: Longest name of a checkpoint, which is a folder's.
+#: Longest name of a checkpoint, in characters. It is the name of a folder.
 MAX_MODEL_NAME = 255
 
 TimeLimit = Annotated[float | None, Field(gt=0, le=MAX_TIME_LIMIT_S)]
@@ -29,18 +29,18 @@ MetadataValue = Annotated[str, StringConstraints(max_length=MAX_METADATA_VALUE)]
 
 @in_request
 class SampledRequest(Model):
-    """A prompt and how to continue it."""
+    """A prompt and the sampling fields."""
 
     prompt: str = Field(min_length=1, description="Text to continue.", examples=["123+456="])
 
     @property
     def sampling(self) -> SamplingParams:
-        """The sampling fields; the seed may be missing."""
+        """The sampling fields. Without a seed in the request `seed` is None."""
         return sampling_of(self)
 
 
 class GenerateRequest(SampledRequest):
-    """What to continue, and how."""
+    """A prompt, and how to continue it."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"prompt": "123+456=", "max_tokens": 20, "temperature": 0.0}]}
@@ -50,12 +50,12 @@ class GenerateRequest(SampledRequest):
         None,
         min_length=1,
         max_length=MAX_MODEL_NAME,
-        description="Checkpoint to use. null: the default, or the only one served.",
+        description="The checkpoint to use. null: the default one, or the only one that is served.",
     )
 
 
 class JobRequest(GenerateRequest):
-    """A generation to be queued. Unknown fields are refused, so that a misspelt one is noticed."""
+    """A generation to queue. Unknown fields are refused, so that a misspelled one is noticed."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -64,40 +64,46 @@ class JobRequest(GenerateRequest):
         },
     )
 
-    priority: int = Field(5, ge=0, le=9, description="0 is served first, 9 last.")
+    priority: int = Field(5, ge=0, le=9, description="0 is first, 9 is last.")
     metadata: dict[MetadataName, MetadataValue] = Field(
-        default_factory=dict, max_length=MAX_METADATA, description="Texts of your own, given back with the job."
+        default_factory=dict,
+        max_length=MAX_METADATA,
+        description="Your own names and values. They are returned with the job.",
     )
     result_ttl_s: int | None = Field(
         None,
         ge=MIN_RESULT_TTL_S,
         le=MAX_RESULT_TTL_S,
-        description="How long the finished job is kept, in seconds. null: the server's default.",
+        description="How long the job is kept after its end, in seconds. null: the server's default.",
     )
     wait_for_worker: bool = Field(
-        False, description="Accept the job even if no worker serves the checkpoint now; it waits until one does."
+        False, description="Accept the job even if no worker serves the checkpoint now. It waits until one does."
     )
     queue_timeout_s: TimeLimit = Field(
-        None, description="If no worker has taken the job up after so many seconds, it expires. null: it waits."
+        None, description="The job expires if no worker has started it within this time, in seconds. null: no limit."
     )
     run_timeout_s: TimeLimit = Field(
         None,
-        description="After so many seconds of running, all attempts together, it fails and keeps its text so far.",
+        description="The job fails, and keeps its text so far, when it has run this long in all attempts, in seconds. "
+        "null: no limit.",
     )
     deadline_s: TimeLimit = Field(
         None,
-        description="So many seconds after its submission it is over: expired if nobody has begun it, else failed, "
-        "with its text so far.",
+        description="The time from the submission to the end of the job, in seconds. When it is over, a job that has "
+        "not started expires; one that has started fails and keeps its text so far. null: no limit.",
     )
     max_queue_position: int | None = Field(
-        None, ge=0, le=10**9, description="Refuse the job (429) if more jobs than this would be ahead of it."
+        None,
+        ge=0,
+        le=10**9,
+        description="Refuse the job with 429 if more jobs than this would be ahead of it. null: no limit.",
     )
 
 
 class GenerateResponse(Model):
-    """The guide's answer."""
+    """A prompt and its continuation, in the guide's format."""
 
-    prompt: str = Field(description="The prompt as it was given.")
-    generated_text: str = Field(description="The prompt and its continuation.")
-    tokens_generated: int = Field(description="Tokens of the continuation.")
-    model: str = Field(description="Checkpoint that generated it.")
+    prompt: str = Field(description="The prompt of the request.")
+    generated_text: str = Field(description="The prompt and its continuation as one text.")
+    tokens_generated: int = Field(description="Number of tokens in the continuation.")
+    model: str = Field(description="The checkpoint that generated the text.")

@@ -1,4 +1,4 @@
-"""Bodies of the guide's overview and information, and of the health checks."""
+"""Bodies of the health checks, and of the guide's overview and model information."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ class HealthResponse(Model):
 
     status: Literal["ok", "error"] = Field(description="`ok` while a worker has a model loaded.")
     model_loaded: bool
-    checkpoint: str = Field(description="Name of the checkpoint; `unknown` where there is none.")
+    checkpoint: str = Field(description="Name of the checkpoint; `unknown` if there is none.")
 
 
 class InfoResponse(Model):
     """The guide's model information."""
 
     checkpoint: str
-    step: int | None = Field(description="Training step; null where the checkpoint does not tell.")
+    step: int | None = Field(description="Training step; null if the checkpoint does not contain it.")
     val_loss: float | None = Field(
-        description="Validation loss in nats per token; null where the checkpoint has none, or none that is finite."
+        description="Validation loss in nats per token; null if the checkpoint has no finite one."
     )
     model_layers: int
     model_dim: int
@@ -41,15 +41,15 @@ class RootResponse(Model):
 
 
 class Liveness(Model):
-    """The process runs."""
+    """Liveness: the process runs."""
 
     status: Literal["live"] = "live"
 
 
 class Readiness(Model):
-    """Whether a request would be served now."""
+    """Readiness: requests are served now."""
 
-    state: Literal["READY", "BUSY"] = Field(description="BUSY: all slots are taken, new jobs wait.")
+    state: Literal["READY", "BUSY"] = Field(description="BUSY: all slots are in use, so new jobs wait.")
     workers: int
     slots: int
     running: int

@@ -1,4 +1,4 @@
-"""Bodies about jobs: the job object with its parts, its text alone, and lists of jobs."""
+"""Bodies about jobs: the job object and its parts, the result, and lists of jobs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from api.schemas.sampling import in_job
 from tasks.generation import FinishReason
 from tasks.job import Status
 
-#: Jobs of one page of the list.
+#: Jobs on one page of a list: the default and the maximum.
 DEFAULT_PAGE = 20
 MAX_PAGE = 100
 
 
 class Usage(Model):
-    """Tokens of a job."""
+    """Token counts of a job."""
 
     prompt_tokens: int | None = Field(description="null until a worker has counted them.")
     completion_tokens: int
@@ -26,7 +26,7 @@ class Usage(Model):
 
 
 class JobResult(GenerateResponse):
-    """A finished job's text."""
+    """The text of a job that succeeded."""
 
     finish_reason: FinishReason
     usage: Usage
@@ -35,43 +35,43 @@ class JobResult(GenerateResponse):
 
 @in_job
 class JobInput(Model):
-    """The validated request."""
+    """The validated request, with defaults."""
 
     prompt: str
 
 
 class EtaFinish(Model):
-    """Seconds until a job is over: half of the jobs, and nine of ten, take no longer than estimated."""
+    """Estimated seconds until a job is over: half of the jobs take at most `p50`, nine of ten at most `p90`."""
 
     p50: float
     p90: float
 
 
 class JobEta(Model):
-    """What can be told of a job's future. Times are in seconds from `as_of`; null where nothing is known yet."""
+    """Estimates for a job. Times are in seconds from `as_of`; null: not known yet."""
 
     position: int | None = Field(description="Jobs ahead of this one (0: next); null unless queued.")
     tokens_ahead: int | None = Field(description="Tokens that those jobs will probably generate; null unless queued.")
-    eta_start_s: float | None = Field(description="Until it starts; null unless queued.")
-    eta_finish_s: EtaFinish | None = Field(description="Until it is over; null once it is.")
-    as_of: Moment | None = Field(description="When this was estimated.")
+    eta_start_s: float | None = Field(description="Time until the job starts; null unless queued.")
+    eta_finish_s: EtaFinish | None = Field(description="Time until the job is over; null if it is over.")
+    as_of: Moment | None = Field(description="Time of the estimate.")
 
 
 class JobQueue(JobEta):
-    """The job's place in the queue, and when it will probably be over."""
+    """The job's priority, position and estimates."""
 
     priority: int
 
 
 class JobProgress(Model):
-    """How far the job is."""
+    """The progress of a job."""
 
     tokens_generated: int
     max_tokens: int
 
 
 class JobOutput(Model):
-    """The text so far. In lists the text of a running job is left out (null)."""
+    """The text so far. In lists the text of a running job is null."""
 
     generated_text: str | None
     completion: str | None
@@ -85,7 +85,7 @@ class JobTimings(Model):
     queue_s: float | None = Field(description="From submission to the first start.")
     ttft_s: float | None = Field(description="From the start to the first token.")
     decode_s: float | None = Field(description="From the first token to the end.")
-    tokens_per_s: float | None = Field(description="Tokens behind the first one, by decode_s.")
+    tokens_per_s: float | None = Field(description="Tokens after the first one, divided by decode_s.")
     total_s: float | None = Field(description="From submission to the end.")
 
 
@@ -98,16 +98,16 @@ class JobFailure(Model):
 
 
 class JobCancel(Model):
-    """How quickly a cancel took effect."""
+    """A cancel request and when it took effect."""
 
     requested_at: Moment
     acked_at: Moment | None
     latency_ms: int | None
-    tokens_after: int | None = Field(description="Tokens decoded after the request.")
+    tokens_after: int | None = Field(description="Tokens that were decoded after the request.")
 
 
 class JobLimits(Model):
-    """How long the job may take, in seconds; null: as long as it takes."""
+    """Time limits of the job in seconds; null: no limit."""
 
     queue_timeout_s: float | None
     run_timeout_s: float | None
@@ -115,7 +115,7 @@ class JobLimits(Model):
 
 
 class JobUrls(Model):
-    """Where to go from here."""
+    """URLs of the job."""
 
     self: str
     result: str
@@ -129,14 +129,14 @@ class JobResponse(Model):
 
     id: str
     object: Literal["job"] = "job"
-    version: int = Field(description="Rises at every change; also the ETag.")
+    version: int = Field(description="Increases with every change. It is also the ETag.")
     status: Status
     model: str
     created_at: Moment
     started_at: Moment | None
     finished_at: Moment | None
-    deadline_at: Moment | None = Field(description="When `deadline_s` is over.")
-    expires_at: Moment | None = Field(description="When the finished job is forgotten.")
+    deadline_at: Moment | None = Field(description="When the time of `deadline_s` is over.")
+    expires_at: Moment | None = Field(description="When the finished job is deleted.")
     input: JobInput
     limits: JobLimits
     queue: JobQueue
@@ -144,9 +144,9 @@ class JobResponse(Model):
     output: JobOutput
     usage: Usage
     timings: JobTimings
-    attempt: int = Field(description="How many times a worker has taken the job up.")
-    losses: int = Field(description="Workers and engines that were lost while they ran the job.")
-    resumed_tokens: int = Field(description="Tokens that the present attempt took over from earlier ones.")
+    attempt: int = Field(description="How many times a worker has claimed the job.")
+    losses: int = Field(description="How many times a worker or an engine was lost while it ran the job.")
+    resumed_tokens: int = Field(description="Tokens from earlier attempts with which the present attempt started.")
     worker: str | None
     warnings: list[str]
     error: JobFailure | None
@@ -162,4 +162,4 @@ class JobList(Model):
 
     object: Literal["list"] = "list"
     data: list[JobResponse]
-    next_cursor: str | None = Field(description="Give it as `cursor` for the next page; null on the last one.")
+    next_cursor: str | None = Field(description="The `cursor` of the next page; null on the last page.")

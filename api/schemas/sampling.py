@@ -1,4 +1,4 @@
-"""The sampling fields of `tasks.sampling_params` as fields of bodies, so that they are declared once."""
+"""Adds the sampling fields of `tasks.sampling_params` to bodies, so that each field is declared only once."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from tasks.sampling_params import SAMPLING_FIELDS, SamplingField, SamplingParams
 
 M = TypeVar("M", bound=BaseModel)
 
+#: The annotation of a field with several strings, which is a list in JSON.
+_STRINGS = "tuple[str, ...]"
+#: Types of all other fields, by their annotations.
 _TYPES: Mapping[str, Any] = {
     "int": int,
     "float": float,
@@ -19,40 +22,42 @@ _TYPES: Mapping[str, Any] = {
     "int | None": int | None,
     "float | None": float | None,
 }
-_TEXTS = "tuple[str, ...]"
 
 
 def in_request(model: type[M]) -> type[M]:
-    """Class decorator: adds the sampling fields as a client may give them, with defaults, bounds and descriptions."""
-    return _with(model, _request_field)
+    """Class decorator: adds the sampling fields as requests have them, with defaults, bounds and descriptions."""
+    return _with_fields(model, _request_field)
 
 
 def in_job(model: type[M]) -> type[M]:
-    """Class decorator: adds the sampling fields as a job has them, each with a value, the seed included."""
-    return _with(model, _job_field)
+    """Class decorator: adds the sampling fields as job objects have them. Each has a value, including the seed."""
+    return _with_fields(model, _job_field)
 
 
 def sampling_of(body: BaseModel) -> SamplingParams:
-    """The sampling fields of a body that was made with `in_request`."""
-    values = {one.name: getattr(body, one.name) for one in SAMPLING_FIELDS}
-    texts = {one.name: tuple(values[one.name] or ()) for one in SAMPLING_FIELDS if one.type == _TEXTS}
-    return SamplingParams(**{**values, **texts})
+    """The sampling fields of a body whose class was made with `in_request`."""
+    values = {field.name: getattr(body, field.name) for field in SAMPLING_FIELDS}
+    strings = {field.name: tuple(values[field.name] or ()) for field in SAMPLING_FIELDS if field.type == _STRINGS}
+    return SamplingParams(**{**values, **strings})
 
 
-def _with(model: type[M], field: Callable[[SamplingField], tuple[Any, Any]]) -> type[M]:
-    fields: dict[str, Any] = {one.name: field(one) for one in SAMPLING_FIELDS}
-    return create_model(model.__name__, __base__=model, __module__=model.__module__, __doc__=model.__doc__, **fields)
+def _with_fields(model: type[M], definition: Callable[[SamplingField], tuple[Any, Any]]) -> type[M]:
+    """A subclass of `model`, under the same name, with the fields. `definition` gives a field's type and default."""
+    definitions: dict[str, Any] = {field.name: definition(field) for field in SAMPLING_FIELDS}
+    return create_model(
+        model.__name__, __base__=model, __module__=model.__module__, __doc__=model.__doc__, **definitions
+    )
 
 
-def _request_field(one: SamplingField) -> tuple[Any, Any]:
-    bounds = {name: bound for name, bound in asdict(one.bounds).items() if bound is not None}
-    if one.type == _TEXTS:
-        text = Annotated[str, StringConstraints(min_length=1, max_length=bounds.pop("max_item_length"))]
-        return list[text] | None, Field(None, description=one.description, **bounds)
-    return _TYPES[one.type], Field(one.default, description=one.description, **bounds)
+def _request_field(field: SamplingField) -> tuple[Any, Any]:
+    bounds = {name: bound for name, bound in asdict(field.bounds).items() if bound is not None}
+    if field.type == _STRINGS:
+        string = Annotated[str, StringConstraints(min_length=1, max_length=bounds.pop("max_item_length"))]
+        return list[string] | None, Field(None, description=field.description, **bounds)
+    return _TYPES[field.type], Field(field.default, description=field.description, **bounds)
 
 
-def _job_field(one: SamplingField) -> tuple[Any, Any]:
-    if one.name == "seed":
-        return int, Field(description="The given seed, or the one that was drawn: it repeats the run.")
-    return (list[str] if one.type == _TEXTS else _TYPES[one.type]), ...
+def _job_field(field: SamplingField) -> tuple[Any, Any]:
+    if field.name == "seed":
+        return int, Field(description="The seed of the request, or the one that was drawn. It repeats the draws.")
+    return (list[str] if field.type == _STRINGS else _TYPES[field.type]), ...

@@ -18,7 +18,7 @@ class WorkerResponse(Model):
     state: WorkerState
     device: str
     host: str
-    slots: int = Field(description="Jobs that it decodes at once.")
+    slots: int = Field(description="Jobs that it can decode at once.")
     running: int
     kv_tokens: int = Field(description="Size of its KV cache in tokens.")
     kv_tokens_free: int

@@ -1,4 +1,4 @@
-"""The API under test: in this process for most tests, behind a real server where sockets matter."""
+"""Runs the API under test: in this process for most tests, or behind a real server if sockets matter."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from fastapi import FastAPI
 from api.app import create_app
 from tasks.settings import Settings
 
-#: Longest wait for something that should happen at once, in seconds.
+#: Longest wait for something that normally happens at once, in seconds.
 DEADLINE_S = 10.0
 
 
 def settings_for(redis_url: str, **changed: Any) -> Settings:
-    """Settings on a test's Redis. A fake worker sends no heartbeats, so it lives long without them."""
+    """Settings for a test's Redis. Workers and leases live long, because a fake worker sends no heartbeats."""
     return Settings(redis_url=redis_url, **{"worker_ttl_s": 600.0, "lease_s": 600.0, **changed})
 
 
 @asynccontextmanager
 async def running(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of an app that was started in this process."""
+    """Start `app` in this process, and give a client of it."""
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=DEADLINE_S) as client:
@@ -42,7 +42,7 @@ async def api(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
 
 @contextmanager
 def server(settings: Settings) -> Iterator[str]:
-    """URL of the API behind uvicorn, on a port of its own."""
+    """Run the API behind uvicorn on a free port, and give its URL."""
     config = uvicorn.Config(create_app(settings), port=0, log_config=None, access_log=False, ws="none")
     uvicorn_server = uvicorn.Server(config)
     thread = threading.Thread(target=uvicorn_server.run, name="uvicorn")
@@ -57,7 +57,7 @@ def server(settings: Settings) -> Iterator[str]:
 
 
 def eventually(condition: Callable[[], Any], deadline_s: float = DEADLINE_S) -> Any:
-    """The first true value of `condition`. Fails where none comes in time."""
+    """Call `condition` until its value is true, and return that. Raises AssertionError after `deadline_s` seconds."""
     end = time.monotonic() + deadline_s
     while time.monotonic() < end:
         if value := condition():

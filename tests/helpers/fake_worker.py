@@ -1,4 +1,4 @@
-"""A worker without a model: it takes jobs as a Celery worker does, and writes through the real WorkerStore."""
+"""A worker without a model. It takes jobs as a Celery worker does, and writes through the real WorkerStore."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ CARD = Card(
     ),
 )
 
-#: A card whose prompts only the tokenizer can judge.
+#: A card with a BPE tokenizer, so that only the worker can check prompts.
 BPE_CARD = replace(
     CARD,
     name="bpe",
@@ -56,7 +56,7 @@ BPE_CARD = replace(
 
 
 def answer(job: Job) -> str:
-    """What the fake model says: the sum, where the prompt is one, else `ab`."""
+    """The text of the fake model: the sum if the prompt is one, else `ab`."""
     left, plus, right = job.generation.prompt.rstrip("=").partition("+")
     if plus and left.isdigit() and right.isdigit():
         return str(int(left) + int(right))
@@ -64,7 +64,7 @@ def answer(job: Job) -> str:
 
 
 class FakeWorker:
-    """Takes one job after the other. One token is one character."""
+    """Runs one job after the other. One token is one character."""
 
     def __init__(self, settings: Settings, card: Card = CARD, *, say: Callable[[Job], str] = answer) -> None:
         self.store = WorkerStore(make_sync(settings), settings)
@@ -85,26 +85,26 @@ class FakeWorker:
         self._redis: redis.Redis = make_sync(settings)
         self._say = say
         self._stop = threading.Event()
-        #: Cleared: jobs stop before their last token until it is set again, or they are cancelled.
+        #: While it is cleared, jobs pause before their last token, unless they are cancelled.
         self.go = threading.Event()
         self.go.set()
-        #: Error with which every job fails, if there is one.
+        #: The error with which every job fails; None: jobs succeed.
         self.error: JobError | None = None
-        #: Prompts are rejected before they are claimed, with this.
+        #: The error with which every job is rejected before it is claimed; None: jobs are claimed.
         self.rejection: JobError | None = None
-        #: Warnings that every job gets.
+        #: Warnings of every job.
         self.warnings: list[str] = []
-        #: Ids of the jobs that it took up, in order.
+        #: Ids of the claimed jobs, in order.
         self.claimed: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="fake-worker")
 
     def start(self) -> None:
-        """Register and take jobs."""
+        """Register and start to take jobs."""
         self.store.register(self.info, self.card)
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop at once, and leave."""
+        """Stop at once and deregister."""
         self._stop.set()
         self._thread.join()
         self.store.deregister(self.info)
@@ -165,7 +165,7 @@ class FakeWorker:
         )
 
     def _wait_to_go(self, job: Job, claim: Claimed, known: int) -> bool:
-        """Whether the job was cancelled while it was held back."""
+        """Wait until the job may finish. True: it was cancelled meanwhile, or the worker stops."""
         while not self.go.wait(0.02):
             reply = self._append(job, claim, known, "")
             if reply or self._stop.is_set():

@@ -1,4 +1,4 @@
-"""Job objects as the API makes them, for tests of those who read them."""
+"""Jobs in several states, and their JSON as the API returns it, for tests of the client."""
 
 from __future__ import annotations
 
@@ -71,6 +71,6 @@ SUCCEEDED = replace(
 
 
 def job_object(job: Job, **changes: Any) -> dict[str, Any]:
-    """The API's JSON of a job; `changes` are the record's fields."""
+    """A job as the API returns it. `changes` replace fields of the record."""
     text: dict[str, Any] = json.loads(job_response(replace(job, **changes), partial="2").model_dump_json())
     return text

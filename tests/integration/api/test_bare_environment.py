@@ -1,4 +1,4 @@
-"""The API runs where torch is not installed, and stays small."""
+"""The API runs without torch, and uses little memory."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pytest
 
 from tests.integration.stack import ROOT, Process, free_port, until
 
-#: The most that an API process may use, in MB.
+#: Most memory that an API process may use, in MB.
 MEMORY_LIMIT_MB = 150
 
 
 def serve_api(python: Path | str, redis_url: str, log_dir: Path, cwd: Path) -> tuple[Process, str]:
-    """An API process of the interpreter `python`, and its URL once it answers."""
+    """Start an API process with the interpreter `python`. Returns it and its URL once it answers."""
     port = free_port()
     command = [str(python), "-m", "uvicorn", "api.app:app", "--port", str(port)]
     process = Process("api", command, env={"CELERIAC_REDIS_URL": redis_url}, log_dir=log_dir, cwd=cwd)
@@ -30,7 +30,7 @@ def serve_api(python: Path | str, redis_url: str, log_dir: Path, cwd: Path) -> t
         except httpx.TransportError:
             return False
 
-    until(live, "an answer of the API", timeout_s=60)
+    until(live, "the first answer of the API", timeout_s=60)
     return process, url
 
 
@@ -50,7 +50,7 @@ def test_the_api_never_imports_torch_and_uses_little_memory(redis_url: str, tmp_
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_api_extra_alone_is_enough(redis_url: str, tmp_path: Path) -> None:
-    """In a new environment with nothing but `pip install .[api]`: no torch, no tokenizers."""
+    """In a new environment with only `pip install .[api]`: without torch and tokenizers."""
     environment = tmp_path / "venv"
     venv.create(environment, with_pip=True)
     python = environment / "bin" / "python"
@@ -60,7 +60,7 @@ def test_the_api_extra_alone_is_enough(redis_url: str, tmp_path: Path) -> None:
     listed = subprocess.run([python, "-m", "pip", "list"], check=True, capture_output=True, text=True).stdout
     assert "celeriac" in listed
     assert "torch" not in listed
-    # Started outside the checkout, so that it is the installed package that runs.
+    # Started outside the checkout, so that the installed package runs.
     process, url = serve_api(python, redis_url, tmp_path, tmp_path)
     try:
         assert httpx.get(f"{url}/openapi.json").status_code == 200

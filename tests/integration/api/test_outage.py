@@ -1,4 +1,4 @@
-"""Redis that is away, hangs, comes back, or belongs to another version."""
+"""The API while Redis is away, hangs, returns, or belongs to another version."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 BODY = {"prompt": "123+456=", "wait_for_worker": True}
 
 
-async def test_without_redis_it_starts_and_says_so_and_recovers(own_redis: OwnRedis) -> None:
+async def test_without_redis_the_api_starts_answers_503_and_recovers(own_redis: OwnRedis) -> None:
     settings = settings_for(own_redis.url)
     async with api(settings) as client:
         started = time.monotonic()
@@ -50,7 +50,7 @@ async def test_without_redis_it_starts_and_says_so_and_recovers(own_redis: OwnRe
         assert answer.json()["generated_text"] == "123+456=579"
 
 
-async def test_a_waiting_call_outlives_a_restart_of_redis(own_redis: OwnRedis) -> None:
+async def test_a_waiting_call_survives_a_restart_of_redis(own_redis: OwnRedis) -> None:
     own_redis.start()
     settings = settings_for(own_redis.url)
     async with api(settings) as client:
@@ -69,7 +69,7 @@ async def test_a_waiting_call_outlives_a_restart_of_redis(own_redis: OwnRedis) -
     assert answer.json()["output"]["generated_text"] == "123+456=579"
 
 
-async def test_a_redis_that_hangs_is_answered_for_in_time(own_redis: OwnRedis) -> None:
+async def test_while_redis_hangs_requests_are_answered_in_time(own_redis: OwnRedis) -> None:
     own_redis.start()
     settings = settings_for(own_redis.url, redis_timeout_s=0.3)
     async with api(settings) as client:
@@ -93,14 +93,14 @@ async def test_a_redis_that_hangs_is_answered_for_in_time(own_redis: OwnRedis) -
         assert (await client.get("/v1/jobs")).status_code == 200
 
 
-async def test_a_redis_that_refuses_to_write_is_named(own_redis: OwnRedis) -> None:
+async def test_the_error_names_the_reason_why_redis_refuses_writes(own_redis: OwnRedis) -> None:
     own_redis.start()
     settings = settings_for(own_redis.url)
     async with api(settings) as client:
         with fake_worker(settings), redis.Redis.from_url(own_redis.url) as admin:
             admin.config_set("maxmemory", "1mb")
             response = await client.post("/v1/jobs", json=BODY)
-            # Reading goes on meanwhile.
+            # Reads still work.
             assert (await client.get("/v1/jobs")).status_code == 200
             admin.config_set("maxmemory", "0")
     assert (response.status_code, response.json()["code"]) == (503, "redis_unavailable")
@@ -115,7 +115,7 @@ async def test_another_layout_stops_the_start(redis_url: str) -> None:
             pass
 
 
-async def test_another_layout_found_later_is_told(own_redis: OwnRedis) -> None:
+async def test_another_layout_found_later_is_503(own_redis: OwnRedis) -> None:
     async with api(settings_for(own_redis.url)) as client:
         own_redis.start()
         with redis.Redis.from_url(own_redis.url) as admin:

@@ -1,4 +1,4 @@
-"""API processes that stop, are killed, or carry a thousand streams. The test itself is the worker."""
+"""API processes that are stopped, killed, or serve a thousand streams. The test itself plays the worker."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from tests.integration.stack import START_S, Process, Stack, free_port, until
 
 pytestmark = pytest.mark.anyio
 
-#: What a stop may take here, and a reconnect. On a quiet machine both are a matter of 0.2 s; the tests print it.
+#: Longest time for a shutdown, in seconds. On an idle machine it takes about 0.2 s; the test prints it.
 STOP_S = 4.0
 STREAMS = 1000
-#: What an API process may hold in memory, in MB.
+#: Most memory that an API process may use, in MB.
 MEMORY_MB = 150
 BODY = {"prompt": "123+456=", "model": "tiny"}
 
@@ -41,7 +41,7 @@ def stack(redis_url: str, tmp_path: Path) -> Iterator[Stack]:
 
 
 def serve_with_uvicorn(stack: Stack) -> tuple[Process, str]:
-    """The front end by its usual name."""
+    """Start the API with the uvicorn command. Returns the process and its URL."""
     port = free_port()
     process = stack.run("uvicorn", sys.executable, "-m", "uvicorn", "api.app:app", "--port", str(port))
     url = f"http://127.0.0.1:{port}"
@@ -57,23 +57,23 @@ def serve_with_uvicorn(stack: Stack) -> tuple[Process, str]:
 
 
 @pytest.mark.parametrize("start", [Stack.api, serve_with_uvicorn], ids=["celeriac api", "uvicorn"])
-async def test_a_stop_sends_everybody_home_at_once_and_cancels_nothing(
+async def test_a_shutdown_ends_all_waiting_at_once_and_cancels_nothing(
     queue: QueueWorld, stack: Stack, start: Callable[[Stack], tuple[Process, str]]
 ) -> None:
     queue.tuned(worker_ttl_s=600.0).register(slots=10)
     process, url = start(stack)
-    followed = await queue.running()
-    queue.append(followed, "57")
-    with ThreadPoolExecutor() as threads, stream(f"{url}/v1/jobs/{followed}/stream") as reader:
+    streamed = await queue.running()
+    queue.append(streamed, "57")
+    with ThreadPoolExecutor() as threads, stream(f"{url}/v1/jobs/{streamed}/stream") as reader:
         events = reader.take("status", "token")
         calls = {
             "generate": threads.submit(httpx.post, f"{url}/generate", json=BODY, timeout=60),
             "prefer": threads.submit(
                 httpx.post, f"{url}/generate", json=BODY, headers={"Prefer": "wait=50"}, timeout=60
             ),
-            "poll": threads.submit(httpx.get, f"{url}/v1/jobs/{followed}", params={"wait": 50}, timeout=60),
+            "poll": threads.submit(httpx.get, f"{url}/v1/jobs/{streamed}", params={"wait": 50}, timeout=60),
         }
-        until(lambda: queue.redis.zcard(keys.jobs_with("queued")) == 2, "that all wait")
+        until(lambda: queue.redis.zcard(keys.jobs_with("queued")) == 2, "both jobs in the queue")
         began = time.monotonic()
         process.signal(signal.SIGTERM)
         assert reader.rest() == []
@@ -91,13 +91,13 @@ async def test_a_stop_sends_everybody_home_at_once_and_cancels_nothing(
     assert "Traceback" not in process.output
 
     _, other = stack.api()
-    queue.finish(followed, "9", before=2, completion="579")
-    with stream(f"{other}/v1/jobs/{followed}/stream", headers={"Last-Event-ID": events[-1].id or ""}) as reader:
+    queue.finish(streamed, "9", before=2, completion="579")
+    with stream(f"{other}/v1/jobs/{streamed}/stream", headers={"Last-Event-ID": events[-1].id or ""}) as reader:
         events += reader.rest()
     assert text_of(events) == "579"
 
 
-async def test_whoever_followed_a_killed_api_gets_exactly_the_rest_from_another(
+async def test_a_client_of_a_killed_api_gets_exactly_the_rest_of_the_stream_from_another(
     queue: QueueWorld, stack: Stack
 ) -> None:
     queue.tuned(worker_ttl_s=600.0).register()
@@ -136,21 +136,21 @@ async def test_whoever_followed_a_killed_api_gets_exactly_the_rest_from_another(
     assert seen[-1].data["output"]["completion"] == text
 
 
-async def follow(url: str, path: str) -> list[tuple[str, dict[str, Any]]]:
-    """Every event of a stream, by a client that costs next to nothing."""
+async def stream_events(url: str, path: str) -> list[tuple[str, dict[str, Any]]]:
+    """Every event of a stream, read by a client that needs very little CPU time."""
     host, port = url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
     answer = (await reader.read()).decode()
     writer.close()
     assert answer.startswith("HTTP/1.1 200"), answer[:200]
-    # The pieces of the chunked body begin and end with events here, as the server sends each on its own.
+    # The server sends each event as a chunk of its own, so no chunk header is inside an event.
     found = re.findall(r"^event: (\w+)\ndata: (.*)$", answer, re.MULTILINE)
     return [(name, json.loads(data)) for name, data in found]
 
 
 def resident_mb(pid: int) -> float:
-    """What a process holds in memory."""
+    """Resident memory of a process, in MB."""
     status = Path(f"/proc/{pid}/status").read_text()
     match = re.search(r"VmRSS:\s+(\d+) kB", status)
     assert match is not None
@@ -158,7 +158,7 @@ def resident_mb(pid: int) -> float:
 
 
 async def test_a_thousand_streams_on_one_process(queue: QueueWorld, stack: Stack) -> None:
-    """Ten jobs run, each followed by 50 clients; 500 more wait, each followed by one."""
+    """Ten running jobs have 50 streams each, and 500 queued jobs have one stream each."""
     queue.tuned(worker_ttl_s=600.0).register(slots=10)
     process, url = stack.api()
     before_mb = resident_mb(process.pid)
@@ -166,15 +166,15 @@ async def test_a_thousand_streams_on_one_process(queue: QueueWorld, stack: Stack
     waiting = [await queue.submit() for _ in range(500)]
     paths = [f"/v1/jobs/{job_id}/stream" for job_id in (*running * 50, *waiting)]
     assert len(paths) == STREAMS
-    streams = [asyncio.create_task(follow(url, path)) for path in paths]
+    streams = [asyncio.create_task(stream_events(url, path)) for path in paths]
 
-    def everybody_listens() -> bool:
+    def all_subscribed() -> bool:
         failed = [task for task in streams if task.done()]
         assert not failed, failed[0].result()
         return len(queue.redis.pubsub_channels("*:state")) == len(running) + len(waiting)
 
     async with asyncio.timeout(60):
-        while not everybody_listens():  # noqa: ASYNC110 (subscriptions ring no bell)
+        while not all_subscribed():  # noqa: ASYNC110 (nothing notifies of subscriptions)
             await asyncio.sleep(0.05)
     connections = len(queue.redis.client_list())
     for index, char in enumerate("0123456789"):
@@ -184,20 +184,20 @@ async def test_a_thousand_streams_on_one_process(queue: QueueWorld, stack: Stack
     async with httpx.AsyncClient(timeout=30) as client:
         assert (await client.get(f"{url}/health/live")).status_code == 200
         assert (await client.get(f"{url}/v1/jobs/{waiting[0]}")).json()["status"] == "queued"
-    print(f"two answers beside {STREAMS} streams took {time.monotonic() - began:.3f} s")
+    print(f"two requests beside {STREAMS} streams took {time.monotonic() - began:.3f} s")
     full_mb = resident_mb(process.pid)
     for job_id in running:
         await asyncio.to_thread(queue.finish, job_id, before=10, completion="0123456789")
     for job_id in waiting:
         await queue.jobs.cancel(job_id)
     async with asyncio.timeout(120):
-        told = await asyncio.gather(*streams)
+        received = await asyncio.gather(*streams)
 
-    for events in told[: 50 * len(running)]:
+    for events in received[: 50 * len(running)]:
         texts = [data["text"] for name, data in events if name == "token"]
         assert "".join(texts) == "0123456789"
         assert events[-1][0] == "done"
-    for events in told[50 * len(running) :]:
+    for events in received[50 * len(running) :]:
         names = [name for name, _ in events]
         assert names[0] == "status"
         assert "queue" in names

@@ -1,4 +1,4 @@
-"""The API behind a real server: clients that go away, bodies without a length, memory, imports."""
+"""The API behind a real server: clients that disconnect, bodies without a length, memory, imports."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.helpers.api_client import DEADLINE_S, eventually, server, settings_fo
 from tests.helpers.fake_worker import FakeWorker, fake_worker
 
 BODY = {"prompt": "123+456=", "temperature": 0.0}
-#: What the process may hold in memory, in MB.
+#: Most memory that the process may use, in MB.
 MEMORY_MB = 150
 
 
@@ -60,7 +60,7 @@ def status(url: str, job_id: str) -> str:
     return str(httpx.get(f"{url}/v1/jobs/{job_id}").json()["status"])
 
 
-def test_a_client_that_leaves_a_plain_generate_cancels_the_job(url: str, worker: FakeWorker) -> None:
+def test_a_client_that_disconnects_from_generate_cancels_its_job(url: str, worker: FakeWorker) -> None:
     job_id = post_and_leave(url, worker, "/generate")
     eventually(lambda: status(url, job_id) == "cancelled")
     worker.go.set()
@@ -72,11 +72,11 @@ def test_a_client_that_leaves_a_plain_generate_cancels_the_job(url: str, worker:
     [("/generate", {"Idempotency-Key": '"k"'}), ("/v1/jobs", {"Prefer": "wait=60"})],
     ids=["with a key", "a submitted job"],
 )
-def test_a_job_that_can_be_fetched_later_goes_on(
+def test_a_job_that_can_be_read_later_continues_after_a_disconnect(
     url: str, worker: FakeWorker, path: str, headers: dict[str, str]
 ) -> None:
     job_id = post_and_leave(url, worker, path, headers)
-    # A cancel would come before an answer to a later request; this one goes through the same server and queue.
+    # If the disconnect cancelled the job, it would do this before the answer to a later request to the same server.
     later = httpx.post(f"{url}/v1/jobs", json=BODY).json()
     assert status(url, job_id) == "running"
     worker.go.set()
@@ -84,7 +84,7 @@ def test_a_job_that_can_be_fetched_later_goes_on(
     assert status(url, job_id) == "succeeded"
 
 
-def test_the_answer_is_found_with_the_key(url: str, worker: FakeWorker) -> None:
+def test_the_key_finds_the_answer_after_a_disconnect(url: str, worker: FakeWorker) -> None:
     headers = {"Idempotency-Key": '"k"'}
     job_id = post_and_leave(url, worker, "/generate", headers)
     worker.go.set()
@@ -93,7 +93,7 @@ def test_the_answer_is_found_with_the_key(url: str, worker: FakeWorker) -> None:
     assert answer.headers["x-job-id"] == job_id
 
 
-def test_an_endless_body_is_cut_off(url: str) -> None:
+def test_an_endless_body_is_refused(url: str) -> None:
     parts = urlsplit(url)
     with socket.create_connection((parts.hostname, parts.port), timeout=DEADLINE_S) as raw:
         raw.sendall(b"POST /generate HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -103,7 +103,7 @@ def test_an_endless_body_is_cut_off(url: str) -> None:
         assert raw.recv(100).startswith(b"HTTP/1.1 413 ")
 
 
-def test_health_is_quick_while_many_wait(url: str, worker: FakeWorker) -> None:
+def test_health_is_fast_while_many_requests_wait(url: str, worker: FakeWorker) -> None:
     async def measure() -> list[float]:
         limits = httpx.Limits(max_connections=100)
         async with httpx.AsyncClient(base_url=url, limits=limits, timeout=60) as client:
@@ -120,7 +120,7 @@ def test_health_is_quick_while_many_wait(url: str, worker: FakeWorker) -> None:
             return times
 
     worker.go.clear()
-    # Milliseconds; the bound leaves room for a machine that does much else.
+    # It normally takes a few milliseconds; the bound allows for a busy machine.
     assert statistics.median(asyncio.run(measure())) < 0.1
 
 
@@ -163,6 +163,6 @@ uvicorn.run(app, port={port}, log_level="warning")
 
 
 def _resident_mb(pid: int) -> float:
-    # Works on every Unix, in KiB.
+    # `ps` works on every Unix. Its unit is KiB.
     answer = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=True)
     return int(answer.stdout) / 1024

@@ -1,4 +1,4 @@
-"""`GET /v1/jobs/{id}/stream` and `/generate` as events, over real connections; the test itself is the worker."""
+"""Streams of `GET /v1/jobs/{id}/stream` and `POST /generate` over real connections. The test plays the worker."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import httpx
 import pytest
 
-from api.jobs import job_stream as following
+from api.jobs import job_stream
 from tasks.job import ErrorCode, JobError, Status, TimeLimits
 from tests.conftest import running_redis
 from tests.helpers.api_client import eventually, server, settings_for
@@ -30,7 +30,7 @@ EVENTS = {"Accept": "text/event-stream"}
 
 @pytest.fixture
 async def url(queue: QueueWorld) -> AsyncIterator[str]:
-    """A server on the queue of the test."""
+    """The URL of a server on the test's queue."""
     with server(settings_for(queue.settings.redis_url, bell_poll_s=0.2)) as url:
         yield url
 
@@ -40,7 +40,7 @@ def stream_url(url: str, job_id: str) -> str:
 
 
 def get(url: str, **arguments: Any) -> httpx.Response:
-    """The server runs in a thread of its own: whoever asks may wait here."""
+    """A blocking request. The server runs in a thread of its own, so it can answer meanwhile."""
     return httpx.get(url, **arguments)
 
 
@@ -48,8 +48,8 @@ def post(url: str, **arguments: Any) -> httpx.Response:
     return httpx.post(url, **arguments)
 
 
-async def reading(read: Callable[[], T]) -> T:
-    """Read in a thread: what is waited for, this one may have to do."""
+async def in_thread(read: Callable[[], T]) -> T:
+    """Read in a thread, because the event loop may be needed for what the read waits for."""
     return await asyncio.to_thread(read)
 
 
@@ -59,7 +59,7 @@ def all_events(url: str, **arguments: Any) -> list[Event]:
 
 
 async def finished_job(queue: QueueWorld) -> str:
-    """A job that two workers ran: `579!` in three entries, an attempt mark in the middle, and a last piece of text."""
+    """A job with two attempts: `579!` in three entries, an attempt mark between them, and a last piece of text."""
     queue.register()
     job_id = await queue.running()
     queue.append(job_id, "57")
@@ -70,7 +70,7 @@ async def finished_job(queue: QueueWorld) -> str:
     return job_id
 
 
-async def test_a_finished_job_is_told_from_its_beginning_to_its_end(queue: QueueWorld, url: str) -> None:
+async def test_a_finished_job_is_streamed_from_its_beginning_to_its_end(queue: QueueWorld, url: str) -> None:
     job_id = await finished_job(queue)
     with stream(stream_url(url, job_id)) as reader:
         assert reader.answer.headers["cache-control"] == "no-store"
@@ -79,8 +79,8 @@ async def test_a_finished_job_is_told_from_its_beginning_to_its_end(queue: Queue
         assert reader.answer.headers["location"] == f"/v1/jobs/{job_id}"
         assert "content-length" not in reader.answer.headers
         events = reader.rest()
-    told = [(event.name, event.id, event.data) for event in events[:-1]]
-    assert told == [
+    received = [(event.name, event.id, event.data) for event in events[:-1]]
+    assert received == [
         ("token", "2-0", {"offset": 0, "count": 2, "text": "57"}),
         ("attempt", "2-1", {"attempt": 2, "resumed_from": 2}),
         ("token", "3-0", {"offset": 2, "count": 1, "text": "9"}),
@@ -92,13 +92,13 @@ async def test_a_finished_job_is_told_from_its_beginning_to_its_end(queue: Queue
     assert events[-1].data["output"]["completion"] == text_of(events)
 
 
-async def test_the_stream_opens_with_a_pause_for_reconnecting(queue: QueueWorld, url: str) -> None:
+async def test_the_stream_begins_with_the_reconnect_delay(queue: QueueWorld, url: str) -> None:
     body = get(stream_url(url, await finished_job(queue))).text
     assert body.startswith("retry: 2000\n\n")
     assert body.endswith("\n\n")
 
 
-async def test_whoever_comes_back_gets_exactly_the_rest_and_204_behind_the_end(queue: QueueWorld, url: str) -> None:
+async def test_a_reconnect_gets_exactly_the_rest_and_204_after_the_end(queue: QueueWorld, url: str) -> None:
     address = stream_url(url, await finished_job(queue))
     everything = all_events(address)
     for index, event in enumerate(everything):
@@ -111,18 +111,18 @@ async def test_whoever_comes_back_gets_exactly_the_rest_and_204_behind_the_end(q
             rest = everything[index + 1 :]
             assert all_events(address, headers={"Last-Event-ID": event.id}) == rest
             assert all_events(address, params={"starting_after": event.id}) == rest
-    # By a number of tokens alone, also in the middle of an event.
+    # A number of tokens is enough, even inside an event.
     for tokens in range(5):
         events = all_events(address, params={"starting_after": str(tokens)})
         assert text_of(events) == "579!é"[tokens:]
         assert events[-1].name == "done"
-    # The query goes before the header.
+    # The query overrides the header.
     both = all_events(address, params={"starting_after": "3"}, headers={"Last-Event-ID": "4-2"})
     assert text_of(both) == "!é"
 
 
 @pytest.mark.parametrize("cursor", ["x", "-1", "1-", "1-2-3", "1.5", "٣", "9" * 40])
-async def test_what_is_no_place_in_a_stream_is_refused(queue: QueueWorld, url: str, cursor: str) -> None:
+async def test_a_malformed_position_is_refused(queue: QueueWorld, url: str, cursor: str) -> None:
     address = stream_url(url, await finished_job(queue))
     query = get(address, params={"starting_after": cursor})
     assert (query.status_code, query.json()["errors"][0]["parameter"]) == (422, "starting_after")
@@ -130,49 +130,47 @@ async def test_what_is_no_place_in_a_stream_is_refused(queue: QueueWorld, url: s
     assert (header.status_code, header.json()["errors"][0]["header"]) == (422, "last-event-id")
 
 
-async def test_a_job_that_never_was_and_one_that_was_deleted(queue: QueueWorld, url: str) -> None:
+async def test_an_unknown_job_is_404_and_a_deleted_one_410(queue: QueueWorld, url: str) -> None:
     job_id = await finished_job(queue)
     await queue.jobs.delete(job_id)
     gone = get(stream_url(url, job_id))
     assert (gone.status_code, gone.json()["code"]) == (410, "gone")
-    for other in ("job_01JZ8K6T4V9QABCDEFGHJKMNPQ", "nonsense"):
-        never = get(stream_url(url, other))
-        assert (never.status_code, never.json()["code"]) == (404, "not_found")
+    for other in ("job_01JZ8K6T4V9QABCDEFGHJKMNPQ", "not-an-id"):
+        unknown = get(stream_url(url, other))
+        assert (unknown.status_code, unknown.json()["code"]) == (404, "not_found")
 
 
-async def test_a_job_is_told_as_it_happens(queue: QueueWorld, url: str) -> None:
+async def test_a_live_job_is_streamed_as_it_changes(queue: QueueWorld, url: str) -> None:
     queue.register()
     job_id = await queue.submit()
     with stream(stream_url(url, job_id)) as reader:
-        [queued] = await reading(lambda: reader.take("status"))
+        [queued] = await in_thread(lambda: reader.take("status"))
         assert queued.data == {"status": "queued", "attempt": 0, "worker": None}
         queue.claim(job_id)
-        [running] = await reading(lambda: reader.take("status"))
+        [running] = await in_thread(lambda: reader.take("status"))
         assert running.data == {"status": "running", "attempt": 1, "worker": WORKER.name}
         assert running.id is None
         tokens = []
         for index, char in enumerate("579"):
             queue.append(job_id, char, before=index)
-            tokens += await reading(lambda: reader.take("token"))
+            tokens += await in_thread(lambda: reader.take("token"))
         queue.workers.release(job_id, 1)
-        [waits] = await reading(lambda: reader.take("status"))
-        assert waits.data == {"status": "queued", "attempt": 1, "worker": None}
+        [queued_again] = await in_thread(lambda: reader.take("status"))
+        assert queued_again.data == {"status": "queued", "attempt": 1, "worker": None}
         queue.claim(job_id)
-        goes_on, mark = await reading(lambda: reader.take("status", "attempt"))
-        assert goes_on.data == {"status": "running", "attempt": 2, "worker": WORKER.name}
+        resumed, mark = await in_thread(lambda: reader.take("status", "attempt"))
+        assert resumed.data == {"status": "running", "attempt": 2, "worker": WORKER.name}
         assert (mark.data, mark.id) == ({"attempt": 2, "resumed_from": 3}, "3-1")
         queue.finish(job_id, "!", before=3, attempt=2, completion="579!")
-        tokens += await reading(lambda: reader.take("token"))
-        [done] = await reading(lambda: reader.take("done"))
-        assert await reading(reader.next) is None
+        tokens += await in_thread(lambda: reader.take("token"))
+        [done] = await in_thread(lambda: reader.take("done"))
+        assert await in_thread(reader.next) is None
     assert text_of(tokens) == done.data["output"]["completion"] == "579!"
-    # A new job with nobody ahead: told once.
+    # A new job that is first in the queue gets one `queue` event.
     assert [place["position"] for place in reader.queue[:1]] == [0]
 
 
-async def test_the_place_in_the_queue_is_told_when_it_changes_and_once_a_second_at_most(
-    queue: QueueWorld, url: str
-) -> None:
+async def test_a_change_of_the_position_is_sent_at_most_once_a_second(queue: QueueWorld, url: str) -> None:
     queue.register(slots=1)
     jobs = [await queue.submit() for _ in range(8)]
     times = []
@@ -185,19 +183,19 @@ async def test_the_place_in_the_queue_is_told_when_it_changes_and_once_a_second_
                     return event.data
             raise AssertionError("the stream ended")
 
-        first = await reading(place)
+        first = await in_thread(place)
         assert first.keys() == {"position", "tokens_ahead", "eta_start_s", "eta_finish_s", "as_of"}
         assert (first["position"], first["tokens_ahead"]) == (7, 7 * 8)
         assert (first["eta_start_s"], first["eta_finish_s"]) == (None, None)
         for job_id in jobs[:3]:
             queue.claim(job_id)
             queue.finish(job_id, "5")
-        later = await reading(place)
+        later = await in_thread(place)
         while later["position"] != 4:
-            later = await reading(place)
+            later = await in_thread(place)
         assert later["eta_finish_s"]["p50"] <= later["eta_finish_s"]["p90"]
     gaps = [after - before for before, after in pairwise(times)]
-    # A little less than the second between two sends, as the clock here is that of the reader.
+    # The server waits 1 s between two sends; the reader may see a little less.
     assert gaps
     assert min(gaps) > 0.8
 
@@ -209,15 +207,15 @@ async def test_the_place_in_the_queue_is_told_when_it_changes_and_once_a_second_
         (Status.CANCELLED, None, ["token", "done"]),
     ],
 )
-async def test_a_job_that_ends_badly(
+async def test_the_stream_of_a_job_that_fails_or_is_cancelled(
     queue: QueueWorld, url: str, status: Status, error: JobError | None, names: list[str]
 ) -> None:
     queue.register()
     job_id = await queue.running()
     with stream(stream_url(url, job_id)) as reader:
-        await reading(lambda: reader.take("status"))
+        await in_thread(lambda: reader.take("status"))
         queue.finish(job_id, "5", status=status, error=error)
-        events = await reading(reader.rest)
+        events = await in_thread(reader.rest)
     assert [event.name for event in events] == names
     assert events[-1].data["status"] == status
     if error is not None:
@@ -226,54 +224,54 @@ async def test_a_job_that_ends_badly(
         assert events[-2].id is None
 
 
-async def test_a_job_whose_time_is_over_in_the_queue(queue: QueueWorld, url: str) -> None:
+async def test_the_stream_of_a_job_that_expires_in_the_queue(queue: QueueWorld, url: str) -> None:
     job_id = await queue.submit(limits=TimeLimits(queue_timeout_ms=300))
-    events = await reading(lambda: all_events(stream_url(url, job_id)))
+    events = await in_thread(lambda: all_events(stream_url(url, job_id)))
     assert [event.name for event in events] == ["status", "error", "done"]
     assert events[1].data["code"] == "start_timeout"
     assert (events[2].data["status"], events[2].id) == ("expired", "0-1")
 
 
-async def test_a_job_that_is_deleted_meanwhile_ends_the_stream_without_done(queue: QueueWorld, url: str) -> None:
+async def test_the_stream_of_a_deleted_job_ends_without_done(queue: QueueWorld, url: str) -> None:
     queue.register()
     job_id = await queue.running()
     with stream(stream_url(url, job_id)) as reader:
-        await reading(lambda: reader.take("status"))
+        await in_thread(lambda: reader.take("status"))
         await queue.jobs.delete(job_id)
-        events = await reading(reader.rest)
+        events = await in_thread(reader.rest)
     assert [(event.name, event.data["code"], event.data["status"]) for event in events] == [("error", "gone", 410)]
 
 
-async def test_a_redis_that_lost_everything_is_told(queue: QueueWorld, url: str) -> None:
+async def test_if_redis_loses_its_data_the_stream_ends_with_job_lost(queue: QueueWorld, url: str) -> None:
     queue.register()
     job_id = await queue.running()
     with stream(stream_url(url, job_id)) as reader:
-        await reading(lambda: reader.take("status"))
+        await in_thread(lambda: reader.take("status"))
         queue.redis.flushall()
-        events = await reading(reader.rest)
+        events = await in_thread(reader.rest)
     assert [(event.name, event.data["code"], event.data["status"]) for event in events] == [("error", "job_lost", 503)]
 
 
-async def test_silence_is_filled_with_comments(queue: QueueWorld, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(following, "KEEP_ALIVE_S", 0.05)
+async def test_a_silent_stream_gets_comments(queue: QueueWorld, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_stream, "KEEP_ALIVE_S", 0.05)
     queue.register()
     job_id = await queue.running()
     with stream(stream_url(url, job_id)) as reader:
-        await reading(lambda: reader.take("status"))
+        await in_thread(lambda: reader.take("status"))
 
         tokens = 0
-        # Comments are seen on the way to the next event.
+        # The reader sees comments only while it waits for an event.
         while len(reader.comments) < 3:
             queue.append(job_id, "x", before=tokens)
             tokens += 1
-            await reading(lambda: reader.take("token"))
+            await in_thread(lambda: reader.take("token"))
             await asyncio.sleep(0.06)
         queue.finish(job_id, before=tokens)
-        await reading(reader.rest)
+        await in_thread(reader.rest)
     assert set(reader.comments) == {": ka"}
 
 
-async def test_a_stream_outlives_a_restart_of_redis_and_a_new_one_is_503_meanwhile(
+async def test_a_stream_survives_a_restart_of_redis_and_a_new_one_is_503_meanwhile(
     tmp_path: Path, socket_folder: Path
 ) -> None:
     folder = socket_folder / "streams"
@@ -288,14 +286,14 @@ async def test_a_stream_outlives_a_restart_of_redis_and_a_new_one_is_503_meanwhi
                 queue.append(job_id, "57")
                 streaming = stream(stream_url(url, job_id))
                 reader = streaming.__enter__()
-                events = await reading(lambda: reader.take("status", "token"))
-        refused = await reading(lambda: get(stream_url(url, job_id)))
+                events = await in_thread(lambda: reader.take("status", "token"))
+        refused = await in_thread(lambda: get(stream_url(url, job_id)))
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
         with running_redis(folder, *durable):
             async with queue_world(settings.redis_url) as queue:
                 queue.append(job_id, "9", before=2)
                 queue.finish(job_id, "!", before=3, completion="579!")
-                events += await reading(reader.rest)
+                events += await in_thread(reader.rest)
         streaming.__exit__(None, None, None)
     assert text_of(events) == "579!"
     assert events[-1].name == "done"
@@ -305,7 +303,7 @@ def generate(url: str, **headers: str) -> Any:
     return stream(f"{url}/generate", method="POST", json=BODY, headers={**EVENTS, **headers})
 
 
-async def test_generate_streams_when_it_is_asked_to(redis_url: str) -> None:
+async def test_generate_streams_if_accept_names_the_type(redis_url: str) -> None:
     settings = settings_for(redis_url)
     with fake_worker(settings), server(settings) as url:
         for accept in ("text/event-stream", "application/json;q=0.5, Text/Event-Stream; q=0.9"):
@@ -320,19 +318,19 @@ async def test_generate_streams_when_it_is_asked_to(redis_url: str) -> None:
         assert (wrong.status_code, wrong.json()["detail"][0]["loc"]) == (422, ["body", "prompt"])
 
 
-async def test_a_client_that_leaves_a_streamed_generate_cancels_the_job_at_once(redis_url: str) -> None:
+async def test_a_client_that_disconnects_from_a_streamed_generate_cancels_its_job_at_once(redis_url: str) -> None:
     settings = settings_for(redis_url)
     with fake_worker(settings) as worker, server(settings) as url:
         worker.go.clear()
         with generate(url) as reader:
-            # So that it is known to have begun.
+            # Wait until the stream has begun.
             reader.take("status")
             job_id = reader.answer.headers["x-job-id"]
             assert worker.claimed.get(timeout=10) == job_id
         await asyncio.to_thread(eventually, lambda: get(f"{url}/v1/jobs/{job_id}").json()["status"] == "cancelled")
 
 
-async def test_with_a_key_it_goes_on_and_the_stream_is_taken_up_again(redis_url: str) -> None:
+async def test_with_a_key_the_job_continues_and_the_stream_can_be_continued(redis_url: str) -> None:
     settings = settings_for(redis_url)
     key = {"Idempotency-Key": '"k"'}
     with fake_worker(settings) as worker, server(settings) as url:
@@ -352,7 +350,7 @@ async def test_with_a_key_it_goes_on_and_the_stream_is_taken_up_again(redis_url:
         assert post(f"{url}/generate", json=BODY, headers=done).status_code == 204
 
 
-async def test_a_client_that_leaves_a_job_s_stream_changes_nothing(redis_url: str) -> None:
+async def test_a_client_that_disconnects_from_a_stream_changes_nothing(redis_url: str) -> None:
     settings = settings_for(redis_url)
     with fake_worker(settings) as worker, server(settings) as url:
         worker.go.clear()
@@ -360,7 +358,7 @@ async def test_a_client_that_leaves_a_job_s_stream_changes_nothing(redis_url: st
         assert worker.claimed.get(timeout=10) == job["id"]
         with stream(f"{url}{job['urls']['stream']}") as reader:
             reader.next()
-        # What a leaving client caused would have happened before an answer to a later request of the same queue.
+        # If the disconnect changed anything, it would do this before the answer to a later request.
         later = post(f"{url}/v1/jobs", json=BODY).json()
         assert get(f"{url}/v1/jobs/{job['id']}").json()["status"] == "running"
         worker.go.set()

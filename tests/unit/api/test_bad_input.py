@@ -1,4 +1,4 @@
-"""Bodies that are wrong in every way: a clear 4xx on both kinds of routes, never a 500."""
+"""Malformed requests get a clear 4xx on both kinds of routes, never a 500."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ JSON = {"Content-Type": "application/json"}
 ROUTES = ("/generate", "/v1/jobs")
 
 BODIES = {
-    "nothing": b"",
-    "no JSON": b"{",
-    "no object": b"[]",
+    "empty": b"",
+    "not JSON": b"{",
+    "not an object": b"[]",
     "null": b"null",
     "no prompt": b"{}",
     "empty prompt": b'{"prompt": ""}',
@@ -32,8 +32,8 @@ BODIES = {
     "lone surrogate in a name": rb'{"prompt": "1", "\udfff": 1, "stop": 3}',
     "lone surrogate in a list": rb'{"prompt": "1", "stop": ["\udc00"]}',
     "lone surrogate in the model": rb'{"prompt": "1", "model": "\udc00"}',
-    "no UTF-8": b'{"prompt": "\xff"}',
-    "nested too deep": b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "not UTF-8": b'{"prompt": "\xff"}',
+    "nested too deeply": b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     "nested": b'{"prompt": ' + b"[" * 500 + b"]" * 500 + b"}",
     "prompt is a number": b'{"prompt": 1}',
     "long prompt": b'{"prompt": "' + b"1" * 1_000_000 + b'"}',
@@ -51,7 +51,7 @@ async def client(redis_url: str) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
 @pytest.mark.parametrize("route", ROUTES)
-async def test_is_422(client: httpx.AsyncClient, route: str, body: bytes) -> None:
+async def test_a_malformed_body_is_422(client: httpx.AsyncClient, route: str, body: bytes) -> None:
     response = await client.post(route, content=body, headers=JSON)
     assert response.status_code == 422
     answer = response.json()
@@ -61,7 +61,7 @@ async def test_is_422(client: httpx.AsyncClient, route: str, body: bytes) -> Non
         assert response.headers["content-type"] == "application/problem+json"
         assert answer["detail"]
         assert answer["errors"]
-    # The caller's input is repeated in part at most.
+    # An error repeats only a part of the caller's input.
     assert len(response.content) < 20_000
 
 
@@ -120,6 +120,6 @@ async def test_unknown_paths_and_methods(client: httpx.AsyncClient) -> None:
     assert wrong.headers["allow"] == "GET, POST"
 
 
-async def test_a_key_that_is_not_ours_is_no_error_on_the_guides_route(client: httpx.AsyncClient) -> None:
-    """The guide's server ignored what it did not know."""
+async def test_an_unknown_field_is_no_error_on_the_guides_route(client: httpx.AsyncClient) -> None:
+    """The guide's server ignores unknown fields."""
     assert (await client.post("/generate", json={"prompt": "1", "frequency_penalty": 1})).status_code == 200

@@ -1,4 +1,4 @@
-"""The original guide's endpoints on the queue: bodies, bounds, messages, headers."""
+"""The endpoints of the original guide: bodies, bounds, messages, headers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def job_of(client: httpx.AsyncClient, response: httpx.Response) -> dict[st
     return found
 
 
-async def test_the_guides_request_gets_the_guides_answer(redis_url: str) -> None:
+async def test_the_guides_request_gets_the_guides_response(redis_url: str) -> None:
     settings = settings_for(redis_url)
     async with api(settings) as client:
         with fake_worker(settings):
@@ -63,7 +63,7 @@ async def test_defaults_are_the_guides(redis_url: str) -> None:
     }
 
 
-async def test_our_own_fields_reach_the_job(redis_url: str) -> None:
+async def test_fields_beyond_the_guides_reach_the_job(redis_url: str) -> None:
     settings = settings_for(redis_url)
     asked = {"prompt": "1", "top_p": 0.5, "seed": 7, "stop": ["9", "ab"], "ignore_eos": True, "top_k": 32}
     async with api(settings) as client:
@@ -107,12 +107,12 @@ async def test_info_and_root(redis_url: str) -> None:
                     "GET /docs": "Interactive API documentation",
                 },
             }
-        # The card stays when the worker has left.
+        # The card outlives its worker.
         assert (await client.get("/info")).status_code == 200
 
 
 @pytest.mark.parametrize(("loss", "loss_name"), [(None, None), (0.9, "val_bpb")])
-async def test_a_loss_that_is_none_or_another_one_is_null(
+async def test_val_loss_is_null_without_a_loss_or_with_another_kind_of_loss(
     redis_url: str, loss: float | None, loss_name: str | None
 ) -> None:
     settings = settings_for(redis_url)
@@ -124,7 +124,7 @@ async def test_a_loss_that_is_none_or_another_one_is_null(
     assert info["step"] is None
 
 
-async def test_documentation_is_there(redis_url: str) -> None:
+async def test_the_documentation_is_served(redis_url: str) -> None:
     async with api(settings_for(redis_url)) as client:
         assert (await client.get("/docs")).status_code == 200
         document = (await client.get("/openapi.json")).json()
@@ -184,7 +184,7 @@ async def test_an_unknown_character_is_refused_with_its_place(redis_url: str) ->
     assert "'€' (U+20AC) at index 2" in first["msg"]
 
 
-async def test_an_unknown_character_is_skipped_where_the_checkpoint_says_so(redis_url: str) -> None:
+async def test_an_unknown_character_is_skipped_if_the_card_says_so(redis_url: str) -> None:
     settings = settings_for(redis_url)
     card = replace(CARD, tokenizer=replace(CARD.tokenizer, unknown="skip"))
     async with api(settings) as client:
@@ -192,7 +192,7 @@ async def test_an_unknown_character_is_skipped_where_the_checkpoint_says_so(redi
             worker.warnings = ["Left out: '€'"]
             response = await client.post("/generate", json={"prompt": "1€€2"})
             assert response.status_code == 200
-            # The worker names what it left out.
+            # The worker warns about what it left out.
             assert json.loads(response.headers["x-job-warnings"]) == ["Left out: '€'"]
             assert (await job_of(client, response))["warnings"] == ["Left out: '€'"]
 
@@ -201,7 +201,7 @@ async def test_a_prompt_that_fills_the_context_is_refused(redis_url: str) -> Non
     settings = settings_for(redis_url)
     async with api(settings) as client:
         with fake_worker(settings):
-            # 64 tokens of context, one of them for BOS and one for the answer.
+            # The context has 64 tokens: one is for BOS, and one is for the answer.
             assert (await client.post("/generate", json={"prompt": "1" * 62})).status_code == 200
             response = await client.post("/generate", json={"prompt": "1" * 63})
     assert response.status_code == 422
@@ -209,7 +209,7 @@ async def test_a_prompt_that_fills_the_context_is_refused(redis_url: str) -> Non
     assert (error["type"], error["loc"]) == ("prompt_too_long", ["body", "prompt"])
 
 
-async def test_the_worker_refuses_a_long_prompt_in_the_same_way(redis_url: str) -> None:
+async def test_a_prompt_that_the_worker_refuses_is_the_same_error(redis_url: str) -> None:
     settings = settings_for(redis_url)
     async with api(settings) as client:
         with fake_worker(settings, BPE_CARD) as worker:
@@ -231,7 +231,7 @@ async def test_the_worker_refuses_a_long_prompt_in_the_same_way(redis_url: str) 
         (ErrorCode.DEADLINE_EXCEEDED, 504),
     ],
 )
-async def test_a_job_that_fails_tells_why(redis_url: str, code: ErrorCode, status: int) -> None:
+async def test_the_error_of_a_failed_job_is_the_response(redis_url: str, code: ErrorCode, status: int) -> None:
     settings = settings_for(redis_url)
     async with api(settings) as client:
         with fake_worker(settings) as worker:
@@ -243,7 +243,7 @@ async def test_a_job_that_fails_tells_why(redis_url: str, code: ErrorCode, statu
     assert response.json()["job_url"] == response.headers["location"]
 
 
-async def test_a_job_that_somebody_cancels(redis_url: str) -> None:
+async def test_a_job_that_is_cancelled_meanwhile_is_409(redis_url: str) -> None:
     settings = settings_for(redis_url)
     async with api(settings) as client:
         with fake_worker(settings) as worker:
@@ -256,7 +256,7 @@ async def test_a_job_that_somebody_cancels(redis_url: str) -> None:
     assert response.json()["job_id"] == job_id
 
 
-async def test_the_end_of_the_wait_is_a_504_that_names_the_job(redis_url: str) -> None:
+async def test_after_the_longest_wait_a_504_names_the_job(redis_url: str) -> None:
     settings = settings_for(redis_url, sync_wait_s=0.2)
     async with api(settings) as client:
         with fake_worker(settings) as worker:
@@ -268,13 +268,13 @@ async def test_the_end_of_the_wait_is_a_504_that_names_the_job(redis_url: str) -
             assert body["job_url"] == response.headers["location"]
             assert response.headers["x-should-retry"] == "false"
             assert response.headers["retry-after"]
-            # The job goes on, and its text can be had.
+            # The job continues, and its text can be read later.
             worker.go.set()
             result = await client.get(f"{body['job_url']}/result", params={"wait": 5})
     assert result.json()["generated_text"] == "123+456=579"
 
 
-async def test_the_end_of_the_wait_may_be_set_to_202(redis_url: str) -> None:
+async def test_after_the_longest_wait_the_status_may_be_set_to_202(redis_url: str) -> None:
     settings = settings_for(redis_url, sync_wait_s=0.2, generate_timeout_status=202)
     async with api(settings) as client:
         with fake_worker(settings) as worker:
@@ -311,7 +311,7 @@ async def test_prefer_respond_async(redis_url: str) -> None:
     assert result.json()["generated_text"] == "123+456=579"
 
 
-async def test_a_repeated_request_with_a_key_is_one_job(redis_url: str) -> None:
+async def test_a_repeated_request_with_a_key_makes_one_job(redis_url: str) -> None:
     settings = settings_for(redis_url)
     headers = {"Idempotency-Key": '"abc"'}
     async with api(settings) as client:
@@ -320,7 +320,7 @@ async def test_a_repeated_request_with_a_key_is_one_job(redis_url: str) -> None:
             again = await client.post("/generate", json=GUIDE_BODY, headers=headers)
             other = await client.post("/generate", json={"prompt": "1"}, headers=headers)
             assert len((await client.get("/v1/jobs")).json()["data"]) == 1
-        # Found also when it could not be accepted now.
+        # The job is found even if the request could not be accepted now.
         late = await client.post("/generate", json=GUIDE_BODY, headers=headers)
     assert "idempotency-replayed" not in first.headers
     for replay in (again, late):
@@ -346,9 +346,9 @@ async def test_a_full_queue_is_429(redis_url: str) -> None:
 
 
 class TestSeveralCheckpoints:
-    """`model` chooses."""
+    """`model` chooses one of several checkpoints."""
 
-    async def test_without_a_model_the_names_are_told(self, redis_url: str) -> None:
+    async def test_without_a_model_the_error_lists_the_names(self, redis_url: str) -> None:
         settings = settings_for(redis_url)
         async with api(settings) as client:
             with fake_worker(settings), fake_worker(settings, BPE_CARD):
@@ -366,18 +366,18 @@ class TestSeveralCheckpoints:
                     "checkpoint": "bpe, step_002920",
                 }
 
-    async def test_a_configured_default_decides(self, redis_url: str) -> None:
+    async def test_a_configured_default_is_used(self, redis_url: str) -> None:
         settings = settings_for(redis_url, default_checkpoint="bpe")
         async with api(settings) as client:
             with fake_worker(settings):
-                # Not loaded yet: no other one stands in for it.
+                # The default is not loaded yet, and no other checkpoint replaces it.
                 response = await client.post("/generate", json={"prompt": "1"})
                 assert (response.status_code, response.json()) == (503, {"detail": "Model not loaded"})
                 with fake_worker(settings, BPE_CARD):
                     assert (await client.post("/generate", json={"prompt": "1"})).json()["model"] == "bpe"
                     assert (await client.get("/health")).json()["checkpoint"] == "bpe"
 
-    async def test_an_unknown_model_is_404_with_the_known_names(self, redis_url: str) -> None:
+    async def test_an_unknown_model_is_404_and_lists_the_known_names(self, redis_url: str) -> None:
         settings = settings_for(redis_url)
         async with api(settings) as client:
             with fake_worker(settings):
@@ -385,7 +385,7 @@ class TestSeveralCheckpoints:
         assert response.status_code == 404
         assert response.json()["models"] == ["step_002920"]
 
-    async def test_the_one_that_is_served_is_taken_of_several_known(self, redis_url: str) -> None:
+    async def test_without_a_model_the_only_served_checkpoint_is_used(self, redis_url: str) -> None:
         settings = settings_for(redis_url)
         async with api(settings) as client:
             with fake_worker(settings, BPE_CARD):

@@ -1,4 +1,4 @@
-"""Health, CORS, request ids, and what the log says of a request."""
+"""Health checks, CORS, request ids, and the request log."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def test_health_before_with_and_after_a_worker(redis_url: str) -> None:
         assert (await client.get("/health/live")).json() == {"status": "live"}
 
 
-async def test_a_busy_worker_is_ready_and_one_that_leaves_is_not(redis_url: str) -> None:
+async def test_a_busy_worker_is_ready_and_a_draining_one_is_not(redis_url: str) -> None:
     settings = settings_for(redis_url)
     with fake_worker(settings) as worker:
         worker.store.heartbeat(replace(worker.info, state=WorkerState.BUSY, running=2))
@@ -102,7 +102,7 @@ async def test_request_ids(redis_url: str) -> None:
     assert none.headers["x-request-id"]
 
 
-async def test_the_log_has_the_job_and_never_a_text(redis_url: str) -> None:
+async def test_the_log_has_the_job_id_and_never_a_text(redis_url: str) -> None:
     settings = settings_for(redis_url)
     async with api(settings) as client:
         with fake_worker(settings), structlog.testing.capture_logs() as logs:

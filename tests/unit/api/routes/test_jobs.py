@@ -1,4 +1,4 @@
-"""`/v1/jobs`: submit, poll, long poll, list, result, cancel."""
+"""`/v1/jobs`: submit, read, long poll, list, result, cancel."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ async def finished(client: httpx.AsyncClient, job: dict[str, Any]) -> dict[str, 
 
 
 async def reached(client: httpx.AsyncClient, job: dict[str, Any], **wanted: Any) -> dict[str, Any]:
-    """The job, as soon as it has the wanted values; long polls by version until then."""
+    """The job, as soon as it has the wanted values. Long polls by version until then."""
     while not wanted.items() <= job.items():
         response = await client.get(job["urls"]["self"], params={"wait": 10, "after_version": job["version"]})
-        assert response.json()["version"] > job["version"], "nothing changed any more"
+        assert response.json()["version"] > job["version"], "the job has not changed"
         job = response.json()
     return job
 
@@ -92,7 +92,7 @@ async def test_prefer_wait_answers_200_when_it_is_over(redis_url: str) -> None:
     assert "Prefer" in late.headers["vary"]
 
 
-async def test_a_failed_job_is_an_answer_not_an_error(redis_url: str) -> None:
+async def test_a_failed_job_is_returned_as_a_job_not_as_an_error(redis_url: str) -> None:
     settings = settings_for(redis_url)
     async with api(settings) as client:
         with fake_worker(settings) as worker:
@@ -143,7 +143,7 @@ async def test_a_running_job_shows_its_text_so_far(redis_url: str) -> None:
             assert result.headers["retry-after"]
 
 
-async def test_long_poll_returns_when_the_time_is_over(redis_url: str) -> None:
+async def test_a_long_poll_ends_when_the_time_is_over(redis_url: str) -> None:
     settings = settings_for(redis_url, long_poll_max_s=0.2)
     async with api(settings) as client:
         with fake_worker(settings) as worker:
@@ -252,7 +252,7 @@ async def test_list_pages_through_all_jobs_newest_first(redis_url: str) -> None:
 
 
 @pytest.mark.parametrize("params", [{"limit": 0}, {"limit": 101}, {"status": "done"}, {"cursor": "x"}])
-async def test_list_refuses_what_it_does_not_know(redis_url: str, params: dict[str, Any]) -> None:
+async def test_list_refuses_invalid_parameters(redis_url: str, params: dict[str, Any]) -> None:
     async with api(settings_for(redis_url)) as client:
         response = await client.get("/v1/jobs", params=params)
     assert response.status_code == 422
@@ -261,9 +261,9 @@ async def test_list_refuses_what_it_does_not_know(redis_url: str, params: dict[s
 
 
 @pytest.mark.parametrize(
-    "job_id", ["job_01JZ8K6T4V9QABCDEFGHJKMNPQ", "nonsense", "job_01", "job_" + "9" * 26, "%00", "job_*"]
+    "job_id", ["job_01JZ8K6T4V9QABCDEFGHJKMNPQ", "not-an-id", "job_01", "job_" + "9" * 26, "%00", "job_*"]
 )
-async def test_an_id_that_never_was_is_404(redis_url: str, job_id: str) -> None:
+async def test_an_unknown_id_is_404(redis_url: str, job_id: str) -> None:
     async with api(settings_for(redis_url)) as client:
         answers = [
             await client.get(f"/v1/jobs/{job_id}"),
@@ -280,8 +280,8 @@ async def test_an_id_that_never_was_is_404(redis_url: str, job_id: str) -> None:
 async def test_wait_for_worker(redis_url: str) -> None:
     settings = settings_for(redis_url)
     async with api(settings) as client:
-        never = await client.post("/v1/jobs", json={**SUM, "wait_for_worker": True})
-        assert (never.status_code, never.json()["code"]) == (503, "model_not_loaded")
+        unknown = await client.post("/v1/jobs", json={**SUM, "wait_for_worker": True})
+        assert (unknown.status_code, unknown.json()["code"]) == (503, "model_not_loaded")
         with fake_worker(settings):
             pass
         refused = await client.post("/v1/jobs", json=SUM)
@@ -321,7 +321,7 @@ async def test_errors_are_problem_details(redis_url: str, fields: dict[str, Any]
     assert problem["errors"][0]["pointer"] == pointer
 
 
-async def test_the_same_key_makes_one_job_however_often_and_at_once(redis_url: str) -> None:
+async def test_simultaneous_requests_with_the_same_key_make_one_job(redis_url: str) -> None:
     settings = settings_for(redis_url)
     async with api(settings) as client:
         with fake_worker(settings):
@@ -332,7 +332,7 @@ async def test_the_same_key_makes_one_job_however_often_and_at_once(redis_url: s
             assert sum("idempotency-replayed" not in response.headers for response in responses) == 1
             assert len((await client.get("/v1/jobs")).json()["data"]) == 1
             other = await client.post("/v1/jobs", json={**SUM, "max_tokens": 1}, headers=headers)
-            # Another route is another key.
+            # The same key on another route is a different key.
             separate = await client.post("/generate", json=SUM, headers=headers)
     assert (other.status_code, other.json()["code"]) == (422, "idempotency_mismatch")
     assert separate.headers["x-job-id"] != responses[0].json()["id"]
@@ -346,7 +346,7 @@ async def test_a_proxys_prefix_is_in_every_url(redis_url: str) -> None:
         transport.root_path = "/llm"
         with fake_worker(settings):
             response = await client.post("/llm/v1/jobs", json=SUM)
-            wrong = await client.get("/llm/v1/jobs/nonsense")
+            wrong = await client.get("/llm/v1/jobs/not-an-id")
     assert wrong.json()["code"] == "not_found"
     assert response.headers["location"] == response.json()["urls"]["self"] == f"/llm/v1/jobs/{response.json()['id']}"
 

@@ -1,4 +1,4 @@
-"""What a caller may limit: time in the queue, running time, the whole, and how many are ahead."""
+"""Limits that a caller may set: time in the queue, running time, total time, and jobs ahead."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Any
 import httpx
 import pytest
 
-from api.http.cancel_after import parse_cancel_after
-from api.http.problems import ApiError
 from tasks.settings import Settings
 from tests.helpers.api_client import DEADLINE_S, api, settings_for
 from tests.helpers.fake_worker import fake_worker
@@ -20,7 +18,7 @@ SUM = {"prompt": "123+456=", "temperature": 0.0}
 
 
 def quick(redis_url: str, **changed: Any) -> Settings:
-    """Settings of an API that looks often."""
+    """Settings of an API that reaps and polls often."""
     return settings_for(redis_url, reap_every_s=0.05, bell_poll_s=0.05, **changed)
 
 
@@ -33,22 +31,7 @@ async def over(client: httpx.AsyncClient, job: dict[str, Any]) -> dict[str, Any]
                 return found
 
 
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [("90", 90), ("90s", 90), ("1m30s", 90), ("1h", 3600), (" 1H2M3.5S ", 3723.5), ("0.25", 0.25), ("604800", 604800)],
-)
-def test_durations_of_cancel_after(text: str, seconds: float) -> None:
-    assert parse_cancel_after(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["", "0", "0s", "-1", "s", "1d", "1s1m", "1e3", "604801", "١", "nan", "inf", "1 m"])
-def test_what_is_no_duration(text: str) -> None:
-    with pytest.raises(ApiError) as refusal:
-        parse_cancel_after(text)
-    assert refusal.value.to_problem("/")["errors"][0]["header"] == "cancel-after"
-
-
-async def test_limits_are_told_with_the_job(redis_url: str) -> None:
+async def test_the_job_object_has_the_limits(redis_url: str) -> None:
     settings = settings_for(redis_url)
     async with api(settings) as client:
         with fake_worker(settings):
@@ -59,10 +42,10 @@ async def test_limits_are_told_with_the_job(redis_url: str) -> None:
             plain = (await client.post("/v1/jobs", json=SUM)).json()
             assert set(plain["limits"].values()) == {None}
             assert plain["deadline_at"] is None
-            # The sooner of the two counts.
+            # The shorter of the two counts.
             for header, seconds in (("30s", 30), ("5m", 100)):
-                sooner = await client.post("/v1/jobs", json={**SUM, **asked}, headers={"Cancel-After": header})
-                assert sooner.json()["limits"]["deadline_s"] == seconds
+                shorter = await client.post("/v1/jobs", json={**SUM, **asked}, headers={"Cancel-After": header})
+                assert shorter.json()["limits"]["deadline_s"] == seconds
 
 
 @pytest.mark.parametrize("field", ["queue_timeout_s", "run_timeout_s", "deadline_s"])
@@ -74,7 +57,7 @@ async def test_limits_out_of_bounds_are_refused(redis_url: str, field: str, valu
 
 
 @pytest.mark.parametrize(("field", "code"), [("queue_timeout_s", "start_timeout"), ("deadline_s", "deadline_exceeded")])
-async def test_a_job_that_nobody_begins_in_time_expires(redis_url: str, field: str, code: str) -> None:
+async def test_a_job_that_is_not_started_in_time_expires(redis_url: str, field: str, code: str) -> None:
     settings = quick(redis_url)
     async with api(settings) as client:
         with fake_worker(settings):
@@ -88,11 +71,11 @@ async def test_a_job_that_nobody_begins_in_time_expires(redis_url: str, field: s
 
 
 @pytest.mark.parametrize("how", ["Cancel-After", "deadline_s"])
-async def test_a_synchronous_call_learns_that_its_time_is_over(redis_url: str, how: str) -> None:
+async def test_a_synchronous_call_ends_when_the_time_of_its_job_is_over(redis_url: str, how: str) -> None:
     settings = quick(redis_url)
     async with api(settings) as client:
         with fake_worker(settings) as worker:
-            # It takes this one, and no other meanwhile.
+            # The worker takes this job, and no other until it is over.
             worker.go.clear()
             await client.post("/v1/jobs", json=SUM)
             if how == "Cancel-After":
@@ -105,7 +88,7 @@ async def test_a_synchronous_call_learns_that_its_time_is_over(redis_url: str, h
                 assert (answer.status_code, answer.json()["status"]) == (200, "expired")
 
 
-async def test_a_wrong_cancel_after_is_told_in_the_routes_way(redis_url: str) -> None:
+async def test_a_malformed_cancel_after_is_an_error_in_the_routes_format(redis_url: str) -> None:
     async with api(settings_for(redis_url)) as client:
         headers = {"Cancel-After": "tomorrow"}
         legacy = await client.post("/generate", json=SUM, headers=headers)
@@ -114,7 +97,7 @@ async def test_a_wrong_cancel_after_is_told_in_the_routes_way(redis_url: str) ->
         assert (problem.status_code, problem.json()["code"]) == (422, "invalid_request")
 
 
-async def test_a_limit_is_part_of_what_a_key_stands_for(redis_url: str) -> None:
+async def test_cancel_after_is_part_of_the_fingerprint(redis_url: str) -> None:
     settings = settings_for(redis_url)
     async with api(settings) as client:
         with fake_worker(settings):
@@ -127,13 +110,13 @@ async def test_a_limit_is_part_of_what_a_key_stands_for(redis_url: str) -> None:
                 assert other.status_code == 422
 
 
-async def test_a_full_queue_says_when_there_will_be_room(redis_url: str) -> None:
+async def test_a_full_queue_estimates_retry_after(redis_url: str) -> None:
     settings = settings_for(redis_url, max_queued_jobs=2)
     async with api(settings) as client:
         with fake_worker(settings) as worker:
             assert (await client.post("/generate", json=SUM)).status_code == 200
             worker.go.clear()
-            # One runs, two wait.
+            # One job runs, and two are queued.
             assert (await client.post("/v1/jobs", json=SUM)).status_code == 202
             await asyncio.to_thread(worker.claimed.get, timeout=DEADLINE_S)
             await asyncio.to_thread(worker.claimed.get, timeout=DEADLINE_S)
@@ -147,7 +130,7 @@ async def test_a_full_queue_says_when_there_will_be_room(redis_url: str) -> None
         assert 1 <= int(answer.headers["retry-after"]) <= 60
 
 
-async def test_a_caller_may_refuse_to_wait_behind_others(redis_url: str) -> None:
+async def test_a_caller_may_limit_the_jobs_ahead(redis_url: str) -> None:
     settings = settings_for(redis_url)
     async with api(settings) as client:
         with fake_worker(settings):
@@ -168,7 +151,7 @@ async def test_a_caller_may_refuse_to_wait_behind_others(redis_url: str) -> None
         assert {job["queue"]["tokens_ahead"] for job in listed} == {0, 100, 200, 300, 400}
 
 
-async def test_estimates_come_with_the_first_finished_job(redis_url: str) -> None:
+async def test_estimates_are_known_after_the_first_finished_job(redis_url: str) -> None:
     settings = settings_for(redis_url)
     async with api(settings) as client:
         with fake_worker(settings) as worker:
@@ -178,7 +161,7 @@ async def test_estimates_come_with_the_first_finished_job(redis_url: str) -> Non
             worker.go.set()
             await over(client, first)
             worker.go.clear()
-            await asyncio.sleep(0.25)  # a reading is taken for the present for 0.2 s
+            await asyncio.sleep(0.25)  # until the snapshot of the queue, which is used for 0.2 s, is too old
             jobs = [await client.post("/v1/jobs", json=SUM) for _ in range(4)]
             places = [answer.json()["queue"] for answer in jobs]
         finishes = [place["eta_finish_s"]["p50"] for place in places]

@@ -1,4 +1,4 @@
-"""A job that is repeated, and one that is deleted."""
+"""Repeating and deleting jobs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SUM = {
     "deadline_s": 600,
     "result_ttl_s": 70,
 }
-NEVER = "job_01JZ8K6T4V9QABCDEFGHJKMNPQ"
+UNKNOWN = "job_01JZ8K6T4V9QABCDEFGHJKMNPQ"
 
 
 async def cancelled(client: httpx.AsyncClient, worker: FakeWorker) -> dict[str, Any]:
@@ -38,7 +38,7 @@ async def cancelled(client: httpx.AsyncClient, worker: FakeWorker) -> dict[str, 
     return found
 
 
-async def test_a_repeated_job_is_the_same_request_once_more(redis_url: str) -> None:
+async def test_a_repeated_job_has_the_same_request(redis_url: str) -> None:
     settings = settings_for(redis_url)
     async with api(settings) as client:
         with fake_worker(settings) as worker:
@@ -53,7 +53,7 @@ async def test_a_repeated_job_is_the_same_request_once_more(redis_url: str) -> N
             assert new["queue"]["priority"] == 2
             done = (await client.get(new["urls"]["self"], params={"wait": 10})).json()
             assert (done["status"], done["output"]["completion"]) == ("succeeded", "579")
-            # It is kept as long, and the old one stays what it was.
+            # The old job stays unchanged.
             assert (await client.get(old["urls"]["self"])).json() == old
 
 
@@ -70,7 +70,7 @@ async def test_only_a_job_that_is_over_without_success_can_be_repeated(redis_url
                 assert (refused.status_code, refused.json()["code"]) == (409, "not_retryable")
                 assert word in refused.json()["detail"]
                 assert refused.json()["job_id"] == job["id"]
-        assert (await client.post(f"/v1/jobs/{NEVER}/retry")).status_code == 404
+        assert (await client.post(f"/v1/jobs/{UNKNOWN}/retry")).status_code == 404
 
 
 async def test_a_retry_that_is_sent_twice_with_a_key_makes_one_job(redis_url: str) -> None:
@@ -92,13 +92,13 @@ async def test_a_retry_without_a_worker_is_refused(redis_url: str) -> None:
     async with api(settings) as client:
         with fake_worker(settings) as worker:
             old = await cancelled(client, worker)
-    # Another process, which has not seen the worker just now.
+    # A new application has no snapshot of the catalog that still shows the worker.
     async with api(settings) as client:
         answer = await client.post(old["urls"]["retry"])
     assert (answer.status_code, answer.json()["code"]) == (503, "no_workers")
 
 
-async def test_a_deleted_job_is_gone_from_every_route(redis_url: str) -> None:
+async def test_a_deleted_job_is_410_on_every_route(redis_url: str) -> None:
     settings = settings_for(redis_url)
     async with api(settings) as client:
         with fake_worker(settings):
@@ -116,11 +116,11 @@ async def test_a_deleted_job_is_gone_from_every_route(redis_url: str) -> None:
             assert (gone.status_code, gone.json()["code"], gone.json()["job_id"]) == (410, "gone", job["id"])
         assert (await client.get("/v1/jobs")).json()["data"] == []
         assert (await client.delete(job["urls"]["self"])).status_code == 204
-        for never in (NEVER, "nonsense"):
-            assert (await client.delete(f"/v1/jobs/{never}")).status_code == 404
+        for unknown in (UNKNOWN, "not-an-id"):
+            assert (await client.delete(f"/v1/jobs/{unknown}")).status_code == 404
 
 
-async def test_whoever_waits_for_a_job_that_is_deleted_is_told(redis_url: str) -> None:
+async def test_clients_that_wait_for_a_deleted_job_get_410(redis_url: str) -> None:
     settings = settings_for(redis_url)
     async with api(settings) as client:
         with fake_worker(settings) as worker:

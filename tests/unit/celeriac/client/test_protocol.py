@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import httpx
 import pytest
 
-from api.http.idempotency import parse_key
+from api.http.request_headers import parse_idempotency_key
 from celeriac import (
     ApiError,
     Job,
@@ -260,7 +260,7 @@ def test_a_repeated_retry_makes_no_second_job() -> None:
     first, second = server.calls
     assert first == second
     assert (first.method, first.path) == ("POST", f"/v1/jobs/{JOB_ID}/retry")
-    assert parse_key([first.headers["Idempotency-Key"]])
+    assert parse_idempotency_key([first.headers["Idempotency-Key"]])
 
 
 @pytest.mark.parametrize("answers", [[httpx.Response(204)], [LOST, problem(410, "gone")], [problem(410, "gone")]])
@@ -292,7 +292,7 @@ def test_pages_are_followed_as_far_as_asked() -> None:
 def test_a_key_of_the_callers_own_is_quoted_as_the_server_reads_it(key: str) -> None:
     server = Server([ok(job_object(QUEUED), 202)])
     server.submit(key=key)
-    assert parse_key([server.calls[0].headers["Idempotency-Key"]]) == key
+    assert parse_idempotency_key([server.calls[0].headers["Idempotency-Key"]]) == key
 
 
 def test_a_body_that_is_no_utf8_reaches_the_server_all_the_same() -> None:
