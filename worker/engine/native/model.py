@@ -21,7 +21,7 @@ from worker.engine.device import Device
 from worker.engine.kv.cache import KvCache
 from worker.engine.mapped_pages import MappedPages
 from worker.engine.native.library import Layer, Matrix, ModelData, Pass, Table
-from worker.engine.native.thread_tuner import ThreadChoice
+from worker.engine.native.thread_tuner import ThreadTuner
 
 #: Packed matrices begin at multiples of this many bytes.
 _ALIGNMENT = 4096
@@ -87,7 +87,7 @@ class NativeModel:
         self._workspace = torch.empty(0, dtype=torch.uint8)
         self._workspace_for = (0, 0)
         self._pass = Pass()
-        self._threads = ThreadChoice(torch.get_num_threads(), fixed=device.fixed_threads)
+        self._tuner = ThreadTuner(torch.get_num_threads(), fixed=device.fixed_threads)
 
     @property
     def matrix_bytes(self) -> int:
@@ -114,11 +114,11 @@ class NativeModel:
     def forward(self, batch: Batch, cache: KvCache) -> Tensor:
         """Put the keys and values of `batch` in the cache and return the wanted logits (R, V), fp32."""
         positions, outputs = batch.tokens.shape[0], len(batch.outputs)
-        way = self._threads.pick(positions, longest=batch.longest)
+        sharing = self._tuner.choose(positions, longest=batch.longest)
         reach = batch.last_position + 1
         if reach > self._reach:
             self._grow_angles(reach)
-        workspace = self._workspace_of(positions, way.threads)
+        workspace = self._workspace_of(positions, sharing.threads)
         logits = torch.empty(outputs, self.config.vocab_size)
         step = self._pass
         step.positions = positions
@@ -137,10 +137,10 @@ class NativeModel:
             ctypes.byref(step),
             workspace.data_ptr(),
             self._reach,
-            way.threads,
-            (ctypes.c_int64 * (way.threads + 1))(*shares(batch, way.threads)) if way.by_rows else None,
+            sharing.threads,
+            (ctypes.c_int64 * (sharing.threads + 1))(*shares(batch, sharing.threads)) if sharing.by_rows else None,
         )
-        self._threads.note(positions, way, time.perf_counter() - began, longest=batch.longest)
+        self._tuner.record(positions, sharing, time.perf_counter() - began, longest=batch.longest)
         return logits
 
     def _grow_angles(self, reach: int) -> None:

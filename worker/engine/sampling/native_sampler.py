@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from worker.engine.native.library import Row
-from worker.engine.native.thread_tuner import ThreadChoice
+from worker.engine.native.thread_tuner import ThreadTuner
 from worker.engine.request import SequenceRequest
 from worker.engine.sampling.forbidden_ids import ForbiddenIds
 from worker.engine.sequence import Sequence
@@ -30,7 +30,7 @@ class NativeSampler:
         self._size = vocabulary.size
         self._forbidden = ForbiddenIds(vocabulary, torch.int32, torch.device("cpu"))
         threads = torch.get_num_threads()
-        self._threads = ThreadChoice(threads, fixed=fixed_threads)
+        self._tuner = ThreadTuner(threads, fixed=fixed_threads)
         self._workspace = torch.empty(threads * kernels.celeriac_draw_bytes(self._size), dtype=torch.uint8)
         self._batch: list[Sequence] = []
         self._rows: list[Row] = []
@@ -56,10 +56,10 @@ class NativeSampler:
         if len(batch) == 1 or logits.numel() < _LOGITS_FOR_THREADS:
             self._run(logits, 1)
         else:
-            way = self._threads.pick(len(batch))
+            sharing = self._tuner.choose(len(batch))
             began = time.perf_counter()
-            self._run(logits, way.threads)
-            self._threads.note(len(batch), way, time.perf_counter() - began)
+            self._run(logits, sharing.threads)
+            self._tuner.record(len(batch), sharing, time.perf_counter() - began)
         return self._drawn
 
     def _run(self, logits: Tensor, threads: int) -> None:

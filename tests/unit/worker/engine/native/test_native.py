@@ -26,7 +26,7 @@ from worker.engine.engine import DecodingModel
 from worker.engine.native import library as libraries
 from worker.engine.native.library import build, library, opened, processor_kinds
 from worker.engine.native.model import NativeModel
-from worker.engine.native.thread_tuner import LONG_PAUSE, LONG_S, TRY_EVERY, ThreadChoice, Way
+from worker.engine.native.thread_tuner import Sharing, ThreadTuner
 from worker.engine.torch.model import Model
 
 ROOT = Path(__file__).parents[5]
@@ -115,14 +115,16 @@ def test_no_bit_depends_on_how_threads_share_a_step(folder: str, monkeypatch: py
     found = checkpoint(folder)
     caches: list[Tensor] = []
     texts = []
-    for way in (Way(1), Way(2), Way(3), Way(2, by_rows=True), Way(3, by_rows=True), Way(8, by_rows=True)):
+    by_matrices = [Sharing(1), Sharing(2), Sharing(3)]
+    by_rows = [Sharing(2, by_rows=True), Sharing(3, by_rows=True), Sharing(8, by_rows=True)]
+    for sharing in by_matrices + by_rows:
 
-        def shared(*_: object, longest: int | None = None, way: Way = way) -> Way:
-            return way if longest is not None else Way(way.threads)
+        def choose(*_: object, longest: int | None = None, sharing: Sharing = sharing) -> Sharing:
+            return sharing if longest is not None else Sharing(sharing.threads)
 
-        monkeypatch.setattr(ThreadChoice, "pick", shared)
-        monkeypatch.setattr(ThreadChoice, "note", lambda *_, **__: None)
-        torch.set_num_threads(way.threads)
+        monkeypatch.setattr(ThreadTuner, "choose", choose)
+        monkeypatch.setattr(ThreadTuner, "record", lambda *_, **__: None)
+        torch.set_num_threads(sharing.threads)
         running = engine(load_weights(found.config, found.weights, CPU), slots=7, kv_tokens=2048)
         # Prompts of different lengths, some longer than what one step takes of them.
         sequences = [
@@ -156,76 +158,6 @@ def test_a_library_is_built_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert first.is_relative_to(tmp_path)
     monkeypatch.setenv("PATH", "")
     assert libraries.built(kind) == first
-
-
-class Machine:
-    """Steps of 8 positions that take so many seconds with each count of threads."""
-
-    def __init__(self, seconds: dict[int, float]) -> None:
-        self.seconds = seconds
-        self.choice = ThreadChoice(max(seconds), fixed=False)
-
-    def run(self, steps: int) -> list[int]:
-        """The counts that were taken."""
-        taken = []
-        for _ in range(steps):
-            way = self.choice.pick(8)
-            taken.append(way.threads)
-            self.choice.note(8, way, self.seconds[way.threads])
-        return taken
-
-
-def test_the_count_of_threads_that_was_fastest_lately_is_taken() -> None:
-    machine = Machine({1: 3e-3, 2: 2e-3})
-    assert set(machine.run(5)) == {1, 2}
-    machine.run(2 * TRY_EVERY)
-    assert machine.run(TRY_EVERY).count(2) >= TRY_EVERY - 1
-    machine.seconds[2] = 9e-3
-    assert machine.run(10)[-5:].count(1) >= 3, "what got slower is left at once"
-    machine.run(2 * TRY_EVERY)
-    assert machine.run(TRY_EVERY).count(1) >= TRY_EVERY - 1
-    machine.seconds[2] = 2e-3
-    machine.run(3 * TRY_EVERY)
-    assert machine.run(TRY_EVERY).count(2) >= TRY_EVERY - 10, "what got faster is found again"
-
-
-def test_one_disturbed_step_changes_nothing() -> None:
-    machine = Machine({1: 3e-3, 2: 2e-3})
-    machine.run(2 * TRY_EVERY)
-    machine.seconds[2] = 90e-3
-    machine.run(1)
-    machine.seconds[2] = 2e-3
-    assert machine.run(TRY_EVERY).count(2) >= TRY_EVERY - 1
-
-
-def test_long_steps_are_no_time_for_tries() -> None:
-    machine = Machine({1: 30 * LONG_S, 2: 20 * LONG_S})
-    assert machine.run(LONG_PAUSE) == [2] * LONG_PAUSE
-    machine.seconds[2] = 90 * LONG_S
-    assert machine.run(3 * LONG_PAUSE)[-2:] == [1, 1]
-
-
-def test_more_threads_must_be_worth_it() -> None:
-    machine = Machine({1: 1.1e-3, 2: 1e-3})
-    machine.run(2 * TRY_EVERY)
-    assert machine.run(TRY_EVERY).count(1) >= TRY_EVERY - 1
-
-
-def test_of_many_counts_the_neighbours_are_tried() -> None:
-    machine = Machine({8: 1e-3, 4: 1.5e-3, 2: 2.5e-3, 1: 4e-3})
-    machine.run(20)
-    assert machine.run(TRY_EVERY).count(8) > TRY_EVERY - 10
-    machine.seconds.update({8: 9e-3, 4: 9e-3})
-    machine.run(4 * TRY_EVERY)
-    assert machine.run(TRY_EVERY).count(2) > TRY_EVERY - 5
-
-
-def test_a_count_that_was_asked_for_is_kept() -> None:
-    choice = ThreadChoice(3, fixed=True)
-    for _ in range(20):
-        assert choice.pick(1) == Way(3)
-        choice.note(1, Way(3), 1.0)
-    assert ThreadChoice(5, fixed=False).counts == [5, 2, 1]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
