@@ -1,6 +1,7 @@
-"""The model on compiled kernels: the same forward pass as `worker.engine.torch.model`, one call a step, fp32 on a CPU.
+"""The model on compiled kernels, for CPUs: the forward pass of `worker.engine.torch.model`, as one call for each step.
 
-Its matrices are fp32, or int8 with a scale for each group of inputs."""
+Numbers are fp32. The matrices are fp32, or int8 with one scale for each group of inputs.
+"""
 
 from __future__ import annotations
 
@@ -23,30 +24,30 @@ from worker.engine.mapped_pages import MappedPages
 from worker.engine.native.library import Layer, Matrix, ModelData, Pass, Table
 from worker.engine.native.thread_tuner import ThreadTuner
 
-#: Packed matrices begin at multiples of this many bytes.
+#: Packed matrices begin at multiples of this, in bytes.
 _ALIGNMENT = 4096
-#: Positions of the first table of angles, and of the first workspace.
+#: Positions of the first table of angles.
 _FIRST_POSITIONS = 256
 
 
 class Arena:
-    """Memory of the kernels, given back when this is no longer used."""
+    """A region of memory for packed matrices. It is freed when this object is garbage-collected."""
 
     def __init__(self, kernels: ctypes.CDLL, size: int) -> None:
-        """MemoryError where the system has not so much."""
-        self.address: int | None = kernels.celeriac_reserve(size)
+        """Allocate `size` bytes. Raises MemoryError if the system does not have them."""
+        self.address: int | None = kernels.celeriac_allocate(size)
         if self.address is None:
-            raise MemoryError(f"there is no memory for {size} bytes of weights")
+            raise MemoryError(f"there are not {size} bytes of memory left for the weights")
         self.size = size
         self._end = 0
-        weakref.finalize(self, kernels.celeriac_release, self.address, size)
+        weakref.finalize(self, kernels.celeriac_free, self.address, size)
 
-    def filled(self, kernels: ctypes.CDLL) -> None:
-        """What was taken is filled, and will only be read."""
+    def enlarge_pages(self, kernels: ctypes.CDLL) -> None:
+        """Move the memory to large pages in the background. Call this when everything is written."""
         kernels.celeriac_enlarge_pages(self.address, self.size)
 
     def take(self, size: int) -> int:
-        """The address of the next `size` bytes."""
+        """Take the next `size` bytes. Returns their address."""
         assert self.address is not None
         begin = self._end
         self._end += -(-size // _ALIGNMENT) * _ALIGNMENT
@@ -54,9 +55,9 @@ class Arena:
 
 
 class NativeModel:
-    """A checkpoint's weights, packed for the kernels."""
+    """A checkpoint's weights, packed for the kernels, and its forward pass. Not thread-safe."""
 
-    #: Attention reads a sequence's own keys and nothing beyond.
+    #: Attention reads only the keys of its own sequence.
     reads_beyond = False
 
     def __init__(self, config: ModelConfig, device: Device, kernels: ctypes.CDLL) -> None:
@@ -79,19 +80,20 @@ class NativeModel:
             smear_width=config.era.smear_width,
             layer=self._layers,
         )
-        #: What the kernels read by address.
+        #: Tensors that the kernels read by address.
         self._kept: list[Tensor] = []
         self._arena: Arena
         self._angles = torch.empty(0)
-        self._reach = 0
+        self._angle_positions = 0
         self._workspace = torch.empty(0, dtype=torch.uint8)
-        self._workspace_for = (0, 0)
+        #: The largest number of positions, and of threads, that the workspace is large enough for.
+        self._workspace_limits = (0, 0)
         self._pass = Pass()
         self._tuner = ThreadTuner(torch.get_num_threads(), fixed=device.fixed_threads)
 
     @property
     def matrix_bytes(self) -> int:
-        """Memory of the packed matrices."""
+        """Bytes of the packed matrices."""
         return self._arena.size
 
     @classmethod
@@ -104,20 +106,21 @@ class NativeModel:
         *,
         group: int = 0,
     ) -> NativeModel:
-        """As `worker.engine.torch.model.Model.load`. `group` 0: fp32 matrices;
-        else int8, so many inputs with one scale."""
+        """Load a checkpoint's weights, like `worker.engine.torch.model.Model.load`.
+
+        `group` 0: the matrices are fp32. Otherwise they are int8, and `group` inputs share a scale. Raises MemoryError.
+        """
         model = cls(config, device, kernels)
         with torch.inference_mode():
             _Loader(model, weights, group).load()
         return model
 
     def forward(self, batch: Batch, cache: KvCache) -> Tensor:
-        """Put the keys and values of `batch` in the cache and return the wanted logits (R, V), fp32."""
+        """Write the keys and values of `batch` to the cache. Returns the wanted logits (R, V), fp32."""
         positions, outputs = batch.tokens.shape[0], len(batch.outputs)
         sharing = self._tuner.choose(positions, longest=batch.longest)
-        reach = batch.last_position + 1
-        if reach > self._reach:
-            self._grow_angles(reach)
+        if batch.last_position >= self._angle_positions:
+            self._grow_angles(batch.last_position + 1)
         workspace = self._workspace_of(positions, sharing.threads)
         logits = torch.empty(outputs, self.config.vocab_size)
         step = self._pass
@@ -131,40 +134,41 @@ class NativeModel:
         step.cache = cache.memory.data_ptr()
         step.places = cache.memory.shape[-2]
         step.logits = logits.data_ptr()
-        began = time.perf_counter()
+        started_at = time.perf_counter()
         self._kernels.celeriac_forward(
             ctypes.byref(self._data),
             ctypes.byref(step),
             workspace.data_ptr(),
-            self._reach,
+            self._angle_positions,
             sharing.threads,
             (ctypes.c_int64 * (sharing.threads + 1))(*shares(batch, sharing.threads)) if sharing.by_rows else None,
         )
-        self._tuner.record(positions, sharing, time.perf_counter() - began, longest=batch.longest)
+        self._tuner.record(positions, sharing, time.perf_counter() - started_at, longest=batch.longest)
         return logits
 
-    def _grow_angles(self, reach: int) -> None:
-        """A table of angles for `reach` positions and some more."""
-        self._reach = min(self.config.sequence_len, max(2 * reach, _FIRST_POSITIONS))
+    def _grow_angles(self, positions: int) -> None:
+        """Make a table of angles for at least `positions` positions."""
+        self._angle_positions = min(self.config.sequence_len, max(2 * positions, _FIRST_POSITIONS))
         era = self.config.era
-        self._angles = rounded_angles(self.config.head_dim, era.rope_base, self._reach, bf16=era.rope_bf16)
+        self._angles = rounded_angles(self.config.head_dim, era.rope_base, self._angle_positions, bf16=era.rope_bf16)
         self._data.cosines = self._angles[0].data_ptr()
         self._data.sines = self._angles[1].data_ptr()
-        self._workspace_for = (0, 0)
+        self._workspace_limits = (0, 0)  # it must also have room for as many scores
 
     def _workspace_of(self, positions: int, threads: int) -> Tensor:
-        """Memory for a pass, kept for the next one that is no larger."""
-        if positions > self._workspace_for[0] or threads > self._workspace_for[1]:
-            self._workspace_for = (max(positions, self._workspace_for[0]), max(threads, self._workspace_for[1]))
+        """Memory for a pass. It is kept, and replaced when a pass needs more."""
+        most_positions, most_threads = self._workspace_limits
+        if positions > most_positions or threads > most_threads:
+            self._workspace_limits = limits = max(positions, most_positions), max(threads, most_threads)
             size = self._kernels.celeriac_workspace_bytes(
-                ctypes.byref(self._data), self._workspace_for[0], self._reach, self._workspace_for[1]
+                ctypes.byref(self._data), limits[0], self._angle_positions, limits[1]
             )
             self._workspace = torch.empty(size, dtype=torch.uint8)
         return self._workspace
 
 
 def shares(batch: Batch, count: int) -> list[int]:
-    """Bounds of `count` shares of the positions, about equal ones, none of which cuts a chunk."""
+    """The bounds of `count` shares of a batch's positions. The shares are about equal, and no chunk is divided."""
     positions = batch.tokens.shape[0]
     even = [positions * share // count for share in range(count + 1)]
     if batch.longest == 1:
@@ -174,7 +178,7 @@ def shares(batch: Batch, count: int) -> list[int]:
 
 
 class _Loader:
-    """Packs a checkpoint's tensors, one by one."""
+    """Packs a checkpoint's tensors one after the other, so that only one of them is in memory twice."""
 
     def __init__(self, model: NativeModel, weights: Mapping[str, Tensor], group: int) -> None:
         self._model = model
@@ -197,7 +201,7 @@ class _Loader:
             data.backout = self._floats("backout_lambda")[0]
         for i in range(config.n_layer):
             self._load_layer(i, model._layers[i])
-        model._arena.filled(model._kernels)
+        model._arena.enlarge_pages(model._kernels)
 
     def _load_layer(self, i: int, layer: Layer) -> None:
         config, name = self._config, f"transformer.h.{i}."
@@ -219,7 +223,7 @@ class _Loader:
         return size
 
     def _matrix(self, *names: str, outputs: int = 0) -> Matrix:
-        """The packed matrix of some tensors one below the other; of one alone the first `outputs` rows, if given."""
+        """Pack some tensors, stacked, as one matrix. `outputs`: take only so many rows of the tensor; 0: all rows."""
         model = self._model
         tensors = [self._weights[name] for name in names]
         counts = [outputs or tensor.shape[0] for tensor in tensors]
@@ -260,5 +264,5 @@ class _Loader:
 
     @staticmethod
     def _plain(tensor: Tensor) -> Tensor:
-        """Contiguous, in a number format that the kernels read."""
+        """The tensor in a contiguous layout and a number format that the kernels can read."""
         return (tensor.float() if tensor.dtype is torch.float16 else tensor).contiguous()
