@@ -1,8 +1,8 @@
 """The compiled kernels. They are built once for this processor, kept in the user's cache, and called through ctypes.
 
-There are no kernels without a C compiler, or on a processor that is not in `_KINDS`. Then the model runs on torch alone:
-the texts are the same, but slower. An image can contain kernels for every kind of processor that it may run on:
-`python -m worker.engine.native.library FOLDER` builds them.
+Without a C compiler, or on a processor that is not in `_KINDS`, there are no kernels. The model then runs on torch
+alone, and gives the same texts more slowly. An image can contain kernels for every kind of processor that it may run
+on: `python -m worker.engine.native.library FOLDER` builds them.
 """
 
 from __future__ import annotations
