@@ -1,4 +1,4 @@
-"""Meta files of every version of the trainers are read. A file without a valid shape is refused, with file and reason."""
+"""Meta files of all versions of the trainers are read. Files without a valid shape are refused, with the reason."""
 
 from __future__ import annotations
 
