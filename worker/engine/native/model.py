@@ -30,6 +30,11 @@ _ALIGNMENT = 4096
 _FIRST_POSITIONS = 256
 
 
+def aligned(size: int) -> int:
+    """The smallest multiple of the alignment that is at least `size`."""
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
 class Arena:
     """A region of memory for packed matrices. It is freed when this object is garbage-collected."""
 
@@ -50,7 +55,7 @@ class Arena:
         """Take the next `size` bytes. Returns their address."""
         assert self.address is not None
         begin = self._end
-        self._end += -(-size // _ALIGNMENT) * _ALIGNMENT
+        self._end += aligned(size)
         return self.address + begin
 
 
@@ -123,25 +128,26 @@ class NativeModel:
             self._grow_angles(batch.last_position + 1)
         workspace = self._workspace_of(positions, sharing.threads)
         logits = torch.empty(outputs, self.config.vocab_size)
-        step = self._pass
-        step.positions = positions
-        step.outputs = outputs
-        step.tokens = batch.tokens.data_ptr()
-        step.previous = batch.previous.data_ptr()
-        step.position = batch.positions.data_ptr()
-        step.place = batch.places.data_ptr()
-        step.wanted = None if batch.wanted is None else batch.wanted.data_ptr()
-        step.cache = cache.memory.data_ptr()
-        step.places = cache.memory.shape[-2]
-        step.logits = logits.data_ptr()
+        arguments = self._pass
+        arguments.positions = positions
+        arguments.outputs = outputs
+        arguments.tokens = batch.tokens.data_ptr()
+        arguments.previous = batch.previous.data_ptr()
+        arguments.position = batch.positions.data_ptr()
+        arguments.place = batch.places.data_ptr()
+        arguments.wanted = None if batch.wanted is None else batch.wanted.data_ptr()
+        arguments.cache = cache.memory.data_ptr()
+        arguments.places = cache.memory.shape[-2]
+        arguments.logits = logits.data_ptr()
         started_at = time.perf_counter()
+        bounds = share_bounds(batch, sharing.threads) if sharing.by_rows else None
         self._kernels.celeriac_forward(
             ctypes.byref(self._data),
-            ctypes.byref(step),
+            ctypes.byref(arguments),
             workspace.data_ptr(),
             self._angle_positions,
             sharing.threads,
-            (ctypes.c_int64 * (sharing.threads + 1))(*shares(batch, sharing.threads)) if sharing.by_rows else None,
+            bounds,
         )
         self._tuner.record(positions, sharing, time.perf_counter() - started_at, longest=batch.longest)
         return logits
@@ -153,7 +159,8 @@ class NativeModel:
         self._angles = rounded_angles(self.config.head_dim, era.rope_base, self._angle_positions, bf16=era.rope_bf16)
         self._data.cosines = self._angles[0].data_ptr()
         self._data.sines = self._angles[1].data_ptr()
-        self._workspace_limits = (0, 0)  # it must also have room for as many scores
+        # A larger workspace is needed, too: it has room for a score of each position.
+        self._workspace_limits = (0, 0)
 
     def _workspace_of(self, positions: int, threads: int) -> Tensor:
         """Memory for a pass. It is kept, and replaced when a pass needs more."""
@@ -167,14 +174,14 @@ class NativeModel:
         return self._workspace
 
 
-def shares(batch: Batch, count: int) -> list[int]:
+def share_bounds(batch: Batch, count: int) -> ctypes.Array[ctypes.c_int64]:
     """The bounds of `count` shares of a batch's positions. The shares are about equal, and no chunk is divided."""
     positions = batch.tokens.shape[0]
-    even = [positions * share // count for share in range(count + 1)]
-    if batch.longest == 1:
-        return even
-    ends = [0, *accumulate(chunk.length for chunk in batch.chunks)]
-    return [ends[bisect_left(ends, bound)] for bound in even]
+    bounds = [positions * share // count for share in range(count + 1)]
+    if batch.longest > 1:
+        ends = [0, *accumulate(chunk.length for chunk in batch.chunks)]
+        bounds = [ends[bisect_left(ends, bound)] for bound in bounds]
+    return (ctypes.c_int64 * len(bounds))(*bounds)
 
 
 class _Loader:
@@ -192,7 +199,7 @@ class _Loader:
         width, qkv = config.n_embd, config.n_embd + 2 * config.kv_dim
         shapes = [(qkv, width), (width, width), (4 * width, width), (width, 4 * width)] * config.n_layer
         sizes = [self._size(*shape) for shape in (*shapes, (config.vocab_size, width))]
-        model._arena = Arena(model._kernels, sum(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes))
+        model._arena = Arena(model._kernels, sum(map(aligned, sizes)))
         data.head = self._matrix("lm_head.weight", outputs=config.vocab_size)
         data.table = self._table("transformer.wte.weight")
         if config.era.smear:
@@ -223,7 +230,7 @@ class _Loader:
         return size
 
     def _matrix(self, *names: str, outputs: int = 0) -> Matrix:
-        """Pack some tensors, stacked, as one matrix. `outputs`: take only so many rows of the tensor; 0: all rows."""
+        """Pack some tensors, stacked, as one matrix. `outputs`: the number of rows to take; 0: all."""
         model = self._model
         tensors = [self._weights[name] for name in names]
         counts = [outputs or tensor.shape[0] for tensor in tensors]
