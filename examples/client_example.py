@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A tour of the Python client: is the server there, what does it serve, and three generations.
+"""Shows the Python client: the health of the server, the model that it serves, and three generations.
 
 python examples/client_example.py [URL]
 """
@@ -12,7 +12,7 @@ from celeriac import CeleriacError, InferenceClient
 
 
 def main(url: str) -> None:
-    """Ask the server at `url` a few things and print what it says."""
+    """Send some requests to the server at `url`, and print the answers."""
     with InferenceClient(url) as client:
         health = client.health()
         print(f"Server   {health['status']}, model loaded: {health['model_loaded']}")
@@ -22,11 +22,11 @@ def main(url: str) -> None:
         print(f"Model    {info['checkpoint']}, step {info['step']}, validation loss {loss}")
         print(f"         {info['model_layers']} layers of width {info['model_dim']}, {info['vocab_size']} ids")
 
-        # Temperature 0 takes the likeliest token each time: the answer is always the same.
+        # Temperature 0 always takes the most likely token, so the answer is always the same.
         result = client.generate("123+456=", max_tokens=20, temperature=0.0)
         show("Greedy", result["generated_text"], result["tokens_generated"])
 
-        # Sampling among the ten likeliest tokens: the answer differs from run to run.
+        # Samples one of the ten most likely tokens each time, so the answer differs from run to run.
         result = client.generate("H+", max_tokens=50, temperature=0.8, top_k=10)
         show("Sampled", result["generated_text"], result["tokens_generated"])
 
@@ -36,7 +36,7 @@ def main(url: str) -> None:
 
 
 def show(name: str, text: str, tokens: int) -> None:
-    """One generation; `repr` keeps a text with newlines on one line."""
+    """Print one generation. `repr` keeps a text with newlines on one line."""
     print(f"{name:<8} {text!r}, {tokens} tokens generated")
 
 

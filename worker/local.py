@@ -1,4 +1,4 @@
-"""A checkpoint in this process, without a queue: what `celeriac run` decodes with."""
+"""Decodes with a checkpoint in this process, without a queue. `celeriac run` uses it."""
 
 from __future__ import annotations
 
@@ -22,27 +22,24 @@ from worker.jobs.detokenizer import Detokenizer
 from worker.jobs.prompt import PromptError, answer_tokens, encode_prompt
 from worker.model_loader import DeviceName, load_model
 
-#: One sequence at a time.
-SLOTS = 1
-
 
 class LocalModelError(Exception):
-    """A request that this checkpoint cannot run, or that failed. The message is for people."""
+    """A checkpoint that cannot be loaded, or a request that it cannot run. The message is for the user."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """A continuation."""
+class Completion:
+    """The continuation of a prompt."""
 
-    #: As they were fed, BOS included.
+    #: As the model got them, BOS included.
     prompt_ids: tuple[int, ...]
     token_ids: tuple[int, ...]
-    #: The continuation's text; None where the checkpoint has no tokenizer.
+    #: None if the checkpoint has no tokenizer.
     text: str | None
     finish_reason: FinishReason
     seed: int
-    #: The logits after the prompt, one for each id, where they were asked for.
-    last_logits: tuple[float, ...] | None = None
+    #: The logits after the prompt, one for each id. None if they were not requested.
+    prompt_logits: tuple[float, ...] | None = None
 
 
 class LocalModel:
@@ -52,7 +49,7 @@ class LocalModel:
         self._engine = engine
         self.card = card
         self.tokenizer = tokenizer
-        #: What is odd about the checkpoint.
+        #: What is unusual about the checkpoint.
         self.warnings = warnings
 
     @classmethod
@@ -68,10 +65,10 @@ class LocalModel:
         weights: WeightForm = "exact",
         prefill_chunk_tokens: int = 256,
     ) -> LocalModel:
-        """Load a checkpoint by path, or by name below `root`.
+        """Load a checkpoint by its path, or by its name in the folder `root`.
 
-        Raises CheckpointError (a TokenizerError where text is needed and there is no tokenizer), and LocalModelError
-        where the device is not there or too small.
+        Raises CheckpointError (a TokenizerError if `needs_text` and there is no tokenizer). Raises LocalModelError if
+        the device is missing or has too little memory.
         """
         folder = find(path_or_name, root)
         tokenizer = _tokenizer(folder, needed=needs_text)
@@ -83,17 +80,17 @@ class LocalModel:
                 threads=threads,
                 softcap=softcap,
                 weights=weights,
-                slots=SLOTS,
+                slots=1,
                 kv_memory_mb=0,
                 prefill_chunk_tokens=prefill_chunk_tokens,
             )
         except (ValueError, MemoryError, RuntimeError) as error:
-            # RuntimeError is what torch raises for an exhausted device.
+            # torch raises RuntimeError when the device has no memory left.
             raise LocalModelError(f"{folder.name} cannot be loaded: {error}") from error
         return cls(loaded.engine, loaded.card, tokenizer, loaded.warnings)
 
     def encode(self, prompt: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
-        """Ids of a prompt, BOS in front where the card says so, and warnings. Raises LocalModelError."""
+        """The ids of a prompt, and warnings. BOS comes first if the card says so. Raises LocalModelError."""
         if self.tokenizer is None:
             raise LocalModelError(f"{self.card.name} has no tokenizer: give token ids instead of text")
         try:
@@ -107,55 +104,57 @@ class LocalModel:
         sampling: SamplingParams,
         *,
         every_id: bool = False,
-        keep_logits: bool = False,
+        keep_prompt_logits: bool = False,
         on_text: Callable[[str], None] = lambda _: None,
-    ) -> Answer:
-        """Continue a prompt; `on_text` gets the text piece by piece. `every_id`: ids without text are sampled, too.
+    ) -> Completion:
+        """Continue a prompt, and call `on_text` with each new piece of the text.
 
-        `max_tokens` is cut to what the context has room for. Raises LocalModelError.
+        `every_id`: ids without text may be sampled, too. `max_tokens` is reduced to what fits into the context. A
+        KeyboardInterrupt ends the sequence; the model can then be used again. Raises LocalModelError.
         """
-        request = self._request(tuple(prompt_ids), sampling, every_id=every_id, keep_logits=keep_logits)
+        request = self._request(tuple(prompt_ids), sampling, every_id=every_id, keep_prompt_logits=keep_prompt_logits)
         try:
             sequence = self._engine.add_request(request)
         except ValueError as error:
             raise LocalModelError(str(error)) from error
-        assembler = self._assembler(sampling)
+        detokenizer = self._detokenizer(sampling)
         pieces: list[str] = []
 
-        def show(piece: str) -> None:
+        def add(piece: str) -> None:
             if piece:
                 pieces.append(piece)
                 on_text(piece)
 
         try:
-            shown = 0
+            pushed = 0
             while sequence.finish is None:
                 self._engine.step()
-                if assembler is not None:
-                    for token_id in sequence.tokens[shown:]:
-                        show(assembler.push(token_id))
-                shown = len(sequence.tokens)
+                if detokenizer is not None:
+                    for token_id in sequence.tokens[pushed:]:
+                        add(detokenizer.push(token_id))
+                pushed = len(sequence.tokens)
         finally:
-            # Nothing happens where it is over; after Ctrl-C the engine is free for the next prompt.
+            # After Ctrl-C this ends the sequence, so that the engine can take the next prompt. A sequence that has
+            # finished is not affected.
             self._engine.abort(sequence.id)
             while self._engine.has_work:
                 self._engine.step()
         if sequence.finish is FinishReason.ERROR:
             raise LocalModelError(f"decoding failed: {sequence.error}")
-        if assembler is not None:
-            show(assembler.finish())
+        if detokenizer is not None:
+            add(detokenizer.finish())
         logits = sequence.prompt_logits
-        return Answer(
+        return Completion(
             prompt_ids=request.prompt,
             token_ids=tuple(sequence.tokens),
-            text=None if assembler is None else "".join(pieces),
+            text=None if detokenizer is None else "".join(pieces),
             finish_reason=sequence.finish,
             seed=request.sampling.seed or 0,
-            last_logits=None if logits is None else tuple(logits),
+            prompt_logits=None if logits is None else tuple(logits),
         )
 
     def _request(
-        self, prompt: tuple[int, ...], sampling: SamplingParams, *, every_id: bool, keep_logits: bool
+        self, prompt: tuple[int, ...], sampling: SamplingParams, *, every_id: bool, keep_prompt_logits: bool
     ) -> SequenceRequest:
         if self.tokenizer is None and (sampling.stop or sampling.stop_on_newline):
             raise LocalModelError(f"{self.card.name} has no tokenizer, so it cannot stop at a text or a newline")
@@ -168,10 +167,10 @@ class LocalModel:
             prompt=prompt,
             sampling=replace(sampling.with_seed(), max_tokens=max_tokens),
             every_id=every_id,
-            keep_prompt_logits=keep_logits,
+            keep_prompt_logits=keep_prompt_logits,
         )
 
-    def _assembler(self, sampling: SamplingParams) -> Detokenizer | None:
+    def _detokenizer(self, sampling: SamplingParams) -> Detokenizer | None:
         if self.tokenizer is None:
             return None
         return Detokenizer(self.tokenizer.decoder(), stop=sampling.stop, stop_on_newline=sampling.stop_on_newline)
@@ -180,7 +179,7 @@ class LocalModel:
 def read_card(
     path_or_name: str, root: Path, *, softcap: float | None, form: WeightForm
 ) -> tuple[Card, tuple[str, ...]]:
-    """The card of a checkpoint, as a CPU would serve it, and what is odd about it. Raises CheckpointError."""
+    """The card that a CPU worker would publish for a checkpoint, and warnings. Raises CheckpointError."""
     folder = find(path_or_name, root)
     checkpoint = formats.load(folder, softcap=softcap)
     warnings = checkpoint.warnings
@@ -188,9 +187,9 @@ def read_card(
     try:
         tokenizer = load_tokenizer(folder, checkpoint.config.vocab_size)
     except TokenizerError as error:
-        warnings += (f"It cannot be served, but run with --token-ids: {error}",)
-    per_token = Device("cpu").kv_bytes_per_token(checkpoint.config)
-    return build_card(checkpoint, tokenizer, kv_bytes_per_token=per_token, form=form), warnings
+        warnings += (f"It cannot be served. `celeriac run` can use it with --token-ids: {error}",)
+    bytes_per_token = Device("cpu").kv_bytes_per_token(checkpoint.config)
+    return build_card(checkpoint, tokenizer, kv_bytes_per_token=bytes_per_token, form=form), warnings
 
 
 def _tokenizer(folder: CheckpointFolder, *, needed: bool) -> Tokenizer | None:

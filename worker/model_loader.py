@@ -1,4 +1,4 @@
-"""From a checkpoint's folder to an engine that decodes it, for the engine process and for `celeriac run`."""
+"""Loads a checkpoint into an engine, for the engine process and for `celeriac run`."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
-    """A checkpoint in memory."""
+    """A checkpoint in memory, and the engine that decodes with it."""
 
     engine: Engine
     card: Card
     device: Device
-    #: Size of the KV cache in tokens.
+    #: Size of the KV cache, in tokens.
     kv_tokens: int
-    #: What an operator should know of the checkpoint.
+    #: What an operator should know about the checkpoint.
     warnings: tuple[str, ...]
 
 
 def vocabulary_of(tokenizer: Tokenizer, size: int) -> Vocabulary:
-    """What the engine needs to know of a tokenizer."""
+    """The vocabulary of the first `size` ids of a tokenizer: what the engine needs to know about it."""
     text = tuple(tokenizer.token_bytes(token_id) for token_id in range(size))
     return Vocabulary(size=size, text=text, stop_ids=tokenizer.stop_ids)
 
@@ -52,33 +52,35 @@ def load_model(
     kv_memory_mb: int,
     prefill_chunk_tokens: int,
 ) -> LoadedModel:
-    """Load a checkpoint; without a tokenizer it decodes bare ids.
+    """Load a checkpoint, and decode a few tokens to warm the engine up. Without a tokenizer, ids have no text.
 
-    Raises CheckpointError, and ValueError where the device is not there, cannot hold weights of that form, or has too
+    `softcap` None: the era's. `kv_memory_mb` 0: KV memory for `slots` full contexts, as far as the device has it.
+
+    Raises CheckpointError. Raises ValueError if the device is missing, cannot use weights of this form, or has too
     little KV memory for one context.
     """
-    place = Device.choose(device, threads=threads)
+    chosen = Device.choose(device, threads=threads)
     checkpoint = formats.load(folder, softcap=softcap)
     config = checkpoint.config
-    kv_tokens = place.kv_tokens(config, slots=slots, kv_memory_mb=kv_memory_mb)
-    per_token = place.kv_bytes_per_token(config)
+    kv_tokens = chosen.kv_tokens(config, slots=slots, kv_memory_mb=kv_memory_mb)
+    bytes_per_token = chosen.kv_bytes_per_token(config)
     one_context = KvBudget.need(config.sequence_len, 0)
     if kv_tokens < one_context:
-        needed_mb = -(-one_context * per_token // 2**20)
+        needed_mb = -(-one_context * bytes_per_token // 2**20)
         raise ValueError(
             f"the KV cache has room for {kv_tokens} tokens, less than one context of {config.sequence_len}: set "
             f"CELERIAC_KV_MEMORY_MB to {needed_mb} or more, or use a device with more memory"
         )
-    card = build_card(checkpoint, tokenizer, kv_bytes_per_token=per_token, form=weights)
+    card = build_card(checkpoint, tokenizer, kv_bytes_per_token=bytes_per_token, form=weights)
     vocabulary = (
         Vocabulary.without_text(config.vocab_size) if tokenizer is None else vocabulary_of(tokenizer, config.vocab_size)
     )
     engine = Engine(
-        load_weights(config, checkpoint.weights, place, weights),
+        load_weights(config, checkpoint.weights, chosen, weights),
         vocabulary,
         slots=slots,
         kv_tokens=kv_tokens,
         prefill_chunk_tokens=prefill_chunk_tokens,
     )
     warm_up(engine)
-    return LoadedModel(engine=engine, card=card, device=place, kv_tokens=kv_tokens, warnings=checkpoint.warnings)
+    return LoadedModel(engine=engine, card=card, device=chosen, kv_tokens=kv_tokens, warnings=checkpoint.warnings)

@@ -1,4 +1,4 @@
-"""A checkpoint's folder on disk: `step_NNNNNN/` with the model, its meta data and the vocabulary."""
+"""Reads and writes a checkpoint's folder: `step_NNNNNN/` with the weights, the meta file and the vocabulary."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from model import GPT, GPTConfig
 
 
 def save(root: Path, model: GPT, meta: dict[str, Any]) -> Path:
-    """Write the checkpoint of `meta["step"]` under root and return its folder."""
+    """Write a checkpoint of step `meta["step"]` into the folder `root`. Returns the checkpoint's folder."""
     name = f"{meta['step']:06d}"
     folder = root / f"step_{name}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -25,7 +25,7 @@ def save(root: Path, model: GPT, meta: dict[str, Any]) -> Path:
 
 
 def load(folder: Path) -> GPT:
-    """The model of a folder that holds one checkpoint, ready to answer."""
+    """Load the model from a folder with one checkpoint, in evaluation mode."""
     (model_path,) = folder.glob("model_*.pt")
     meta = json.loads((folder / f"{model_path.stem.replace('model', 'meta')}.json").read_text(encoding="utf-8"))
     model = GPT(GPTConfig(**meta["model_config"]))

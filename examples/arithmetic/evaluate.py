@@ -1,4 +1,4 @@
-"""How often a checkpoint is right: the held-out sums, other tasks, and what it says to the prompts of the guide.
+"""Measures how often a checkpoint is right: on the held-out sums, on other tasks, and on the prompts of the guide.
 
 python examples/arithmetic/evaluate.py checkpoints/step_002920 checkpoints/step_003650
 """
@@ -29,17 +29,17 @@ from torch import Tensor
 from torch.nn import functional
 
 GUIDE_PROMPTS = ("123+456=", "123\n456\n", "123+", "H+B=", "HB+L=", "H+", "0+", "999-111=")
-LONGEST_ANSWER = 24  # tokens, at which a model that does not stop is cut
+LONGEST_ANSWER = 24  # tokens; an answer that is longer is cut off
 
 
 def token_losses(model: GPT, inputs: Tensor, targets: Tensor) -> Tensor:
-    """Cross entropy of each target, in nats: ids (B, T), ids (B, T) -> (B, T)."""
+    """The cross entropy of each target in nats: ids (B, T), ids (B, T) -> (B, T)."""
     return functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
 
 
 @torch.no_grad()
 def held_out_loss(model: GPT) -> float:
-    """Mean nats per token over the held-out sums, whole documents: the unforeseeable operands count too."""
+    """Mean nats per token over the held-out sums. The operands, which cannot be predicted, are included."""
     documents = [sum_document(a, b) for a, b in held_out_sums()[:HELD_OUT_SUMS]]
     batch = make_batch(documents, SHORT_WIDTH)
     losses = token_losses(model, batch.inputs, batch.targets)
@@ -47,13 +47,13 @@ def held_out_loss(model: GPT) -> float:
 
 
 def held_out_sums_exact(model: GPT) -> int:
-    """How many of the HELD_OUT_SUMS held-out sums the model answers exactly, and then stops."""
+    """The number of held-out sums, out of HELD_OUT_SUMS, that the model answers exactly, ending with BOS."""
     return HELD_OUT_SUMS - len(wrong_answers(model, tasks()["held-out sums"]))
 
 
 @torch.no_grad()
 def greedy(model: GPT, prompts: list[str]) -> list[str | None]:
-    """The answers, up to BOS, to prompts of one length; None where one holds another id or does not end."""
+    """The answers to prompts of one length, up to BOS. None for an answer with another id, or without an end."""
     ids = torch.tensor([[BOS, *encode(prompt)] for prompt in prompts])  # (B, T)
     start = ids.size(1)
     for _ in range(LONGEST_ANSWER):
@@ -71,7 +71,7 @@ def _text(ids: list[int]) -> str | None:
 
 
 def wrong_answers(model: GPT, documents: list[Document]) -> list[tuple[Document, str | None]]:
-    """The documents whose answer the model does not give exactly, each with what it says instead."""
+    """The documents that the model does not answer exactly, each with the answer of the model."""
     by_length: dict[int, list[Document]] = {}
     for document in documents:
         by_length.setdefault(len(document.question), []).append(document)
@@ -83,14 +83,14 @@ def wrong_answers(model: GPT, documents: list[Document]) -> list[tuple[Document,
 
 
 def _agrees(answer: str, said: str | None) -> bool:
-    """Whether both are the same; of number lines the next one counts alone, since their count is anyone's guess."""
+    """Whether both are the same. Of number lines only the next one counts, because nothing says how many there are."""
     if said is not None and answer.endswith("\n"):
         return said.startswith(answer)
     return said == answer
 
 
 def tasks() -> dict[str, list[Document]]:
-    """The tests by name. Of the held-out sums alone it is certain that training never saw them."""
+    """The tests by name. Only the held-out sums are certain to be missing from the training documents."""
     rng = random.Random(1)
 
     def pairs(low: int, high: int, count: int = HELD_OUT_SUMS) -> list[tuple[int, int]]:

@@ -1,10 +1,11 @@
-"""The network: nanochat's GPT as it was from December 2025 to January 2026, with nothing added.
+"""The network: the GPT of nanochat from December 2025 to January 2026 (nanochat/gpt.py), unchanged.
 
-Token embedding, RMS norm, blocks of rotary attention with normed queries and keys and a squared-ReLU MLP, RMS norm, an
-untied head, and logits kept within +-15 by a tanh. No biases, no learned norms, no dropout. The names of the modules
-are the names of the tensors in the file, so a checkpoint is `state_dict()` and nothing else.
+It has a token embedding, an RMS norm, blocks, another RMS norm, and an untied head, whose logits a tanh keeps within
++-15. A block is rotary attention with normalized queries and keys, and an MLP with squared ReLU. There are no biases,
+no learned norms, and no dropout. The modules are named like the tensors in the file, so a checkpoint is just
+`state_dict()`.
 
-Shapes: B rows, T positions, C channels, H heads, D channels a head, V ids.
+Shapes: B rows, T positions, C channels, H heads, D channels of a head, V ids.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ SOFTCAP = 15.0
 class GPTConfig:
     """The `model_config` of a checkpoint's meta file."""
 
-    sequence_len: int = 2048  # the longest text a server should accept, in tokens
+    sequence_len: int = 2048  # the longest text that a server accepts, in tokens
     vocab_size: int = 32
     n_layer: int = 4
     n_head: int = 5
@@ -32,7 +33,7 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         assert self.n_embd % self.n_head == 0, "n_embd must be a multiple of n_head"
-        assert self.head_dim % 2 == 0, "rotary embeddings need an even number of channels a head"
+        assert self.head_dim % 2 == 0, "rotary embeddings need an even number of channels per head"
         assert self.n_kv_head == self.n_head, "grouped queries are not needed at this size"
 
     @property
@@ -46,14 +47,14 @@ def norm(x: Tensor) -> Tensor:
 
 
 def rotary_tables(length: int, head_dim: int) -> tuple[Tensor, Tensor]:
-    """cos and sin of position x frequency, each (length, head_dim / 2), rounded to bf16 as nanochat stores them."""
+    """cos and sin of position times frequency, each (length, head_dim / 2), rounded to bf16 as nanochat does it."""
     frequencies = ROPE_BASE ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies)
     return angles.cos().bfloat16().float(), angles.sin().bfloat16().float()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the channel pairs (j, j + D/2) of x (B, H, T, D) by minus their angle: nanochat's sign, not the usual."""
+    """Rotate the channel pairs (j, j + D/2) of x (B, H, T, D) by minus their angle. (The usual sign is plus.)"""
     x1, x2 = x.chunk(2, dim=-1)
     return torch.cat((x1 * cos + x2 * sin, x2 * cos - x1 * sin), dim=-1)
 
@@ -68,7 +69,7 @@ class Attention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """(B, T, C) -> (B, T, C); a position sees itself and what is left of it."""
+        """(B, T, C) -> (B, T, C). A position attends to itself and to the positions before it."""
         q, k, v = (c(x).unflatten(2, (self.n_head, -1)).transpose(1, 2) for c in (self.c_q, self.c_k, self.c_v))
         q, k = norm(rotate(q, cos, sin)), norm(rotate(k, cos, sin))
         y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, H, T, D)
@@ -112,7 +113,7 @@ class GPT(nn.Module):
         self._init_weights()
 
     def _init_weights(self) -> None:
-        """Uniform matrices of variance 1/C; projections back into the residual stream start at zero."""
+        """Matrices are uniform with variance 1/C. Projections into the residual stream start at zero."""
         bound = (3 / self.config.n_embd) ** 0.5
         for name, weight in self.named_parameters():
             if name.endswith("c_proj.weight"):
@@ -123,8 +124,8 @@ class GPT(nn.Module):
         nn.init.normal_(self.lm_head.weight, std=0.001)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Token ids (B, T) -> logits (B, T, V) of the token after each position."""
-        cos, sin = rotary_tables(ids.size(1), self.config.head_dim)  # (T, D/2): cheap at the lengths trained here
+        """Token ids (B, T) -> logits (B, T, V) for the token after each position."""
+        cos, sin = rotary_tables(ids.size(1), self.config.head_dim)  # (T, D/2); cheap for texts this short
         x = norm(self.transformer["wte"](ids))
         for block in self.transformer.get_submodule("h").children():
             x = block(x, cos, sin)

@@ -1,7 +1,7 @@
-"""The optimizer: Muon for the matrices of the blocks, AdamW for the embedding and the head, as nanochat has it.
+"""The optimizer: Muon for the matrices of the blocks, AdamW for the embedding and the head, as in nanochat.
 
-Muon (Keller Jordan, 2024) follows the momentum of the gradient after replacing it by the nearest semi-orthogonal
-matrix, so that every direction of a weight learns at the same speed.
+Muon (Keller Jordan, 2024, https://kellerjordan.github.io/posts/muon/) updates a matrix with the semi-orthogonal matrix
+nearest to the momentum of its gradient, so that every direction of a weight learns at the same speed.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 MUON_MOMENTUM = 0.95
 ADAM_BETAS = (0.8, 0.95)
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # of Jordan's quintic: singular values land within about 0.7 to 1.2
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's quintic: singular values end between about 0.7 and 1.2
 NEWTON_SCHULZ_ROUNDS = 5
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """The semi-orthogonal matrices near to a stack (N, rows, columns) with rows <= columns."""
+    """The nearest semi-orthogonal matrices, approximately, to a stack (N, rows, columns) with rows <= columns."""
     a, b, c = NEWTON_SCHULZ
     x: Tensor = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)  # singular values at most 1
     for _ in range(NEWTON_SCHULZ_ROUNDS):
@@ -28,7 +28,7 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
 
 class Muon:
-    """Momentum and orthogonal updates for matrices; those of one shape are stacked into one product."""
+    """Momentum and orthogonal updates for matrices. Matrices of one shape are stacked and updated together."""
 
     def __init__(self, matrices: list[nn.Parameter], lr: float) -> None:
         self.base_lr = lr
@@ -61,7 +61,7 @@ def _wide(matrix: Tensor) -> Tensor:
 
 
 class Optimizer:
-    """Both halves behind one `step`. Learning rates are peaks; a schedule scales them."""
+    """Muon and AdamW with one `step`. The learning rates are peaks, which a schedule scales."""
 
     def __init__(self, model: nn.Module, matrix_lr: float, embedding_lr: float, head_lr: float) -> None:
         matrices = [weight for name, weight in model.named_parameters() if name.startswith("transformer.h.")]
@@ -75,7 +75,7 @@ class Optimizer:
         )
 
     def step(self, lr_scale: float) -> None:
-        """Update every parameter from its gradient, with the learning rates at `lr_scale` of their peak."""
+        """Update every parameter by its gradient. The learning rates are `lr_scale` times their peaks."""
         for group in self._adam.param_groups:
             group["lr"] = group["base_lr"] * lr_scale
         self._adam.step()

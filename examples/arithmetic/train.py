@@ -1,8 +1,9 @@
-"""Train a small calculator from nothing on a CPU, and save it as the guide's two checkpoints.
+"""Trains a small calculator from scratch on a CPU, and saves two checkpoints in the format of the original guide.
 
     python examples/arithmetic/train.py --out checkpoints
 
-Every step reads fresh documents (data.py), so there are no epochs; the seed fixes them and the first weights.
+Every step reads new documents (data.py), so there are no epochs. The seed determines the documents and the initial
+weights.
 """
 
 from __future__ import annotations
@@ -26,39 +27,43 @@ REPORT_EVERY = 50  # steps
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train the arithmetic example and save its checkpoints.")
-    parser.add_argument("--out", type=Path, required=True, help="folder that gets the step_NNNNNN folders")
-    parser.add_argument("--steps", type=int, default=3650, help="updates in all; the learning rate ends at zero here")
-    parser.add_argument("--save-at", type=int, nargs="*", default=[2920, 3650], help="steps that become a checkpoint")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the step_NNNNNN folders")
+    parser.add_argument(
+        "--steps", type=int, default=3650, help="total number of updates, after which the learning rate is zero"
+    )
+    parser.add_argument(
+        "--save-at", type=int, nargs="*", default=[2920, 3650], help="steps after which a checkpoint is saved"
+    )
     parser.add_argument("--eval-every", type=int, default=730, help="steps between two tests on the held-out sums")
     parser.add_argument("--n-layer", type=int, default=4, help="blocks")
     parser.add_argument("--n-head", type=int, default=5, help=f"attention heads, of {HEAD_DIM} channels each")
-    parser.add_argument("--short-rows", type=int, default=488, help="documents of one line (or three) in a step")
+    parser.add_argument("--short-rows", type=int, default=488, help="documents of one or three lines in a step")
     parser.add_argument("--long-rows", type=int, default=24, help="documents of four or five lines in a step")
     parser.add_argument("--matrix-lr", type=float, default=0.02, help="peak learning rate of Muon")
     parser.add_argument("--embedding-lr", type=float, default=0.3, help="peak learning rate of the embedding")
     parser.add_argument("--head-lr", type=float, default=0.008, help="peak learning rate of the head")
-    parser.add_argument("--warmup", type=int, default=50, help="steps until the learning rate is at its peak")
-    parser.add_argument("--seed", type=int, default=1, help="of the first weights and of the documents")
+    parser.add_argument("--warmup", type=int, default=50, help="steps until the learning rate reaches its peak")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the initial weights and of the documents")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     return parser.parse_args()
 
 
 def learning_rate(step: int, steps: int, warmup: int) -> float:
-    """Share of the peak for the update after `step` others: up in a straight line, then half a cosine down to zero."""
+    """The learning rate after `step` updates, as a fraction of its peak: a linear rise, then half a cosine to zero."""
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / (steps - warmup))
 
 
 def draw_batches(documents: Documents, short_rows: int, long_rows: int) -> tuple[Batch, Batch]:
-    """The documents of one step, in two widths so that few positions are padding."""
+    """The documents of one step. There are two widths, so that few positions are padding."""
     short = make_batch([documents.short() for _ in range(short_rows)], SHORT_WIDTH)
     long = make_batch([documents.long() for _ in range(long_rows)], LONG_WIDTH)
     return short, long
 
 
 def backward(model: GPT, batches: tuple[Batch, ...]) -> float:
-    """Leave the gradient of the weighted mean loss over all batches in the parameters, and return that loss."""
+    """Compute the gradient of the weighted mean loss over all batches. Returns the loss."""
     total_weight = sum(batch.weights.sum() for batch in batches)
     mean_loss = 0.0
     for inputs, targets, weights in batches:
@@ -106,7 +111,7 @@ def main() -> None:
 def meta(
     args: argparse.Namespace, model: GPT, step: int, val_loss: float, loop_state: dict[str, float]
 ) -> dict[str, Any]:
-    """What stands beside the weights, with nanochat's keys. Losses are nats a token, times seconds."""
+    """The content of the meta file, with nanochat's keys. Losses are in nats per token, times in seconds."""
     rows = args.short_rows + args.long_rows
     return {
         "step": step,
@@ -114,8 +119,8 @@ def meta(
         "model_config": vars(model.config),
         "user_config": {name: value for name, value in vars(args).items() if name != "out"},
         "device_batch_size": rows,
-        "max_seq_len": LONG_WIDTH - 1,  # the longest row that was trained
-        "dataloader_state_dict": {"idx": step * rows, "epoch": 0},  # documents read; none comes from a fixed set
+        "max_seq_len": LONG_WIDTH - 1,  # the longest row in training
+        "dataloader_state_dict": {"idx": step * rows, "epoch": 0},  # number of documents read; there is no fixed set
         "loop_state": loop_state,
     }
 

@@ -1,4 +1,4 @@
-"""Writes small checkpoints of every era, with random weights, for tests that break them."""
+"""Writes small checkpoints of every era with random weights."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 from worker.engine.architecture.era import ERAS
 
-#: The shape of every checkpoint here, as a meta file has it. 48 channels are enough for the widest gate.
+#: The shape of the checkpoints, as in a meta file. The widest gate needs 48 channels.
 SIZES = {"sequence_len": 128, "vocab_size": 40, "n_layer": 3, "n_head": 4, "n_kv_head": 2, "n_embd": 48}
 ROWS = 64
 
 
 def state_dict(era: str = "E1b", *, rows: int = ROWS, seed: int = 0, **sizes: int) -> dict[str, Tensor]:
-    """Random weights by nanochat's names; `sizes` replace those of `SIZES`."""
+    """Random weights by nanochat's names. `sizes` replaces some of `SIZES`."""
     shape = SIZES | sizes
     width, layers = shape["n_embd"], shape["n_layer"]
     kv = width // shape["n_head"] * shape["n_kv_head"]
@@ -40,7 +40,7 @@ def state_dict(era: str = "E1b", *, rows: int = ROWS, seed: int = 0, **sizes: in
 
 
 def meta(era: str = "E1b", **fields: Any) -> dict[str, Any]:
-    """A meta file's content. Sizes and `window_pattern` go into `model_config`, other fields to the top."""
+    """The content of a meta file. Sizes and `window_pattern` go into `model_config`, other fields to the top level."""
     config: dict[str, Any] = dict(SIZES)
     if era not in ("E1a", "E1b", "E2"):
         config["window_pattern"] = "SSL"
@@ -50,7 +50,7 @@ def meta(era: str = "E1b", **fields: Any) -> dict[str, Any]:
 
 
 def write(folder: Path, weights: object = None, content: object = None, *, era: str = "E1b", step: int = 7) -> Path:
-    """Write a checkpoint of `era`, or the given weights and meta content, and return its folder."""
+    """Write a checkpoint of `era`. `weights` and `content` (of the meta file) replace its own. Returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(state_dict(era) if weights is None else weights, folder / f"model_{step:06d}.pt")
     (folder / f"meta_{step:06d}.json").write_text(json.dumps(meta(era) if content is None else content))

@@ -16,7 +16,7 @@ def packed(kernels: ctypes.CDLL, *weights: Tensor, group: int = 0) -> Matrix:
     """The packed matrix of some matrices one below the other; `group` 0: fp32, else int8."""
     outputs, depth = sum(weight.shape[0] for weight in weights), weights[0].shape[1]
     matrix = Matrix(
-        outputs, depth, kernels.celeriac_reserve(kernels.celeriac_packed_bytes(outputs, depth, group)), group
+        outputs, depth, kernels.celeriac_allocate(kernels.celeriac_packed_bytes(outputs, depth, group)), group
     )
     at = 0
     for weight in weights:
@@ -30,7 +30,7 @@ def packed(kernels: ctypes.CDLL, *weights: Tensor, group: int = 0) -> Matrix:
 def multiply(kernels: ctypes.CDLL, matrix: Matrix, x: Tensor, threads: int) -> Tensor:
     """x (rows, depth) times a packed matrix: (rows, outputs)."""
     out = torch.full((x.shape[0], matrix.outputs), torch.nan)
-    assert kernels.celeriac_product(ctypes.byref(matrix), x.data_ptr(), x.shape[0], out.data_ptr(), threads)
+    assert kernels.celeriac_gemm(ctypes.byref(matrix), x.data_ptr(), x.shape[0], out.data_ptr(), threads)
     return out
 
 

@@ -1,4 +1,8 @@
-"""The weights file as an archive: torch.save writes a zip with one record for each tensor's memory."""
+"""The weights file as an archive.
+
+torch.save writes an uncompressed zip file, in which each tensor storage is one record
+(https://docs.pytorch.org/docs/stable/notes/serialization.html).
+"""
 
 from __future__ import annotations
 
@@ -18,26 +22,26 @@ _GIT_LFS = b"version https://git-lfs"
 class Record:
     """One file in the archive."""
 
-    #: Without the archive's own name, which is that of the file when it was saved.
+    #: Without the first folder, which is named after the file as it was saved.
     name: str
     #: In bytes.
     size: int
-    #: CRC-32 of the content; 0 where torch was told to compute none.
+    #: CRC-32 of the content. 0 if torch was configured not to compute it.
     crc: int
 
 
 def records(path: Path) -> list[Record]:
-    """The archive's directory. Raises CheckpointError for what torch.save did not write, or not to the end."""
+    """The records in the archive's directory. Raises CheckpointError if it is not a complete file of torch.save."""
     try:
         with path.open("rb") as file:
             beginning = file.read(len(_GIT_LFS))
         if not beginning.startswith(_ZIP):
-            raise CheckpointError(path, _no_archive(beginning))
+            raise CheckpointError(path, _why_not_an_archive(beginning))
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
     except OSError as error:
         raise CheckpointError(path, f"cannot be read: {error.strerror}") from error
-    # The zip module raises NotImplementedError for zips of kinds that torch never writes.
+    # zipfile raises NotImplementedError for features that torch never uses.
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise CheckpointError(path, f"is damaged or was cut off: copy it again ({error})") from error
     if packed := next((info for info in infos if info.compress_type != zipfile.ZIP_STORED), None):
@@ -50,9 +54,9 @@ def records(path: Path) -> list[Record]:
 def digest(path: Path) -> str:
     """SHA-256 (hex) over names, sizes and checksums of the records. Raises CheckpointError.
 
-    The checksums are in the archive's directory, so that gigabytes need not be read again. They tell apart what
-    training changes; they are no defence against a file that was made to collide. Only where torch was told to leave
-    checksums out is the whole file read.
+    The checksums are in the archive's directory, so that gigabytes need not be read. They differ when training changes
+    a weight, but do not protect against a file that was made to collide. If checksums are missing, the whole file is
+    read.
     """
     found = records(path)
     if any(record.size and not record.crc for record in found):
@@ -65,7 +69,7 @@ def digest(path: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _no_archive(beginning: bytes) -> str:
+def _why_not_an_archive(beginning: bytes) -> str:
     if not beginning:
         return "is empty: copy it again"
     if beginning == _GIT_LFS:

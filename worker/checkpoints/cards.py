@@ -1,4 +1,4 @@
-"""The card of a checkpoint: what it is, for people, for front ends, and to tell equal weights from others."""
+"""Builds the card of a checkpoint: its description for users and front ends, and the digest of its weights."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from worker.checkpoints.tokenizers import Tokenizer
 from worker.checkpoints.tokenizers.finder import tokenizer_file
 from worker.engine.architecture.weight_form import INT8_GROUP, WeightForm
 
-#: The card's tokenizer where there is none: prompts must be token ids.
+#: For a checkpoint without a tokenizer: prompts must be token ids.
 NO_TOKENIZER = TokenizerCard(kind="none", text_ids=0)
 
 
 def build_card(
     checkpoint: Checkpoint, tokenizer: Tokenizer | None, *, kv_bytes_per_token: int, form: WeightForm = "exact"
 ) -> Card:
-    """The card. Raises CheckpointError where the files vanished meanwhile."""
+    """Build the card. Raises CheckpointError if a file was deleted since the checkpoint was loaded."""
     config, meta, folder = checkpoint.config, checkpoint.meta, checkpoint.folder
     weights = checkpoint.weights.values()
     return Card(
@@ -47,8 +47,8 @@ def build_card(
 
 
 def _digest(checkpoint: Checkpoint, tokenizer: Tokenizer | None, form: WeightForm) -> str:
-    """SHA-256 over the weights file's digest, the shape, the tokenizer, and int8's rounding: whatever decides what a
-    prompt gives."""
+    """SHA-256 (hex) over everything that determines the answer to a prompt: the digest of the weights file, the shape,
+    the tokenizer, and the rounding to int8."""
     parts = [
         archive.digest(checkpoint.folder.model_file).encode(),
         json.dumps(asdict(checkpoint.config), sort_keys=True).encode(),

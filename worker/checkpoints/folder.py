@@ -1,4 +1,4 @@
-"""Where a checkpoint lies: from the name or path that an operator gave to its files."""
+"""Finds the files of a checkpoint by the name or path that the operator gives."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from worker.checkpoints.errors import CheckpointError
 
 _MODEL_FILE = re.compile(r"model_([0-9]+)\.pt")
 _STEP_FOLDER = re.compile(r"step_([0-9]+)")
-#: Names stand in Redis keys, Celery queues and URLs.
+#: Names are used in Redis keys, names of Celery queues, and URLs.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -20,7 +20,7 @@ class CheckpointFolder:
     """The files of one step of one training run."""
 
     path: Path
-    #: The folder's name: what clients call the checkpoint.
+    #: The name by which clients request the checkpoint: that of the folder.
     name: str
     step: int
     model_file: Path
@@ -28,10 +28,12 @@ class CheckpointFolder:
 
 
 def name_of(path_or_name: str | None) -> str:
-    """The public name of the checkpoint that an operator named. Raises CheckpointError."""
+    """The name by which clients request the checkpoint at a path or of a name. Raises CheckpointError."""
     if path_or_name is None or not path_or_name.strip():
-        raise CheckpointError("checkpoint", "none was named; use --checkpoint NAME or set CELERIAC_CHECKPOINT")
-    # Links are not followed here: whoever names a link `best` wants to serve it under that name.
+        raise CheckpointError(
+            "checkpoint", "no name or path is given: use --checkpoint NAME or set CELERIAC_CHECKPOINT"
+        )
+    # Links are not resolved here: a link named `best` is served under that name.
     name = Path(os.path.abspath(path_or_name)).name if _is_path(path_or_name) else path_or_name
     if _NAME.fullmatch(name) is None:
         raise CheckpointError(
@@ -43,10 +45,10 @@ def name_of(path_or_name: str | None) -> str:
 
 
 def find(path_or_name: str | None, root: Path) -> CheckpointFolder:
-    """The checkpoint at a path, or of a name below `root`. Raises CheckpointError.
+    """Find a checkpoint by its path, or by its name in the folder `root`. Raises CheckpointError.
 
-    Whatever has a separator, or is `.` or `..`, is a path; it comes from the operator, who may read any folder. A name
-    is looked up directly below `root`, out of which it never leads, and then in the current folder.
+    Text with a separator is a path, and so are `.` and `..`. The operator gives it, and may read any folder. A name is
+    searched in `root` itself, then in the current folder. A name never leads out of `root`, not even by a link.
     """
     name = name_of(path_or_name)
     try:
@@ -60,7 +62,7 @@ def _folder(path_or_name: str, name: str, root: Path) -> Path:
     if not _is_path(path_or_name) and (root / name).is_dir():
         path = root / name
         if not path.resolve().is_relative_to(root.resolve()):
-            raise CheckpointError(path, f"the link leads out of {root}; give the folder's own path instead")
+            raise CheckpointError(path, f"the link leads out of {root}: give the folder's own path instead")
     if not path.is_dir():
         raise CheckpointError(path, f"there is no such folder.{_others(root)}")
     return path.resolve()
@@ -71,24 +73,28 @@ def _is_path(text: str) -> bool:
 
 
 def _files_of(path: Path, name: str) -> CheckpointFolder:
-    """The step that the folder is named after, else the last one that has both files."""
+    """The files of the step that the folder is named after, or else of the last step that has both files."""
     models: dict[int, Path] = {}
     for file in sorted(path.iterdir()):
         if (match := _MODEL_FILE.fullmatch(file.name)) is None:
             continue
         if (other := models.setdefault(int(match[1]), file)) is not file:
-            raise CheckpointError(path, f"{other.name} and {file.name} are the same step: move one of them away")
+            raise CheckpointError(
+                path, f"{other.name} and {file.name} are the same step: move one of them to another folder"
+            )
     if not models:
-        raise CheckpointError(path, "no model_XXXXXX.pt in this folder, so it is no nanochat checkpoint")
+        raise CheckpointError(path, "no model_XXXXXX.pt in this folder, so it is not a nanochat checkpoint")
     named = _STEP_FOLDER.fullmatch(path.name)
     if named is not None and int(named[1]) in models:
         step = int(named[1])
     else:
-        # A trainer writes the meta file last: a step without one was cut off.
+        # Trainers write the meta file last, so a step without one was not saved completely.
         step = max((step for step, file in models.items() if _meta_of(file).is_file()), default=max(models))
     meta_file = _meta_of(models[step])
     if not meta_file.is_file():
-        raise CheckpointError(meta_file, f"this file is missing beside {models[step].name}; it says the model's shape")
+        raise CheckpointError(
+            meta_file, f"this file is missing beside {models[step].name}: it has the shape of the model"
+        )
     return CheckpointFolder(path=path, name=name, step=step, model_file=models[step], meta_file=meta_file)
 
 
@@ -98,7 +104,7 @@ def _meta_of(model_file: Path) -> Path:
 
 def _others(root: Path) -> str:
     if not root.is_dir():
-        return f" Names are looked up in {root}, which does not exist (CELERIAC_CHECKPOINT_DIR)."
+        return f" Names are searched in {root}, which does not exist (CELERIAC_CHECKPOINT_DIR)."
     names = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
-    there = f"it has {', '.join(names)}" if names else "it has none"
-    return f" Names are looked up in {root}; {there}."
+    there = f"it has {', '.join(names)}" if names else "it has no checkpoints"
+    return f" Names are searched in {root}: {there}."

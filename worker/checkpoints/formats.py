@@ -1,4 +1,8 @@
-"""nanochat's weights file: load it without running code, tell its era by its tensors, and check every one of them."""
+"""nanochat's weights file, `model_XXXXXX.pt`: loads it without running code, and checks every tensor.
+
+The file is a state dict of the GPT class in nanochat/gpt.py (https://github.com/karpathy/nanochat). Its tensors tell
+which era of nanochat it is from.
+"""
 
 from __future__ import annotations
 
@@ -19,37 +23,38 @@ from worker.checkpoints.meta import Meta
 from worker.engine.architecture.config import ModelConfig
 from worker.engine.architecture.era import E1A, E1B, E2, E3, E4, E5, E6, E7, SMEAR_WIDTH, Era
 
-#: Put in front of every name by torch.compile and by data-parallel wrappers.
+#: Prefixes that torch.compile and data-parallel wrappers add to every name.
 _PREFIXES = ("_orig_mod.", "module.")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-#: The guide's checkpoints have so many ids and rows; eras E1a and E1b differ by rows, which here cannot tell.
+#: The original guide's checkpoints have this many ids, and as many rows. They are of era E1b, although they do not have
+#: the additional rows by which E1b usually differs from E1a.
 _GUIDE_VOCAB_SIZE = 32
-#: How torch names what a file wants to build and may not.
+#: In torch's error message: the class or function that the file needs, but that is not allowed.
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
-#: Names in a message that lists tensors.
+#: The largest number of tensors that a message names.
 _NAMED = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint that can be served: its shape, and its weights as they lie in the mapped file."""
+    """A checkpoint that can be served, with its shape and weights."""
 
     folder: CheckpointFolder
     meta: Meta
     config: ModelConfig
-    #: By nanochat's names. Pages of the file, not of this process.
+    #: By nanochat's names. The tensors are mapped from the file, and take no memory until they are read.
     weights: dict[str, Tensor]
-    #: What an operator should know.
+    #: What the operator should know.
     warnings: tuple[str, ...]
 
 
 def load(folder: CheckpointFolder, *, softcap: float | None = None) -> Checkpoint:
-    """Map the weights and check all of them. `softcap` overrides the era's. Raises CheckpointError."""
+    """Map the weights of a checkpoint and check them. `softcap` replaces the era's. Raises CheckpointError."""
     if softcap is not None and not 0 < softcap < math.inf:
         raise CheckpointError("softcap", f"must be a finite number above 0, not {softcap}")
     found = meta.read(folder.meta_file)
     weights = _read_weights(folder.model_file)
-    _refuse_relatives(folder.model_file, weights)
+    _refuse_unsupported(folder.model_file, weights)
     rows = _rows(folder.model_file, weights, found)
     era = _era(folder.model_file, weights, found, rows)
     if era is E4 and softcap == E5.softcap:
@@ -63,23 +68,23 @@ def load(folder: CheckpointFolder, *, softcap: float | None = None) -> Checkpoin
             **found.sizes,
         )
     except ValueError as error:
-        raise CheckpointError(folder.meta_file, f"describes no model: {error}") from error
+        raise CheckpointError(folder.meta_file, f"does not describe a model: {error}") from error
     _check(folder.model_file, weights, _shapes(config))
-    warnings = tuple(_doubts(folder, era, found, softcap))
+    warnings = tuple(_warnings(folder, era, found, softcap))
     return Checkpoint(folder=folder, meta=found, config=config, weights=weights, warnings=warnings)
 
 
-def _doubts(folder: CheckpointFolder, era: Era, found: Meta, softcap: float | None) -> Iterator[str]:
-    """What the files cannot tell and the operator may know."""
+def _warnings(folder: CheckpointFolder, era: Era, found: Meta, softcap: float | None) -> Iterator[str]:
+    """What the files do not say, but the operator may know."""
     if era.lambdas and found.window_pattern is None:
         yield (
-            f"{folder.meta_file.name} has no window_pattern: full attention is used. nanochat's mid-training and SFT "
-            "of January 2026 left it out for models trained with SSSL; if yours was, add it to `model_config`."
+            f"{folder.meta_file.name} has no window_pattern, so full attention is used. nanochat's mid-training and "
+            "SFT of January 2026 omitted it for models trained with SSSL: if yours is one, add it to `model_config`."
         )
     if era is E4 and softcap is None:
         yield (
-            f"{folder.model_file.name} may be of era E4 or E5, which have the same tensors: E4's softcap of "
-            f"{E4.softcap:g} is used. If it was trained from 3 to 9 March 2026, set CELERIAC_SOFTCAP={E5.softcap:g}."
+            f"{folder.model_file.name} may be of era E4 or E5, which have the same tensors. E4's softcap of "
+            f"{E4.softcap:g} is used: if it was trained from 3 to 9 March 2026, set CELERIAC_SOFTCAP={E5.softcap:g}."
         )
 
 
@@ -92,12 +97,12 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         what = f"it wants {wanted[1]}" if wanted is not None else "its index cannot be read"
         raise CheckpointError(
             path,
-            f"is no plain file of tensors; {what}. Loading it could run code, so it was not loaded: save the model's "
-            "state dict alone",
+            f"holds more than tensors; {what}. Loading it could run code, so it was not loaded: save only the model's "
+            "state dict",
         ) from error
     except OSError as error:
         raise CheckpointError(path, f"cannot be read: {error.strerror}") from error
-    # The index is data like any other: where it is damaged, torch fails in whatever way comes first.
+    # With a damaged index, torch may raise any exception.
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise CheckpointError(path, f"is damaged or was not written by torch.save: copy it again ({reason})") from error
@@ -105,13 +110,13 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _named_tensors(path: Path, content: object) -> dict[str, Tensor]:
-    """The state dict without prefixes, every entry a tensor of numbers in memory."""
+    """The state dict without prefixes. Every entry must be a tensor with content and a supported type."""
     if not isinstance(content, dict) or not content:
         raise CheckpointError(path, "does not hold a state dict (tensors by name)")
     weights = {}
     for name, tensor in content.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise CheckpointError(path, f"entry {name!r} is no named tensor; a state dict alone is expected")
+            raise CheckpointError(path, f"entry {name!r} is not a named tensor; a state dict alone is expected")
         if tensor.dtype not in _DTYPES or tensor.layout is not torch.strided:
             raise CheckpointError(path, f"tensor {name} is of type {tensor.dtype}; fp32, bf16 or fp16 is expected")
         if tensor.device.type != "cpu":
@@ -131,29 +136,27 @@ def _bare(name: str) -> str:
 def _rows(path: Path, weights: dict[str, Tensor], found: Meta) -> int:
     table = weights.get("transformer.wte.weight")
     if table is None or table.dim() != 2:
-        raise CheckpointError(path, "has no matrix transformer.wte.weight, so this is no nanochat GPT")
-    if table.shape[0] < found.sizes["vocab_size"]:
+        raise CheckpointError(path, "has no matrix transformer.wte.weight, so it is not a nanochat GPT")
+    rows, vocab_size = table.shape[0], found.sizes["vocab_size"]
+    if rows < vocab_size:
         raise CheckpointError(
-            path,
-            f"its embedding has {table.shape[0]} rows; the meta file's vocab_size {found.sizes['vocab_size']} is more",
+            path, f"its embedding has {rows} rows; the meta file has more ids: vocab_size {vocab_size}"
         )
-    return table.shape[0]
+    return rows
 
 
-def _refuse_relatives(path: Path, weights: dict[str, Tensor]) -> None:
-    """Refuse, by name, architectures of nanochat that are not supported."""
+def _refuse_unsupported(path: Path, weights: dict[str, Tensor]) -> None:
+    """Raise CheckpointError for architectures of nanochat that are not supported. The message names them."""
     if moe := next((name for name in weights if "mlp.experts." in name or "mlp.router." in name), None):
         raise CheckpointError(path, f"is a mixture of experts, which is not supported (tensor {moe})")
     if "v0_lambdas" in weights:
-        raise CheckpointError(
-            path, "is of a development shape of value embeddings, which is not supported (v0_lambdas)"
-        )
+        raise CheckpointError(path, "has a development shape of value embeddings, which is not supported (v0_lambdas)")
     if any(name.startswith("bigram_") for name in weights):
         raise CheckpointError(path, "is of era E4x (bigram embeddings, January 2026), which is not supported")
 
 
 def _era(path: Path, weights: dict[str, Tensor], found: Meta, rows: int) -> Era:
-    """The era by its tensors. E5 has E4's tensors: it needs the softcap override."""
+    """The era that has these tensors. E4 is returned for E5, too: they differ only by the softcap."""
     if "smear_gate.weight" in weights:
         return E7
     gate = weights.get(f"transformer.h.{found.sizes['n_layer'] - 1}.attn.ve_gate.weight")
@@ -161,7 +164,7 @@ def _era(path: Path, weights: dict[str, Tensor], found: Meta, rows: int) -> Era:
         by_width = {era.gate_width: era for era in (E4, E6)}
         if gate.dim() != 2 or gate.shape[1] not in by_width:
             raise CheckpointError(
-                path, f"the gates of the value embeddings have shape {tuple(gate.shape)}, of no known era"
+                path, f"the gates of the value embeddings have shape {tuple(gate.shape)}, which no known era has"
             )
         return by_width[gate.shape[1]]
     if "resid_lambdas" in weights:
@@ -171,7 +174,7 @@ def _era(path: Path, weights: dict[str, Tensor], found: Meta, rows: int) -> Era:
 
 
 def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor that a checkpoint of this shape has."""
+    """The name and shape of every tensor of a model."""
     width, kv, rows = config.n_embd, config.kv_dim, config.rows
     shapes: dict[str, tuple[int, ...]] = {"transformer.wte.weight": (rows, width), "lm_head.weight": (rows, width)}
     for i in range(config.n_layer):
@@ -197,13 +200,13 @@ def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def _check(path: Path, weights: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> None:
     if missing := [name for name in shapes if name not in weights]:
-        raise CheckpointError(path, f"lacks tensors that its meta file calls for: {_list(missing)}")
+        raise CheckpointError(path, f"lacks tensors that its meta file requires: {_list(missing)}")
     if left_over := [name for name in weights if name not in shapes]:
         raise CheckpointError(path, f"has tensors that no known era has: {_list(left_over)}")
     for name, shape in shapes.items():
         if tuple(weights[name].shape) != shape:
             raise CheckpointError(
-                path, f"tensor {name} has shape {tuple(weights[name].shape)}; its meta file calls for {shape}"
+                path, f"tensor {name} has shape {tuple(weights[name].shape)}; its meta file requires {shape}"
             )
 
 

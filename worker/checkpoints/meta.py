@@ -1,4 +1,7 @@
-"""The meta file beside the weights: `meta_XXXXXX.json`, as nanochat's trainers write it."""
+"""The meta file beside the weights, `meta_XXXXXX.json`.
+
+nanochat's trainers write it (`save_checkpoint` in nanochat/checkpoint_manager.py, https://github.com/karpathy/nanochat).
+"""
 
 from __future__ import annotations
 
@@ -9,36 +12,37 @@ from pathlib import Path
 from typing import Any
 
 from worker.checkpoints.errors import CheckpointError
+from worker.checkpoints.json_file import read_object
 from worker.engine.architecture.config import LIMITS
 
-#: Keys of the last evaluation, in the order in which they are looked for: bits per byte, nats per token.
+#: Keys of the last evaluation, the preferred one first: bits per byte, nats per token.
 _LOSSES = ("val_bpb", "val_loss")
 _SIZES = ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Meta:
-    """What a meta file says, each value by itself; whether they make a model is `ModelConfig`'s to say."""
+    """The contents of a meta file. Each value is checked alone; `ModelConfig` checks whether they fit together."""
 
     #: `sequence_len`, `vocab_size`, `n_layer`, `n_head`, `n_kv_head`, `n_embd`.
     sizes: dict[str, int]
-    #: None where the file has none.
+    #: None if the file has none.
     window_pattern: str | None
-    #: The last evaluation; None where there was none, or it was not finite.
+    #: The loss in the last evaluation. None if there was no evaluation, or the loss is not finite.
     loss: float | None
-    #: `val_bpb` or `val_loss`; None with `loss`.
+    #: `val_bpb` or `val_loss`. None if `loss` is None.
     loss_name: str | None
 
 
 def read(path: Path) -> Meta:
     """Read a meta file. Raises CheckpointError."""
-    content = _content(path)
+    content = read_object(path)
     config = content.get("model_config")
     if not isinstance(config, dict):
-        raise CheckpointError(path, "has no object `model_config`, which says the model's shape")
+        raise CheckpointError(path, "has no object `model_config`, which has the shape of the model")
     if "num_experts" in config:
         raise CheckpointError(
-            path, "is of a mixture of experts, which is not supported: `model_config` has num_experts"
+            path, "belongs to a mixture of experts, which is not supported: `model_config` has num_experts"
         )
     loss_name = next((name for name in _LOSSES if _number(content.get(name)) is not None), None)
     return Meta(
@@ -49,25 +53,13 @@ def read(path: Path) -> Meta:
     )
 
 
-def _content(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(path, f"cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(path, f"is no JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(path, "is no JSON object")
-    return content
-
-
 def _size(path: Path, config: dict[str, Any], name: str) -> int:
     if name not in config:
         raise CheckpointError(path, f"`model_config` lacks {name}")
     value = config[name]
     if type(value) is not int or not 1 <= value <= LIMITS[name]:
         raise CheckpointError(
-            path, f"`model_config.{name}` must be a whole number from 1 to {LIMITS[name]}, not {_short(value)}"
+            path, f"`model_config.{name}` must be an integer from 1 to {LIMITS[name]}, not {_short(value)}"
         )
     return value
 
@@ -82,7 +74,7 @@ def _pattern(path: Path, config: dict[str, Any]) -> str | None:
 
 
 def _number(value: object) -> float | None:
-    """A finite number, or None: trainers write null, NaN and Infinity where there was no evaluation."""
+    """A finite number, else None. Trainers write null, NaN or Infinity if there was no evaluation."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -93,6 +85,6 @@ def _number(value: object) -> float | None:
 
 
 def _short(value: object) -> str:
-    """A value as JSON, cut to a length that fits a message."""
+    """A value as JSON, cut to a length that fits into a message."""
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:60]}..."

@@ -12,7 +12,7 @@ from celeriac.cli.output import print_json, warn
 from tasks.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
-    from worker.local import Answer, LocalModel
+    from worker.local import Completion, LocalModel
 
 
 @click.command("run")
@@ -92,7 +92,7 @@ def decode(
     else:
         ids = token_ids or ()
     if as_json:
-        answer = model.generate(ids, sampling, every_id=text is None, keep_logits=logits)
+        answer = model.generate(ids, sampling, every_id=text is None, keep_prompt_logits=logits)
         print_json(object_of(answer))
         return
     # The prompt is shown with the first piece of its continuation: it may yet turn out to be too long.
@@ -117,7 +117,7 @@ def ids_of(text: str | None) -> tuple[int, ...] | None:
         raise click.BadParameter(f"{text!r} is no list of token ids such as 1,2,3") from None
 
 
-def object_of(answer: Answer) -> dict[str, Any]:
+def object_of(answer: Completion) -> dict[str, Any]:
     """What `--json` prints."""
     fields: dict[str, Any] = {
         "prompt_ids": answer.prompt_ids,
@@ -126,6 +126,6 @@ def object_of(answer: Answer) -> dict[str, Any]:
         "finish_reason": answer.finish_reason.value,
         "seed": answer.seed,
     }
-    if answer.last_logits is not None:
-        fields["last_logits"] = answer.last_logits
+    if answer.prompt_logits is not None:
+        fields["last_logits"] = answer.prompt_logits
     return fields

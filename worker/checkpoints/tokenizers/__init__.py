@@ -1,4 +1,4 @@
-"""Tokenizers of nanochat checkpoints, found beside the weights. Free of torch: the Celery side uses them."""
+"""Tokenizers of checkpoints. They do not import torch, because the Celery side uses them."""
 
 from worker.checkpoints.tokenizers.base import STOP_TOKENS, Decoder, Encoding, Tokenizer, UnknownCharacterError
 from worker.checkpoints.tokenizers.finder import load_tokenizer

@@ -1,4 +1,4 @@
-"""What every tokenizer can do."""
+"""What all tokenizers have in common."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Protocol
 
 from tasks.card import TokenizerCard
 
-#: Special tokens that begin or end a text, by the names that nanochat and its relatives give them.
+#: Names of special tokens that begin or end a text, in nanochat and in similar projects.
 BOS_TOKEN = "<|bos|>"
 STOP_TOKENS = (BOS_TOKEN, "<|assistant_end|>", "<|endoftext|>", "<|eos|>", "</s>")
-#: Skipped characters that a warning names.
+#: The largest number of skipped characters that a warning names.
 _NAMED = 10
 
 
 class UnknownCharacterError(Exception):
-    """A prompt has a character that the vocabulary lacks."""
+    """A prompt has a character that is not in the vocabulary."""
 
     def __init__(self, index: int, character: str) -> None:
         super().__init__(
@@ -32,29 +32,32 @@ class Encoding:
     """A prompt as token ids, without BOS."""
 
     ids: tuple[int, ...]
-    #: Characters that were left out, each once, in order of appearance.
+    #: Characters that were left out: each once, in the order of their first appearance.
     skipped: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the sender of the prompt should know."""
+        """What the user who sent the prompt should know."""
         if not self.skipped:
             return ()
         listed = ", ".join(repr(character) for character in self.skipped[:_NAMED])
         more = f" and {len(self.skipped) - _NAMED} more" if len(self.skipped) > _NAMED else ""
-        return (f"Characters that the vocabulary lacks were left out of the prompt: {listed}{more}",)
+        return (f"Characters that are not in the vocabulary were left out of the prompt: {listed}{more}",)
 
 
 class Decoder(Protocol):
-    """Decodes one sequence, token by token."""
+    """Decodes the tokens of one sequence, one after the other."""
 
     def push(self, token_id: int) -> str:
-        """The text that is complete now: never half a character. Invalid bytes become U+FFFD once that is certain."""
+        """Add a token. Returns the text that it completes, never a part of a character.
+
+        Bytes become U+FFFD as soon as it is certain that they are not valid UTF-8.
+        """
         ...
 
 
 class Tokenizer(Protocol):
-    """A vocabulary, both ways. Ids without text are specials and padding."""
+    """Encodes prompts and decodes answers. Ids without text are special tokens and padding."""
 
     @property
     def kind(self) -> str: ...
@@ -64,7 +67,7 @@ class Tokenizer(Protocol):
 
     @property
     def prepend_bos(self) -> bool:
-        """Whether BOS goes in front of every prompt."""
+        """Whether every prompt must begin with BOS."""
         ...
 
     @property
@@ -73,24 +76,24 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, text: str) -> Encoding:
-        """Token ids of a prompt; a special token's name in it is text like any other. Raises UnknownCharacterError."""
+        """The token ids of a prompt. Names of special tokens in it are ordinary text. Raises UnknownCharacterError."""
         ...
 
     def token_bytes(self, token_id: int) -> bytes | None:
-        """The UTF-8 bytes of an id, perhaps a part of a character; None where it has no text."""
+        """The UTF-8 bytes of an id, which may be a part of a character. None if the id has no text."""
         ...
 
     def decoder(self) -> Decoder:
-        """A decoder at the beginning of an answer."""
+        """A new decoder, for the beginning of an answer."""
         ...
 
     def card(self) -> TokenizerCard:
-        """What a front end needs to know."""
+        """What a front end needs to know about the tokenizer."""
         ...
 
 
 class BytesDecoder:
-    """Decodes tokens that are bytes of UTF-8."""
+    """Decodes tokens that stand for bytes of UTF-8."""
 
     def __init__(self, token_bytes: Callable[[int], bytes | None]) -> None:
         self._token_bytes = token_bytes
@@ -102,7 +105,7 @@ class BytesDecoder:
 
 
 def refuse_surrogates(text: str) -> None:
-    """Raises UnknownCharacterError for half a surrogate pair, which is no character and has no UTF-8."""
+    """Raise UnknownCharacterError for a lone surrogate. It is not a character, and cannot be encoded as UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -1,4 +1,7 @@
-"""nanochat's `tokenizer.pkl`: a pickled `tiktoken.Encoding`, read without running anything that the file asks for."""
+"""nanochat's `tokenizer.pkl`: a pickled `tiktoken.Encoding`. It is read without running code from the file.
+
+nanochat/tokenizer.py (https://github.com/karpathy/nanochat) writes it.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,15 @@ from tasks.card import TokenizerCard
 from worker.checkpoints.tokenizers.base import BOS_TOKEN, STOP_TOKENS, BytesDecoder, Encoding, refuse_surrogates
 
 K = TypeVar("K")
-#: The split pattern's engine backtracks and gives up, by ending the thread, on a run of spaces of some 400,000.
+#: Longest part of a prompt that is encoded at once. The regular expression engine of tiktoken backtracks: on a run of
+#: about 400,000 spaces it gives up and ends the thread.
 _PART_CHARACTERS = 100_000
-#: What reading a damaged pickle raises beside UnpicklingError.
+#: Exceptions that reading a damaged pickle may raise, besides UnpicklingError.
 _DAMAGED = (EOFError, AttributeError, IndexError, KeyError, TypeError, MemoryError, OverflowError, ImportError)
 
 
 class _EncodingState:
-    """Stands in for `tiktoken.Encoding` while the pickle is read: keeps the state and does nothing with it."""
+    """Replaces `tiktoken.Encoding` while the pickle is read. It only keeps the state."""
 
     state: object = None
 
@@ -28,7 +32,7 @@ class _EncodingState:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds plain data and `_EncodingState`; whatever else a file names is refused before it is imported."""
+    """Builds plain data and `_EncodingState`. Everything else that the file names is refused before it is imported."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("tiktoken.core", "Encoding"):
@@ -37,7 +41,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class BpeTokenizer:
-    """Byte-pair encoding by tiktoken."""
+    """A byte-pair encoding that tiktoken runs."""
 
     kind = "tiktoken"
 
@@ -50,11 +54,11 @@ class BpeTokenizer:
 
     @classmethod
     def from_pickle(cls, data: bytes, vocab_size: int) -> BpeTokenizer:
-        """From the bytes of `tokenizer.pkl`. ValueError with the reason where it cannot be used."""
+        """From the bytes of `tokenizer.pkl`. Raises ValueError, with the reason, if it cannot be used."""
         try:
             found = _Unpickler(io.BytesIO(data)).load()
         except (pickle.UnpicklingError, *_DAMAGED) as error:
-            raise ValueError(f"it is no pickle, or a damaged one: {error}") from error
+            raise ValueError(f"it is not a pickle, or it is damaged: {error}") from error
         state = found.state if isinstance(found, _EncodingState) else None
         if not isinstance(state, dict):
             raise ValueError("it holds no tiktoken.Encoding of its own")  # noqa: TRY004
@@ -62,7 +66,7 @@ class BpeTokenizer:
         pattern = state.get("pat_str")
         if not isinstance(pattern, str):
             raise ValueError("its tiktoken.Encoding lacks pat_str")  # noqa: TRY004
-        # The library ends the thread where it meets a byte that it cannot spell.
+        # tiktoken ends the thread when a text has a byte that has no token.
         if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
             raise ValueError(f"it has no token for the single byte 0x{missing[0]:02x}, so it cannot spell every text")
         ids = [*ranks.values(), *specials.values()]
@@ -81,7 +85,8 @@ class BpeTokenizer:
     def encode(self, text: str) -> Encoding:
         """See `Tokenizer`."""
         refuse_surrogates(text)
-        # At the seam of two parts the tokens may differ from those of the whole; a text that long exceeds any context.
+        # Where two parts meet, the tokens may differ from those of the whole text. That does not matter, because a text
+        # of this length does not fit into any context.
         parts = (text[start : start + _PART_CHARACTERS] for start in range(0, len(text), _PART_CHARACTERS))
         return Encoding(tuple(token_id for part in parts for token_id in self._encoding.encode_ordinary(part)))
 
@@ -99,7 +104,7 @@ class BpeTokenizer:
 
 
 def _table(table: object, key: type[K]) -> dict[K, int]:
-    """Ids by text or name. ValueError where it is anything else."""
+    """A table of ids by text or name. Raises ValueError if `table` is anything else."""
     if not isinstance(table, dict) or not all(isinstance(k, key) and type(i) is int for k, i in table.items()):
         raise ValueError("its tiktoken.Encoding lacks mergeable_ranks or special_tokens")
     return table

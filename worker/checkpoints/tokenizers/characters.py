@@ -1,4 +1,4 @@
-"""A vocabulary of single characters: `tokenizer_config.json` of the original guide, or the guide's own characters."""
+"""Vocabularies of single characters: the original guide's own, or one in a `tokenizer_config.json` of its format."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from typing import Any, Literal
 from tasks.card import TokenizerCard
 from worker.checkpoints.tokenizers.base import BOS_TOKEN, STOP_TOKENS, BytesDecoder, Encoding, UnknownCharacterError
 
-#: The guide's characters in id order; `<|bos|>` follows.
+#: The guide's characters in id order. `<|bos|>` is the next id.
 GUIDE_CHARACTERS = "0123456789+-HBL.\n"
 GUIDE_VOCAB_SIZE = 32
 
 
 class CharacterTokenizer:
-    """Ids 0 and up are the characters, then the special tokens; the rest of the vocabulary is padding."""
+    """The first ids are the characters, the next ones the special tokens. The rest of the vocabulary is padding."""
 
     kind = "characters"
 
     def __init__(self, characters: str, specials: Sequence[str], *, unknown: Literal["refuse", "skip"]) -> None:
+        """`unknown`: whether a prompt with an unknown character is refused, or the character is skipped."""
         self._characters = characters
         self._ids = {character: token_id for token_id, character in enumerate(characters)}
         self._unknown: Literal["refuse", "skip"] = unknown
@@ -29,14 +30,14 @@ class CharacterTokenizer:
 
     @classmethod
     def from_config(cls, config: dict[str, Any], vocab_size: int) -> CharacterTokenizer:
-        """From the content of `tokenizer_config.json`. ValueError with the reason where it cannot be used."""
+        """From the content of `tokenizer_config.json`. Raises ValueError, with the reason, if it cannot be used."""
         characters, specials = config.get("vocab_chars"), config.get("special_tokens", [])
         if not isinstance(characters, str | list) or not characters:
             raise ValueError("`vocab_chars` must be a list of characters in id order")
         if wrong := [char for char in characters if not isinstance(char, str) or len(char) != 1]:
-            raise ValueError(f"`vocab_chars` must hold single characters; {wrong[0]!r} is none")
+            raise ValueError(f"`vocab_chars` must hold single characters; {wrong[0]!r} is not one")
         if halves := [char for char in characters if "\ud800" <= char <= "\udfff"]:
-            raise ValueError(f"`vocab_chars` has {halves[0]!r}, half of a surrogate pair, which is no character")
+            raise ValueError(f"`vocab_chars` has {halves[0]!r}, half of a surrogate pair, which is not a character")
         if not isinstance(specials, list) or not all(isinstance(name, str) and name for name in specials):
             raise ValueError("`special_tokens` must be a list of names")
         for name, entries in (("vocab_chars", characters), ("special_tokens", specials)):
@@ -54,7 +55,7 @@ class CharacterTokenizer:
 
     @classmethod
     def guide(cls) -> CharacterTokenizer:
-        """The original guide's, which leaves out what it does not know."""
+        """The original guide's vocabulary. Like the guide, it skips unknown characters."""
         return cls(GUIDE_CHARACTERS, [BOS_TOKEN], unknown="skip")
 
     def encode(self, text: str) -> Encoding:

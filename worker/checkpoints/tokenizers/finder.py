@@ -1,12 +1,12 @@
-"""Which tokenizer goes with a checkpoint."""
+"""Finds and loads the tokenizer of a checkpoint."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from worker.checkpoints.errors import TokenizerError
 from worker.checkpoints.folder import CheckpointFolder
+from worker.checkpoints.json_file import read_object
 from worker.checkpoints.tokenizers.base import Tokenizer
 from worker.checkpoints.tokenizers.bpe import BpeTokenizer
 from worker.checkpoints.tokenizers.characters import GUIDE_VOCAB_SIZE, CharacterTokenizer
@@ -16,15 +16,15 @@ _CHARACTERS, _PICKLE, _HUGGING_FACE = CONFIG_NAME, "tokenizer.pkl", "tokenizer.j
 
 
 def tokenizer_file(folder: CheckpointFolder) -> Path | None:
-    """The file of the checkpoint's tokenizer, None where there is none. Raises TokenizerError.
+    """The file of a checkpoint's tokenizer, None if there is none. Raises TokenizerError.
 
-    It lies beside the weights, in `tokenizer/` beside them, or where nanochat keeps it: `tokenizer/` beside the folder
-    of all runs. Hugging Face's own `tokenizer_config.json` has no `vocab_chars`; it names the `eos_token`.
+    Three folders are searched: that of the weights; `tokenizer/` in it; and the one that nanochat uses, `tokenizer/`
+    beside the folder of all runs. A `tokenizer_config.json` without `vocab_chars` belongs to a Hugging Face tokenizer.
     """
     without_characters = None
     for place in (folder.path, folder.path / "tokenizer", folder.path.parent.parent / "tokenizer"):
         characters = place / _CHARACTERS
-        has_characters = characters.is_file() and "vocab_chars" in _json(characters)
+        has_characters = characters.is_file() and "vocab_chars" in read_object(characters, TokenizerError)
         for file in (characters if has_characters else None, place / _PICKLE, place / _HUGGING_FACE):
             if file is not None and file.is_file():
                 return file
@@ -48,7 +48,7 @@ def load_tokenizer(folder: CheckpointFolder, vocab_size: int) -> Tokenizer:
         )
     try:
         if file.name == _CHARACTERS:
-            return CharacterTokenizer.from_config(_json(file), vocab_size)
+            return CharacterTokenizer.from_config(read_object(file, TokenizerError), vocab_size)
         if file.name == _PICKLE:
             return BpeTokenizer.from_pickle(file.read_bytes(), vocab_size)
         return HuggingFaceTokenizer.from_json(file.read_bytes(), vocab_size, eos_token=_eos_token(file))
@@ -59,21 +59,9 @@ def load_tokenizer(folder: CheckpointFolder, vocab_size: int) -> Tokenizer:
 
 
 def _eos_token(file: Path) -> str | None:
-    """What the `tokenizer_config.json` beside a `tokenizer.json` names: a text, or an object with its `content`."""
+    """The `eos_token` in the `tokenizer_config.json` beside a `tokenizer.json`: text, or an object with `content`."""
     config = file.with_name(CONFIG_NAME)
-    token = _json(config).get("eos_token") if config.is_file() else None
+    token = read_object(config, TokenizerError).get("eos_token") if config.is_file() else None
     if isinstance(token, dict):
         token = token.get("content")
     return token if isinstance(token, str) else None
-
-
-def _json(file: Path) -> dict[str, object]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TokenizerError(file, f"cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise TokenizerError(file, f"is no JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise TokenizerError(file, "is no JSON object")
-    return content

@@ -1,4 +1,4 @@
-"""Hugging Face's `tokenizer.json`."""
+"""Hugging Face's `tokenizer.json`, the file format of the `tokenizers` library (https://github.com/huggingface/tokenizers)."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from worker.checkpoints.tokenizers.spelling import Spelling
 
 _BOS_TOKENS = (BOS_TOKEN, "<s>", "<bos>")
 
-#: The file beside it that says what ends a text.
+#: The file beside `tokenizer.json` that names the token that ends a text.
 CONFIG_NAME = "tokenizer_config.json"
 
 
 class HuggingFaceTokenizer:
-    """A tokenizer that the `tokenizers` library reads and whose tokens are text each by itself."""
+    """A tokenizer of the `tokenizers` library in which each token has a text that does not depend on its neighbours."""
 
     kind = "huggingface"
 
@@ -39,7 +39,8 @@ class HuggingFaceTokenizer:
         unknown_id: int | None,
         spells_all: bool,
     ) -> None:
-        """`unknown_id` stands for what the vocabulary lacks; if None, it is dropped. `spells_all`: it lacks nothing."""
+        """`unknown_id` is the id for what the vocabulary cannot spell. If it is None, the library leaves that out.
+        `spells_all`: the vocabulary can spell every text."""
         self._tokenizer = tokenizer
         self._text = text_ids
         self._unknown_id = unknown_id
@@ -51,13 +52,13 @@ class HuggingFaceTokenizer:
 
     @classmethod
     def from_json(cls, data: bytes, vocab_size: int, *, eos_token: str | None = None) -> HuggingFaceTokenizer:
-        """From the bytes of `tokenizer.json`. ValueError with the reason where it cannot be used.
+        """From the bytes of `tokenizer.json`. Raises ValueError, with the reason, if it cannot be used.
 
-        `eos_token` ends a text, beside the names that are known to; `tokenizer_config.json` has it.
+        `eos_token` is a token that ends a text, in addition to `STOP_TOKENS`; `tokenizer_config.json` names it.
         """
         try:
             tokenizer = tokenizers.Tokenizer.from_str(data.decode())
-        # The library raises a bare Exception for whatever it cannot read.
+        # The library raises a bare Exception for everything that it cannot read.
         except Exception as error:
             raise ValueError(f"the tokenizers library cannot read it: {error}") from error
         content: dict[str, Any] = json.loads(data)
@@ -92,7 +93,7 @@ class HuggingFaceTokenizer:
         return Encoding(tuple(self._tokenizer.encode(text, add_special_tokens=False).ids))
 
     def _refuse_unknown(self, text: str) -> None:
-        # By first appearance, so that the first one found is the first in the text.
+        # In the order of first appearance: the error must name the first unknown character.
         for character in dict.fromkeys(text):
             ids = self._tokenizer.encode(character, add_special_tokens=False).ids
             if not ids or self._unknown_id in ids:
@@ -112,8 +113,8 @@ class HuggingFaceTokenizer:
 
 
 def _encode_plainly(tokenizer: tokenizers.Tokenizer) -> None:
-    """Turn off what training scripts leave in a file and what would change a prompt."""
-    # The name of a special token in a prompt is text; BOS is put in front elsewhere.
+    """Turn off settings that training scripts may leave in the file, and that would change a prompt."""
+    # The name of a special token in a prompt is ordinary text. BOS is added elsewhere.
     tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -122,7 +123,7 @@ def _encode_plainly(tokenizer: tokenizers.Tokenizer) -> None:
 
 
 def _unknown_id(model: dict[str, Any], vocabulary: dict[str, int]) -> int | None:
-    """The id for what the vocabulary lacks: Unigram models have its number, the others its name."""
+    """The id for what the vocabulary cannot spell. Unigram models store the id, all others the token's name."""
     by_number: int | None = model.get("unk_id")
     name: str | None = model.get("unk_token")
     return by_number if name is None else vocabulary.get(name)

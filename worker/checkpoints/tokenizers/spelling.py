@@ -1,4 +1,4 @@
-"""How a Hugging Face vocabulary writes bytes and spaces in the names of its tokens."""
+"""How the names of tokens in a Hugging Face vocabulary stand for bytes and spaces."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-#: How vocabularies with byte fallback write a byte.
+#: The name of a byte in a vocabulary with byte fallback.
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 def _byte_letters() -> dict[str, int]:
-    """GPT-2's alphabet of bytes: printable ones are themselves, the others U+0100 and up, in order."""
+    """GPT-2's alphabet of bytes: a printable byte is its own character, the others are U+0100 and up, in order.
+
+    Source: `bytes_to_unicode` in https://github.com/openai/gpt-2/blob/master/src/encoder.py
+    """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
@@ -23,22 +26,22 @@ BYTE_LETTERS = _byte_letters()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spelling:
-    """The part of a decoder that works on each token by itself.
+    """The part of a decoder that converts each token without its neighbours.
 
-    What decoders do at the very beginning of a text, such as dropping a space, is left out: an answer is not the
-    beginning of a text, it continues a prompt.
+    Decoders may also change the beginning of a text, for example remove a space. That part is ignored, because an
+    answer continues a prompt.
     """
 
-    #: Names are in GPT-2's alphabet of bytes.
+    #: Whether names are written in GPT-2's alphabet of bytes.
     byte_level: bool
-    #: A name such as `<0x0A>` is that byte.
+    #: Whether a name such as `<0x0A>` stands for that byte.
     byte_fallback: bool
-    #: (What stands in names, what it means), in order.
+    #: Pairs of text in names and the text that replaces it, in the order in which they are applied.
     replacements: tuple[tuple[str, str], ...]
 
     @classmethod
     def of(cls, decoder: Any) -> Spelling:
-        """From the `decoder` of a tokenizer.json. ValueError for one that does more than spell."""
+        """From the `decoder` of a tokenizer.json. Raises ValueError if it cannot decode each token alone."""
         parts = list(_parts(decoder))
         kinds = {part.get("type") for part in parts}
         return cls(
@@ -48,7 +51,7 @@ class Spelling:
         )
 
     def bytes_of(self, name: str) -> bytes:
-        """The UTF-8 bytes that a token stands for, perhaps a part of a character."""
+        """The UTF-8 bytes that a token stands for, which may be a part of a character."""
         if self.byte_fallback and (byte := _BYTE.fullmatch(name)) is not None:
             return bytes([int(byte[1], 16)])
         for old, new in self.replacements:
@@ -58,7 +61,7 @@ class Spelling:
         return name.encode()
 
     def names_of_bytes(self) -> Iterator[str]:
-        """The names that a vocabulary has for the 256 single bytes if it can spell any text."""
+        """The names of the 256 single bytes. A vocabulary that has all of them can spell every text."""
         if self.byte_level:
             yield from BYTE_LETTERS
         else:
@@ -66,7 +69,7 @@ class Spelling:
 
 
 def _parts(decoder: Any) -> Iterator[dict[str, Any]]:
-    """The decoder, or those of a sequence, each of a known type."""
+    """The decoder, or the parts of a sequence of decoders. Raises ValueError for an unknown type."""
     kind = decoder.get("type") if isinstance(decoder, dict) else None
     if kind == "Sequence":
         for part in decoder.get("decoders", ()):

@@ -1,28 +1,28 @@
-/* Attention of one position over its own keys and values, which lie in a row. */
+/* Attention of one position to the keys and values of its sequence, which are contiguous. */
 #pragma once
 
 #include <math.h>
 
 #include "vector.h"
 
-/* Scores of `count` keys (count, dim) with a query. Returns the largest. */
-INLINE float score(const int vectors, const float *q, const float *keys, long count, long dim, float *scores) {
+/* scores (count) = the dot products of a query (dim) and keys (count, dim). Returns the largest. */
+INLINE float score_keys(const int vectors, const float *q, const float *keys, long count, long dim, float *scores) {
   vec query[16];
   UNROLL for (int i = 0; i < vectors; i++) query[i] = load(q + i * LANES);
-  float most = -INFINITY;
+  float largest = -INFINITY;
   for (long j = 0; j < count; j++) {
     const float *key = keys + j * dim;
     vec total = query[0] * load(key);
     UNROLL for (int i = 1; i < vectors; i++) total += query[i] * load(key + i * LANES);
     scores[j] = sum(total);
-    if (scores[j] > most) most = scores[j];
+    if (scores[j] > largest) largest = scores[j];
   }
-  return most;
+  return largest;
 }
 
-/* out (dim) = the values (count, dim) by their weights, times `factor`. */
-INLINE void mix(const int vectors, const float *weights, const float *values, long count, long dim, float factor,
-                float *out) {
+/* out (dim) = the sum of values (count, dim), each times its weight, times `factor`. */
+INLINE void mix_values(const int vectors, const float *weights, const float *values, long count, long dim, float factor,
+                       float *out) {
   vec total[16];
   UNROLL for (int i = 0; i < vectors; i++) total[i] = (vec){0};
   for (long j = 0; j < count; j++) {
@@ -32,19 +32,20 @@ INLINE void mix(const int vectors, const float *weights, const float *values, lo
   UNROLL for (int i = 0; i < vectors; i++) store(out + i * LANES, total[i] * factor);
 }
 
-/* Heads of any size. */
-static float score_any(const float *q, const float *keys, long count, long dim, float *scores) {
-  float most = -INFINITY;
+/* The same for heads of any size. */
+static float score_keys_of_any_size(const float *q, const float *keys, long count, long dim, float *scores) {
+  float largest = -INFINITY;
   for (long j = 0; j < count; j++) {
     float total = 0;
     for (long i = 0; i < dim; i++) total += q[i] * keys[j * dim + i];
     scores[j] = total;
-    if (total > most) most = total;
+    if (total > largest) largest = total;
   }
-  return most;
+  return largest;
 }
 
-static void mix_any(const float *weights, const float *values, long count, long dim, float factor, float *out) {
+static void mix_values_of_any_size(const float *weights, const float *values, long count, long dim, float factor,
+                                   float *out) {
   for (long i = 0; i < dim; i++) out[i] = 0;
   for (long j = 0; j < count; j++) {
     for (long i = 0; i < dim; i++) out[i] += weights[j] * values[j * dim + i];
@@ -52,13 +53,14 @@ static void mix_any(const float *weights, const float *values, long count, long 
   for (long i = 0; i < dim; i++) out[i] *= factor;
 }
 
-/* Scores become weights, e^(score - most). Returns their sum. `scores` has room for a whole vector more. */
-INLINE float weigh(float *scores, long count, float most) {
+/* Replace each score by its weight, e^(score - largest). Returns the sum of the weights. `scores` has room for one more
+vector. */
+INLINE float softmax_weights(float *scores, long count, float largest) {
   for (long j = count; j % LANES; j++) scores[j] = -INFINITY;
   vec total = {0};
   for (long j = 0; j < count; j += LANES) {
     vec x = load(scores + j);
-    vec weights = exponential(x - most);
+    vec weights = exponential(x - largest);
     weights = choose(x == -INFINITY, (vec){0}, weights);
     store(scores + j, weights);
     total += weights;
@@ -66,21 +68,22 @@ INLINE float weigh(float *scores, long count, float most) {
   return sum(total);
 }
 
-/* out (dim) = softmax(q . keys) . values; the query's scale is in it already. */
+/* out (dim) = softmax(q . keys) . values. The query is already scaled. `scores` has room for `count` scores and one
+more vector. */
 static void attend(const float *q, const float *keys, const float *values, long count, long dim, float *scores,
                    float *out) {
-  float most;
+  float largest;
 #define SIZES(DO) DO(1) DO(2) DO(4) DO(8) DO(16)
-#define SCORE(V) case V: most = score(V, q, keys, count, dim, scores); break;
+#define SCORE(V) case V: largest = score_keys(V, q, keys, count, dim, scores); break;
   switch (dim % LANES ? 0 : dim / LANES) {
     SIZES(SCORE)
-    default: most = score_any(q, keys, count, dim, scores);
+    default: largest = score_keys_of_any_size(q, keys, count, dim, scores);
   }
-  float factor = 1 / weigh(scores, count, most);
-#define MIX(V) case V: mix(V, scores, values, count, dim, factor, out); break;
+  float factor = 1 / softmax_weights(scores, count, largest);
+#define MIX(V) case V: mix_values(V, scores, values, count, dim, factor, out); break;
   switch (dim % LANES ? 0 : dim / LANES) {
     SIZES(MIX)
-    default: mix_any(scores, values, count, dim, factor, out);
+    default: mix_values_of_any_size(scores, values, count, dim, factor, out);
   }
 #undef SIZES
 #undef SCORE

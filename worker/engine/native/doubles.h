@@ -1,4 +1,4 @@
-/* Vectors of doubles, half as many as of floats. */
+/* Vectors of doubles. They have half as many lanes as vectors of floats. */
 #pragma once
 
 #include <math.h>
@@ -17,7 +17,7 @@ INLINE void store_doubles(double *to, dvec value) { *(dvec *)to = value; }
 INLINE dvec splat_double(double value) { return value - (dvec){0}; }
 INLINE dvec load_widened(const float *from) { return __builtin_convertvector(*(const half_vec *)from, dvec); }
 
-/* The doubles of v where the mask is set, else 0. */
+/* The lanes of v where the mask is set, 0 in the others. */
 INLINE dvec where(lvec mask, dvec v) { return (dvec)(mask & (lvec)v); }
 
 INLINE int any_double(lvec mask) {
@@ -36,13 +36,14 @@ INLINE double sum_doubles(dvec v) {
   return total;
 }
 
-/* e^x for x <= 0 to about a unit in the last place, and 0 where it is under 1e-307: x = n ln 2 + r, and the series of e^r
-to the power whose rest is below rounding for |r| <= ln 2 / 2. */
+/* e^x for x <= 0 with an error of about one unit in the last place, and 0 where e^x is below 1e-307. With x = n ln 2 +
+r and |r| <= ln 2 / 2, it is 2^n times the series of e^r, up to the power after which the rest is smaller than
+rounding. */
 INLINE dvec exponential_of_doubles(dvec x) {
   const dvec low = splat_double(-708), shift = splat_double(6755399441055744.0);
   dvec shifted = x * 1.4426950408889634 + shift; /* the integer is in the low bits now */
   dvec n = shifted - shift;
-  /* ln 2 in two parts, the first so short that its product is exact. */
+  /* ln 2 in two parts. The first has so few bits that n times it is exact. */
   dvec r = x - n * 6.93147180369123816490e-01;
   r = r - n * 1.90821492927058770002e-10;
   dvec p = r * (1 / 6227020800.0) + 1 / 479001600.0;

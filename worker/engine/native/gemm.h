@@ -1,58 +1,60 @@
-/* Products with packed matrices.
+/* Gemm: rows of activations times a packed matrix.
 
-A matrix (rows of outputs, depth) lies in panels of COLUMNS outputs: panel, depth, output. So a product reads it once,
-in a row, and each lane of a vector is one output, whose sum runs over the depth in order. That order depends neither on
-the number of rows that are multiplied together nor on the threads: a row's result is the same bits in any batch. */
+A matrix (outputs, depth) is stored in panels of COLUMNS outputs, in the order panel, depth, output. So a gemm reads it
+once, from the first byte to the last, and each lane of a vector holds one output, whose sum runs over the depth in
+order. The order of a sum depends neither on the number of rows nor on the threads: the result of a row has the same
+bits in any batch. */
 #pragma once
 
 #include "vector.h"
 
 enum { COLUMNS = 2 * LANES };
-/* Depth of a piece of a panel that stays in a near cache while all rows are multiplied with it: with many rows, and with
-so few that the next piece has to come meanwhile. */
+/* A panel is multiplied in pieces of this depth, which stay in a near cache while all rows are multiplied. Pieces are
+shorter with few rows, because the next piece is fetched into the same cache meanwhile. */
 enum { PIECE = 768, SHORT_PIECE = 384 };
-/* Panels that few rows are multiplied with at once: one alone has too few sums for the processor to overlap. */
-enum { PANELS_MOST = 4 };
-/* Floats that are fetched ahead where all rows fit into one tile. With some more tiles, each fetches its part of the next
-piece, so that memory is read all the time and not only by the first one. With many the arithmetic takes so long that
-the first one's reading is lost in it. */
-enum { AHEAD = 1024, TILES_SHARE = 6 };
+/* With few rows, up to this many panels are multiplied at once: one panel has too few sums for the processor to
+overlap. */
+enum { MAX_PANELS = 4 };
+/* Where all rows fit into one tile, it prefetches what lies this many floats ahead. With a few tiles, each of them
+prefetches its part of the next piece, so that memory is read all the time and not only during the first tile. With more
+tiles the arithmetic takes so long that the reads of the first tile cost little. */
+enum { FLOATS_AHEAD = 1024, MAX_TILES_SHARING_PREFETCH = 6 };
 
 typedef struct {
   long outputs, depth;
   float *panels;
-  long group; /* 0, or the matrix is one of int8.h: inputs that share a scale, at most PIECE */
+  long group; /* 0: fp32. Else int8 (see int8.h): inputs that share a scale, at most PIECE */
 } Matrix;
 
 INLINE long panel_count(const Matrix *m) { return (m->outputs + COLUMNS - 1) / COLUMNS; }
 
-/* What one row multiplies comes into the nearest cache. With more rows it would push out what is used until then. */
-INLINE void prefetch(const int rows, const float *from) {
+/* With one row, prefetch into the nearest cache. With more rows that would evict data that is still in use. */
+INLINE void prefetch(const int rows, const float *source) {
   if (rows == 1) {
-    __builtin_prefetch(from, 0, 3);
+    __builtin_prefetch(source, 0, 3);
   } else {
-    __builtin_prefetch(from, 0, 2);
+    __builtin_prefetch(source, 0, 2);
   }
 }
 
-/* Sums (rows, panels * COLUMNS) += x (rows, depth) times a piece of some panels. */
-INLINE void tile(const int rows, const int panels, const float *x, long stride, const float *w, long panel_size,
-                 long depth, const float *ahead, long ahead_step, float *sums, int begins) {
-  vec acc[TILE_ROWS][2 * PANELS_MOST];
+/* sums (rows, panels * COLUMNS) += x (rows, depth) times a piece of some panels. The first piece sets the sums. */
+INLINE void gemm_tile(const int rows, const int panels, const float *x, long stride, const float *w, long panel_size,
+                      long depth, const float *ahead, long ahead_step, float *sums, int first_piece) {
+  vec acc[TILE_ROWS][2 * MAX_PANELS];
   UNROLL for (int r = 0; r < rows; r++) {
     UNROLL for (int c = 0; c < 2 * panels; c++) {
-      acc[r][c] = begins ? (vec){0} : load(sums + (r * 2 * panels + c) * LANES);
+      acc[r][c] = first_piece ? (vec){0} : load(sums + (r * 2 * panels + c) * LANES);
     }
   }
   for (long k = 0; k < depth; k++) {
-    vec b[2 * PANELS_MOST];
+    vec b[2 * MAX_PANELS];
     UNROLL for (int p = 0; p < panels; p++) {
-      const float *from = w + p * panel_size + k * COLUMNS;
+      const float *source = w + p * panel_size + k * COLUMNS;
       const float *soon = ahead + p * panel_size + k * ahead_step;
       prefetch(rows, soon);
       if (COLUMNS * 4 > 64 && ahead_step == COLUMNS) prefetch(rows, soon + LANES);
-      b[2 * p] = load(from);
-      b[2 * p + 1] = load(from + LANES);
+      b[2 * p] = load(source);
+      b[2 * p + 1] = load(source + LANES);
     }
     UNROLL for (int r = 0; r < rows; r++) {
       vec a = splat(x[r * stride + k]);
@@ -64,11 +66,11 @@ INLINE void tile(const int rows, const int panels, const float *x, long stride, 
   }
 }
 
-static void tiles(int rows, int panels, const float *x, long stride, const float *w, long panel_size, long depth,
-                  const float *ahead, long ahead_step, float *sums, int begins) {
+static void gemm_tiles(int rows, int panels, const float *x, long stride, const float *w, long panel_size, long depth,
+                       const float *ahead, long ahead_step, float *sums, int first_piece) {
 #define CASE(R, P) \
   case R * 8 + P: \
-    tile(R, P, x, stride, w, panel_size, depth, ahead, ahead_step, sums, begins); \
+    gemm_tile(R, P, x, stride, w, panel_size, depth, ahead, ahead_step, sums, first_piece); \
     break;
   switch (rows * 8 + panels) {
     CASE(1, 1) CASE(1, 2) CASE(1, 3) CASE(1, 4)
@@ -84,29 +86,30 @@ static void tiles(int rows, int panels, const float *x, long stride, const float
 #undef CASE
 }
 
-/* Panels that are multiplied at once with so many rows. */
-INLINE int panels_for(long rows) { return rows == 1 ? PANELS_MOST : rows == 2 ? 2 : 1; }
+/* Panels that are multiplied at once with this number of rows. */
+INLINE int panels_for(long rows) { return rows == 1 ? MAX_PANELS : rows == 2 ? 2 : 1; }
 
-/* sums (rows, panels * COLUMNS) = x (rows, depth of m) times the panels from `first` on. */
-static void multiply(long rows, int panels, const float *x, long stride, const Matrix *m, long first, float *sums) {
+/* sums (rows, panels * COLUMNS) = x (rows, depth of m) times some panels, beginning at panel `first`. */
+static void multiply_panels(long rows, int panels, const float *x, long stride, const Matrix *m, long first,
+                            float *sums) {
   long blocks = (rows + TILE_ROWS - 1) / TILE_ROWS, panel_size = m->depth * COLUMNS;
   const float *w = m->panels + first * panel_size;
-  int shared = blocks > 1 && blocks <= TILES_SHARE;
-  long piece_depth = blocks <= TILES_SHARE ? SHORT_PIECE : PIECE;
+  int share_prefetch = blocks > 1 && blocks <= MAX_TILES_SHARING_PREFETCH;
+  long piece_depth = blocks <= MAX_TILES_SHARING_PREFETCH ? SHORT_PIECE : PIECE;
   for (long k = 0; k < m->depth; k += piece_depth) {
     long depth = m->depth - k < piece_depth ? m->depth - k : piece_depth;
     for (long block = 0; block < blocks; block++) {
       long begin = rows * block / blocks, end = rows * (block + 1) / blocks;
       const float *piece = w + k * COLUMNS;
-      const float *ahead = piece + (shared ? (depth + depth * block / blocks) * COLUMNS : AHEAD);
-      tiles((int)(end - begin), panels, x + begin * stride + k, stride, piece, panel_size, depth, ahead,
-            shared ? COLUMNS / blocks : COLUMNS, sums + begin * panels * COLUMNS, k == 0);
+      const float *ahead = piece + (share_prefetch ? (depth + depth * block / blocks) * COLUMNS : FLOATS_AHEAD);
+      gemm_tiles((int)(end - begin), panels, x + begin * stride + k, stride, piece, panel_size, depth, ahead,
+                 share_prefetch ? COLUMNS / blocks : COLUMNS, sums + begin * panels * COLUMNS, k == 0);
     }
   }
 }
 
-/* Put rows (count, depth of m) of a plain matrix in the panels, from output `at` on. */
-static void pack(const Matrix *m, long at, const void *from, long count, int bf16) {
+/* Copy rows (count, depth of m) of a plain matrix, fp32 or bf16, into the panels, as the outputs from `at` on. */
+static void pack_floats(const Matrix *m, long at, const void *source, long count, int bf16) {
   enum { STEP = 16 };
   for (long k = 0; k < m->depth; k += STEP) {
     long end = m->depth - k < STEP ? m->depth : k + STEP;
@@ -114,10 +117,10 @@ static void pack(const Matrix *m, long at, const void *from, long count, int bf1
       long output = at + i;
       float *to = m->panels + (output / COLUMNS * m->depth) * COLUMNS + output % COLUMNS;
       if (bf16) {
-        const uint16_t *row = (const uint16_t *)from + i * m->depth;
+        const uint16_t *row = (const uint16_t *)source + i * m->depth;
         for (long j = k; j < end; j++) to[j * COLUMNS] = widen(row[j]);
       } else {
-        const float *row = (const float *)from + i * m->depth;
+        const float *row = (const float *)source + i * m->depth;
         for (long j = k; j < end; j++) to[j * COLUMNS] = row[j];
       }
     }

@@ -1,8 +1,8 @@
-"""The compiled kernels: built once for this processor, kept in the user's cache, and called through ctypes.
+"""The compiled kernels. They are built once for this processor, kept in the user's cache, and called through ctypes.
 
-Without a C compiler, or on a processor for which there are no flags here, there are none, and the model runs on torch
-alone: the same texts, more slowly. An image can build them beforehand (`python -m worker.engine.native.library FOLDER`)
-for every kind of processor that it may meet.
+Without a C compiler, or on a processor that is not in `_KINDS`, there are no kernels. The model then runs on torch
+alone, and gives the same texts more slowly. An image can contain kernels for every kind of processor that it may run
+on: `python -m worker.engine.native.library FOLDER` builds them.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-#: By machine and best first: what the processor must say of itself (/proc/cpuinfo), and what the compiler is told.
-#: Levels of x86-64 are those of its ABI; level 3 is AVX2 with fused products, level 4 is AVX-512.
+#: For each machine type, kinds of processors, the best first: the value of the compiler's -march, and the flags that
+#: /proc/cpuinfo must list. The kinds of x86-64 are the levels of its ABI: level 3 has AVX2 and FMA, level 4 AVX-512.
 _KINDS: dict[str, tuple[tuple[str, frozenset[str]], ...]] = {
     "x86_64": (
         ("x86-64-v4", frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx2", "fma", "bmi2"})),
@@ -33,7 +33,7 @@ _KINDS: dict[str, tuple[tuple[str, frozenset[str]], ...]] = {
 _FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-pthread")
 _COMPILERS = ("cc", "gcc", "clang")
 _SOURCES = Path(__file__).parent
-#: Seconds; it takes about two.
+#: A build takes about two seconds.
 _COMPILE_TIMEOUT_S = 120
 
 Pointer = ctypes.c_void_p
@@ -41,19 +41,19 @@ Long = ctypes.c_long
 
 
 class Matrix(ctypes.Structure):
-    """A packed matrix; see gemm.h."""
+    """A packed matrix. The C struct is in gemm.h."""
 
     _fields_ = (("outputs", Long), ("depth", Long), ("panels", Pointer), ("group", Long))
 
 
 class Table(ctypes.Structure):
-    """A table with a row for each id, fp32 or bf16."""
+    """An embedding table: one row for each id, fp32 or bf16. This C struct and the following ones are in kernels.c."""
 
     _fields_ = (("rows", Pointer), ("bf16", Long))
 
 
 class Layer(ctypes.Structure):
-    """See kernels.c, as for all that follow."""
+    """The weights and settings of a layer."""
 
     _fields_ = (
         ("qkv", Matrix),
@@ -70,7 +70,7 @@ class Layer(ctypes.Structure):
 
 
 class ModelData(ctypes.Structure):
-    """The model of kernels.c."""
+    """The weights and settings of a model (`Model` in kernels.c)."""
 
     _fields_ = (
         ("layers", Long),
@@ -97,7 +97,7 @@ class ModelData(ctypes.Structure):
 
 
 class Pass(ctypes.Structure):
-    """A batch on its way through the model."""
+    """The batch of one step."""
 
     _fields_ = (
         ("positions", Long),
@@ -114,28 +114,16 @@ class Pass(ctypes.Structure):
     )
 
 
-class Row(ctypes.Structure):
-    """What the request of a row says of its next token; see sampling.h."""
-
-    _fields_ = (
-        ("temperature", ctypes.c_double),
-        ("top_p", ctypes.c_double),
-        ("top_k", Long),
-        ("seed", ctypes.c_uint64),
-        ("index", ctypes.c_uint64),
-        ("forbidden", Pointer),
-    )
-
-
+#: Result type and argument types of each function in kernels.c.
 _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
-    "celeriac_reserve": (Pointer, (Long,)),
+    "celeriac_allocate": (Pointer, (Long,)),
     "celeriac_enlarge_pages": (None, (Pointer, Long)),
-    "celeriac_release": (None, (Pointer, Long)),
+    "celeriac_free": (None, (Pointer, Long)),
     "celeriac_packed_bytes": (Long, (Long, Long, Long)),
     "celeriac_pack": (None, (Pointer, Long, Pointer, Long, Long, ctypes.c_int)),
     "celeriac_workspace_bytes": (Long, (Pointer, Long, Long, ctypes.c_int)),
     "celeriac_forward": (None, (Pointer, Pointer, Pointer, Long, ctypes.c_int, Pointer)),
-    "celeriac_product": (ctypes.c_int, (Pointer, Pointer, Long, Pointer, ctypes.c_int)),
+    "celeriac_gemm": (ctypes.c_int, (Pointer, Pointer, Long, Pointer, ctypes.c_int)),
     "celeriac_draw_bytes": (Long, (Long,)),
     "celeriac_draw": (None, (Pointer, Long, Long, Pointer, Pointer, Pointer, ctypes.c_int)),
     "celeriac_uniform": (ctypes.c_double, (ctypes.c_uint64, ctypes.c_uint64)),
@@ -145,7 +133,7 @@ _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The kernels for this processor; None, with the reason in the log, where there are none."""
+    """The kernels for this processor. None if there are none; the log says why."""
     kinds = processor_kinds()
     if not kinds:
         log.info("no kernels for this processor: the model runs on torch alone")
@@ -154,21 +142,21 @@ def library() -> ctypes.CDLL | None:
         return opened(built(kinds[0]))
     except (OSError, subprocess.SubprocessError) as error:
         detail = getattr(error, "stderr", None) or error
-        log.warning("the kernels cannot be built (%s): the model runs on torch alone, more slowly", detail)
+        log.warning("the kernels cannot be built (%s): the model runs on torch alone, which is slower", detail)
         return None
 
 
 def opened(path: Path) -> ctypes.CDLL:
-    """A built library with its functions' types. OSError where it is none."""
-    found = ctypes.CDLL(str(path))
+    """Load a built library and declare the types of its functions. Raises OSError if the file is not a library."""
+    kernels = ctypes.CDLL(str(path))
     for name, (result, arguments) in _FUNCTIONS.items():
-        function = getattr(found, name)
+        function = getattr(kernels, name)
         function.restype, function.argtypes = result, arguments
-    return found
+    return kernels
 
 
 def processor_kinds() -> list[str]:
-    """The kinds that this processor is of, the best one first."""
+    """The kinds of kernels that this processor can run, the best one first."""
     cpuinfo = Path("/proc/cpuinfo")
     flags = frozenset(cpuinfo.read_text().split()) if cpuinfo.exists() else frozenset()
     kinds = _KINDS.get(platform.machine(), ())
@@ -176,14 +164,14 @@ def processor_kinds() -> list[str]:
 
 
 def built(kind: str) -> Path:
-    """The library for a kind of processor: that of the image, or of the cache, or built now.
+    """The path of the library for a kind of processor: from the image, from the cache, or built now.
 
-    OSError or SubprocessError where it cannot be.
+    Raises OSError or SubprocessError if it cannot be built.
     """
     name = f"kernels-{kind}-{_digest()}.so"
-    beforehand = _SOURCES / "built" / name
-    if beforehand.exists():
-        return beforehand
+    in_image = _SOURCES / "built" / name
+    if in_image.exists():
+        return in_image
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "celeriac" / "kernels"
     if not (folder / name).exists():
         build(kind, folder)
@@ -191,29 +179,32 @@ def built(kind: str) -> Path:
 
 
 def build(kind: str, folder: Path) -> Path:
-    """Compile the kernels into `folder`."""
+    """Compile the kernels for a kind of processor into `folder`. Returns the path of the library.
+
+    Raises OSError or SubprocessError if that fails.
+    """
     compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
     if compiler is None:
         raise FileNotFoundError(f"no C compiler is on PATH (looked for {', '.join(_COMPILERS)})")
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"kernels-{kind}-{_digest()}.so"
-    # Several processes may build at once; each puts a whole file in place.
+    # Several processes may build at the same time. Each of them moves a complete file into place.
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        made = Path(scratch) / target.name
-        command = [compiler, *_FLAGS, f"-march={kind}", "-o", str(made), str(_SOURCES / "kernels.c"), "-lm"]
+        compiled = Path(scratch) / target.name
+        command = [compiler, *_FLAGS, f"-march={kind}", "-o", str(compiled), str(_SOURCES / "kernels.c"), "-lm"]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S)
-        made.replace(target)
+        compiled.replace(target)
     return target
 
 
 def _digest() -> str:
-    """Changes with the sources and the flags."""
+    """A digest of the sources and the compiler's flags: a change of either leads to a new build."""
     parts = [path.read_bytes() for path in sorted(_SOURCES.glob("*.[ch]"))]
     return hashlib.sha256(b"\0".join([*parts, " ".join(_FLAGS).encode()])).hexdigest()[:12]
 
 
 def main() -> None:
-    """Build for every kind of processor of this machine's architecture."""
+    """Build the kernels for every kind of processor that has this machine's type."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else _SOURCES / "built"
     for kind, _ in _KINDS.get(platform.machine(), ()):
         print(build(kind, folder))

@@ -1,6 +1,7 @@
-"""The model on compiled kernels: the same forward pass as `worker.engine.torch.model`, one call a step, fp32 on a CPU.
+"""The model on compiled kernels, for CPUs: the forward pass of `worker.engine.torch.model`, as one call for each step.
 
-Its matrices are fp32, or int8 with a scale for each group of inputs."""
+Numbers are fp32. The matrices are fp32, or int8 with one scale for each group of inputs.
+"""
 
 from __future__ import annotations
 
@@ -21,42 +22,47 @@ from worker.engine.device import Device
 from worker.engine.kv.cache import KvCache
 from worker.engine.mapped_pages import MappedPages
 from worker.engine.native.library import Layer, Matrix, ModelData, Pass, Table
-from worker.engine.native.thread_tuner import ThreadChoice
+from worker.engine.native.thread_tuner import ThreadTuner
 
-#: Packed matrices begin at multiples of this many bytes.
+#: Packed matrices begin at multiples of this, in bytes.
 _ALIGNMENT = 4096
-#: Positions of the first table of angles, and of the first workspace.
+#: Positions of the first table of angles.
 _FIRST_POSITIONS = 256
 
 
+def aligned(size: int) -> int:
+    """The smallest multiple of the alignment that is at least `size`."""
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
 class Arena:
-    """Memory of the kernels, given back when this is no longer used."""
+    """A region of memory for packed matrices. It is freed when this object is garbage-collected."""
 
     def __init__(self, kernels: ctypes.CDLL, size: int) -> None:
-        """MemoryError where the system has not so much."""
-        self.address: int | None = kernels.celeriac_reserve(size)
+        """Allocate `size` bytes. Raises MemoryError if the system does not have them."""
+        self.address: int | None = kernels.celeriac_allocate(size)
         if self.address is None:
-            raise MemoryError(f"there is no memory for {size} bytes of weights")
+            raise MemoryError(f"there are not {size} bytes of memory left for the weights")
         self.size = size
         self._end = 0
-        weakref.finalize(self, kernels.celeriac_release, self.address, size)
+        weakref.finalize(self, kernels.celeriac_free, self.address, size)
 
-    def filled(self, kernels: ctypes.CDLL) -> None:
-        """What was taken is filled, and will only be read."""
+    def enlarge_pages(self, kernels: ctypes.CDLL) -> None:
+        """Move the memory to large pages in the background. Call this when everything is written."""
         kernels.celeriac_enlarge_pages(self.address, self.size)
 
     def take(self, size: int) -> int:
-        """The address of the next `size` bytes."""
+        """Take the next `size` bytes. Returns their address."""
         assert self.address is not None
         begin = self._end
-        self._end += -(-size // _ALIGNMENT) * _ALIGNMENT
+        self._end += aligned(size)
         return self.address + begin
 
 
 class NativeModel:
-    """A checkpoint's weights, packed for the kernels."""
+    """A checkpoint's weights, packed for the kernels, and its forward pass. Not thread-safe."""
 
-    #: Attention reads a sequence's own keys and nothing beyond.
+    #: Attention reads only the keys of its own sequence.
     reads_beyond = False
 
     def __init__(self, config: ModelConfig, device: Device, kernels: ctypes.CDLL) -> None:
@@ -79,19 +85,20 @@ class NativeModel:
             smear_width=config.era.smear_width,
             layer=self._layers,
         )
-        #: What the kernels read by address.
+        #: Tensors that the kernels read by address.
         self._kept: list[Tensor] = []
         self._arena: Arena
         self._angles = torch.empty(0)
-        self._reach = 0
+        self._angle_positions = 0
         self._workspace = torch.empty(0, dtype=torch.uint8)
-        self._workspace_for = (0, 0)
+        #: The largest number of positions, and of threads, that the workspace is large enough for.
+        self._workspace_limits = (0, 0)
         self._pass = Pass()
-        self._threads = ThreadChoice(torch.get_num_threads(), fixed=device.fixed_threads)
+        self._tuner = ThreadTuner(torch.get_num_threads(), fixed=device.fixed_threads)
 
     @property
     def matrix_bytes(self) -> int:
-        """Memory of the packed matrices."""
+        """Bytes of the packed matrices."""
         return self._arena.size
 
     @classmethod
@@ -104,77 +111,81 @@ class NativeModel:
         *,
         group: int = 0,
     ) -> NativeModel:
-        """As `worker.engine.torch.model.Model.load`. `group` 0: fp32 matrices;
-        else int8, so many inputs with one scale."""
+        """Load a checkpoint's weights, like `worker.engine.torch.model.Model.load`.
+
+        `group` 0: the matrices are fp32. Otherwise they are int8, and `group` inputs share a scale. Raises MemoryError.
+        """
         model = cls(config, device, kernels)
         with torch.inference_mode():
             _Loader(model, weights, group).load()
         return model
 
     def forward(self, batch: Batch, cache: KvCache) -> Tensor:
-        """Put the keys and values of `batch` in the cache and return the wanted logits (R, V), fp32."""
+        """Write the keys and values of `batch` to the cache. Returns the wanted logits (R, V), fp32."""
         positions, outputs = batch.tokens.shape[0], len(batch.outputs)
-        way = self._threads.pick(positions, longest=batch.longest)
-        reach = batch.last_position + 1
-        if reach > self._reach:
-            self._grow_angles(reach)
-        workspace = self._workspace_of(positions, way.threads)
+        sharing = self._tuner.choose(positions, longest=batch.longest)
+        if batch.last_position >= self._angle_positions:
+            self._grow_angles(batch.last_position + 1)
+        workspace = self._workspace_of(positions, sharing.threads)
         logits = torch.empty(outputs, self.config.vocab_size)
-        step = self._pass
-        step.positions = positions
-        step.outputs = outputs
-        step.tokens = batch.tokens.data_ptr()
-        step.previous = batch.previous.data_ptr()
-        step.position = batch.positions.data_ptr()
-        step.place = batch.places.data_ptr()
-        step.wanted = None if batch.wanted is None else batch.wanted.data_ptr()
-        step.cache = cache.memory.data_ptr()
-        step.places = cache.memory.shape[-2]
-        step.logits = logits.data_ptr()
-        began = time.perf_counter()
+        arguments = self._pass
+        arguments.positions = positions
+        arguments.outputs = outputs
+        arguments.tokens = batch.tokens.data_ptr()
+        arguments.previous = batch.previous.data_ptr()
+        arguments.position = batch.positions.data_ptr()
+        arguments.place = batch.places.data_ptr()
+        arguments.wanted = None if batch.wanted is None else batch.wanted.data_ptr()
+        arguments.cache = cache.memory.data_ptr()
+        arguments.places = cache.memory.shape[-2]
+        arguments.logits = logits.data_ptr()
+        started_at = time.perf_counter()
+        bounds = share_bounds(batch, sharing.threads) if sharing.by_rows else None
         self._kernels.celeriac_forward(
             ctypes.byref(self._data),
-            ctypes.byref(step),
+            ctypes.byref(arguments),
             workspace.data_ptr(),
-            self._reach,
-            way.threads,
-            (ctypes.c_int64 * (way.threads + 1))(*shares(batch, way.threads)) if way.by_rows else None,
+            self._angle_positions,
+            sharing.threads,
+            bounds,
         )
-        self._threads.note(positions, way, time.perf_counter() - began, longest=batch.longest)
+        self._tuner.record(positions, sharing, time.perf_counter() - started_at, longest=batch.longest)
         return logits
 
-    def _grow_angles(self, reach: int) -> None:
-        """A table of angles for `reach` positions and some more."""
-        self._reach = min(self.config.sequence_len, max(2 * reach, _FIRST_POSITIONS))
+    def _grow_angles(self, positions: int) -> None:
+        """Make a table of angles for at least `positions` positions."""
+        self._angle_positions = min(self.config.sequence_len, max(2 * positions, _FIRST_POSITIONS))
         era = self.config.era
-        self._angles = rounded_angles(self.config.head_dim, era.rope_base, self._reach, bf16=era.rope_bf16)
+        self._angles = rounded_angles(self.config.head_dim, era.rope_base, self._angle_positions, bf16=era.rope_bf16)
         self._data.cosines = self._angles[0].data_ptr()
         self._data.sines = self._angles[1].data_ptr()
-        self._workspace_for = (0, 0)
+        # A larger workspace is needed, too: it has room for a score of each position.
+        self._workspace_limits = (0, 0)
 
     def _workspace_of(self, positions: int, threads: int) -> Tensor:
-        """Memory for a pass, kept for the next one that is no larger."""
-        if positions > self._workspace_for[0] or threads > self._workspace_for[1]:
-            self._workspace_for = (max(positions, self._workspace_for[0]), max(threads, self._workspace_for[1]))
+        """Memory for a pass. It is kept, and replaced when a pass needs more."""
+        most_positions, most_threads = self._workspace_limits
+        if positions > most_positions or threads > most_threads:
+            self._workspace_limits = limits = max(positions, most_positions), max(threads, most_threads)
             size = self._kernels.celeriac_workspace_bytes(
-                ctypes.byref(self._data), self._workspace_for[0], self._reach, self._workspace_for[1]
+                ctypes.byref(self._data), limits[0], self._angle_positions, limits[1]
             )
             self._workspace = torch.empty(size, dtype=torch.uint8)
         return self._workspace
 
 
-def shares(batch: Batch, count: int) -> list[int]:
-    """Bounds of `count` shares of the positions, about equal ones, none of which cuts a chunk."""
+def share_bounds(batch: Batch, count: int) -> ctypes.Array[ctypes.c_int64]:
+    """The bounds of `count` shares of a batch's positions. The shares are about equal, and no chunk is divided."""
     positions = batch.tokens.shape[0]
-    even = [positions * share // count for share in range(count + 1)]
-    if batch.longest == 1:
-        return even
-    ends = [0, *accumulate(chunk.length for chunk in batch.chunks)]
-    return [ends[bisect_left(ends, bound)] for bound in even]
+    bounds = [positions * share // count for share in range(count + 1)]
+    if batch.longest > 1:
+        ends = [0, *accumulate(chunk.length for chunk in batch.chunks)]
+        bounds = [ends[bisect_left(ends, bound)] for bound in bounds]
+    return (ctypes.c_int64 * len(bounds))(*bounds)
 
 
 class _Loader:
-    """Packs a checkpoint's tensors, one by one."""
+    """Packs a checkpoint's tensors one after the other, so that only one of them is in memory twice."""
 
     def __init__(self, model: NativeModel, weights: Mapping[str, Tensor], group: int) -> None:
         self._model = model
@@ -188,7 +199,7 @@ class _Loader:
         width, qkv = config.n_embd, config.n_embd + 2 * config.kv_dim
         shapes = [(qkv, width), (width, width), (4 * width, width), (width, 4 * width)] * config.n_layer
         sizes = [self._size(*shape) for shape in (*shapes, (config.vocab_size, width))]
-        model._arena = Arena(model._kernels, sum(-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes))
+        model._arena = Arena(model._kernels, sum(map(aligned, sizes)))
         data.head = self._matrix("lm_head.weight", outputs=config.vocab_size)
         data.table = self._table("transformer.wte.weight")
         if config.era.smear:
@@ -197,7 +208,7 @@ class _Loader:
             data.backout = self._floats("backout_lambda")[0]
         for i in range(config.n_layer):
             self._load_layer(i, model._layers[i])
-        model._arena.filled(model._kernels)
+        model._arena.enlarge_pages(model._kernels)
 
     def _load_layer(self, i: int, layer: Layer) -> None:
         config, name = self._config, f"transformer.h.{i}."
@@ -219,7 +230,7 @@ class _Loader:
         return size
 
     def _matrix(self, *names: str, outputs: int = 0) -> Matrix:
-        """The packed matrix of some tensors one below the other; of one alone the first `outputs` rows, if given."""
+        """Pack some tensors, stacked, as one matrix. `outputs`: the number of rows to take; 0: all."""
         model = self._model
         tensors = [self._weights[name] for name in names]
         counts = [outputs or tensor.shape[0] for tensor in tensors]
@@ -260,5 +271,5 @@ class _Loader:
 
     @staticmethod
     def _plain(tensor: Tensor) -> Tensor:
-        """Contiguous, in a number format that the kernels read."""
+        """The tensor in a contiguous layout and a number format that the kernels can read."""
         return (tensor.float() if tensor.dtype is torch.float16 else tensor).contiguous()

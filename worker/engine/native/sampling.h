@@ -1,7 +1,8 @@
-/* Drawing the next ids. worker/engine/sampling/torch_sampler.py has the rules; this draws the same ids without sorting: what top-k and
-top-p keep lies above one value, which is found by throwing away, again and again, the part that it is not in.
+/* Draws the next ids. The rules are those of worker/engine/sampling/torch_sampler.py, and so are the ids, but nothing
+is sorted: top-k and top-p keep the candidates above one value, which is found by a selection that repeatedly discards
+the part that does not contain it.
 
-A row's draw depends neither on the other rows nor on the threads. Shapes: R rows, V ids. */
+The draw of a row depends neither on the other rows nor on the threads. Shapes: R rows, V ids. */
 #pragma once
 
 #include <limits.h>
@@ -11,35 +12,36 @@ A row's draw depends neither on the other rows nor on the threads. Shapes: R row
 #include "doubles.h"
 #include "thread_pool.h"
 
-/* What a row's request says; worker/engine/native/library.py has the twin. */
+/* The sampling fields of a row's request. worker/engine/sampling/native_sampler.py declares the same struct. */
 typedef struct {
-  double temperature; /* 0: the largest logit */
-  double top_p;       /* 1: of all */
-  long top_k;         /* V: of all */
+  double temperature; /* 0: the largest logit is taken */
+  double top_p;       /* 1: off */
+  long top_k;         /* V: off */
   uint64_t seed, index;
-  const int32_t *forbidden; /* (V), every bit set where an id may not be drawn; NULL: all may */
-} Row;
+  const int32_t *forbidden; /* (V): all bits set for an id that may not be drawn, else 0. NULL: every id may be drawn */
+} SamplingRow;
 
-/* Weights are summed in blocks of so many, and lie in whole ones, with zeros behind the last. */
+/* Weights are summed in blocks of this size. The last block is filled up with zeros. */
 enum { BLOCK = 64 };
-/* Candidates of a small top-k that are collected before the first selection. */
-enum { CANDIDATES_LEAST = 256 };
+/* Fewest candidates that top-k collects before a selection. */
+enum { MIN_COLLECTED = 256 };
 
-/* A thread's memory: room for the ids and one block more. */
+/* The ids that may be drawn, in the memory of one thread. Each array has room for all ids and one more block. */
 typedef struct {
-  float *values;   /* logits of the candidates; -inf behind the last up to a whole vector */
-  int32_t *ids;    /* of the candidates, rising */
-  double *weights; /* of the candidates */
-  double *left;    /* what a selection has not thrown away yet */
-} Room;
+  float *values;   /* their logits, filled up with -inf to a whole vector */
+  int32_t *ids;    /* their ids, in rising order */
+  double *weights; /* their weights */
+  double *left;    /* what a selection has not discarded yet */
+} Candidates;
 
-/* Where a selection ends: it keeps what lies above `value`, and of its equals the first `ties`. */
+/* The result of a selection: it keeps what is larger than `value`, and the first `ties` of those that are equal to
+it. */
 typedef struct {
   double value;
   long ties;
 } Cut;
 
-/* Philox4x32-10; see worker/engine/sampling/philox.py. A multiple of 2^-53 in [0, 1). */
+/* A random multiple of 2^-53 in [0, 1), by Philox4x32-10; see worker/engine/sampling/philox.py. */
 static double uniform(uint64_t seed, uint64_t index) {
   uint32_t c[4] = {(uint32_t)index, (uint32_t)(index >> 32), 0, 0};
   uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
@@ -59,50 +61,51 @@ static double uniform(uint64_t seed, uint64_t index) {
 /* ---- The largest logit. ---- */
 
 typedef struct {
-  int finite; /* whether all logits are, also those of forbidden ids */
+  int finite; /* whether all logits are finite, those of forbidden ids included */
   float value;
-  int32_t id; /* of equals the first */
+  int32_t id; /* the lowest one, if several logits are equally large */
 } Largest;
 
-/* What a pass over the logits has seen, lane by lane. */
+/* The same for each lane, after a part of the logits. */
 typedef struct {
-  vec most;
-  ivec at; /* index of the vector's first id */
-  ivec broken;
-} Seen;
+  vec value;
+  ivec id; /* id of lane 0 in the vector that had the largest */
+  ivec not_finite;
+} LaneLargest;
 
-INLINE vec see(Seen *seen, vec x, ivec forbidden, long i) {
-  seen->broken |= x - x != 0;
+INLINE vec update_largest(LaneLargest *lanes, vec x, ivec forbidden, long i) {
+  lanes->not_finite |= x - x != 0;
   x = choose(forbidden, splat(-INFINITY), x);
-  ivec better = x > seen->most;
-  seen->most = choose(better, x, seen->most);
-  seen->at = (better & (int32_t)i) | (~better & seen->at);
+  ivec better = x > lanes->value;
+  lanes->value = choose(better, x, lanes->value);
+  lanes->id = (better & (int32_t)i) | (~better & lanes->id);
   return x;
 }
 
-/* The largest of a row's logits that are allowed, which are copied unless `to` is NULL. */
-INLINE Largest look_for_largest(const float *logits, const int32_t *forbidden, long ids, float *to) {
-  Seen seen = {splat(-INFINITY), {0}, {0}};
+/* Find the largest logit of the ids that may be drawn. Copies the logits to `to`, unless it is NULL; those of forbidden
+ids become -inf. */
+INLINE Largest find_largest(const float *logits, const int32_t *forbidden, long ids, float *to) {
+  LaneLargest lanes = {splat(-INFINITY), {0}, {0}};
   long i = 0;
   for (; i + LANES <= ids; i += LANES) {
-    vec x = see(&seen, load(logits + i), forbidden ? *(const ivec *)(forbidden + i) : (ivec){0}, i);
+    vec x = update_largest(&lanes, load(logits + i), forbidden ? *(const ivec *)(forbidden + i) : (ivec){0}, i);
     if (to) store(to + i, x);
   }
   if (i < ids) {
     float rest[LANES] = {0};
-    int32_t barred[LANES];
-    memset(barred, -1, sizeof(barred));
+    int32_t rest_forbidden[LANES];
+    memset(rest_forbidden, -1, sizeof(rest_forbidden));
     memcpy(rest, logits + i, (ids - i) * sizeof(float));
-    for (long j = i; j < ids; j++) barred[j - i] = forbidden ? forbidden[j] : 0;
-    vec x = see(&seen, load(rest), *(const ivec *)barred, i);
+    for (long j = i; j < ids; j++) rest_forbidden[j - i] = forbidden ? forbidden[j] : 0;
+    vec x = update_largest(&lanes, load(rest), *(const ivec *)rest_forbidden, i);
     if (to) store(to + i, x);
   }
   Largest largest = {1, -INFINITY, 0};
   for (int lane = 0; lane < LANES; lane++) {
-    int32_t id = seen.at[lane] + lane;
-    if (seen.broken[lane]) largest.finite = 0;
-    if (seen.most[lane] > largest.value || (seen.most[lane] == largest.value && id < largest.id)) {
-      largest.value = seen.most[lane];
+    int32_t id = lanes.id[lane] + lane;
+    if (lanes.not_finite[lane]) largest.finite = 0;
+    if (lanes.value[lane] > largest.value || (lanes.value[lane] == largest.value && id < largest.id)) {
+      largest.value = lanes.value[lane];
       largest.id = id;
     }
   }
@@ -113,11 +116,13 @@ INLINE Largest look_for_largest(const float *logits, const int32_t *forbidden, l
 
 INLINE double median(double a, double b, double c) { return fmax(fmin(a, b), fmin(fmax(a, b), c)); }
 
-/* The cut that keeps the fewest, at least one, so that their masses together reach `target`. The mass of a value is
-itself, or 1 where they are counted. `left` has `count` values in any order, and loses them. */
-INLINE Cut cut(double *left, long count, double target, const int counted) {
-  double reached = 0;           /* by what lies above all that is left */
-  Cut enough = {-INFINITY, 0}; /* the last cut that was seen to reach it; rounding may say that a smaller one does not */
+/* The cut that keeps the fewest of `count` values, at least one, whose masses together reach `target`. The mass of a
+value is the value itself, or 1 if `counted`. The values are in `left`, in any order, and are overwritten. */
+INLINE Cut find_cut(double *left, long count, double target, const int counted) {
+  double reached = 0; /* mass of the values that are larger than all that are left */
+  /* The smallest cut so far that reached the target. It is returned if rounding makes the sums of smaller cuts miss
+  it. */
+  Cut enough = {-INFINITY, 0};
   while (count > 0) {
     double pivot = median(left[0], left[count / 2], left[count - 1]);
     for (long i = count; i % DOUBLES; i++) left[i] = -INFINITY;
@@ -152,44 +157,48 @@ INLINE Cut cut(double *left, long count, double target, const int counted) {
   return enough;
 }
 
-/* Keep the k highest of the `count` first candidates, at most all. Returns how many there are then. */
-static long keep_highest(Room *room, long count, long k) {
+/* Keep the k highest of the first `count` candidates, or all if there are fewer. Returns the number that is kept. */
+static long keep_highest(Candidates *candidates, long count, long k) {
   if (count <= k) return count;
-  for (long i = 0; i < count; i++) room->left[i] = room->values[i];
-  Cut end = cut(room->left, count, (double)k, 1);
+  for (long i = 0; i < count; i++) candidates->left[i] = candidates->values[i];
+  Cut end = find_cut(candidates->left, count, (double)k, 1);
   long kept = 0;
   for (long i = 0; i < count; i++) {
-    float value = room->values[i];
-    room->values[kept] = value;
-    room->ids[kept] = room->ids[i];
+    float value = candidates->values[i];
+    candidates->values[kept] = value;
+    candidates->ids[kept] = candidates->ids[i];
     kept += value > end.value || (value == end.value && end.ties-- > 0);
   }
   return kept;
 }
 
-/* Make the k highest of the logits the candidates, fewer where fewer are allowed. Returns how many. They are collected in
-place, which stays behind the reading: some more than k, then the highest k of these set the value to be over. */
-static long keep_top_k(Room *room, long ids, long k) {
-  long most = 2 * k > CANDIDATES_LEAST ? 2 * k : CANDIDATES_LEAST, count = 0;
-  float over = -INFINITY;
+/* Make the k highest logits the candidates, or all that are allowed if there are fewer. Returns their number. They are
+collected in the array that is being read, always in front of the read position. When more than k have been collected,
+the lowest of the k highest of them becomes the threshold that later logits must exceed. */
+static long keep_top_k(Candidates *candidates, long ids, long k) {
+  long max_collected = 2 * k > MIN_COLLECTED ? 2 * k : MIN_COLLECTED, count = 0;
+  float threshold = -INFINITY;
   for (long i = 0; i < ids; i += LANES) {
-    vec x = load(room->values + i);
-    if (!any(x > over)) continue;
-    float some[LANES];
-    store(some, x);
+    vec x = load(candidates->values + i);
+    if (!any(x > threshold)) continue;
+    float lanes[LANES];
+    store(lanes, x);
     for (int lane = 0; lane < LANES; lane++) {
-      room->values[count] = some[lane];
-      room->ids[count] = (int32_t)i + lane;
-      count += some[lane] > over; /* an equal one has a higher id than k others */
+      candidates->values[count] = lanes[lane];
+      candidates->ids[count] = (int32_t)i + lane;
+      count += lanes[lane] > threshold; /* an equal logit has a higher id than k others, so it is not needed */
     }
-    if (count > most) {
-      count = keep_highest(room, count, k);
-      over = room->values[0];
-      for (long j = 1; j < count; j++) over = room->values[j] < over ? room->values[j] : over;
+    if (count > max_collected) {
+      count = keep_highest(candidates, count, k);
+      threshold = candidates->values[0];
+      for (long j = 1; j < count; j++) {
+        float value = candidates->values[j];
+        threshold = value < threshold ? value : threshold;
+      }
     }
   }
-  count = keep_highest(room, count, k);
-  for (long i = count; i % LANES; i++) room->values[i] = -INFINITY;
+  count = keep_highest(candidates, count, k);
+  for (long i = count; i % LANES; i++) candidates->values[i] = -INFINITY;
   return count;
 }
 
@@ -205,49 +214,50 @@ static double total_of(const double *weights, long count) {
   return total;
 }
 
-/* Weights of the candidates, of which the largest logit's is 1. */
-static void weigh_candidates(Room *room, long count, double largest, double temperature) {
+/* Compute the weights of the candidates. The weight of the largest logit is 1. */
+static void weigh_candidates(Candidates *candidates, long count, double largest, double temperature) {
   long i = 0;
   for (; i < count; i += DOUBLES) {
-    dvec score = (load_widened(room->values + i) - largest) / temperature;
-    store_doubles(room->weights + i, exponential_of_doubles(score));
+    dvec score = (load_widened(candidates->values + i) - largest) / temperature;
+    store_doubles(candidates->weights + i, exponential_of_doubles(score));
   }
-  for (; i % BLOCK; i += DOUBLES) store_doubles(room->weights + i, (dvec){0});
+  for (; i % BLOCK; i += DOUBLES) store_doubles(candidates->weights + i, (dvec){0});
 }
 
-/* Weights outside of the fewest whose share of the whole reaches p become 0. */
-static void keep_top_p(Room *room, long count, double p) {
-  double total = total_of(room->weights, count);
-  /* All that are lighter than this have together half of what may be missing, so none of them is needed. */
+/* Keep the fewest candidates whose weights together reach the fraction p of the total; the weights of the others become
+0. */
+static void keep_top_p(Candidates *candidates, long count, double p) {
+  double total = total_of(candidates->weights, count);
+  /* All weights below this one add up to at most half of what may be left out, so none of them is needed. */
   double least = (1 - p) * total / (2 * (double)count);
   long heavy = 0;
   for (long i = 0; i < count; i += DOUBLES) {
-    dvec w = load_doubles(room->weights + i);
+    dvec w = load_doubles(candidates->weights + i);
     if (!any_double(w >= least)) continue;
     for (int lane = 0; lane < DOUBLES; lane++) {
-      room->left[heavy] = w[lane];
+      candidates->left[heavy] = w[lane];
       heavy += w[lane] >= least;
     }
   }
-  Cut end = cut(room->left, heavy, p * total, 0);
+  Cut end = find_cut(candidates->left, heavy, p * total, 0);
   for (long i = 0; i < count; i += DOUBLES) {
-    dvec w = load_doubles(room->weights + i);
-    store_doubles(room->weights + i, where(w >= end.value, w));
+    dvec w = load_doubles(candidates->weights + i);
+    store_doubles(candidates->weights + i, where(w >= end.value, w));
     if (!any_double(w == end.value)) continue;
     for (long j = i; j < i + DOUBLES; j++) {
-      if (room->weights[j] == end.value && end.ties-- <= 0) room->weights[j] = 0;
+      if (candidates->weights[j] == end.value && end.ties-- <= 0) candidates->weights[j] = 0;
     }
   }
 }
 
 /* ---- The draw. ---- */
 
-/* The candidate at which the running sum of the weights first exceeds that share of the whole, 0 <= share < 1. The
-product rounds to less than the whole, which is at least 1: the largest logit's weight. */
-static long invert_cdf(const double *weights, long count, double share) {
-  double target = share * total_of(weights, count), reached = 0;
+/* The candidate at which the running sum of the weights first exceeds `fraction` times the total; 0 <= fraction < 1.
+This target rounds to less than the total, which is at least 1, the weight of the largest logit. */
+static long invert_cdf(const double *weights, long count, double fraction) {
+  double target = fraction * total_of(weights, count), reached = 0;
   long i = 0;
-  for (; i + BLOCK < count; i += BLOCK) { /* the last block exceeds it if no other does: its sum is the total */
+  for (; i + BLOCK < count; i += BLOCK) { /* the running sum exceeds it in the last block, if not before */
     double next = reached + block_sum(weights + i);
     if (next > target) break;
     reached = next;
@@ -259,45 +269,45 @@ static long invert_cdf(const double *weights, long count, double share) {
       reached += weights[i];
     }
   }
-  return drawn; /* where rounding kept this order's sum from exceeding it, the last with weight */
+  return drawn; /* if rounding kept this sum from exceeding the target: the last candidate with a weight */
 }
 
-/* The id that is drawn from logits (V), -1 if they are not all finite, or no id is allowed. */
-static int64_t draw_row(const float *logits, long ids, const Row *row, Room *room) {
-  int greedy = row->temperature == 0, some = row->top_k < ids;
-  Largest largest = look_for_largest(logits, row->forbidden, ids, greedy ? NULL : room->values);
+/* Draw an id from logits (V). Returns -1 if they are not all finite, or if no id may be drawn. */
+static int64_t draw_row(const float *logits, long ids, const SamplingRow *row, Candidates *candidates) {
+  int greedy = row->temperature == 0, limited = row->top_k < ids;
+  Largest largest = find_largest(logits, row->forbidden, ids, greedy ? NULL : candidates->values);
   if (!largest.finite || largest.value == -INFINITY) return -1;
   if (greedy) return largest.id;
-  long count = some ? keep_top_k(room, ids, row->top_k) : ids;
-  weigh_candidates(room, count, largest.value, row->temperature);
-  if (row->top_p < 1) keep_top_p(room, count, row->top_p);
-  long drawn = invert_cdf(room->weights, count, uniform(row->seed, row->index));
-  return some ? room->ids[drawn] : drawn;
+  long count = limited ? keep_top_k(candidates, ids, row->top_k) : ids;
+  weigh_candidates(candidates, count, largest.value, row->temperature);
+  if (row->top_p < 1) keep_top_p(candidates, count, row->top_p);
+  long drawn = invert_cdf(candidates->weights, count, uniform(row->seed, row->index));
+  return limited ? candidates->ids[drawn] : drawn;
 }
 
 typedef struct {
   const float *logits; /* (R, V) */
   long count, ids;
-  const Row *rows;
+  const SamplingRow *rows;
   char *workspace;
   int64_t *drawn; /* (R) */
-  atomic_long claimed;
+  atomic_long taken;
 } Draw;
 
-/* Values of each kind in a thread's memory. */
-INLINE long room_size(long ids) { return (ids + BLOCK - 1) / BLOCK * BLOCK + BLOCK; }
+/* Elements of each array of Candidates. */
+INLINE long candidates_capacity(long ids) { return (ids + BLOCK - 1) / BLOCK * BLOCK + BLOCK; }
 
-INLINE long room_bytes(long ids) {
-  return room_size(ids) * (long)(2 * sizeof(double) + sizeof(float) + sizeof(int32_t));
+INLINE long candidates_bytes(long ids) {
+  return candidates_capacity(ids) * (long)(2 * sizeof(double) + sizeof(float) + sizeof(int32_t));
 }
 
 static void draw_rows(void *arg, int thread) {
   Draw *draw = arg;
-  long size = room_size(draw->ids);
-  double *memory = (double *)(draw->workspace + thread * room_bytes(draw->ids));
-  Room room = {.weights = memory, .left = memory + size, .values = (float *)(memory + 2 * size)};
-  room.ids = (int32_t *)(room.values + size);
-  for (long r = atomic_fetch_add(&draw->claimed, 1); r < draw->count; r = atomic_fetch_add(&draw->claimed, 1)) {
-    draw->drawn[r] = draw_row(draw->logits + r * draw->ids, draw->ids, &draw->rows[r], &room);
+  long size = candidates_capacity(draw->ids);
+  double *memory = (double *)(draw->workspace + thread * candidates_bytes(draw->ids));
+  Candidates candidates = {.weights = memory, .left = memory + size, .values = (float *)(memory + 2 * size)};
+  candidates.ids = (int32_t *)(candidates.values + size);
+  for (long r = atomic_fetch_add(&draw->taken, 1); r < draw->count; r = atomic_fetch_add(&draw->taken, 1)) {
+    draw->drawn[r] = draw_row(draw->logits + r * draw->ids, draw->ids, &draw->rows[r], &candidates);
   }
 }

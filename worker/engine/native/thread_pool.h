@@ -1,8 +1,9 @@
-/* The threads of a step, and the points at which they meet.
+/* The thread pool, and its barrier.
 
-A step is one call for all threads: each takes pieces of a stage's work until there are none, and meets the others
-before the next stage. Who waits spins for some microseconds, in which the others usually come, and then sleeps: on a
-machine with other busy processes a thread may have lost its core for much longer. */
+`pool_run` calls one function on several threads at once. A step of the model is one such call: the threads take pieces
+of a stage's work until none is left, and wait at a barrier before the next stage. A waiting thread first spins for some
+microseconds, because the others usually arrive within that time. Then it sleeps: on a machine with other busy processes
+a thread may have lost its core for much longer. */
 #pragma once
 
 #include <pthread.h>
@@ -17,27 +18,29 @@ machine with other busy processes a thread may have lost its core for much longe
 #include <unistd.h>
 #endif
 
+#include "vector.h"
+
 enum { MAX_THREADS = 64, SPINS = 2000 };
 
-typedef void Work(void *arg, int thread);
+typedef void PoolFunction(void *arg, int thread);
 
-/* Where a thread waits for work. */
+/* What one thread of the pool waits on between two runs. */
 typedef struct {
-  _Alignas(64) atomic_int calls;
+  _Alignas(64) atomic_int runs; /* number of runs that the thread was asked to take part in */
   atomic_int sleeping;
-} Seat;
+} PoolThread;
 
 static struct {
-  _Alignas(64) atomic_int phase; /* rises when all have met */
+  _Alignas(64) atomic_int phase; /* incremented when all threads have reached the barrier */
   atomic_int sleeping;
   _Alignas(64) atomic_int arrived;
-  int threads; /* of the present work */
-  int started; /* all that there are, the caller's included */
-  Work *work;
+  int threads; /* of the current run, the caller included */
+  int started; /* threads that exist, the caller included */
+  PoolFunction *function;
   void *arg;
-  pthread_mutex_t mutex; /* one work at a time */
-  Seat seats[MAX_THREADS];
-} team = {.started = 1, .threads = 1, .mutex = PTHREAD_MUTEX_INITIALIZER};
+  pthread_mutex_t mutex; /* one run at a time */
+  PoolThread thread[MAX_THREADS];
+} pool = {.started = 1, .threads = 1, .mutex = PTHREAD_MUTEX_INITIALIZER};
 
 INLINE void relax(void) {
 #if defined(__x86_64__)
@@ -48,7 +51,7 @@ INLINE void relax(void) {
 }
 
 /* Wait until *word is no longer `old`. */
-static void await(atomic_int *word, int old, atomic_int *sleepers) {
+static void wait_for_change(atomic_int *word, int old, atomic_int *sleepers) {
   for (int i = 0; i < SPINS; i++) {
     if (atomic_load_explicit(word, memory_order_acquire) != old) return;
     relax();
@@ -64,7 +67,8 @@ static void await(atomic_int *word, int old, atomic_int *sleepers) {
   atomic_fetch_sub(sleepers, 1);
 }
 
-static void announce(atomic_int *word, atomic_int *sleepers) {
+/* Increment *word and wake the threads that sleep until it changes. */
+static void change_and_wake(atomic_int *word, atomic_int *sleepers) {
   atomic_fetch_add(word, 1);
 #ifdef __linux__
   if (atomic_load(sleepers)) syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, MAX_THREADS, NULL, NULL, 0);
@@ -73,52 +77,53 @@ static void announce(atomic_int *word, atomic_int *sleepers) {
 #endif
 }
 
-/* Every thread of the work calls this; none goes on before all have. */
-static void meet(void) {
-  if (team.threads == 1) return;
-  int phase = atomic_load(&team.phase);
-  if (atomic_fetch_add(&team.arrived, 1) == team.threads - 1) {
-    atomic_store(&team.arrived, 0);
-    announce(&team.phase, &team.sleeping);
+/* Wait until every thread of the run has called this. */
+static void pool_barrier(void) {
+  if (pool.threads == 1) return;
+  int phase = atomic_load(&pool.phase);
+  if (atomic_fetch_add(&pool.arrived, 1) == pool.threads - 1) {
+    atomic_store(&pool.arrived, 0);
+    change_and_wake(&pool.phase, &pool.sleeping);
   } else {
-    await(&team.phase, phase, &team.sleeping);
+    wait_for_change(&pool.phase, phase, &pool.sleeping);
   }
 }
 
-static void *take_seat(void *arg) {
+static void *pool_thread_main(void *arg) {
   int thread = (int)(intptr_t)arg;
-  Seat *seat = &team.seats[thread];
-  for (int calls = 0;; calls++) {
-    await(&seat->calls, calls, &seat->sleeping);
-    team.work(team.arg, thread);
-    meet();
+  PoolThread *self = &pool.thread[thread];
+  for (int runs = 0;; runs++) {
+    wait_for_change(&self->runs, runs, &self->sleeping);
+    pool.function(pool.arg, thread);
+    pool_barrier();
   }
   return NULL;
 }
 
-/* A process that was forked has none of its parent's threads. */
-static void lose_threads(void) {
-  team.started = 1;
-  memset(team.seats, 0, sizeof(team.seats));
+/* A forked process has none of its parent's threads. */
+static void reset_after_fork(void) {
+  pool.started = 1;
+  memset(pool.thread, 0, sizeof(pool.thread));
 }
 
-/* Do a work with so many threads, the caller's among them; fewer where the system refuses. */
-static void work_together(int threads, Work *work, void *arg) {
-  pthread_mutex_lock(&team.mutex);
+/* Call a function on `threads` threads, and return when all calls have returned. The calling thread is number 0. There
+are fewer threads where the system refuses to start them. */
+static void pool_run(int threads, PoolFunction *function, void *arg) {
+  pthread_mutex_lock(&pool.mutex);
   if (threads > MAX_THREADS) threads = MAX_THREADS;
-  static int watched;
-  if (!watched) watched = !pthread_atfork(NULL, NULL, lose_threads);
-  while (team.started < threads) {
+  static int handles_fork;
+  if (!handles_fork) handles_fork = !pthread_atfork(NULL, NULL, reset_after_fork);
+  while (pool.started < threads) {
     pthread_t thread;
-    if (pthread_create(&thread, NULL, take_seat, (void *)(intptr_t)team.started)) break;
+    if (pthread_create(&thread, NULL, pool_thread_main, (void *)(intptr_t)pool.started)) break;
     pthread_detach(thread);
-    team.started++;
+    pool.started++;
   }
-  team.threads = threads < team.started ? threads : team.started;
-  team.work = work;
-  team.arg = arg;
-  for (int i = 1; i < team.threads; i++) announce(&team.seats[i].calls, &team.seats[i].sleeping);
-  work(arg, 0);
-  meet();
-  pthread_mutex_unlock(&team.mutex);
+  pool.threads = threads < pool.started ? threads : pool.started;
+  pool.function = function;
+  pool.arg = arg;
+  for (int i = 1; i < pool.threads; i++) change_and_wake(&pool.thread[i].runs, &pool.thread[i].sleeping);
+  function(arg, 0);
+  pool_barrier();
+  pthread_mutex_unlock(&pool.mutex);
 }

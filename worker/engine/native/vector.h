@@ -1,4 +1,4 @@
-/* Vectors of floats as wide as the processor has them, and what the kernels compute with them. */
+/* Vectors of floats, as wide as those of the processor, and the functions that all kernels share. */
 #pragma once
 
 #include <stdint.h>
@@ -6,7 +6,8 @@
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #define LANES 16
-/* Rows of a product's tile: rows times two vectors of sums, two of the matrix and one of a row fill the registers. */
+/* Rows of a gemm tile. For each row there are two vectors of sums; these, two vectors of the matrix and one of the
+row's value fill the registers. */
 #define TILE_ROWS 12
 #elif defined(__AVX2__)
 #include <immintrin.h>
@@ -20,7 +21,7 @@
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
-/* Of any address: activations and caches are as their owners lay them. */
+/* Loads and stores may be unaligned: the callers choose the addresses of activations and caches. */
 typedef float vec __attribute__((vector_size(LANES * 4), aligned(4)));
 typedef int32_t ivec __attribute__((vector_size(LANES * 4), aligned(4)));
 
@@ -28,7 +29,7 @@ INLINE vec load(const float *from) { return *(const vec *)from; }
 INLINE void store(float *to, vec value) { *(vec *)to = value; }
 INLINE vec splat(float value) { return value - (vec){0}; }
 
-/* a where the mask is set, else b. */
+/* a in the lanes where the mask is set, b in the others. */
 INLINE vec choose(ivec mask, vec a, vec b) { return (vec)((mask & (ivec)a) | (~mask & (ivec)b)); }
 
 INLINE float sum(vec v) {
@@ -53,7 +54,7 @@ INLINE int any(ivec mask) {
 #endif
 }
 
-/* e^x to about 2 units in the last place (the polynomial is that of Cephes' expf); NaN stays NaN. */
+/* e^x with an error of about 2 units in the last place (the polynomial is that of Cephes' expf). NaN stays NaN. */
 INLINE vec exponential(vec x) {
   const vec low = splat(-87.33654f), high = splat(88.37626f), shift = splat(12582912.0f);
   x = choose(x < low, low, x);
@@ -72,7 +73,7 @@ INLINE vec exponential(vec x) {
   return p * (vec)power;
 }
 
-/* The sum of squares of n floats, in an order that depends on n alone. */
+/* The sum of the squares of n floats. The order of the additions depends only on n. */
 INLINE float square_sum(const float *x, long n) {
   vec total = {0};
   long i = 0;

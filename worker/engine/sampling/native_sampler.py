@@ -1,4 +1,4 @@
-"""Drawing the next tokens with compiled kernels: the same ids as `torch_sampler`, as one call a step."""
+"""Draws the next tokens with compiled kernels: the same ids as `torch_sampler`, as one call for each step."""
 
 from __future__ import annotations
 
@@ -9,41 +9,56 @@ from collections.abc import Sequence as Rows
 import torch
 from torch import Tensor
 
-from worker.engine.native.library import Row
-from worker.engine.native.thread_tuner import ThreadChoice
+from worker.engine.native.library import Long, Pointer
+from worker.engine.native.thread_tuner import ThreadTuner
 from worker.engine.request import SequenceRequest
 from worker.engine.sampling.forbidden_ids import ForbiddenIds
 from worker.engine.sequence import Sequence
 from worker.engine.vocabulary import Vocabulary
 
-#: Logits of a step below which one thread draws for all rows: to wake another one up takes longer.
+#: With fewer logits in a step than this, one thread draws for all rows: to wake another thread would take longer.
 _LOGITS_FOR_THREADS = 2**17
 
 
+class SamplingRow(ctypes.Structure):
+    """The sampling fields of a row's request. The C struct, with its comments, is in sampling.h."""
+
+    _fields_ = (
+        ("temperature", ctypes.c_double),
+        ("top_p", ctypes.c_double),
+        ("top_k", Long),
+        ("seed", ctypes.c_uint64),
+        ("index", ctypes.c_uint64),
+        ("forbidden", Pointer),
+    )
+
+
 class NativeSampler:
-    """Draws for a batch. What depends on the requests alone is kept while the batch stays the same."""
+    """Draws the next token of each row. The rows' sampling fields are kept while the batch stays the same."""
 
     def __init__(self, vocabulary: Vocabulary, kernels: ctypes.CDLL, *, fixed_threads: bool = False) -> None:
-        """As many threads as torch has at this time, always where `fixed_threads` is set, else fewer where that is
+        """Uses at most as many threads as torch has at this time. `fixed_threads`: always as many, even where fewer are
         faster."""
         self._kernels = kernels
         self._size = vocabulary.size
         self._forbidden = ForbiddenIds(vocabulary, torch.int32, torch.device("cpu"))
         threads = torch.get_num_threads()
-        self._threads = ThreadChoice(threads, fixed=fixed_threads)
+        self._tuner = ThreadTuner(threads, fixed=fixed_threads)
         self._workspace = torch.empty(threads * kernels.celeriac_draw_bytes(self._size), dtype=torch.uint8)
         self._batch: list[Sequence] = []
-        self._rows: list[Row] = []
+        self._rows: list[SamplingRow] = []
         self._rows_address = 0
         self._drawn = torch.empty(0, dtype=torch.int64)
 
     def check(self, request: SequenceRequest) -> None:
-        """ValueError if there is no id that `request` may sample."""
+        """Raises ValueError if there is no id that `request` may sample."""
         self._forbidden.check(request)
 
     def draw(self, logits: Tensor, batch: Rows[Sequence]) -> Tensor:
-        """The next token for each row of `logits` (R, V), fp32, as ids (R,) that are valid until the next call;
-        NO_TOKEN where the row is not finite."""
+        """Draw the next token for each row of `logits` (R, V), fp32.
+
+        Returns ids (R,), NO_TOKEN for a row that is not finite. The next call may overwrite them.
+        """
         if logits.shape != (len(batch), self._size) or logits.dtype is not torch.float32:
             raise ValueError(
                 f"logits for {len(batch)} rows of {self._size} ids are {tuple(logits.shape)} {logits.dtype}"
@@ -56,10 +71,10 @@ class NativeSampler:
         if len(batch) == 1 or logits.numel() < _LOGITS_FOR_THREADS:
             self._run(logits, 1)
         else:
-            way = self._threads.pick(len(batch))
-            began = time.perf_counter()
-            self._run(logits, way.threads)
-            self._threads.note(len(batch), way, time.perf_counter() - began)
+            sharing = self._tuner.choose(len(batch))
+            started_at = time.perf_counter()
+            self._run(logits, sharing.threads)
+            self._tuner.record(len(batch), sharing, time.perf_counter() - started_at)
         return self._drawn
 
     def _run(self, logits: Tensor, threads: int) -> None:
@@ -74,7 +89,8 @@ class NativeSampler:
         )
 
     def _prepare(self, batch: list[Sequence]) -> None:
-        rows = (Row * len(batch))()
+        """Fill in the fields that stay the same from step to step."""
+        rows = (SamplingRow * len(batch))()
         for row, sequence in zip(rows, batch, strict=True):
             sampling = sequence.request.sampling
             forbidden = self._forbidden.of(sequence.request)

@@ -1,4 +1,4 @@
-"""`celeriac inspect` and `celeriac run` on a golden checkpoint: the whole way from files to text, in one process."""
+"""`celeriac inspect` and `celeriac run` with golden checkpoints, from the files to the text, in one process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from celeriac.cli import main
 from tasks.settings import settings
 
 GOLDEN = Path(__file__).parents[3] / "fixtures" / "golden"
-#: The original guide's format; its characters come without a file.
+#: In the original guide's format, which needs no file for its characters.
 SEED = GOLDEN / "E1b-seed" / "step_000102"
 #: A checkpoint without a tokenizer.
 BARE = GOLDEN / "E6" / "step_000101"
@@ -45,13 +45,13 @@ def test_inspect_finds_a_name_in_the_checkpoint_folder(monkeypatch: pytest.Monke
     assert run("inspect", "step_000102").exit_code == 0
 
 
-def test_inspect_says_what_keeps_a_checkpoint_from_being_served() -> None:
+def test_inspect_says_why_a_checkpoint_cannot_be_served() -> None:
     result = run("inspect", str(BARE))
     assert result.exit_code == 0
     assert "no tokenizer" in result.stderr
 
 
-def test_run_agrees_with_the_golden_figures() -> None:
+def test_run_agrees_with_the_golden_values() -> None:
     expected = json.loads((BARE / "expected.json").read_text())["cases"][0]
     ids = ",".join(map(str, expected["prompt"]))
     options = ["--token-ids", ids, "--max-tokens", "24", "--temperature", "0", "--ignore-eos", "--logits", "--json"]
@@ -63,7 +63,7 @@ def test_run_agrees_with_the_golden_figures() -> None:
     assert (answer["text"], answer["finish_reason"], len(answer["token_ids"])) == (None, "length", 24)
 
 
-def test_run_puts_bos_in_front_of_a_prompt_and_tells_what_it_left_out() -> None:
+def test_run_begins_a_prompt_with_bos_and_names_skipped_characters() -> None:
     result = run("run", str(SEED), "--prompt", "12=+", "--temperature", "0", "--json")
     answer = json.loads(result.stdout)
     assert answer["prompt_ids"] == [17, 1, 2, 10]
@@ -71,7 +71,7 @@ def test_run_puts_bos_in_front_of_a_prompt_and_tells_what_it_left_out() -> None:
     assert "17" not in answer["text"]
 
 
-def test_a_seed_repeats_a_run() -> None:
+def test_the_same_seed_gives_the_same_text() -> None:
     first = json.loads(run("run", str(SEED), "--prompt", "1", "--json").stdout)
     again = json.loads(run("run", str(SEED), "--prompt", "1", "--json", "--seed", str(first["seed"])).stdout)
     assert again == first
@@ -105,7 +105,7 @@ def test_stop_on_newline_and_stop_strings_cut_the_text() -> None:
         (["run", str(SEED), "--prompt", "1", "--device", "cuda"], "cuda"),
     ],
 )
-def test_what_is_wrong_is_one_line(args: list[str], message: str | None) -> None:
+def test_an_error_is_one_line(args: list[str], message: str | None) -> None:
     result = run(*args)
     if message is None:
         # BOS alone is a prompt.
@@ -126,7 +126,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     assert "Traceback" not in result.output
 
 
-def test_a_conversation_obeys_its_commands() -> None:
+def test_interactive_mode_runs_its_commands() -> None:
     lines = [
         "12+",
         "/temp 0",

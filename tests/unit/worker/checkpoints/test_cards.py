@@ -1,4 +1,4 @@
-"""Cards: what they say of a checkpoint, and digests that tell equal checkpoints from others."""
+"""Cards describe a checkpoint, and their digests differ exactly where answers may differ."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_the_card_of_a_checkpoint_without_tokenizer() -> None:
         card(folder)
 
 
-def test_bytes_are_those_on_disk(tmp_path: Path) -> None:
+def test_weight_bytes_are_those_on_disk(tmp_path: Path) -> None:
     weights = state_dict()
     weights["transformer.wte.weight"] = weights["transformer.wte.weight"].bfloat16()
     found = card(written(tmp_path / "run", weights=weights))
@@ -85,11 +85,11 @@ def test_bytes_are_those_on_disk(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("loss", [None, float("inf"), float("nan"), 0.25])
-def test_a_card_is_strict_json_and_comes_back(tmp_path: Path, loss: float | None) -> None:
+def test_a_card_is_strict_json_and_is_read_back(tmp_path: Path, loss: float | None) -> None:
     found = card(written(tmp_path / "run", content=meta(val_bpb=loss)))
 
     def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is no JSON")
+        raise AssertionError(f"{constant} is not JSON")
 
     assert json.loads(found.to_json(), parse_constant=refuse)["loss"] == (0.25 if loss == 0.25 else None)
     assert Card.from_json(found.to_json()) == found
@@ -97,7 +97,7 @@ def test_a_card_is_strict_json_and_comes_back(tmp_path: Path, loss: float | None
     assert "\n" not in found.to_json()
 
 
-def test_equal_files_have_equal_digests_wherever_they_lie(tmp_path: Path) -> None:
+def test_equal_files_have_equal_digests_in_any_folder(tmp_path: Path) -> None:
     folder = written(tmp_path / "step_000007")
     digest = card(folder).digest
     assert len(bytes.fromhex(digest)) == 32
@@ -110,7 +110,7 @@ def test_equal_files_have_equal_digests_wherever_they_lie(tmp_path: Path) -> Non
     assert card(renamed).name == "best"
 
 
-def test_losses_and_steps_do_not_change_what_a_prompt_gives(tmp_path: Path) -> None:
+def test_losses_and_steps_do_not_change_the_digest(tmp_path: Path) -> None:
     first = card(written(tmp_path / "a", content=meta(val_bpb=0.5)))
     second = card(written(tmp_path / "b", content=meta(val_bpb=0.4, step=8)))
     assert first.digest == second.digest
@@ -162,7 +162,7 @@ def vocabulary(**changes: object) -> Callable[[Path], None]:
         vocabulary(special_tokens=[]),
     ],
 )
-def test_whatever_changes_an_answer_changes_the_digest(tmp_path: Path, change: Callable[[Path], None]) -> None:
+def test_everything_that_changes_an_answer_changes_the_digest(tmp_path: Path, change: Callable[[Path], None]) -> None:
     folder = written(tmp_path / "run", era="E4")
     before = card(folder).digest
     assert card(folder).digest == before
@@ -170,13 +170,13 @@ def test_whatever_changes_an_answer_changes_the_digest(tmp_path: Path, change: C
     assert card(folder).digest != before
 
 
-def test_softcap_and_lack_of_a_tokenizer_change_the_digest(tmp_path: Path) -> None:
+def test_another_softcap_or_a_missing_tokenizer_changes_the_digest(tmp_path: Path) -> None:
     folder = written(tmp_path / "run", era="E4")
     digests = {card(folder).digest, card(folder, softcap=20.0).digest, card(folder, with_text=False).digest}
     assert len(digests) == 3
 
 
-def test_without_checksums_in_the_file_its_content_decides(tmp_path: Path) -> None:
+def test_without_checksums_the_digest_depends_on_the_content(tmp_path: Path) -> None:
     torch.serialization.set_crc32_options(False)
     try:
         first = written(tmp_path / "a", weights=state_dict(seed=1))
@@ -188,13 +188,13 @@ def test_without_checksums_in_the_file_its_content_decides(tmp_path: Path) -> No
     assert card(first).digest == card(tmp_path / "c").digest
 
 
-def test_a_broken_tokenizer_is_no_matter_to_a_card_of_bare_ids(tmp_path: Path) -> None:
+def test_a_broken_tokenizer_does_not_prevent_a_card_for_token_ids(tmp_path: Path) -> None:
     folder = written(tmp_path / "run")
     (folder / "tokenizer_config.json").write_text("{")
     assert card(folder, with_text=False).tokenizer.kind == "none"
 
 
-def test_files_that_vanish_meanwhile_are_named(tmp_path: Path) -> None:
+def test_a_file_that_was_deleted_meanwhile_is_named(tmp_path: Path) -> None:
     folder = written(tmp_path / "run")
     checkpoint = load(find(str(folder), tmp_path))
     (folder / "model_000007.pt").unlink()

@@ -1,4 +1,4 @@
-"""From what an operator named to the files of one step."""
+"""Finding the files of a checkpoint by name or path."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def refusal(path_or_name: str | None, root: Path) -> str:
     return str(caught.value)
 
 
-def test_a_name_is_looked_up_below_the_root(tmp_path: Path) -> None:
+def test_a_name_is_searched_in_the_root(tmp_path: Path) -> None:
     folder = write(tmp_path / "step_000007")
     found = find("step_000007", tmp_path)
     assert (found.path, found.name, found.step) == (folder, "step_000007", 7)
@@ -34,26 +34,26 @@ def test_a_path_may_lead_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert find("d24", tmp_path / "root").path == folder
 
 
-def test_the_root_goes_before_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_root_is_searched_before_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here, there = write(tmp_path / "here" / "a"), write(tmp_path / "root" / "a")
     monkeypatch.chdir(here.parent)
     assert find("a", tmp_path / "root").path == there
 
 
 @pytest.mark.parametrize("name", ["", "  ", None])
-def test_nothing_named_says_what_to_do(tmp_path: Path, name: str | None) -> None:
+def test_without_a_name_the_message_says_what_to_do(tmp_path: Path, name: str | None) -> None:
     assert "CELERIAC_CHECKPOINT" in refusal(name, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["a b", "-x", ".hidden", "step\n1", "größe", "a:b", "x" * 129, "a\x00b", "*", "~"])
-def test_a_name_that_no_queue_can_have_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_name_that_a_queue_cannot_have_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(CheckpointError, match="cannot be a checkpoint's name: rename the folder"):
         name_of(name)
     assert "cannot be a checkpoint's name" in refusal(f"{tmp_path}/{name}", tmp_path)
 
 
 @pytest.mark.parametrize("path", ["../outside", "step/../../outside", "..\\outside", "/etc", "..", "no_such"])
-def test_a_path_to_no_checkpoint_is_refused(tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_without_a_checkpoint_is_refused(tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "root"
     monkeypatch.chdir(write(root / "step_000007"))
     message = refusal(path, root)
@@ -61,14 +61,14 @@ def test_a_path_to_no_checkpoint_is_refused(tmp_path: Path, path: str, monkeypat
     assert "no such folder" in message or "no model_XXXXXX.pt" in message or "cannot be a checkpoint's name" in message
 
 
-def test_an_unknown_name_lists_those_that_are_there(tmp_path: Path) -> None:
+def test_the_message_for_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
     write(tmp_path / "step_000001")
     write(tmp_path / "step_000002")
     assert "it has step_000001, step_000002" in refusal("step_000003", tmp_path)
     assert "CELERIAC_CHECKPOINT_DIR" in refusal("step_000003", tmp_path / "missing")
 
 
-def test_a_link_below_the_root_never_leads_out_of_it(tmp_path: Path) -> None:
+def test_a_link_in_the_root_never_leads_out_of_it(tmp_path: Path) -> None:
     root, outside = tmp_path / "root", write(tmp_path / "outside")
     inside = write(root / "inside")
     (root / "out").symlink_to(outside)
@@ -91,7 +91,7 @@ def test_a_run_with_several_steps_gives_the_last(tmp_path: Path) -> None:
     assert find(str(folder), tmp_path).step == 1_000_000
 
 
-def test_a_step_that_was_cut_off_before_its_meta_file_is_passed_over(tmp_path: Path) -> None:
+def test_a_step_without_a_meta_file_is_skipped(tmp_path: Path) -> None:
     folder = write(tmp_path / "d24", step=100)
     (folder / "model_000200.pt").write_bytes(b"half")
     assert find(str(folder), tmp_path).step == 100
@@ -127,5 +127,5 @@ def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     assert "no such folder" in refusal("file", tmp_path)
 
 
-def test_a_path_that_the_system_refuses_is_a_message(tmp_path: Path) -> None:
+def test_a_path_that_the_system_refuses_gives_a_message(tmp_path: Path) -> None:
     assert "cannot be read: File name too long" in refusal(f"{tmp_path}/{'x/' * 4000}y", tmp_path)

@@ -1,4 +1,4 @@
-"""The weights file: every era and quirk that is accepted, and every refusal with its file and reason."""
+"""The weights file: every variant that is accepted, and every refusal with its file and reason."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def refusal(folder: Path, name: str = "model_000007.pt") -> str:
 
 
 @pytest.mark.parametrize("era", ["E1b", "E2", "E3", "E4", "E6", "E7"])
-def test_the_era_is_told_by_tensors_and_meta_file(tmp_path: Path, era: str) -> None:
+def test_the_era_is_recognized_by_tensors_and_meta_file(tmp_path: Path, era: str) -> None:
     found = loaded(write(tmp_path / "run", era=era))
     assert found.config.era.name == era
     expected = state_dict(era)
@@ -55,18 +55,18 @@ def test_the_guides_32_ids_are_e1b(tmp_path: Path) -> None:
     assert loaded(write(tmp_path / "run", weights, meta(vocab_size=32))).config.era.name == "E1b"
 
 
-def test_rows_beyond_the_vocabulary_are_kept_apart_from_it(tmp_path: Path) -> None:
+def test_rows_beyond_the_vocabulary_do_not_count_as_ids(tmp_path: Path) -> None:
     config = loaded(write(tmp_path / "run")).config
     assert (config.vocab_size, config.rows) == (40, 64)
 
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
-def test_prefixes_of_wrappers_are_stripped(tmp_path: Path, prefix: str) -> None:
+def test_prefixes_of_wrappers_are_removed(tmp_path: Path, prefix: str) -> None:
     weights = {f"{prefix}{name}": tensor for name, tensor in state_dict("E2").items()}
     assert loaded(write(tmp_path / "run", weights, meta("E2"))).weights.keys() == state_dict("E2").keys()
 
 
-def test_bf16_embeddings_stay_as_they_are(tmp_path: Path) -> None:
+def test_bf16_embeddings_stay_bf16(tmp_path: Path) -> None:
     weights = state_dict("E4")
     for name in ("transformer.wte.weight", "value_embeds.2.weight"):
         weights[name] = weights[name].bfloat16()
@@ -75,13 +75,13 @@ def test_bf16_embeddings_stay_as_they_are(tmp_path: Path) -> None:
     assert found.weights["lm_head.weight"].dtype is torch.float32
 
 
-def test_a_model_saved_with_its_parameters_is_as_good(tmp_path: Path) -> None:
+def test_a_state_dict_of_parameters_is_accepted(tmp_path: Path) -> None:
     parameters = OrderedDict((name, torch.nn.Parameter(tensor)) for name, tensor in state_dict().items())
     found = loaded(write(tmp_path / "run", parameters))
     assert not any(tensor.requires_grad for tensor in found.weights.values())
 
 
-def test_optimizer_files_beside_are_ignored(tmp_path: Path) -> None:
+def test_optimizer_files_are_ignored(tmp_path: Path) -> None:
     folder = write(tmp_path / "run")
     (folder / "optim_000007.pt").write_bytes(b"no checkpoint at all")
     (folder / "optim_000007_rank0.pt").write_bytes(b"")
@@ -93,14 +93,14 @@ def test_a_meta_file_without_step_and_loss_is_enough(tmp_path: Path) -> None:
     assert (found.folder.step, found.meta.loss) == (7, None)
 
 
-def test_windows_follow_the_pattern_and_the_last_layer_sees_everything(tmp_path: Path) -> None:
+def test_windows_repeat_the_pattern_and_the_last_layer_has_full_attention(tmp_path: Path) -> None:
     weights = state_dict("E3", n_layer=5)
     config = loaded(write(tmp_path / "run", weights, meta("E3", n_layer=5, window_pattern="sls"))).config
     assert config.windows == (64, 128, 64, 64, 128)
 
 
 @pytest.mark.parametrize(("era", "window"), [("E4", 1024), ("E6", 768), ("E7", 512)])
-def test_short_windows_of_2048_are_those_of_the_era(tmp_path: Path, era: str, window: int) -> None:
+def test_the_short_window_of_a_context_of_2048_depends_on_the_era(tmp_path: Path, era: str, window: int) -> None:
     content = meta(era, sequence_len=2048)
     assert loaded(write(tmp_path / "run", content=content, weights=state_dict(era))).config.windows[0] == window
 
@@ -112,7 +112,7 @@ def test_the_softcap_can_be_overridden(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("softcap", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_softcap_that_is_none_is_refused(tmp_path: Path, softcap: float) -> None:
+def test_an_invalid_softcap_is_refused(tmp_path: Path, softcap: float) -> None:
     with pytest.raises(CheckpointError, match="softcap: must be a finite number above 0"):
         loaded(write(tmp_path / "run"), softcap=softcap)
 
@@ -122,7 +122,7 @@ def test_weights_are_mapped_and_not_read(tmp_path: Path) -> None:
     table = loaded(folder).weights["transformer.wte.weight"]
     maps = Path("/proc/self/maps")
     if not maps.exists():
-        pytest.skip("what is mapped is read from /proc")
+        pytest.skip("this test reads /proc")
     address = table.data_ptr()
     ranges = [line.split() for line in maps.read_text().splitlines() if line.endswith(str(folder / "model_000007.pt"))]
     assert any(start <= address < end for start, end in (map(_hex, line[0].split("-")) for line in ranges))
@@ -153,7 +153,7 @@ def test_a_loaded_checkpoint_gives_the_logits_of_the_saved_one(tmp_path: Path) -
         ("v0_lambdas", "development shape"),
     ],
 )
-def test_a_relative_that_is_not_supported_is_refused_by_name(tmp_path: Path, extra: str, reason: str) -> None:
+def test_an_architecture_that_is_not_supported_is_refused_by_name(tmp_path: Path, extra: str, reason: str) -> None:
     weights = state_dict("E4") | {f"_orig_mod.{extra}": torch.ones(3)}
     message = refusal(write(tmp_path / "run", weights, meta("E4")))
     assert reason in message
@@ -164,30 +164,30 @@ def test_a_relative_that_is_not_supported_is_refused_by_name(tmp_path: Path, ext
 
 
 @pytest.mark.parametrize("era", ["E1b", "E2", "E4", "E7"])
-def test_every_missing_tensor_is_noticed(tmp_path: Path, era: str) -> None:
+def test_every_missing_tensor_is_refused(tmp_path: Path, era: str) -> None:
     for number, name in enumerate(state_dict(era)):
         weights = {other: tensor for other, tensor in state_dict(era).items() if other != name}
         message = refusal(write(tmp_path / str(number), weights, meta(era)))
-        # Without the tensor that marks an era, those that only this era has are left over.
+        # Without the tensor that identifies an era, the other tensors of this era are the ones that are refused.
         assert name in message or "has tensors that no known era has" in message
 
 
 @pytest.mark.parametrize("era", ["E1b", "E2", "E4", "E7"])
-def test_every_wrong_shape_is_noticed(tmp_path: Path, era: str) -> None:
+def test_every_wrong_shape_is_refused(tmp_path: Path, era: str) -> None:
     for number, (name, tensor) in enumerate(state_dict(era).items()):
         wrong = state_dict(era) | {name: tensor[..., :-1].clone()}
         message = refusal(write(tmp_path / str(number), wrong, meta(era)))
         assert name in message or "gates of the value embeddings" in message or "transformer.wte" in message
 
 
-def test_a_left_over_tensor_is_named(tmp_path: Path) -> None:
+def test_an_unknown_tensor_is_named(tmp_path: Path) -> None:
     message = refusal(write(tmp_path / "run", state_dict() | {"transformer.h.3.attn.c_q.weight": torch.ones(48, 48)}))
     assert "has tensors that no known era has: transformer.h.3.attn.c_q.weight" in message
 
 
 def test_many_missing_tensors_are_counted(tmp_path: Path) -> None:
     message = refusal(write(tmp_path / "run", content=meta(n_layer=30)))
-    assert "lacks tensors that its meta file calls for" in message
+    assert "lacks tensors that its meta file requires" in message
     assert "more" in message
 
 
@@ -204,10 +204,10 @@ def test_fewer_rows_than_ids_are_refused(tmp_path: Path) -> None:
         (torch.ones(64, 48, dtype=torch.complex64), "torch.complex64"),
         (torch.ones(64, 48).to_sparse(), "lm_head.weight"),
         (torch.ones(64, 48, device="meta"), "meta device"),
-        ([1.0], "no named tensor"),
+        ([1.0], "is not a named tensor"),
     ],
 )
-def test_a_tensor_without_plain_numbers_is_refused(tmp_path: Path, tensor: object, reason: str) -> None:
+def test_a_tensor_of_another_type_or_without_content_is_refused(tmp_path: Path, tensor: object, reason: str) -> None:
     assert reason in refusal(write(tmp_path / "run", {**state_dict(), "lm_head.weight": tensor}))
 
 
@@ -223,14 +223,14 @@ def test_a_tensor_with_and_without_prefix_is_refused(tmp_path: Path) -> None:
         ({}, "does not hold a state dict"),
         ({"model": state_dict(), "step": 3}, "a state dict alone is expected"),
         ({3: torch.ones(1)}, "a state dict alone is expected"),
-        ({"w": torch.ones(2, 2)}, "no nanochat GPT"),
+        ({"w": torch.ones(2, 2)}, "is not a nanochat GPT"),
     ],
 )
-def test_a_file_of_something_else_is_refused(tmp_path: Path, content: Any, reason: str) -> None:
+def test_a_file_without_the_tensors_of_a_gpt_is_refused(tmp_path: Path, content: Any, reason: str) -> None:
     assert reason in refusal(write(tmp_path / "run", content))
 
 
-# Files that are damaged, or no checkpoints at all
+# Files that are damaged, or not checkpoints
 
 
 def damage(folder: Path, change: Callable[[bytes], bytes]) -> Path:
@@ -288,8 +288,8 @@ def test_an_archive_that_was_packed_again_is_refused(tmp_path: Path) -> None:
     assert "was packed again" in refusal(tmp_path / "run")
 
 
-def test_damage_anywhere_in_the_index_is_a_message(tmp_path: Path) -> None:
-    """One byte after the other of the pickle that lists the tensors is overwritten: only CheckpointError may come."""
+def test_damage_anywhere_in_the_index_gives_a_message(tmp_path: Path) -> None:
+    """Overwrite single bytes of the pickle that lists the tensors. Loading may only raise CheckpointError."""
     small: dict[str, Any] = {"n_layer": 1, "n_embd": 8, "n_head": 2, "n_kv_head": 1, "vocab_size": 4, "sequence_len": 8}
     folder = write(tmp_path / "run", state_dict(rows=4, **small), meta(**small))
     file = folder / "model_000007.pt"
@@ -299,9 +299,9 @@ def test_damage_anywhere_in_the_index_is_a_message(tmp_path: Path) -> None:
     name_length, extra_length = struct.unpack_from("<HH", data, info.header_offset + 26)
     begin = info.header_offset + 30 + name_length + extra_length
     refused = 0
-    for place in range(begin, begin + info.file_size, 3):
+    for offset in range(begin, begin + info.file_size, 3):
         broken = bytearray(data)
-        broken[place] ^= 0xFF
+        broken[offset] ^= 0xFF
         file.write_bytes(broken)
         try:
             loaded(folder)
@@ -311,11 +311,11 @@ def test_damage_anywhere_in_the_index_is_a_message(tmp_path: Path) -> None:
     assert refused > info.file_size // 6
 
 
-# Files that want to run code
+# Files that try to run code
 
 
 class RunsCode:
-    """What an attacker pickles: unpickling it makes a folder."""
+    """An object of an attacker: unpickling it creates a folder."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -324,30 +324,30 @@ class RunsCode:
         return os.mkdir, (str(self.marker),)
 
 
-def test_a_pickle_that_wants_to_run_code_does_not(tmp_path: Path) -> None:
+def test_code_in_a_pickle_is_not_run(tmp_path: Path) -> None:
     marker = tmp_path / "was_here"
     message = refusal(write(tmp_path / "run", {**state_dict(), "evil": RunsCode(marker)}))
     assert "it wants posix.mkdir" in message or "it wants nt.mkdir" in message
     assert "it was not loaded" in message
-    assert "weights_only" not in message, "torch's advice is to trust the file"
+    assert "weights_only" not in message, "torch advises to trust the file"
     assert not marker.exists()
 
 
-def test_a_bare_pickle_that_wants_to_run_code_does_not(tmp_path: Path) -> None:
+def test_code_in_a_bare_pickle_is_not_run(tmp_path: Path) -> None:
     marker = tmp_path / "was_here"
     refusal(damage(tmp_path / "run", lambda _: pickle.dumps(RunsCode(marker))))
     assert not marker.exists()
     pickle.loads(pickle.dumps(RunsCode(marker)))
-    assert marker.exists(), "the pickle is harmless, so the test shows nothing"
+    assert marker.exists(), "the pickle does not run code, so this test proves nothing"
 
 
-def test_a_meta_file_of_another_model_is_noticed(tmp_path: Path) -> None:
+def test_a_meta_file_of_another_model_is_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "run", content=meta(n_embd=96))
-    assert "its meta file calls for (64, 96)" in refusal(folder)
+    assert "its meta file requires (64, 96)" in refusal(folder)
     (folder / "meta_000007.json").write_text(json.dumps(meta(n_layer=2)))
     assert "has tensors that no known era has: transformer.h.2." in refusal(folder)
 
 
-def test_weights_without_a_matrix_of_embeddings_are_no_gpt(tmp_path: Path) -> None:
+def test_weights_without_an_embedding_matrix_are_refused(tmp_path: Path) -> None:
     weights: dict[str, Tensor] = state_dict() | {"transformer.wte.weight": torch.ones(64)}
     assert "no matrix transformer.wte.weight" in refusal(write(tmp_path / "run", weights))

@@ -1,4 +1,4 @@
-"""Reference checkpoints of every era: what loading finds in them, and the slow twin's agreement with nanochat."""
+"""Reference checkpoints of every era: they are recognized, and the slow reference forward pass agrees with nanochat."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tests.helpers.engines import FOLDERS, GOLDEN, checkpoint
 from worker.checkpoints.folder import find
 from worker.checkpoints.formats import load
 
-#: What the README of the reference checkpoints calls agreement.
+#: Agreement as the README of the reference checkpoints defines it.
 LOGITS_WITHIN = 2e-3
 MARGIN_THAT_COUNTS = 1e-2
-#: The twin computes the whole text for each token, so long greedy paths are left to the engine's own test.
+#: The reference computes the whole text again for each token, so only the engine's own test decodes long texts.
 LONGEST_GREEDY_PROMPT = 64
 
 
@@ -27,7 +27,7 @@ def cases(folder: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_the_twin_agrees_with_nanochat(folder: str) -> None:
+def test_the_reference_agrees_with_nanochat(folder: str) -> None:
     found = checkpoint(folder)
     for case in cases(folder):
         last = reference.logits(found.config, found.weights, case["prompt"])[-1]
@@ -38,7 +38,7 @@ def test_the_twin_agrees_with_nanochat(folder: str) -> None:
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_the_era_is_told_by_the_file(folder: str) -> None:
+def test_the_era_is_recognized(folder: str) -> None:
     era = load(find(str(GOLDEN / folder), GOLDEN)).config.era.name
     expected = folder.split("/")[0]
     # E5 is E4 with another softcap; the guide's own format is E1b.
@@ -56,7 +56,7 @@ def test_a_file_that_may_be_e4_or_e5_has_a_warning_until_the_softcap_is_given() 
     assert load(folder, softcap=15.0).warnings == ()
 
 
-def test_an_era_with_windows_whose_meta_file_names_none_has_a_warning() -> None:
+def test_a_meta_file_without_windows_in_an_era_with_windows_has_a_warning() -> None:
     (warning,) = checkpoint("E2/step_000101").warnings
     assert "meta_000101.json" in warning
     assert "window_pattern" in warning

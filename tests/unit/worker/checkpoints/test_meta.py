@@ -1,4 +1,4 @@
-"""The meta file: what trainers of all times wrote is read, what makes no model is refused with file and reason."""
+"""Meta files of all versions of the trainers are read. Files without a valid shape are refused, with the reason."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ def test_the_loss_is_the_last_finite_evaluation(
     assert (found.loss, found.loss_name) == (loss, name)
 
 
-def test_a_meta_file_of_reinforcement_learning_has_the_shape_alone(tmp_path: Path) -> None:
+def test_a_meta_file_of_reinforcement_learning_has_only_the_shape(tmp_path: Path) -> None:
     assert read_text(tmp_path, json.dumps({"model_config": SIZES})).sizes == SIZES
 
 
-def test_infinity_elsewhere_in_the_file_is_no_matter(tmp_path: Path) -> None:
+def test_infinity_elsewhere_in_the_file_is_accepted(tmp_path: Path) -> None:
     content = meta(loop_state={"min_val_bpb": float("inf")})
     assert "Infinity" in json.dumps(content)
     assert read_text(tmp_path, json.dumps(content)).loss == 0.5
@@ -64,9 +64,9 @@ def test_infinity_elsewhere_in_the_file_is_no_matter(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [True, 2.0, "3", -1, 0, None, [3], 1 << 30, 10**30])
 @pytest.mark.parametrize("name", sorted(SIZES))
-def test_a_size_that_is_none_is_refused(tmp_path: Path, name: str, value: object) -> None:
+def test_an_invalid_size_is_refused(tmp_path: Path, name: str, value: object) -> None:
     message = refusal(tmp_path, json.dumps({"model_config": SIZES | {name: value}}))
-    assert f"`model_config.{name}` must be a whole number from 1 to" in message
+    assert f"`model_config.{name}` must be an integer from 1 to" in message
     assert json.dumps(value) in message
 
 
@@ -87,7 +87,7 @@ def test_a_window_pattern_of_other_letters_is_refused(tmp_path: Path, pattern: o
     assert json.dumps(pattern) in message
 
 
-def test_window_letters_may_be_small(tmp_path: Path) -> None:
+def test_letters_of_the_window_pattern_may_be_lower_case(tmp_path: Path) -> None:
     assert (
         read_text(tmp_path, json.dumps({"model_config": SIZES | {"window_pattern": "ssSl"}})).window_pattern == "SSSL"
     )
@@ -96,23 +96,23 @@ def test_window_letters_may_be_small(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "is no JSON"),
-        ("{", "is no JSON"),
-        ("[" * 100_000, "is no JSON"),
-        ("[]", "is no JSON object"),
+        ("", "is not valid JSON"),
+        ("{", "is not valid JSON"),
+        ("[" * 100_000, "is not valid JSON"),
+        ("[]", "is not a JSON object"),
         ("{}", "has no object `model_config`"),
         ('{"model_config": [1]}', "has no object `model_config`"),
         ('{"model_config": {"num_experts": 8, "top_k": 2}}', "mixture of experts"),
     ],
 )
-def test_a_file_that_says_no_shape_is_refused(tmp_path: Path, text: str, reason: str) -> None:
+def test_a_file_without_a_shape_is_refused(tmp_path: Path, text: str, reason: str) -> None:
     assert reason in refusal(tmp_path, text)
 
 
-def test_bytes_that_are_no_utf8_are_refused(tmp_path: Path) -> None:
+def test_invalid_utf8_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "meta_000007.json"
     file.write_bytes(b'{"a": "\xff"}')
-    with pytest.raises(CheckpointError, match="is no JSON"):
+    with pytest.raises(CheckpointError, match="is not valid JSON"):
         read(file)
 
 
@@ -124,7 +124,7 @@ def test_bytes_that_are_no_utf8_are_refused(tmp_path: Path) -> None:
         ({"n_head": 16, "n_kv_head": 16}, "rotary positions need an even count"),
     ],
 )
-def test_sizes_that_make_no_model_are_refused_with_the_meta_file(
+def test_sizes_that_do_not_fit_together_are_refused_with_the_meta_file(
     tmp_path: Path, sizes: dict[str, Any], reason: str
 ) -> None:
     folder = write(tmp_path / "run", content=meta(**sizes))

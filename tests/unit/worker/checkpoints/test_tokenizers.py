@@ -1,4 +1,4 @@
-"""Tokenizers: characters, nanochat's pickle, Hugging Face; where they are found, and both ways."""
+"""Tokenizers of all formats: where they are found, what they encode and decode, and what is refused."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ SPECIALS = [
     *("<|bos|>", "<|user_start|>", "<|user_end|>", "<|assistant_start|>", "<|assistant_end|>"),
     *("<|python_start|>", "<|python_end|>", "<|output_start|>", "<|output_end|>"),
 ]
-#: Splits as nanochat does: words, numbers of up to two digits, signs, space.
+#: nanochat's split pattern: words, numbers of up to two digits, punctuation, spaces.
 PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 )
 MERGES = [b"th", b"the", b" t", "é".encode(), "😀".encode()[:2], "😀".encode()]
 TEXT_IDS = 256 + len(MERGES)
 VOCAB_SIZE = 320
-#: Other processes share the machine: an example's time says nothing.
-unhurried = settings(deadline=None)
+#: Other processes share the machine, so the time of an example proves nothing.
+without_deadline = settings(deadline=None)
 GUIDE_CONFIG: dict[str, Any] = {"vocab_chars": list("0123456789+-="), "special_tokens": ["<|bos|>"], "vocab_size": 32}
 
 
@@ -60,7 +60,7 @@ def pickled(**changes: Any) -> bytes:
 
 
 class _EncodingPickler(pickle.Pickler):
-    """Pickles an encoding with any state, also one of which the library would make none."""
+    """Pickles an encoding with any state, including states that the library would refuse."""
 
     def __init__(self, file: io.BytesIO, state: object) -> None:
         super().__init__(file)
@@ -88,7 +88,7 @@ def byte_level() -> str:
 
 @cache
 def metaspace() -> str:
-    """A SentencePiece-like tokenizer.json: spaces as U+2581, bytes as <0xNN>."""
+    """A tokenizer.json in the style of SentencePiece: a space is U+2581, a byte is <0xNN>."""
     names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁theé", "▁t", "▁th"]
     tokenizer = tokenizers.Tokenizer(
         models.BPE(
@@ -117,7 +117,7 @@ def tokenizer(kind: str) -> Tokenizer:
     return HuggingFaceTokenizer.from_json((byte_level() if kind == "byte-level" else metaspace()).encode(), VOCAB_SIZE)
 
 
-#: Those that can spell any text.
+#: Tokenizers that can spell every text.
 OPEN = ["tiktoken", "byte-level", "metaspace"]
 ALL = ["guide", "characters", *OPEN]
 
@@ -134,22 +134,22 @@ def folder_at(path: Path) -> CheckpointFolder:
     )
 
 
-# Both ways
+# Encoding and decoding
 
 
 @pytest.mark.parametrize("kind", OPEN)
-@unhurried
+@without_deadline
 @given(text=st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("the é😀\n"), max_size=40))
-def test_any_text_comes_back_from_its_tokens(kind: str, text: str) -> None:
+def test_the_tokens_of_a_text_are_decoded_to_the_text(kind: str, text: str) -> None:
     words = tokenizer(kind)
     encoding = words.encode(text)
     assert encoding.skipped == ()
-    # SentencePiece puts a space in front of every text.
+    # SentencePiece adds a space before every text.
     expected = " " + text if kind == "metaspace" and text else text
     assert "".join(decoded(words, encoding.ids)) == expected
 
 
-@unhurried
+@without_deadline
 @given(text=st.text("01é😀=\n", max_size=20))
 def test_a_text_of_characters_has_one_token_each(text: str) -> None:
     words = tokenizer("characters")
@@ -158,10 +158,10 @@ def test_a_text_of_characters_has_one_token_each(text: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ALL)
-@unhurried
+@without_deadline
 @given(ids=st.lists(st.integers(0, VOCAB_SIZE + 5), max_size=60))
-def test_decoding_token_by_token_is_decoding_the_whole(kind: str, ids: list[int]) -> None:
-    """Random ids are mostly invalid UTF-8; the digit behind them settles what was unfinished."""
+def test_decoding_token_by_token_gives_the_same_as_decoding_all(kind: str, ids: list[int]) -> None:
+    """Random ids are mostly invalid UTF-8. The digit after them ends an incomplete character."""
     words = tokenizer(kind)
     ids = [*ids, *words.encode("1").ids[-1:]]
     whole = b"".join(words.token_bytes(token_id) or b"" for token_id in ids)
@@ -169,7 +169,7 @@ def test_decoding_token_by_token_is_decoding_the_whole(kind: str, ids: list[int]
 
 
 @pytest.mark.parametrize("kind", OPEN)
-@unhurried
+@without_deadline
 @given(character=st.characters(exclude_categories=["Cs"]), data=st.data())
 def test_a_character_of_several_tokens_appears_at_once(kind: str, character: str, data: st.DataObject) -> None:
     words = tokenizer(kind)
@@ -179,7 +179,7 @@ def test_a_character_of_several_tokens_appears_at_once(kind: str, character: str
 
 
 @pytest.mark.parametrize("kind", OPEN)
-def test_two_sequences_are_decoded_apart(kind: str) -> None:
+def test_two_sequences_are_decoded_independently(kind: str) -> None:
     words = tokenizer(kind)
     single = {words.token_bytes(i): i for i in range(VOCAB_SIZE)}
     first, second = words.decoder(), words.decoder()
@@ -187,7 +187,7 @@ def test_two_sequences_are_decoded_apart(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["tiktoken", "byte-level"])
-def test_the_names_of_special_tokens_in_a_prompt_are_text(kind: str) -> None:
+def test_the_names_of_special_tokens_in_a_prompt_are_ordinary_text(kind: str) -> None:
     words = tokenizer(kind)
     text = "a<|bos|>b<|assistant_end|>"
     ids = words.encode(text).ids
@@ -195,7 +195,7 @@ def test_the_names_of_special_tokens_in_a_prompt_are_text(kind: str) -> None:
     assert "".join(decoded(words, ids)) == text
 
 
-def test_the_names_of_special_tokens_are_text_to_sentencepiece_too() -> None:
+def test_the_names_of_special_tokens_are_ordinary_text_in_sentencepiece_too() -> None:
     words = tokenizer("metaspace")
     ids = words.encode("</s>t<s>").ids
     assert not words.stop_ids & set(ids)
@@ -203,7 +203,7 @@ def test_the_names_of_special_tokens_are_text_to_sentencepiece_too() -> None:
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_ids_without_text_have_none(kind: str) -> None:
+def test_special_and_padding_ids_have_no_text(kind: str) -> None:
     words = tokenizer(kind)
     specials = {*words.stop_ids, words.bos_id}
     assert all(token_id is not None and words.token_bytes(token_id) is None for token_id in specials)
@@ -215,7 +215,7 @@ def test_ids_without_text_have_none(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["characters", *OPEN])
 @pytest.mark.parametrize(("text", "index"), [("\ud83d", 0), ("0=\udc00", 2), ("=\ude00\ud83d", 1)])
-def test_half_a_surrogate_pair_is_refused_with_its_place(kind: str, text: str, index: int) -> None:
+def test_a_lone_surrogate_is_refused_with_its_index(kind: str, text: str, index: int) -> None:
     with pytest.raises(UnknownCharacterError) as caught:
         tokenizer(kind).encode(text)
     assert (caught.value.index, caught.value.character) == (index, text[index])
@@ -228,7 +228,7 @@ def test_an_empty_text_has_no_tokens(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", OPEN)
-def test_a_million_spaces_are_only_long(kind: str) -> None:
+def test_a_million_spaces_can_be_encoded(kind: str) -> None:
     text = " " * 1_000_000
     words = tokenizer(kind)
     assert sum(len(words.token_bytes(i) or b"") for i in words.encode(text).ids) >= len(text)
@@ -237,7 +237,7 @@ def test_a_million_spaces_are_only_long(kind: str) -> None:
 # Characters
 
 
-def test_the_guides_vocabulary_is_the_one_of_its_code() -> None:
+def test_the_guides_vocabulary_is_that_of_its_code() -> None:
     words = CharacterTokenizer.guide()
     assert words.encode("0123456789+-HBL.\n").ids == tuple(range(17))
     assert (words.bos_id, words.prepend_bos, words.stop_ids) == (17, True, frozenset({17}))
@@ -245,7 +245,7 @@ def test_the_guides_vocabulary_is_the_one_of_its_code() -> None:
     assert (card.kind, card.characters, card.unknown) == ("characters", "0123456789+-HBL.\n", "skip")
 
 
-def test_the_guide_leaves_out_what_it_does_not_know_and_says_so() -> None:
+def test_the_guides_vocabulary_skips_unknown_characters_with_a_warning() -> None:
     encoding = CharacterTokenizer.guide().encode("12=x=3\ud800")
     assert encoding.ids == (1, 2, 3)
     assert encoding.skipped == ("=", "x", "\ud800")
@@ -261,7 +261,7 @@ def test_a_warning_of_many_characters_stays_short() -> None:
     assert "and 502 more" in warning
 
 
-def test_a_vocabulary_file_refuses_an_unknown_character_with_its_place() -> None:
+def test_a_vocabulary_file_refuses_an_unknown_character_with_its_index() -> None:
     words = CharacterTokenizer.from_config(GUIDE_CONFIG, 32)
     assert words.encode("12=").ids == (1, 2, 12)
     with pytest.raises(UnknownCharacterError) as caught:
@@ -271,13 +271,13 @@ def test_a_vocabulary_file_refuses_an_unknown_character_with_its_place() -> None
     assert words.card().unknown == "refuse"
 
 
-def test_characters_outside_the_first_plane_count_as_one() -> None:
+def test_a_character_outside_the_basic_plane_counts_as_one() -> None:
     with pytest.raises(UnknownCharacterError) as caught:
         tokenizer("characters").encode("😀😀x")
     assert caught.value.index == 2
 
 
-def test_special_tokens_follow_the_characters_and_may_be_absent() -> None:
+def test_special_tokens_come_after_the_characters_and_may_be_absent() -> None:
     words = CharacterTokenizer.from_config({"vocab_chars": "ab", "special_tokens": ["<|x|>", "<|bos|>"]}, 8)
     assert (words.bos_id, words.stop_ids) == (3, frozenset({3}))
     assert [words.token_bytes(i) for i in range(5)] == [b"a", b"b", None, None, None]
@@ -291,8 +291,8 @@ def test_special_tokens_follow_the_characters_and_may_be_absent() -> None:
         ({"vocab_chars": []}, "`vocab_chars` must be"),
         ({"vocab_chars": 7}, "`vocab_chars` must be"),
         ({"vocab_chars": {"a": 0}}, "`vocab_chars` must be"),
-        ({"vocab_chars": ["a", "bc"]}, "single characters; 'bc' is none"),
-        ({"vocab_chars": ["a", 3]}, "single characters; 3 is none"),
+        ({"vocab_chars": ["a", "bc"]}, "single characters; 'bc' is not one"),
+        ({"vocab_chars": ["a", 3]}, "single characters; 3 is not one"),
         ({"vocab_chars": ["a", ""]}, "single characters"),
         ({"vocab_chars": "aba"}, "`vocab_chars` has 'a' twice"),
         ({"vocab_chars": ["a", "\ud83d"]}, "half of a surrogate pair"),
@@ -303,9 +303,7 @@ def test_special_tokens_follow_the_characters_and_may_be_absent() -> None:
         ({"vocab_chars": [chr(65 + i) for i in range(32)]}, "more than the model's 32 ids"),
     ],
 )
-def test_a_vocabulary_file_that_makes_no_vocabulary_is_refused(
-    tmp_path: Path, changes: dict[str, Any], reason: str
-) -> None:
+def test_an_invalid_vocabulary_file_is_refused(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
     folder = folder_at(tmp_path)
     file = tmp_path / "tokenizer_config.json"
     file.write_text(json.dumps(GUIDE_CONFIG | changes))
@@ -318,7 +316,7 @@ def test_a_vocabulary_file_that_makes_no_vocabulary_is_refused(
 # nanochat's pickle
 
 
-def test_the_pickle_gives_the_encodings_own_ids() -> None:
+def test_the_ids_are_those_of_the_pickled_encoding() -> None:
     words = tokenizer("tiktoken")
     encoding: tiktoken.Encoding = pickle.loads(pickled())
     assert pickle.loads(pickle.dumps(encoding)).special_tokens_set == encoding.special_tokens_set == set(SPECIALS)
@@ -339,7 +337,7 @@ class _Evil:
 
 
 @pytest.mark.parametrize("inside", [False, True])
-def test_a_pickle_that_wants_to_run_code_does_not(tmp_path: Path, inside: bool) -> None:
+def test_code_in_a_pickle_is_not_run(tmp_path: Path, inside: bool) -> None:
     folder, marker = folder_at(tmp_path / "run"), tmp_path / "was_here"
     evil = _Evil(os.mkdir, str(marker))
     file = folder.path / "tokenizer.pkl"
@@ -355,7 +353,7 @@ def test_a_pickle_that_wants_to_run_code_does_not(tmp_path: Path, inside: bool) 
     "call",
     [_Evil(eval, "1"), _Evil(__import__, "antigravity"), _Evil(tiktoken.get_encoding, "gpt2"), tiktoken.Encoding],
 )
-def test_nothing_but_an_encoding_is_built(call: object) -> None:
+def test_only_an_encoding_is_built(call: object) -> None:
     with pytest.raises(ValueError, match=r"could run code|holds no tiktoken\.Encoding"):
         BpeTokenizer.from_pickle(pickle.dumps(call), VOCAB_SIZE)
     assert "antigravity" not in sys.modules
@@ -388,11 +386,11 @@ def test_a_pickle_that_was_cut_off_is_refused(kept: int) -> None:
         BpeTokenizer.from_pickle(pickled()[:kept], VOCAB_SIZE)
 
 
-@unhurried
-@given(place=st.integers(0, len(pickled()) - 1), byte=st.integers(0, 255))
-def test_a_damaged_pickle_is_refused_or_read_but_never_more(place: int, byte: int) -> None:
+@without_deadline
+@given(offset=st.integers(0, len(pickled()) - 1), byte=st.integers(0, 255))
+def test_a_damaged_pickle_is_either_refused_or_read(offset: int, byte: int) -> None:
     data = bytearray(pickled())
-    data[place] = byte
+    data[offset] = byte
     try:
         card = BpeTokenizer.from_pickle(bytes(data), VOCAB_SIZE).card()
     except ValueError:
@@ -412,7 +410,7 @@ def test_byte_level_ids_are_the_librarys() -> None:
     assert tokenizer("byte-level").bos_id == library.token_to_id("<|bos|>")
 
 
-def test_an_answer_keeps_the_space_in_front_of_its_first_word() -> None:
+def test_an_answer_keeps_the_space_before_its_first_word() -> None:
     words = tokenizer("metaspace")
     library = tokenizers.Tokenizer.from_str(metaspace())
     names = library.get_vocab()
@@ -421,11 +419,11 @@ def test_an_answer_keeps_the_space_in_front_of_its_first_word() -> None:
     assert words.stop_ids == {names["<s>"], names["</s>"]}
 
 
-def test_the_id_for_unknown_text_is_never_text() -> None:
+def test_the_id_for_unknown_text_has_no_text() -> None:
     assert tokenizer("metaspace").token_bytes(0) is None
 
 
-def test_truncation_padding_and_dropout_of_the_training_are_off() -> None:
+def test_truncation_padding_and_dropout_are_turned_off() -> None:
     library = tokenizers.Tokenizer.from_str(byte_level())
     library.enable_truncation(2)
     library.enable_padding(length=50)
@@ -435,7 +433,7 @@ def test_truncation_padding_and_dropout_of_the_training_are_off() -> None:
     assert words.encode("the the the").ids == tokenizer("byte-level").encode("the the the").ids
 
 
-def test_added_tokens_that_are_not_special_are_text() -> None:
+def test_added_tokens_that_are_not_special_have_text() -> None:
     library = tokenizers.Tokenizer.from_str(byte_level())
     library.add_tokens([AddedToken("very long word", normalized=False)])
     words = HuggingFaceTokenizer.from_json(library.to_str().encode(), VOCAB_SIZE)
@@ -490,7 +488,7 @@ def test_a_tokenizer_larger_than_the_model_is_refused() -> None:
 
 
 @pytest.mark.parametrize("spelled", ['"<unk>"', '{"content": "<unk>", "special": true}'])
-def test_the_end_of_a_text_may_be_named_beside_the_file(tmp_path: Path, spelled: str) -> None:
+def test_the_tokenizer_config_may_name_the_token_that_ends_a_text(tmp_path: Path, spelled: str) -> None:
     folder = folder_at(tmp_path)
     (tmp_path / "tokenizer.json").write_text(metaspace())
     without = load_tokenizer(folder, VOCAB_SIZE)
@@ -500,7 +498,7 @@ def test_the_end_of_a_text_may_be_named_beside_the_file(tmp_path: Path, spelled:
     }
 
 
-def test_an_end_of_text_that_the_vocabulary_lacks_is_refused(tmp_path: Path) -> None:
+def test_an_eos_token_that_is_not_in_the_vocabulary_is_refused(tmp_path: Path) -> None:
     folder = folder_at(tmp_path)
     (tmp_path / "tokenizer.json").write_text(metaspace())
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|none|>"}')
@@ -508,7 +506,7 @@ def test_an_end_of_text_that_the_vocabulary_lacks_is_refused(tmp_path: Path) -> 
         load_tokenizer(folder, VOCAB_SIZE)
 
 
-# Where the file lies
+# Where the file is found
 
 
 FILES = {
@@ -520,7 +518,7 @@ FILES = {
 
 @pytest.mark.parametrize("place", [".", "tokenizer", "../../tokenizer"])
 @pytest.mark.parametrize("name", FILES)
-def test_a_tokenizer_is_found_where_nanochat_and_people_put_it(tmp_path: Path, name: str, place: str) -> None:
+def test_a_tokenizer_is_found_in_each_of_the_three_folders(tmp_path: Path, name: str, place: str) -> None:
     folder = folder_at(tmp_path / "base_checkpoints" / "d24")
     (folder.path / place).mkdir(parents=True, exist_ok=True)
     data, kind = FILES[name]
@@ -528,7 +526,7 @@ def test_a_tokenizer_is_found_where_nanochat_and_people_put_it(tmp_path: Path, n
     assert load_tokenizer(folder, VOCAB_SIZE).kind == kind
 
 
-def test_the_nearest_tokenizer_is_taken(tmp_path: Path) -> None:
+def test_a_tokenizer_beside_the_weights_is_preferred(tmp_path: Path) -> None:
     folder = folder_at(tmp_path / "base_checkpoints" / "d24")
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer" / "tokenizer.pkl").write_bytes(b"broken, but far away")
@@ -536,29 +534,37 @@ def test_the_nearest_tokenizer_is_taken(tmp_path: Path) -> None:
     assert load_tokenizer(folder, VOCAB_SIZE).kind == "huggingface"
 
 
-def test_hugging_faces_own_settings_beside_are_passed_over(tmp_path: Path) -> None:
+def test_a_hugging_face_tokenizer_config_is_not_a_vocabulary(tmp_path: Path) -> None:
     folder = folder_at(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     (tmp_path / "tokenizer.json").write_bytes(byte_level().encode())
     assert load_tokenizer(folder, VOCAB_SIZE).kind == "huggingface"
 
 
-def test_a_vocabulary_file_with_a_misspelt_key_is_refused_and_not_replaced_by_the_guides(tmp_path: Path) -> None:
+def test_a_vocabulary_file_with_a_misspelt_key_is_refused_and_the_guides_vocabulary_is_not_used(tmp_path: Path) -> None:
     folder = folder_at(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"vocab_char": "0123"}')
     with pytest.raises(TokenizerError, match=r"tokenizer_config.json: has no `vocab_chars`"):
         load_tokenizer(folder, 32)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000])
-def test_a_vocabulary_file_that_is_no_json_object_is_refused(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "is not valid JSON"),
+        ("{", "is not valid JSON"),
+        ("[]", "is not a JSON object"),
+        ("[" * 100_000, "is not valid JSON"),
+    ],
+)
+def test_a_vocabulary_file_that_is_not_a_json_object_is_refused(tmp_path: Path, text: str, reason: str) -> None:
     folder = folder_at(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(text)
-    with pytest.raises(TokenizerError, match=r"tokenizer_config.json: is no JSON"):
+    with pytest.raises(TokenizerError, match=f"tokenizer_config.json: {reason}"):
         load_tokenizer(folder, 32)
 
 
-def test_without_a_file_32_ids_have_the_guides_vocabulary_and_others_none(tmp_path: Path) -> None:
+def test_without_a_file_only_a_model_of_32_ids_has_the_guides_vocabulary(tmp_path: Path) -> None:
     folder = folder_at(tmp_path / "runs" / "d24")
     assert load_tokenizer(folder, 32).encode("1+1").ids == (1, 10, 1)
     with pytest.raises(TokenizerError) as caught:
@@ -567,6 +573,6 @@ def test_without_a_file_32_ids_have_the_guides_vocabulary_and_others_none(tmp_pa
     assert all(name in str(caught.value) for name in FILES)
 
 
-def test_tokenizers_need_no_torch() -> None:
+def test_tokenizers_do_not_import_torch() -> None:
     program = "import sys, worker.checkpoints.tokenizers, worker.checkpoints.folder; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""int8 weights: bit for bit the model whose weights were rounded beforehand, and told apart from the exact one."""
+"""int8 weights give the same bits as fp32 weights that were rounded before. Cards distinguish them from exact ones."""
 
 from __future__ import annotations
 
@@ -31,16 +31,14 @@ from worker.engine.native.model import NativeModel
 ROOT = Path(__file__).parents[5]
 SEED = ROOT / "tests" / "fixtures" / "golden" / "E1b-seed" / "step_000102"
 CPU = Device("cpu")
-#: Full attention; grouped queries, windows, value embeddings, smear.
+#: The first has full attention; the second has grouped queries, windows, value embeddings and smear.
 FOLDERS = ["E1b-seed/step_000102", "E7/step_000101"]
 
-needs_kernels = pytest.mark.skipif(
-    library() is None, reason="there is no C compiler here, or none knows this processor"
-)
+needs_kernels = pytest.mark.skipif(library() is None, reason="no C compiler, or no kernels for this processor")
 
 
 @pytest.fixture(autouse=True)
-def same_process() -> Iterator[None]:
+def restored_process() -> Iterator[None]:
     threads = torch.get_num_threads()
     settings.cache_clear()
     yield
@@ -54,7 +52,7 @@ def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def rounded(weight: Tensor, group: int) -> Tensor:
-    """What int8 makes of a matrix: 255 steps for each output and group of inputs, up to the largest weight of them."""
+    """A matrix rounded as int8 does it: each output and group of inputs has 255 values, up to its largest weight."""
     parts = []
     for part in weight.float().split(group, dim=1):
         scale = part.abs().amax(dim=1, keepdim=True) / 127
@@ -63,10 +61,10 @@ def rounded(weight: Tensor, group: int) -> Tensor:
 
 
 def rounded_model(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A model's weights with all matrices of its products rounded."""
-    products = ("attn.c_q.", "attn.c_k.", "attn.c_v.", "c_proj.", "mlp.c_fc.", "lm_head.")
+    """A model's weights, rounded in all matrices that the kernels multiply."""
+    matrices = ("attn.c_q.", "attn.c_k.", "attn.c_v.", "c_proj.", "mlp.c_fc.", "lm_head.")
     return {
-        name: rounded(weight, INT8_GROUP) if any(part in name for part in products) else weight
+        name: rounded(weight, INT8_GROUP) if any(part in name for part in matrices) else weight
         for name, weight in weights.items()
     }
 
@@ -86,32 +84,32 @@ def rounded_model(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         (33, 10, 1),
     ],
 )
-def test_a_product_is_bit_for_bit_that_of_the_rounded_matrix_in_any_batch(
+def test_a_gemm_gives_the_bits_of_the_rounded_matrix_in_any_batch(
     kernels: ctypes.CDLL, outputs: int, depth: int, group: int, dtype: torch.dtype
 ) -> None:
     weight = torch.randn(outputs, depth).to(dtype)
-    near = rounded(weight, group)
-    coded, exact = packed(kernels, weight, group=group), packed(kernels, near)
+    nearest = rounded(weight, group)
+    int8, exact = packed(kernels, weight, group=group), packed(kernels, nearest)
     x = torch.randn(40, depth)
     expected = multiply(kernels, exact, x, 1)
-    torch.testing.assert_close(expected, F.linear(x, near), atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(expected, F.linear(x, nearest), atol=1e-3, rtol=1e-4)
     for rows in range(1, 41):
         for threads in (1, 2, 3):
-            assert multiply(kernels, coded, x[:rows].clone(), threads).equal(expected[:rows]), (rows, threads)
+            assert multiply(kernels, int8, x[:rows].clone(), threads).equal(expected[:rows]), (rows, threads)
 
 
 @needs_kernels
-def test_matrices_one_below_the_other_are_rounded_each_for_itself(kernels: ctypes.CDLL) -> None:
+def test_stacked_matrices_are_rounded_independently(kernels: ctypes.CDLL) -> None:
     weights = [torch.randn(outputs, 150) * scale for outputs, scale in ((37, 1.0), (5, 1e-3), (70, 1e3))]
-    coded = packed(kernels, *weights, group=64)
+    int8 = packed(kernels, *weights, group=64)
     exact = packed(kernels, *(rounded(weight, 64) for weight in weights))
     x = torch.randn(5, 150)
-    assert multiply(kernels, coded, x, 1).equal(multiply(kernels, exact, x, 1))
+    assert multiply(kernels, int8, x, 1).equal(multiply(kernels, exact, x, 1))
 
 
 @needs_kernels
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_no_number_stays_none_and_spoils_no_other_output(kernels: ctypes.CDLL, bad: float) -> None:
+def test_a_weight_that_is_not_finite_affects_only_its_own_output(kernels: ctypes.CDLL, bad: float) -> None:
     weight = torch.randn(40, 200)
     weight[3, 77] = bad
     for rows in (1, 40):
@@ -122,7 +120,7 @@ def test_what_is_no_number_stays_none_and_spoils_no_other_output(kernels: ctypes
 
 @needs_kernels
 @pytest.mark.parametrize("size", [0.0, 1e-45, 1e-38, 3e38])
-def test_the_smallest_and_largest_numbers(kernels: ctypes.CDLL, size: float) -> None:
+def test_the_smallest_and_largest_weights(kernels: ctypes.CDLL, size: float) -> None:
     weight = torch.full((20, 100), size)
     out = multiply(kernels, packed(kernels, weight, group=64), torch.full((1, 100), 1e-3), 1)
     torch.testing.assert_close(out, torch.full((1, 20), size / 10), rtol=0.01, atol=1e-36)
@@ -130,29 +128,29 @@ def test_the_smallest_and_largest_numbers(kernels: ctypes.CDLL, size: float) -> 
 
 @needs_kernels
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_the_model_is_bit_for_bit_that_of_the_rounded_weights(kernels: ctypes.CDLL, folder: str) -> None:
+def test_the_model_gives_the_bits_of_the_rounded_weights(kernels: ctypes.CDLL, folder: str) -> None:
     found = checkpoint(folder)
     exact = NativeModel.load(found.config, rounded_model(dict(found.weights)), CPU, kernels)
     prompt = tuple((7 * position) % 30 for position in range(90))
     expected = prompt_logits(exact, prompt, chunk=1024)
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        coded = NativeModel.load(
+        int8 = NativeModel.load(
             found.config, found.weights, Device("cpu", fixed_threads=True), kernels, group=INT8_GROUP
         )
         for chunk, mates in ((1024, 0), (7, 0), (1, 0), (13, 20)):
-            assert prompt_logits(coded, prompt, chunk=chunk, mates=mates).equal(expected), (threads, chunk, mates)
+            assert prompt_logits(int8, prompt, chunk=chunk, mates=mates).equal(expected), (threads, chunk, mates)
 
 
 @needs_kernels
-def test_a_trained_model_adds_as_well_and_takes_little_more_than_a_quarter_of_the_memory() -> None:
+def test_a_trained_model_still_adds_and_takes_little_more_than_a_quarter_of_the_memory() -> None:
     found = formats.load(find("step_003650", ROOT / "checkpoints"))
-    exact, coded = (load_weights(found.config, found.weights, CPU, form) for form in ("exact", "int8"))
+    exact, int8 = (load_weights(found.config, found.weights, CPU, form) for form in ("exact", "int8"))
     assert isinstance(exact, NativeModel)
-    assert isinstance(coded, NativeModel)
-    assert coded.matrix_bytes < 0.3 * exact.matrix_bytes
-    running = engine(coded, slots=30, kv_tokens=4096)
-    # Ids of the digits are the digits themselves; 10 is plus, 17 equals, and 18 stands in front and behind.
+    assert isinstance(int8, NativeModel)
+    assert int8.matrix_bytes < 0.3 * exact.matrix_bytes
+    running = engine(int8, slots=30, kv_tokens=4096)
+    # The id of a digit is the digit itself; 10 is plus, 17 is equals, and 18 is BOS, which begins and ends a text.
     sums = [(100 + 29 * i, 999 - 31 * i) for i in range(29)]
     texts = [
         running.add_request(request(f"{a}+{b}", (18, *map(int, str(a)), 10, *map(int, str(b)), 17), 5, every_id=True))
@@ -174,13 +172,13 @@ def test_without_kernels_int8_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
         load_weights(found.config, found.weights, CPU, "int8")
 
 
-def test_the_card_and_its_digest_tell_int8_from_exact() -> None:
+def test_the_card_and_its_digest_distinguish_int8_from_exact() -> None:
     found = checkpoint(FOLDERS[0])
     exact = build_card(found, None, kv_bytes_per_token=1)
-    coded = build_card(found, None, kv_bytes_per_token=1, form="int8")
-    assert (exact.weights, coded.weights) == ("exact", "int8")
-    assert coded.digest != exact.digest
-    assert replace(coded, weights="exact", digest=exact.digest) == exact
+    int8 = build_card(found, None, kv_bytes_per_token=1, form="int8")
+    assert (exact.weights, int8.weights) == ("exact", "int8")
+    assert int8.digest != exact.digest
+    assert replace(int8, weights="exact", digest=exact.digest) == exact
 
 
 def run(*args: str) -> Result:
@@ -191,31 +189,31 @@ def run(*args: str) -> Result:
 def test_run_decodes_with_int8_from_the_option_or_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     command = ("run", str(SEED), "--prompt", "12+34", "--temperature", "0", "--logits", "--json")
     exact = json.loads(run(*command).stdout)["last_logits"]
-    coded = json.loads(run(*command, "--weights", "int8").stdout)["last_logits"]
-    assert coded != exact
-    assert coded == pytest.approx(exact, abs=0.3)
+    int8 = json.loads(run(*command, "--weights", "int8").stdout)["last_logits"]
+    assert int8 != exact
+    assert int8 == pytest.approx(exact, abs=0.3)
     monkeypatch.setenv("CELERIAC_WEIGHTS", "int8")
-    assert json.loads(run(*command).stdout)["last_logits"] == coded
+    assert json.loads(run(*command).stdout)["last_logits"] == int8
 
 
-def test_run_says_why_there_is_no_int8(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_says_why_int8_is_not_possible(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.engine.device.library", lambda: None)
     result = run("run", str(SEED), "--prompt", "1", "--weights", "int8")
     assert result.exit_code == 1
     assert "step_000102 cannot be loaded: int8 weights need the compiled kernels" in result.stderr
 
 
-def test_inspect_tells_the_form_that_the_settings_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inspect_shows_the_form_of_weights_in_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     exact = json.loads(run("inspect", str(SEED), "--json").stdout)
     monkeypatch.setenv("CELERIAC_WEIGHTS", "int8")
     settings.cache_clear()
-    coded = json.loads(run("inspect", str(SEED), "--json").stdout)
-    assert (exact["weights"], coded["weights"]) == ("exact", "int8")
-    assert exact["digest"] != coded["digest"]
+    int8 = json.loads(run("inspect", str(SEED), "--json").stdout)
+    assert (exact["weights"], int8["weights"]) == ("exact", "int8")
+    assert exact["digest"] != int8["digest"]
     assert "bytes, int8 in memory" in run("inspect", str(SEED)).stdout
 
 
-def test_serve_hands_its_choice_to_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serve_passes_its_option_to_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen: list[Options] = []
     monkeypatch.setattr("celeriac.launcher.plan.serve", lambda options, _: chosen.append(options) or 0)
     assert run("serve", "--checkpoint", str(SEED), "--weights", "int8").exit_code == 0

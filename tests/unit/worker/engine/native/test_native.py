@@ -1,4 +1,7 @@
-"""The compiled kernels against torch, on every kind of processor that this one is, and bit against bit in any batch."""
+"""The compiled kernels give the results of torch, for every kind of processor that this machine can run as.
+
+The bits of a result do not depend on the batch, the chunks or the threads.
+"""
 
 from __future__ import annotations
 
@@ -26,20 +29,20 @@ from worker.engine.engine import DecodingModel
 from worker.engine.native import library as libraries
 from worker.engine.native.library import build, library, opened, processor_kinds
 from worker.engine.native.model import NativeModel
-from worker.engine.native.thread_tuner import LONG_PAUSE, LONG_S, TRY_EVERY, ThreadChoice, Way
+from worker.engine.native.thread_tuner import Sharing, ThreadTuner
 from worker.engine.torch.model import Model
 
 ROOT = Path(__file__).parents[5]
 CPU = Device("cpu")
-COUNTS_OF_THREADS = [1, 2, 3]
-#: Full attention; grouped queries, windows, value embeddings, smear.
+THREAD_COUNTS = [1, 2, 3]
+#: The first has full attention; the second has grouped queries, windows, value embeddings and smear.
 FOLDERS = ["E1b-seed/step_000102", "E7/step_000101"]
 
-pytestmark = pytest.mark.skipif(library() is None, reason="there is no C compiler here, or none knows this processor")
+pytestmark = pytest.mark.skipif(library() is None, reason="no C compiler, or no kernels for this processor")
 
 
 @pytest.fixture(autouse=True)
-def same_threads() -> Iterator[None]:
+def restored_threads() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -52,7 +55,7 @@ def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("outputs", "depth"), [(1, 1), (7, 3), (32, 16), (100, 800), (257, 1600)])
-def test_a_product_is_that_of_torch_and_no_bit_of_a_row_depends_on_the_others(
+def test_a_gemm_gives_the_result_of_torch_and_no_bit_of_a_row_depends_on_other_rows(
     kernels: ctypes.CDLL, outputs: int, depth: int, dtype: torch.dtype
 ) -> None:
     weight = torch.randn(outputs, depth).to(dtype)
@@ -61,12 +64,12 @@ def test_a_product_is_that_of_torch_and_no_bit_of_a_row_depends_on_the_others(
     alone = torch.cat([multiply(kernels, matrix, x[row : row + 1].clone(), 1) for row in range(len(x))])
     torch.testing.assert_close(alone, F.linear(x, weight.float()), atol=1e-3, rtol=1e-4)
     for rows in (*range(2, 15), 24, 25, 40):
-        for threads in COUNTS_OF_THREADS:
+        for threads in THREAD_COUNTS:
             assert multiply(kernels, matrix, x[:rows].clone(), threads).equal(alone[:rows]), (rows, threads)
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_the_kernels_of_every_kind_of_processor_give_the_logits_of_torch(kernels: ctypes.CDLL, folder: str) -> None:
+def test_the_kernels_give_the_logits_of_torch(kernels: ctypes.CDLL, folder: str) -> None:
     found = checkpoint(folder)
     torch.set_num_threads(2)
     native = NativeModel.load(found.config, found.weights, CPU, kernels)
@@ -93,8 +96,8 @@ def test_heads_of_any_size_give_the_logits_of_torch(kernels: ctypes.CDLL, width:
 
 
 def assert_same_logits(one: DecodingModel, other: DecodingModel, prompt: tuple[int, ...]) -> None:
-    found = [prompt_logits(decoding, prompt, chunk=100) for decoding in (one, other)]
-    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=1e-4)
+    first, second = (prompt_logits(decoding, prompt, chunk=100) for decoding in (one, other))
+    torch.testing.assert_close(first, second, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -102,7 +105,7 @@ def test_no_bit_of_a_sequence_depends_on_its_batch_its_chunks_or_the_threads(fol
     found = checkpoint(folder)
     prompt = tuple((7 * position) % 30 for position in range(90))
     logits = []
-    for threads in COUNTS_OF_THREADS:
+    for threads in THREAD_COUNTS:
         torch.set_num_threads(threads)
         decoding = load_weights(found.config, found.weights, Device("cpu", fixed_threads=True))
         for chunk, mates in ((1024, 0), (64, 0), (7, 0), (1, 0), (50, 3), (13, 20)):
@@ -115,16 +118,18 @@ def test_no_bit_depends_on_how_threads_share_a_step(folder: str, monkeypatch: py
     found = checkpoint(folder)
     caches: list[Tensor] = []
     texts = []
-    for way in (Way(1), Way(2), Way(3), Way(2, by_rows=True), Way(3, by_rows=True), Way(8, by_rows=True)):
+    by_matrices = [Sharing(1), Sharing(2), Sharing(3)]
+    by_rows = [Sharing(2, by_rows=True), Sharing(3, by_rows=True), Sharing(8, by_rows=True)]
+    for sharing in by_matrices + by_rows:
 
-        def shared(*_: object, longest: int | None = None, way: Way = way) -> Way:
-            return way if longest is not None else Way(way.threads)
+        def choose(*_: object, longest: int | None = None, sharing: Sharing = sharing) -> Sharing:
+            return sharing if longest is not None else Sharing(sharing.threads)
 
-        monkeypatch.setattr(ThreadChoice, "pick", shared)
-        monkeypatch.setattr(ThreadChoice, "note", lambda *_, **__: None)
-        torch.set_num_threads(way.threads)
+        monkeypatch.setattr(ThreadTuner, "choose", choose)
+        monkeypatch.setattr(ThreadTuner, "record", lambda *_, **__: None)
+        torch.set_num_threads(sharing.threads)
         running = engine(load_weights(found.config, found.weights, CPU), slots=7, kv_tokens=2048)
-        # Prompts of different lengths, some longer than what one step takes of them.
+        # Prompts of different lengths, some of them longer than one prefill chunk.
         sequences = [
             running.add_request(request(str(row), (1 + row, *range(4 * row)), 20 + row, temperature=0.5))
             for row in range(7)
@@ -158,87 +163,23 @@ def test_a_library_is_built_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert libraries.built(kind) == first
 
 
-class Machine:
-    """Steps of 8 positions that take so many seconds with each count of threads."""
-
-    def __init__(self, seconds: dict[int, float]) -> None:
-        self.seconds = seconds
-        self.choice = ThreadChoice(max(seconds), fixed=False)
-
-    def run(self, steps: int) -> list[int]:
-        """The counts that were taken."""
-        taken = []
-        for _ in range(steps):
-            way = self.choice.pick(8)
-            taken.append(way.threads)
-            self.choice.note(8, way, self.seconds[way.threads])
-        return taken
-
-
-def test_the_count_of_threads_that_was_fastest_lately_is_taken() -> None:
-    machine = Machine({1: 3e-3, 2: 2e-3})
-    assert set(machine.run(5)) == {1, 2}
-    machine.run(2 * TRY_EVERY)
-    assert machine.run(TRY_EVERY).count(2) >= TRY_EVERY - 1
-    machine.seconds[2] = 9e-3
-    assert machine.run(10)[-5:].count(1) >= 3, "what got slower is left at once"
-    machine.run(2 * TRY_EVERY)
-    assert machine.run(TRY_EVERY).count(1) >= TRY_EVERY - 1
-    machine.seconds[2] = 2e-3
-    machine.run(3 * TRY_EVERY)
-    assert machine.run(TRY_EVERY).count(2) >= TRY_EVERY - 10, "what got faster is found again"
-
-
-def test_one_disturbed_step_changes_nothing() -> None:
-    machine = Machine({1: 3e-3, 2: 2e-3})
-    machine.run(2 * TRY_EVERY)
-    machine.seconds[2] = 90e-3
-    machine.run(1)
-    machine.seconds[2] = 2e-3
-    assert machine.run(TRY_EVERY).count(2) >= TRY_EVERY - 1
-
-
-def test_long_steps_are_no_time_for_tries() -> None:
-    machine = Machine({1: 30 * LONG_S, 2: 20 * LONG_S})
-    assert machine.run(LONG_PAUSE) == [2] * LONG_PAUSE
-    machine.seconds[2] = 90 * LONG_S
-    assert machine.run(3 * LONG_PAUSE)[-2:] == [1, 1]
-
-
-def test_more_threads_must_be_worth_it() -> None:
-    machine = Machine({1: 1.1e-3, 2: 1e-3})
-    machine.run(2 * TRY_EVERY)
-    assert machine.run(TRY_EVERY).count(1) >= TRY_EVERY - 1
-
-
-def test_of_many_counts_the_neighbours_are_tried() -> None:
-    machine = Machine({8: 1e-3, 4: 1.5e-3, 2: 2.5e-3, 1: 4e-3})
-    machine.run(20)
-    assert machine.run(TRY_EVERY).count(8) > TRY_EVERY - 10
-    machine.seconds.update({8: 9e-3, 4: 9e-3})
-    machine.run(4 * TRY_EVERY)
-    assert machine.run(TRY_EVERY).count(2) > TRY_EVERY - 5
-
-
-def test_a_count_that_was_asked_for_is_kept() -> None:
-    choice = ThreadChoice(3, fixed=True)
-    for _ in range(20):
-        assert choice.pick(1) == Way(3)
-        choice.note(1, Way(3), 1.0)
-    assert ThreadChoice(5, fixed=False).counts == [5, 2, 1]
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-def test_a_process_that_was_forked_starts_its_own_threads() -> None:
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_process_starts_its_own_threads() -> None:
     program = (
         "import os, torch\n"
         "from tests.helpers.engines import engine, model, request\n"
         "torch.set_num_threads(2)\n"
         f"decoding = model({FOLDERS[0]!r})\n"
-        "tokens = [engine(decoding).add_request(request('a')).wait().tokens for _ in range(3)][0]\n"
+        "def tokens():\n"
+        "    running = engine(decoding)\n"
+        "    sequence = running.add_request(request('a'))\n"
+        "    while running.has_work:\n"
+        "        running.step()\n"
+        "    return sequence.tokens\n"
+        "expected = [tokens() for _ in range(3)][0]\n"
         "child = os.fork()\n"
         "if not child:\n"
-        "    os._exit(engine(decoding).add_request(request('a')).wait().tokens != tokens)\n"
+        "    os._exit(tokens() != expected)\n"
         "os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60, cwd=ROOT)

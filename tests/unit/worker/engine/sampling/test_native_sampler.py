@@ -1,4 +1,4 @@
-"""Drawing with compiled kernels: the ids of torch's sampler, on every kind of processor that this one is."""
+"""The compiled kernels draw the same ids as torch, for every kind of processor that this machine can run as."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from worker.engine.sampling.torch_sampler import Sampler, fastest_sampler
 from worker.engine.sequence import Sequence
 from worker.engine.vocabulary import Vocabulary
 
-pytestmark = pytest.mark.skipif(not KINDS, reason="there is no C compiler here, or none knows this processor")
+pytestmark = pytest.mark.skipif(not KINDS, reason="no C compiler, or no kernels for this processor")
 
-#: One id, less than a vector of them, whole ones, one more; a small BPE; nanochat's.
+#: One id, less than one vector, whole vectors, one more; a small BPE vocabulary; nanochat's.
 SIZES = [1, 2, 31, 32, 33, 1000, 65_536]
 TEMPERATURES = [0.0, 0.01, 0.3, 0.8, 1.0, 2.0, 50.0]
 
 
 @pytest.fixture(autouse=True)
-def same_threads() -> Iterator[None]:
+def restored_threads() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
 
 
 def vocabulary_of(size: int) -> Vocabulary:
-    """Some ids have no text, and the last ends it."""
+    """A vocabulary in which some ids have no text, and the last one is a stop id."""
     return Vocabulary(size, tuple(None if token % 7 == 3 else b"a" for token in range(size)), frozenset({size - 1}))
 
 
 def some_rows(size: int, choose: random.Random) -> tuple[Tensor, list[Sequence]]:
-    """Logits, of which some are equal and some rows not finite, and requests of every sort."""
+    """Random rows and requests. Some logits are equal, and some are not finite."""
     vocabulary = vocabulary_of(size)
     count = choose.choice((1, 3, 8))
     logits = torch.randn(count, size, generator=torch.Generator().manual_seed(choose.getrandbits(32)))
@@ -55,7 +55,7 @@ def some_rows(size: int, choose: random.Random) -> tuple[Tensor, list[Sequence]]
             generated=(0,) * choose.randrange(4),
             temperature=choose.choice(TEMPERATURES),
             top_k=choose.choice((None, 1, 2, 50, size // 2 or 1, size, size + 5)),
-            # No round shares: beside equal logits, rounding alone decides whether they are reached.
+            # No round numbers: with equal logits, only rounding would decide whether they are reached.
             top_p=choose.choice((None, 0.0, 0.9000001, 0.999999, 1.0, choose.random())),
             seed=choose.getrandbits(64),
             every_id=size == 1 or choose.random() < 0.5,
@@ -68,7 +68,7 @@ def some_rows(size: int, choose: random.Random) -> tuple[Tensor, list[Sequence]]
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_ids_are_those_of_torch(kind: str, size: int) -> None:
+def test_the_drawn_ids_are_those_of_torch(kind: str, size: int) -> None:
     choose = random.Random(size)
     native, reference = native_sampler(kind, vocabulary_of(size)), torch_sampler(vocabulary_of(size))
     for _ in range(200 if size < 10_000 else 10):
@@ -100,7 +100,7 @@ def test_logits_in_any_order_give_the_ids_of_torch(kind: str, order: str) -> Non
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_where_rounding_decides_a_share_one_id_more_is_kept_and_not_all(kind: str) -> None:
+def test_where_rounding_decides_top_p_keeps_at_most_one_id_more(kind: str) -> None:
     size = 40
     vocabulary = Vocabulary.without_text(size)
     native = native_sampler(kind, vocabulary)
@@ -112,8 +112,8 @@ def test_where_rounding_decides_a_share_one_id_more_is_kept_and_not_all(kind: st
         logits -= logits[0].item()
         weights = logits.double().exp().tolist()
         kept = choose.randrange(1, size - 8)
-        share = sum(reversed(weights[:kept])) / sum(weights)
-        batch = [sequence(vocabulary, temperature=1.0, top_p=share, seed=seed, every_id=True) for seed in range(32)]
+        top_p = sum(reversed(weights[:kept])) / sum(weights)
+        batch = [sequence(vocabulary, temperature=1.0, top_p=top_p, seed=seed, every_id=True) for seed in range(32)]
         ids = drawn(native, logits.repeat(32, 1), batch)
         assert max(token for token in ids if token is not None) <= kept
 
@@ -138,7 +138,7 @@ def test_a_draw_depends_neither_on_the_batch_nor_on_the_threads(kind: str) -> No
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_token_of_a_batch_has_its_own_number(kind: str) -> None:
+def test_every_token_of_a_batch_has_its_own_uniform_number(kind: str) -> None:
     vocabulary = Vocabulary.without_text(1024)
     native, reference = native_sampler(kind, vocabulary), torch_sampler(vocabulary)
     logits = torch.zeros(3, 1024)
@@ -160,7 +160,7 @@ def test_the_uniform_numbers_are_those_of_philox(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_uniform_number_below_one_always_finds_an_id_with_weight(kind: str) -> None:
+def test_the_inverse_cdf_always_finds_an_id_with_weight(kind: str) -> None:
     def invert(weights: list[float], uniform: float) -> int:
         padded = (ctypes.c_double * 256)(*weights)
         return int(kernels_for(kind).celeriac_invert_cdf(padded, len(weights), uniform))
@@ -173,14 +173,14 @@ def test_a_uniform_number_below_one_always_finds_an_id_with_weight(kind: str) ->
     assert [invert([0.0] * 100 + [1.0] * 10, step / 10) for step in range(10)] == list(range(100, 110))
 
 
-def test_the_device_decides_which_sampler_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_device_determines_the_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
     vocabulary = vocabulary_of(8)
     assert isinstance(fastest_sampler(vocabulary, Device("cpu")), NativeSampler)
     monkeypatch.setattr("worker.engine.device.library", lambda: None)
     assert isinstance(fastest_sampler(vocabulary, Device("cpu")), Sampler)
 
 
-def test_an_engine_draws_the_same_with_either(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_draws_the_same_with_both_samplers(monkeypatch: pytest.MonkeyPatch) -> None:
     decoding = model("E1b-seed/step_000102")
 
     def texts() -> list[list[int]]:
@@ -188,7 +188,9 @@ def test_an_engine_draws_the_same_with_either(monkeypatch: pytest.MonkeyPatch) -
         sequences = [
             running.add_request(request(f"{seed}", (1, 2), 20, temperature=1.0, seed=seed)) for seed in range(6)
         ]
-        return [one.wait().tokens for one in sequences]
+        while running.has_work:
+            running.step()
+        return [sequence.tokens for sequence in sequences]
 
     native = texts()
     monkeypatch.setattr("worker.engine.device.library", lambda: None)
@@ -196,7 +198,7 @@ def test_an_engine_draws_the_same_with_either(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_logits_of_another_shape_or_format_are_refused(kind: str) -> None:
+def test_logits_of_another_shape_or_number_format_are_refused(kind: str) -> None:
     sampler = native_sampler(kind, vocabulary_of(8))
     for logits in (torch.zeros(1, 7), torch.zeros(2, 8), torch.zeros(1, 8, dtype=torch.float64)):
         with pytest.raises(ValueError, match="logits for 1 rows of 8 ids"):
@@ -204,7 +206,7 @@ def test_logits_of_another_shape_or_format_are_refused(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_request_that_leaves_no_id_is_refused(kind: str) -> None:
+def test_a_request_without_an_id_to_sample_is_refused(kind: str) -> None:
     vocabulary = Vocabulary.without_text(4)
     for sampler in (native_sampler(kind, vocabulary), torch_sampler(vocabulary)):
         sampler.check(sequence(vocabulary, every_id=True).request)
