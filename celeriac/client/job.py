@@ -1,4 +1,4 @@
-"""A job, as the server tells it."""
+"""A job as the server describes it, and the errors that carry one."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from celeriac.client.errors import JobFailedError
 from celeriac.client.guide import GeneratedText
+from celeriac.errors import CeleriacError
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +172,26 @@ class Job:
             ),
             raw=raw,
         )
+
+
+class JobError(CeleriacError):
+    """Base of the errors about one job."""
+
+    def __init__(self, message: str, job: Job) -> None:
+        super().__init__(message, job)
+        #: The job as the client read it last.
+        self.job = job
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class WaitTimeoutError(JobError, TimeoutError):
+    """The time to wait is over. The job continues: `client.wait(error.job)` waits for it again."""
+
+
+class JobFailedError(JobError):
+    """The job has ended without success. `error.job.status` says how, `error.job.text` is the text up to then."""
 
 
 def id_of(job: str | Job) -> str:

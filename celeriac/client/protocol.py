@@ -22,10 +22,10 @@ import httpx
 from celeriac.client import guide
 from celeriac.client.answers import error_of, nonsense, read
 from celeriac.client.backoff import Patience
-from celeriac.client.errors import ApiError, NotFoundError, ServerUnreachableError, WaitTimeoutError
+from celeriac.client.errors import ApiError, NotFoundError, ServerUnreachableError
 from celeriac.client.events import DoneEvent, ErrorEvent, Event, ReconnectEvent, TokenEvent, event_of
 from celeriac.client.guide import GeneratedText, Health, Info
-from celeriac.client.job import Job
+from celeriac.client.job import Job, WaitTimeoutError
 from celeriac.client.sse import Message, SseParser
 from celeriac.client.steps import SILENCE_S, Call, Flow, Open, Pause, Read, StreamFlow, is_stream
 from celeriac.client.stream_position import OutOfStepError, Reading
