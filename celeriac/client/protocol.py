@@ -48,12 +48,23 @@ PAGE = 100
 class Protocol:
     """Makes flows. One for each client; flows of one client may run at the same time."""
 
-    def __init__(self, base_url: str, *, retry_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """`retry_s`: how long an operation keeps trying while the server is away or too busy."""
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        retry_s: float,
+        timeout: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`retry_s`: how long an operation is retried while the server is away or too busy, in seconds.
+
+        `timeout`: how long a call without a timeout of its own waits for its text, in seconds; None: without a limit.
+        """
         if not base_url.startswith(("http://", "https://")):
             raise ValueError(f"base_url must begin with http:// or https://, not {base_url!r}")
         self.base_url = base_url.rstrip("/")
         self._retry_s = retry_s
+        self._timeout = timeout
         self._clock = clock
         #: Whether the server has answered anything yet.
         self._met = False
@@ -70,14 +81,15 @@ class Protocol:
         return read(answer, guide.info)
 
     def generate_call(self, body: Mapping[str, Any], *, key: str | None, timeout: float | None) -> Call:
-        """The request of `generate`, with an Idempotency-Key of its own unless one is given."""
-        held_s = LONG_POLL_S if timeout is None else min(LONG_POLL_S, timeout)
+        """The request of `generate`, with a new Idempotency-Key unless `key` is given."""
+        timeout_s = self._timeout if timeout is None else timeout
+        held_s = LONG_POLL_S if timeout_s is None else min(LONG_POLL_S, timeout_s)
         headers = {**_key(key), "Prefer": f"wait={int(held_s)}"}
-        return Call(method="POST", path="/generate", body=body, headers=headers, held_s=held_s)
+        return Call(method="POST", path="/generate", body=body, headers=headers, held_s=held_s, timeout_s=timeout_s)
 
-    def generate(self, call: Call, *, timeout: float | None) -> Flow[GeneratedText]:
-        """One request where the text comes soon; else the job behind it is waited for."""
-        deadline = self._deadline(timeout)
+    def generate(self, call: Call) -> Flow[GeneratedText]:
+        """Send a `generate_call`. If the text does not come with its response, wait for its job."""
+        deadline = self._deadline(call.timeout_s)
         try:
             answer = yield from self._exchange(call, deadline=deadline)
         except ApiError as error:
@@ -99,13 +111,22 @@ class Protocol:
             cancel = replace(_cancel_call(read(answer, Job.from_answer).id), answer_s=ABANDON_S)
             yield from self._exchange(cancel, retry_s=0.0)
 
+    def generate_stream_call(self, body: Mapping[str, Any], *, key: str | None, timeout: float | None) -> Call:
+        """The first request of `generate_stream`, with a new Idempotency-Key unless `key` is given."""
+        return replace(self.submit_call(body, key=key), timeout_s=self._timeout if timeout is None else timeout)
+
+    def generate_stream(self, call: Call) -> StreamFlow:
+        """Send a `generate_stream_call`, and stream the events of its job."""
+        job = yield from self.submit(call)
+        yield from self.stream(job.id, starting_after=None, timeout=call.timeout_s)
+
     def submit_call(self, body: Mapping[str, Any], *, key: str | None) -> Call:
-        """`POST /v1/jobs`, with an Idempotency-Key of its own unless one is given."""
+        """The request of `submit`, with a new Idempotency-Key unless `key` is given."""
         return Call(method="POST", path="/v1/jobs", body=body, headers=_key(key))
 
-    def submit(self, call: Call, *, timeout: float | None = None) -> Flow[Job]:
+    def submit(self, call: Call) -> Flow[Job]:
         """Send a `submit_call`."""
-        answer = yield from self._exchange(call, deadline=self._deadline(timeout))
+        answer = yield from self._exchange(call, deadline=self._deadline(call.timeout_s))
         return read(answer, Job.from_answer)
 
     def job(self, job_id: str) -> Flow[Job]:

@@ -33,6 +33,8 @@ class Call:
     held_s: float = 0.0
     #: How long to wait for the answer at most; None: ANSWER_S beyond the time for which it is held.
     answer_s: float | None = None
+    #: How long the caller waits for the job that the request starts, in seconds; None: without a limit.
+    timeout_s: float | None = None
 
     def to_httpx(self) -> dict[str, Any]:
         """Arguments of `httpx.Client.request`."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack, closing, suppress
 from types import TracebackType
-from typing import TypeVar
+from typing import TypeVar, Unpack
 
 import httpx
 
@@ -15,6 +15,7 @@ from celeriac.client.defaults import DEFAULT_URL, LIMITS, RETRY_S, TIMEOUT_S
 from celeriac.client.events import Event, piece_of
 from celeriac.client.guide import GeneratedText, Health, Info
 from celeriac.client.job import Job, id_of
+from celeriac.client.options import JOB_DEFAULTS, GenerationOptions, JobOptions
 from celeriac.client.protocol import Protocol
 from celeriac.client.steps import Call, Flow, Open, Pause, Read, StreamFlow, is_stream
 from celeriac.errors import CeleriacError
@@ -41,8 +42,7 @@ class InferenceClient:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         """`timeout`: seconds that `generate` waits for its text; None: without a limit."""
-        self._protocol = Protocol(base_url, retry_s=retry_s)
-        self._timeout = timeout
+        self._protocol = Protocol(base_url, retry_s=retry_s, timeout=timeout)
         self._http = httpx.Client(base_url=self._protocol.base_url, headers=headers, limits=LIMITS, transport=transport)
 
     @property
@@ -66,35 +66,20 @@ class InferenceClient:
         top_k: int | None = None,
         stop_on_newline: bool = False,
         *,
-        top_p: float | None = None,
-        seed: int | None = None,
-        stop: Sequence[str] | None = None,
-        ignore_eos: bool = False,
-        model: str | None = None,
         timeout: float | None = None,
         idempotency_key: str | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> GeneratedText:
         """Continue `prompt`, and wait for the text.
 
-        `timeout` is for this call what the client's is for all. When it is over, WaitTimeoutError tells the job, which
-        goes on. Ctrl-C cancels the job. Raises JobFailedError where the job fails.
+        `timeout`: seconds to wait, instead of the client's `timeout`; after it WaitTimeoutError names the job, which
+        continues. `idempotency_key`: your own key; the server accepts a job with it only once. `options`: see
+        `celeriac.client.options.GenerationOptions`. Ctrl-C cancels the job. Raises JobFailedError if the job fails.
         """
-        body = bodies.generation(
-            prompt,
-            max_tokens,
-            temperature,
-            top_k,
-            stop_on_newline,
-            top_p=top_p,
-            seed=seed,
-            stop=stop,
-            ignore_eos=ignore_eos,
-            model=model,
-        )
-        limit = self._timeout if timeout is None else timeout
-        call = self._protocol.generate_call(body, key=idempotency_key, timeout=limit)
+        body = bodies.generation("generate", prompt, max_tokens, temperature, top_k, stop_on_newline, options)
+        call = self._protocol.generate_call(body, key=idempotency_key, timeout=timeout)
         try:
-            return self._run(self._protocol.generate(call, timeout=limit))
+            return self._run(self._protocol.generate(call))
         except KeyboardInterrupt:
             with suppress(CeleriacError):
                 self._run(self._protocol.abandon(call))
@@ -108,46 +93,21 @@ class InferenceClient:
         top_k: int | None = None,
         stop_on_newline: bool = False,
         *,
-        top_p: float | None = None,
-        seed: int | None = None,
-        stop: Sequence[str] | None = None,
-        ignore_eos: bool = False,
-        model: str | None = None,
         timeout: float | None = None,
         idempotency_key: str | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> Generator[str, None, None]:
-        """Continue `prompt`, and give the text of the continuation piece by piece, as it is decoded.
+        """Continue `prompt`, and yield the continuation piece by piece, as it is decoded.
 
-        The job is submitted when the first piece is asked for. Leaving the iterator early, by `break`, its `close()`
-        or Ctrl-C, cancels it. Raises JobFailedError where the job fails.
+        The job is submitted when you ask for the first piece. Leaving the iterator early, by `break`, by its `close()`
+        or by Ctrl-C, cancels the job. Raises JobFailedError if the job fails.
 
-        `timeout` is how long each piece may take, the first one included; without it the client's counts. When it is
-        over, WaitTimeoutError tells the job, which goes on.
+        `timeout`: seconds that each piece, also the first, may take, instead of the client's `timeout`; after it
+        WaitTimeoutError names the job, which continues. `idempotency_key`: as for `generate`. `options`: see
+        `celeriac.client.options.GenerationOptions`.
         """
-        body = bodies.generation(
-            prompt,
-            max_tokens,
-            temperature,
-            top_k,
-            stop_on_newline,
-            top_p=top_p,
-            seed=seed,
-            stop=stop,
-            ignore_eos=ignore_eos,
-            model=model,
-        )
-        limit = self._timeout if timeout is None else timeout
-        call = self._protocol.submit_call(body, key=idempotency_key)
-        try:
-            job = self._run(self._protocol.submit(call, timeout=limit))
-            with closing(self._stream(self._protocol.stream(job.id, starting_after=None, timeout=limit))) as events:
-                for event in events:
-                    if piece := piece_of(event):
-                        yield piece
-        except (GeneratorExit, KeyboardInterrupt):
-            with suppress(CeleriacError):
-                self._run(self._protocol.abandon(call))
-            raise
+        body = bodies.generation("generate_stream", prompt, max_tokens, temperature, top_k, stop_on_newline, options)
+        return self._pieces(self._protocol.generate_stream_call(body, key=idempotency_key, timeout=timeout))
 
     def submit(
         self,
@@ -157,52 +117,15 @@ class InferenceClient:
         top_k: int | None = None,
         stop_on_newline: bool = False,
         *,
-        top_p: float | None = None,
-        seed: int | None = None,
-        stop: Sequence[str] | None = None,
-        ignore_eos: bool = False,
-        model: str | None = None,
-        priority: int = 5,
-        metadata: Mapping[str, str] | None = None,
-        result_ttl_s: int | None = None,
-        wait_for_worker: bool = False,
-        queue_timeout_s: float | None = None,
-        run_timeout_s: float | None = None,
-        deadline_s: float | None = None,
-        max_queue_position: int | None = None,
         idempotency_key: str | None = None,
+        **options: Unpack[JobOptions],
     ) -> Job:
-        """Queue a generation, and return at once.
+        """Queue a generation, and return its job without waiting.
 
-        `priority`: 0 is served first, 9 last. `metadata`: texts of your own, given back with the job. `result_ttl_s`:
-        how long the finished job is kept. `wait_for_worker`: accept the job even if no worker serves the checkpoint.
-
-        `queue_timeout_s`: how long it may wait for its start, before it expires. `run_timeout_s`: how long it may run,
-        in all attempts together. `deadline_s`: how long both may take. `max_queue_position`: refuse it, with a
-        QueueFullError at once, where more jobs than that would be ahead of it.
+        `idempotency_key`: as for `generate`. `options`: see `celeriac.client.options.JobOptions`.
         """
-        body = bodies.generation(
-            prompt,
-            max_tokens,
-            temperature,
-            top_k,
-            stop_on_newline,
-            top_p=top_p,
-            seed=seed,
-            stop=stop,
-            ignore_eos=ignore_eos,
-            model=model,
-        )
-        body |= bodies.queueing(
-            priority=priority,
-            metadata=metadata,
-            result_ttl_s=result_ttl_s,
-            wait_for_worker=wait_for_worker,
-            queue_timeout_s=queue_timeout_s,
-            run_timeout_s=run_timeout_s,
-            deadline_s=deadline_s,
-            max_queue_position=max_queue_position,
-        )
+        job_options = JOB_DEFAULTS | options
+        body = bodies.generation("submit", prompt, max_tokens, temperature, top_k, stop_on_newline, job_options)
         return self._run(self._protocol.submit(self._protocol.submit_call(body, key=idempotency_key)))
 
     def job(self, job_id: str) -> Job:
@@ -279,6 +202,18 @@ class InferenceClient:
                 answer = self._http.request(**step.to_httpx())
             except httpx.RequestError as error:
                 lost = error
+
+    def _pieces(self, call: Call) -> Generator[str, None, None]:
+        """The texts of a `generate_stream_call`. An interruption cancels the job."""
+        try:
+            with closing(self._stream(self._protocol.generate_stream(call))) as events:
+                for event in events:
+                    if piece := piece_of(event):
+                        yield piece
+        except (GeneratorExit, KeyboardInterrupt):
+            with suppress(CeleriacError):
+                self._run(self._protocol.abandon(call))
+            raise
 
     def _stream(self, flow: StreamFlow) -> Generator[Event, None, None]:
         """Do what a flow asks for, and give the events on."""

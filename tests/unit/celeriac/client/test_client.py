@@ -24,7 +24,9 @@ from celeriac import (
     NotFoundError,
     UnexpectedAnswerError,
 )
+from celeriac.client import options
 from tasks.job import ErrorCode, JobError, Status
+from tasks.sampling_params import SAMPLING_FIELDS
 from tests.helpers.both_clients import Both, Handler
 from tests.helpers.job_objects import JOB_ID, QUEUED, RUNNING, SUCCEEDED, job_object
 
@@ -98,6 +100,43 @@ def test_what_is_asked_for_is_sent(call: Both) -> None:
     job = call(handler, "submit", **generation, **queueing)
     assert bodies == [{**generation, **queueing}]
     assert (job.id, job.status, job.position, job.metadata) == (JOB_ID, "queued", 3, {"run": "7"})
+
+
+@pytest.mark.parametrize("name", ["generate", "generate_stream", "submit"])
+def test_an_unknown_option_is_a_type_error_and_nothing_is_sent(call: Both, name: str) -> None:
+    requests: list[httpx.Request] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        requests.append(request)
+        return httpx.Response(202, json=job_object(QUEUED))
+
+    with pytest.raises(TypeError, match=rf"^{name}\(\) got an unexpected keyword argument 'top_q'$"):
+        call(handler, name, "1", top_q=0.5)
+    assert requests == []
+
+
+@pytest.mark.parametrize("name", ["generate", "generate_stream"])
+def test_options_of_jobs_belong_to_submit_only(call: Both, name: str) -> None:
+    with pytest.raises(TypeError, match=rf"^{name}\(\) got an unexpected keyword argument 'priority'$"):
+        call(always(GENERATED), name, "1", priority=0)
+
+
+def test_generate_stream_refuses_an_unknown_option_before_it_is_iterated() -> None:
+    with InferenceClient() as client, pytest.raises(TypeError, match="top_q"):
+        client.generate_stream("1", top_q=0.5)  # type: ignore[call-arg]
+
+
+def test_the_client_has_every_sampling_field_of_the_server() -> None:
+    explicit = inspect.signature(InferenceClient.generate).parameters.keys() & {field.name for field in SAMPLING_FIELDS}
+    assert explicit == {"max_tokens", "temperature", "top_k", "stop_on_newline"}
+    assert {field.name for field in SAMPLING_FIELDS} == explicit | options.SamplingOptions.__annotations__.keys()
+
+
+@pytest.mark.parametrize("client", [InferenceClient, AsyncInferenceClient])
+def test_the_help_of_a_method_names_the_declaration_of_its_options(client: type) -> None:
+    for name, declaration in options.OPTIONS_OF.items():
+        assert f"celeriac.client.options.{declaration.__name__}" in getattr(client, name).__doc__
+        assert getattr(client, name).__annotations__["options"] == f"Unpack[{declaration.__name__}]"
 
 
 def test_health_and_info_are_the_guides(call: Both) -> None:

@@ -88,7 +88,7 @@ def test_generate_is_one_request_with_a_key_of_its_own() -> None:
     protocol = server.protocol()
     for _ in range(2):
         call = protocol.generate_call({"prompt": "1+1="}, key=None, timeout=120.0)
-        assert server.run(protocol.generate(call, timeout=120.0)) == GENERATED
+        assert server.run(protocol.generate(call)) == GENERATED
     first, second = server.calls
     assert first.headers["Prefer"] == f"wait={LONG_POLL_S:g}"
     assert first.headers["Idempotency-Key"] != second.headers["Idempotency-Key"]
@@ -100,7 +100,7 @@ def test_a_long_generation_is_waited_for_in_short_requests() -> None:
     server = Server([ok(job_object(RUNNING), 202, held=True), running, running, ok(job_object(SUCCEEDED))])
     protocol = server.protocol()
     call = protocol.generate_call({"prompt": "1+1="}, key=None, timeout=120.0)
-    result = server.run(protocol.generate(call, timeout=120.0))
+    result = server.run(protocol.generate(call))
     assert result == {
         "prompt": "1+1=",
         "generated_text": "1+1=2\n",
@@ -116,7 +116,7 @@ def test_generate_gives_up_waiting_after_its_timeout_and_names_the_job() -> None
     protocol = server.protocol()
     call = protocol.generate_call({"prompt": "1+1="}, key=None, timeout=30.0)
     with pytest.raises(WaitTimeoutError, match=JOB_ID) as caught:
-        server.run(protocol.generate(call, timeout=30.0))
+        server.run(protocol.generate(call))
     assert caught.value.job.id == JOB_ID
     assert isinstance(caught.value, TimeoutError)
     assert server.now == pytest.approx(1030.0)
@@ -129,7 +129,7 @@ def test_an_error_that_names_an_accepted_job_is_followed_to_the_job() -> None:
     protocol = server.protocol()
     call = protocol.generate_call({"prompt": "1+1="}, key=None, timeout=30.0)
     with pytest.raises(JobFailedError, match=r"Three workers died\. \(worker_lost\)") as caught:
-        server.run(protocol.generate(call, timeout=30.0))
+        server.run(protocol.generate(call))
     assert caught.value.job.status == "failed"
 
 
@@ -185,7 +185,7 @@ def test_a_wait_that_is_longer_than_the_timeout_is_not_begun() -> None:
     protocol = server.protocol()
     call = protocol.generate_call({"prompt": "1+1="}, key=None, timeout=10.0)
     with pytest.raises(UnavailableError):
-        server.run(protocol.generate(call, timeout=10.0))
+        server.run(protocol.generate(call))
     assert server.pauses == []
 
 
