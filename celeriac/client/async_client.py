@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class AsyncInferenceClient:
-    """`InferenceClient` for asyncio. Safe to share between the tasks of one event loop."""
+    """`InferenceClient` for asyncio. The tasks of one event loop may share it."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class AsyncInferenceClient:
         headers: Mapping[str, str] | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """`timeout`: seconds that `generate` waits for its text; None: without a limit."""
+        """See `InferenceClient`."""
         self._protocol = Protocol(base_url, retry_s=retry_s, timeout=timeout)
         self._http = httpx.AsyncClient(
             base_url=self._protocol.base_url, headers=headers, limits=LIMITS, transport=transport
@@ -43,7 +43,7 @@ class AsyncInferenceClient:
 
     @property
     def base_url(self) -> str:
-        """Where the server is."""
+        """The URL of the server, without a slash at the end."""
         return self._protocol.base_url
 
     async def health(self) -> Health:
@@ -165,20 +165,20 @@ class AsyncInferenceClient:
 
     async def _run(self, flow: Flow[T]) -> T:
         """See `InferenceClient._run`."""
-        answer: httpx.Response | None = None
+        response: httpx.Response | None = None
         lost: httpx.RequestError | None = None
         while True:
             try:
-                step = flow.send(answer) if lost is None else flow.throw(lost)
+                step = flow.send(response) if lost is None else flow.throw(lost)
             except StopIteration as end:
                 result: T = end.value
                 return result
-            answer = lost = None
+            response = lost = None
             if isinstance(step, Pause):
                 await asyncio.sleep(step.seconds)
                 continue
             try:
-                answer = await self._http.request(**step.to_httpx())
+                response = await self._http.request(**step.to_httpx())
             except httpx.RequestError as error:
                 lost = error
 
@@ -196,16 +196,16 @@ class AsyncInferenceClient:
 
     async def _stream(self, flow: StreamFlow) -> AsyncGenerator[Event, None]:
         """See `InferenceClient._stream`."""
-        answer: httpx.Response | bytes | None = None
+        response: httpx.Response | bytes | None = None
         lost: httpx.RequestError | None = None
         async with AsyncExitStack() as connection:
             chunks: AsyncIterator[bytes] | None = None
             while True:
                 try:
-                    step = flow.send(answer) if lost is None else flow.throw(lost)
+                    step = flow.send(response) if lost is None else flow.throw(lost)
                 except StopIteration:
                     return
-                answer = lost = None
+                response = lost = None
                 try:
                     match step:
                         case Event():
@@ -213,18 +213,18 @@ class AsyncInferenceClient:
                         case Pause():
                             await asyncio.sleep(step.seconds)
                         case Call():
-                            answer = await self._http.request(**step.to_httpx())
+                            response = await self._http.request(**step.to_httpx())
                         case Open():
                             await connection.aclose()
                             request = self._http.build_request(**step.call.to_httpx())
-                            answer = await self._http.send(request, stream=True)
-                            connection.push_async_callback(answer.aclose)
-                            if is_stream(answer):
-                                chunks = answer.aiter_bytes()
+                            response = await self._http.send(request, stream=True)
+                            connection.push_async_callback(response.aclose)
+                            if is_stream(response):
+                                chunks = response.aiter_bytes()
                             else:
-                                await answer.aread()
+                                await response.aread()
                         case Read():
                             assert chunks is not None
-                            answer = await anext(chunks, b"")
+                            response = await anext(chunks, b"")
                 except httpx.RequestError as error:
                     lost = error

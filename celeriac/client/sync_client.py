@@ -1,4 +1,4 @@
-"""The client for scripts, notebooks and threads."""
+"""The blocking client, for scripts, notebooks and threads."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ T = TypeVar("T")
 
 
 class InferenceClient:
-    """A client of one server. Safe to share between threads; close it, or use it in a `with` statement.
+    """A client of one server. Threads may share it. Close it, or use it in a `with` statement.
 
     Every operation raises ServerUnreachableError, or ApiError with the server's own message (see
-    `celeriac.client.errors`). What can pass is tried again for `retry_s` seconds: a lost connection, a full queue or
-    a missing worker where the server says when to come back. That makes no second job: every submission carries an
-    Idempotency-Key.
+    `celeriac.client.errors`). Temporary failures are retried for `retry_s` seconds: a lost connection, and a full queue
+    or a missing worker if the server says when to retry. A retry never creates a second job, because each submission
+    carries an Idempotency-Key.
     """
 
     def __init__(
@@ -41,21 +41,25 @@ class InferenceClient:
         headers: Mapping[str, str] | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        """`timeout`: seconds that `generate` waits for its text; None: without a limit."""
+        """`timeout`: how long `generate` waits for its text, in seconds; None: without a limit.
+
+        `retry_s`: how long an operation is retried, in seconds; 0: not at all. `headers`: sent with every request.
+        `transport`: an httpx transport, for tests and unusual networks.
+        """
         self._protocol = Protocol(base_url, retry_s=retry_s, timeout=timeout)
         self._http = httpx.Client(base_url=self._protocol.base_url, headers=headers, limits=LIMITS, transport=transport)
 
     @property
     def base_url(self) -> str:
-        """Where the server is."""
+        """The URL of the server, without a slash at the end."""
         return self._protocol.base_url
 
     def health(self) -> Health:
-        """The guide's health check, asked once and without retries."""
+        """The guide's health check, without retries."""
         return self._run(self._protocol.health())
 
     def info(self, model: str | None = None) -> Info:
-        """What the served checkpoint is; `model` names one where there are several."""
+        """The guide's information about a checkpoint. `model` names it if the server serves several."""
         return self._run(self._protocol.info(model))
 
     def generate(
@@ -129,18 +133,18 @@ class InferenceClient:
         return self._run(self._protocol.submit(self._protocol.submit_call(body, key=idempotency_key)))
 
     def job(self, job_id: str) -> Job:
-        """The job as it is now, with its text so far. Raises NotFoundError."""
+        """The job in its current state, with its text so far. Raises NotFoundError."""
         return self._run(self._protocol.job(job_id))
 
     def wait(self, job: str | Job, timeout: float | None = None) -> Job:
-        """The job when it is over, however it ended; `.result()` of it is the guide's dictionary.
+        """Wait until the job has ended, with or without success, and return it.
 
-        Raises WaitTimeoutError after `timeout` seconds (None: without a limit); the job goes on.
+        `.result()` of the returned job is the guide's dictionary. Raises WaitTimeoutError after `timeout` seconds (None: without a limit); the job continues.
         """
         return self._run(self._protocol.wait(id_of(job), timeout=timeout))
 
     def watch(self, job: str | Job) -> Iterator[Job]:
-        """The job as it is now, and again whenever it has changed, until it is over."""
+        """Yield the job in its current state, and again after each change, until it has ended."""
         current = self.job(id_of(job))
         yield current
         while not current.done:
@@ -148,28 +152,34 @@ class InferenceClient:
             yield current
 
     def stream(self, job: str | Job, starting_after: int | str | None = None) -> Generator[Event, None, None]:
-        """What happens to the job, as it happens: its place in the queue, its text, its end (`celeriac.client.events`).
+        """Yield what happens to the job, as it happens: queue position, text, end. See `celeriac.client.events`.
 
-        Connections that break are opened again where they were: no text comes twice, and none is left out. Ends after
-        the DoneEvent. `starting_after`: tokens, or the `id` of an event, that are known already. Leaving the iterator
-        leaves the job alone. Raises NotFoundError where the job is deleted.
+        A connection that breaks is opened again, and the stream continues there: no text is repeated or lost. The
+        DoneEvent is the last event. `starting_after`: skip what comes before, given as a number of tokens or the `id`
+        of an event. Leaving the iterator does not affect the job. Raises NotFoundError if the job is deleted.
         """
         return self._stream(self._protocol.stream(id_of(job), starting_after=starting_after))
 
     def retry(self, job: str | Job) -> Job:
-        """A new job that repeats one that failed, expired or was cancelled. ApiError `not_retryable` for any other."""
+        """Submit a job again that failed, expired or was cancelled, and return the new job.
+
+        Raises ApiError with code `not_retryable` if the job is in another status.
+        """
         return self._run(self._protocol.retry(id_of(job)))
 
     def delete(self, job: str | Job) -> None:
-        """Forget a job, its prompt and its text; one that is not over is stopped. Deleting it again is harmless."""
+        """Delete a job with its prompt and its text; stop it if it has not ended. Deleting it twice is not an error."""
         self._run(self._protocol.delete(id_of(job)))
 
     def cancel(self, job: str | Job) -> Job:
-        """Stop a job, which keeps its text so far; one that runs is over a moment later. One that is over stays so."""
+        """Stop a job, and return it with its text so far. A job that has ended stays unchanged.
+
+        A running job ends shortly after this call returns.
+        """
         return self._run(self._protocol.cancel(id_of(job)))
 
     def jobs(self, status: str | None = None, *, limit: int = 20) -> list[Job]:
-        """The newest jobs, those in one status alone where `status` names it."""
+        """The newest jobs, newest first; only those in `status` if it is given."""
         return self._run(self._protocol.jobs(status=status, limit=limit))
 
     def close(self) -> None:
@@ -185,26 +195,26 @@ class InferenceClient:
         self.close()
 
     def _run(self, flow: Flow[T]) -> T:
-        """Do what a flow asks for until it has its result."""
-        answer: httpx.Response | None = None
+        """Carry out the steps of a flow, and return its result."""
+        response: httpx.Response | None = None
         lost: httpx.RequestError | None = None
         while True:
             try:
-                step = flow.send(answer) if lost is None else flow.throw(lost)
+                step = flow.send(response) if lost is None else flow.throw(lost)
             except StopIteration as end:
                 result: T = end.value
                 return result
-            answer = lost = None
+            response = lost = None
             if isinstance(step, Pause):
                 time.sleep(step.seconds)
                 continue
             try:
-                answer = self._http.request(**step.to_httpx())
+                response = self._http.request(**step.to_httpx())
             except httpx.RequestError as error:
                 lost = error
 
     def _pieces(self, call: Call) -> Generator[str, None, None]:
-        """The texts of a `generate_stream_call`. An interruption cancels the job."""
+        """The pieces of text of a `generate_stream_call`. An interruption cancels the job."""
         try:
             with closing(self._stream(self._protocol.generate_stream(call))) as events:
                 for event in events:
@@ -216,17 +226,17 @@ class InferenceClient:
             raise
 
     def _stream(self, flow: StreamFlow) -> Generator[Event, None, None]:
-        """Do what a flow asks for, and give the events on."""
-        answer: httpx.Response | bytes | None = None
+        """Carry out the steps of a flow, and yield its events."""
+        response: httpx.Response | bytes | None = None
         lost: httpx.RequestError | None = None
         with ExitStack() as connection:
             chunks: Iterator[bytes] = iter(())
             while True:
                 try:
-                    step = flow.send(answer) if lost is None else flow.throw(lost)
+                    step = flow.send(response) if lost is None else flow.throw(lost)
                 except StopIteration:
                     return
-                answer = lost = None
+                response = lost = None
                 try:
                     match step:
                         case Event():
@@ -234,16 +244,16 @@ class InferenceClient:
                         case Pause():
                             time.sleep(step.seconds)
                         case Call():
-                            answer = self._http.request(**step.to_httpx())
+                            response = self._http.request(**step.to_httpx())
                         case Open():
                             connection.close()
-                            answer = self._http.send(self._http.build_request(**step.call.to_httpx()), stream=True)
-                            connection.callback(answer.close)
-                            if is_stream(answer):
-                                chunks = answer.iter_bytes()
+                            response = self._http.send(self._http.build_request(**step.call.to_httpx()), stream=True)
+                            connection.callback(response.close)
+                            if is_stream(response):
+                                chunks = response.iter_bytes()
                             else:
-                                answer.read()
+                                response.read()
                         case Read():
-                            answer = next(chunks, b"")
+                            response = next(chunks, b"")
                 except httpx.RequestError as error:
                     lost = error

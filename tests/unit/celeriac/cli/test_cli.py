@@ -260,7 +260,7 @@ def test_jobs_are_lines_for_other_programs(shell: Shell) -> None:
     ("answer", "message"),
     [
         (ok({"detail": [{"loc": ["body", "top_k"], "msg": "Too large"}]}, 422), "Error: top_k: Too large\n"),
-        (httpx.ConnectError("refused"), "Error: No server answers at http://127.0.0.1:8000."),
+        (httpx.ConnectError("refused"), "Error: No server responds at http://127.0.0.1:8000."),
     ],
 )
 def test_errors_are_one_line_and_exit_code_1(shell: Shell, answer: Any, message: str) -> None:

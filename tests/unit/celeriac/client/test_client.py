@@ -342,7 +342,7 @@ def test_both_clients_have_the_same_operations() -> None:
 
 
 def test_a_job_and_its_errors_survive_pickling() -> None:
-    job = Job.from_answer(job_object(RUNNING))
+    job = Job.from_json(job_object(RUNNING))
     assert pickle.loads(pickle.dumps(job)) == job
     with pytest.raises(celeriac.JobFailedError) as caught:
         job.result()

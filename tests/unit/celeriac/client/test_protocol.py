@@ -21,7 +21,7 @@ from celeriac import (
     WaitTimeoutError,
 )
 from celeriac.client.protocol import LONG_POLL_S, Protocol
-from celeriac.client.steps import ANSWER_S, Call, Flow, Pause
+from celeriac.client.steps import RESPONSE_S, Call, Flow, Pause
 from tasks.job import Status
 from tests.helpers.job_objects import JOB_ID, QUEUED, RUNNING, SUCCEEDED, job_object
 
@@ -92,7 +92,7 @@ def test_generate_is_one_request_with_a_key_of_its_own() -> None:
     first, second = server.calls
     assert first.headers["Prefer"] == f"wait={LONG_POLL_S:g}"
     assert first.headers["Idempotency-Key"] != second.headers["Idempotency-Key"]
-    assert first.to_httpx()["timeout"].read == LONG_POLL_S + ANSWER_S
+    assert first.to_httpx()["timeout"].read == LONG_POLL_S + RESPONSE_S
 
 
 def test_a_long_generation_is_waited_for_in_short_requests() -> None:
@@ -143,7 +143,7 @@ def test_a_lost_connection_repeats_the_submission_with_the_same_key() -> None:
 
 def test_a_server_that_never_answered_is_given_up_quickly() -> None:
     server = Server([REFUSED])
-    with pytest.raises(ServerUnreachableError, match=r"No server answers at http://127\.0\.0\.1:8000"):
+    with pytest.raises(ServerUnreachableError, match=r"No server responds at http://127\.0\.0\.1:8000"):
         server.submit()
     assert len(server.calls) > 1
     assert server.now - 1000.0 <= 2.0

@@ -159,7 +159,7 @@ def test_every_kind_of_event_is_read_and_unknown_ones_are_skipped() -> None:
         TokenEvent(id="5-0", offset=2, count=3, text="€9\n"),
         TokenEvent(id="5-1", offset=5, count=0, text="rest"),
         ErrorEvent(code="worker_lost", message="It failed.", retryable=True, status=503),
-        DoneEvent(id="5-9", job=Job.from_answer(DONE_JOB)),
+        DoneEvent(id="5-9", job=Job.from_json(DONE_JOB)),
     ]
     assert len(server.calls) == 1
 
@@ -367,7 +367,7 @@ def test_a_proxy_that_cuts_long_connections_is_outlasted() -> None:
 
 def test_a_server_that_never_answered_is_given_up_quickly() -> None:
     server = Server([REFUSED])
-    with pytest.raises(ServerUnreachableError, match="No server answers"):
+    with pytest.raises(ServerUnreachableError, match="No server responds"):
         server.stream()
     assert server.now - 1000.0 <= 2.0
 
@@ -422,11 +422,11 @@ def test_an_answer_that_is_no_stream_is_another_servers(answer: httpx.Response) 
 def test_text_that_does_not_come_in_time_is_a_wait_that_is_over() -> None:
     waiting: Chunks = [status("queued", 0), 15.0, KEEP_ALIVE, 15.0, KEEP_ALIVE, 15.0, KEEP_ALIVE]
     server = Server([waiting])
-    with pytest.raises(WaitTimeoutError, match="is running and goes on") as caught:
+    with pytest.raises(WaitTimeoutError, match="is running and continues") as caught:
         server.stream(timeout=20.0)
     assert caught.value.job.id == JOB_ID
     assert server.now - 1000.0 == 30.0
-    assert server.calls[0].answer_s == 20.0
+    assert server.calls[0].response_s == 20.0
 
 
 def test_a_wait_that_is_over_is_not_prolonged_by_a_server_that_is_away() -> None:

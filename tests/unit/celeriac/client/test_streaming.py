@@ -23,8 +23,7 @@ from celeriac import (
     TokenEvent,
     WaitTimeoutError,
 )
-from celeriac.client import backoff as patience
-from celeriac.client import protocol
+from celeriac.client import backoff, protocol
 from tasks.job import Status
 from tests.helpers.both_clients import Both, Handler
 from tests.helpers.job_objects import JOB_ID, QUEUED, RUNNING, SUCCEEDED, job_object
@@ -180,7 +179,7 @@ def test_generate_stream_fails_where_the_job_does_after_the_text_that_it_has(cal
 def test_generate_stream_waits_for_each_piece_as_long_as_it_is_told(call: Both) -> None:
     silent = httpx.ReadTimeout("timed out")
     handler, requests = scripted(accepted(), stream_of(silent), httpx.Response(200, json=job_object(RUNNING)))
-    with pytest.raises(WaitTimeoutError, match="goes on") as caught:
+    with pytest.raises(WaitTimeoutError, match="continues") as caught:
         call(handler, "generate_stream", "1+1=", timeout=0.0)
     assert caught.value.job.id == JOB_ID
     assert requests[1].extensions["timeout"]["read"] == 0.0
@@ -308,7 +307,7 @@ def rest(peer: Peer) -> None:
 def test_a_connection_that_is_cut_in_the_middle_of_an_event(
     call: Both, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patience, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(backoff, "FIRST_PAUSE_S", 0.01)
 
     def killed(peer: Peer) -> None:
         peer.send(HEAD + chunk(status() + tokens(0, 2)) + chunk(tokens(2, 3)[:kept]))
