@@ -11,7 +11,6 @@ To add a field, touch four places:
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -70,6 +69,9 @@ class SamplingParams:
 
     def with_seed(self) -> SamplingParams:
         """The same with a seed: the given one, or else one that is drawn now."""
+        # Imported here: the command line imports this module at each start, and `secrets` loads OpenSSL.
+        import secrets
+
         return self if self.seed is not None else replace(self, seed=secrets.randbits(SEED_BITS))
 
 

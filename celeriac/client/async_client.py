@@ -166,21 +166,21 @@ class AsyncInferenceClient:
     async def _run(self, flow: Flow[T]) -> T:
         """See `InferenceClient._run`."""
         response: httpx.Response | None = None
-        lost: httpx.RequestError | None = None
+        failure: httpx.RequestError | None = None
         while True:
             try:
-                step = flow.send(response) if lost is None else flow.throw(lost)
+                step = flow.send(response) if failure is None else flow.throw(failure)
             except StopIteration as end:
                 result: T = end.value
                 return result
-            response = lost = None
+            response = failure = None
             if isinstance(step, Pause):
                 await asyncio.sleep(step.seconds)
                 continue
             try:
                 response = await self._http.request(**step.to_httpx())
             except httpx.RequestError as error:
-                lost = error
+                failure = error
 
     async def _pieces(self, call: Call) -> AsyncGenerator[str, None]:
         """See `InferenceClient._pieces`."""
@@ -197,15 +197,15 @@ class AsyncInferenceClient:
     async def _stream(self, flow: StreamFlow) -> AsyncGenerator[Event, None]:
         """See `InferenceClient._stream`."""
         response: httpx.Response | bytes | None = None
-        lost: httpx.RequestError | None = None
+        failure: httpx.RequestError | None = None
         async with AsyncExitStack() as connection:
             chunks: AsyncIterator[bytes] | None = None
             while True:
                 try:
-                    step = flow.send(response) if lost is None else flow.throw(lost)
+                    step = flow.send(response) if failure is None else flow.throw(failure)
                 except StopIteration:
                     return
-                response = lost = None
+                response = failure = None
                 try:
                     match step:
                         case Event():
@@ -227,4 +227,4 @@ class AsyncInferenceClient:
                             assert chunks is not None
                             response = await anext(chunks, b"")
                 except httpx.RequestError as error:
-                    lost = error
+                    failure = error

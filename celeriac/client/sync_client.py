@@ -139,7 +139,8 @@ class InferenceClient:
     def wait(self, job: str | Job, timeout: float | None = None) -> Job:
         """Wait until the job has ended, with or without success, and return it.
 
-        `.result()` of the returned job is the guide's dictionary. Raises WaitTimeoutError after `timeout` seconds (None: without a limit); the job continues.
+        `.result()` of the returned job is the guide's dictionary. Raises WaitTimeoutError after `timeout` seconds; the
+        job continues. None: without a limit.
         """
         return self._run(self._protocol.wait(id_of(job), timeout=timeout))
 
@@ -197,21 +198,21 @@ class InferenceClient:
     def _run(self, flow: Flow[T]) -> T:
         """Carry out the steps of a flow, and return its result."""
         response: httpx.Response | None = None
-        lost: httpx.RequestError | None = None
+        failure: httpx.RequestError | None = None
         while True:
             try:
-                step = flow.send(response) if lost is None else flow.throw(lost)
+                step = flow.send(response) if failure is None else flow.throw(failure)
             except StopIteration as end:
                 result: T = end.value
                 return result
-            response = lost = None
+            response = failure = None
             if isinstance(step, Pause):
                 time.sleep(step.seconds)
                 continue
             try:
                 response = self._http.request(**step.to_httpx())
             except httpx.RequestError as error:
-                lost = error
+                failure = error
 
     def _pieces(self, call: Call) -> Generator[str, None, None]:
         """The pieces of text of a `generate_stream_call`. An interruption cancels the job."""
@@ -228,15 +229,15 @@ class InferenceClient:
     def _stream(self, flow: StreamFlow) -> Generator[Event, None, None]:
         """Carry out the steps of a flow, and yield its events."""
         response: httpx.Response | bytes | None = None
-        lost: httpx.RequestError | None = None
+        failure: httpx.RequestError | None = None
         with ExitStack() as connection:
             chunks: Iterator[bytes] = iter(())
             while True:
                 try:
-                    step = flow.send(response) if lost is None else flow.throw(lost)
+                    step = flow.send(response) if failure is None else flow.throw(failure)
                 except StopIteration:
                     return
-                response = lost = None
+                response = failure = None
                 try:
                     match step:
                         case Event():
@@ -256,4 +257,4 @@ class InferenceClient:
                         case Read():
                             response = next(chunks, b"")
                 except httpx.RequestError as error:
-                    lost = error
+                    failure = error

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from celeriac.cli import main
-from celeriac.cli.screen import Screen
+from celeriac.cli.job_printer import JobPrinter
 from celeriac.client import sync_client
 from tasks.job import Status
 from tasks.settings import settings
@@ -136,7 +136,7 @@ def test_a_reader_that_leaves_generate_cancels_the_job(shell: Shell, monkeypatch
     def broken(*_: Any) -> None:
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
-    monkeypatch.setattr(Screen, "text", broken)
+    monkeypatch.setattr(JobPrinter, "print_text", broken)
     result = shell("generate", "1+1=", answers=[ok(job_object(QUEUED), 202), stream(whole()), ok(job_object(QUEUED))])
     assert result.exit_code == 1
     assert shell.requests[-1].url.path == f"/v1/jobs/{JOB_ID}/cancel"
@@ -196,7 +196,7 @@ def test_watch_tells_what_becomes_of_the_job(shell: Shell) -> None:
             "running on w1@host",
             "queued again: its worker stopped or was lost",
             "queued, 0 ahead",
-            "taken up again by w2@host, resumed from token 2",
+            "claimed again by w2@host, resumed from token 2",
             "running on w2@host",
             "succeeded",
         ]

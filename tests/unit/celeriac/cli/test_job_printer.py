@@ -123,7 +123,7 @@ def test_on_a_terminal_the_place_in_the_queue_is_one_line_that_goes_away() -> No
     assert shown_on_a_terminal(written) == [
         f"{JOB_ID} running",
         "1+1=5",
-        f"{JOB_ID} taken up again, resumed from token 1",
+        f"{JOB_ID} claimed again, resumed from token 1",
         *TEXT[1:].split("\n"),
         f"{JOB_ID} succeeded",
         "",
