@@ -161,8 +161,8 @@ def test_a_worker_that_dies_is_started_again_until_that_makes_no_sense(served: S
         os.kill(worker, signal.SIGKILL)
         killed.add(worker)
     assert process.wait(60) == 1, process.output
-    assert "worker ended (signal SIGKILL); it is started again in 0.5 s" in process.output
-    assert "worker ended 3 times within 60 s" in process.output
+    assert "worker exited (signal SIGKILL); restarting it in 0.5 s" in process.output
+    assert "worker exited 3 times within 60 s" in process.output
     assert not served.family()
 
 
@@ -202,7 +202,7 @@ def test_a_damaged_checkpoint_ends_it_with_the_reason(served: Served) -> None:
     process = served.start(checkpoint=copy)
     assert process.wait(START_S) == 1
     last = process.output.splitlines()[-1]
-    assert last.startswith("Error: worker ended while everything was being started (exit code 1). Its last line: ")
+    assert last.startswith("Error: worker exited during startup (exit code 1). Its last line of output: ")
     assert "model_000102.pt" in last
     assert not served.family()
 
@@ -214,7 +214,7 @@ def test_a_redis_that_cannot_start_ends_it_with_the_reason(served: Served) -> No
     (folder / "appendonlydir").write_text("")
     process = served.start()
     assert process.wait(START_S) == 1
-    assert re.search(r"Error: redis ended while everything was being started.*redis\.log", process.output)
+    assert re.search(r"Error: redis exited during startup.*redis\.log", process.output)
 
 
 def test_a_port_in_use_ends_it_before_anything_starts(served: Served) -> None:
@@ -229,6 +229,6 @@ def test_a_port_in_use_ends_it_before_anything_starts(served: Served) -> None:
 
 def test_a_server_for_developers_on_an_open_address(served: Served) -> None:
     process = served.ready("--reload", "--host", "0.0.0.0")
-    assert "Warning: whoever reaches 0.0.0.0" in process.output
+    assert "Warning: everyone who can reach 0.0.0.0" in process.output
     assert process.terminate(30) == 0
     assert not served.family()

@@ -37,7 +37,7 @@ def test_a_port_in_use_is_said_with_the_option_that_changes_it() -> None:
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "host.invalid", "not a host"])
 def test_an_address_that_is_not_ours_is_said(host: str) -> None:
-    with pytest.raises(PortError, match=r"is no address of this machine.*127\.0\.0\.1"):
+    with pytest.raises(PortError, match=r"is not an address of this machine.*127\.0\.0\.1"):
         check_port(host, free_port())
 
 
@@ -82,13 +82,13 @@ def test_a_child_that_dies_again_and_again_is_given_up(monkeypatch: pytest.Monke
     now = 0.0
     monkeypatch.setattr(child.time, "monotonic", lambda: now)
     dying = Child(Role(name="worker", command=[], stop_s=1.0), Console(["worker"]), lambda *_: None)
-    assert dying.pause_after_death() == 0.5
+    assert dying.restart_pause_s() == 0.5
     now = 30.0
-    assert dying.pause_after_death() == 1.0
+    assert dying.restart_pause_s() == 1.0
     now = 70.0
-    assert dying.pause_after_death() == 1.0
+    assert dying.restart_pause_s() == 1.0
     now = 80.0
-    assert dying.pause_after_death() is None
+    assert dying.restart_pause_s() is None
 
 
 def test_exits_are_named() -> None:
@@ -97,7 +97,7 @@ def test_exits_are_named() -> None:
 
 def test_children_are_shown_in_columns(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console(["api", "worker-1"])
-    console.child("api", "line")
-    console.complain("bad")
+    console.child_line("api", "line")
+    console.error("bad")
     out, err = capsys.readouterr()
     assert (out, err) == ("api      | line\n", "bad\n")

@@ -56,7 +56,7 @@ def test_without_any_the_message_says_what_to_install(
 
 
 def test_the_folder_is_its_owners_alone(tmp_path: Path) -> None:
-    folder = DataFolder.take(tmp_path / "a" / "8000")
+    folder = DataFolder.acquire(tmp_path / "a" / "8000")
     assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
     folder.release()
 
@@ -64,22 +64,22 @@ def test_the_folder_is_its_owners_alone(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RedisServerError, match=r"file/8000 cannot be used: Not a directory.*--data-dir"):
-        DataFolder.take(tmp_path / "file" / "8000")
+        DataFolder.acquire(tmp_path / "file" / "8000")
 
 
 def test_a_folder_is_taken_once(tmp_path: Path) -> None:
-    first = DataFolder.take(tmp_path)
+    first = DataFolder.acquire(tmp_path)
     with pytest.raises(RedisServerError, match=rf"process {os.getpid()}\) runs in {tmp_path}.*--port or --data-dir"):
-        DataFolder.take(tmp_path)
+        DataFolder.acquire(tmp_path)
     first.release()
-    DataFolder.take(tmp_path).release()
+    DataFolder.acquire(tmp_path).release()
 
 
 def test_the_server_keeps_the_lock_when_its_launcher_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The launcher in another process takes the folder, starts something that inherits the lock, and ends."""
     code = (
         "import subprocess, sys; from pathlib import Path; from celeriac.launcher.redis_server import DataFolder\n"
-        f"folder = DataFolder.take(Path({str(tmp_path)!r}))\n"
+        f"folder = DataFolder.acquire(Path({str(tmp_path)!r}))\n"
         "child = subprocess.Popen(['cat'], stdin=0, stdout=subprocess.DEVNULL, pass_fds=[folder.lock])\n"
         "print(child.pid)"
     )
@@ -88,14 +88,14 @@ def test_the_server_keeps_the_lock_when_its_launcher_is_gone(tmp_path: Path, mon
     assert server.stdout is not None
     assert server.stdout.read().strip().isdigit()
     assert server.wait() == 0
-    monkeypatch.setattr(redis_server, "LAST_SERVER_S", 0.2)
+    monkeypatch.setattr(redis_server, "OLD_SERVER_S", 0.2)
     with pytest.raises(RedisServerError, match="runs in"):
-        DataFolder.take(tmp_path)
+        DataFolder.acquire(tmp_path)
     # It ends, and the next launcher, which waits for it, has the folder.
-    monkeypatch.setattr(redis_server, "LAST_SERVER_S", 10.0)
+    monkeypatch.setattr(redis_server, "OLD_SERVER_S", 10.0)
     server.stdin.close()
     server.stdout.close()
-    DataFolder.take(tmp_path).release()
+    DataFolder.acquire(tmp_path).release()
 
 
 def test_the_socket_is_in_the_folder_where_its_path_is_short(tmp_path: Path) -> None:
@@ -113,12 +113,12 @@ def test_the_socket_of_a_long_path_is_in_a_folder_of_its_own(
     assert socket_path(long) == path
     assert socket_path(tmp_path / ("y" * MAX_SOCKET_PATH)) != path
     path.parent.chmod(0o755)
-    with pytest.raises(RedisServerError, match="not a folder of yours alone"):
+    with pytest.raises(RedisServerError, match="is open to other users"):
         socket_path(long)
 
 
 def test_the_server_writes_everything_down_and_is_on_no_port(tmp_path: Path) -> None:
-    folder = DataFolder.take(tmp_path / "with space")
+    folder = DataFolder.acquire(tmp_path / "with space")
     command = folder.command(Path("redis-server"), "everysec")
     options = dict(zip(command[1::2], command[2::2], strict=True))
     assert options["--port"] == "0"
