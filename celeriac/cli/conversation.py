@@ -38,7 +38,7 @@ class Conversation:
                 if not self._run_command(line.split()):
                     return
             elif line:
-                self._answer(line)
+                self._generate(line)
 
     def _read(self) -> str | None:
         """The next line without its line end; None at the end of the input."""
@@ -79,7 +79,7 @@ class Conversation:
         except ValueError:
             click.echo(f"{name} cannot be {value}.\n{HELP}")
 
-    def _answer(self, prompt: str) -> None:
+    def _generate(self, prompt: str) -> None:
         try:
             ids, warnings = self._model.encode(prompt)
             warn(warnings)

@@ -1,7 +1,7 @@
-"""Keyword arguments that the methods of both clients share, declared and documented once.
+"""Keyword options of `generate`, `generate_stream` and `submit`, declared once for both clients.
 
-`generate` and `generate_stream` take `GenerationOptions`; `submit` takes `JobOptions`. An option that is left out or
-None is not sent, so that the server's default applies.
+`generate` and `generate_stream` take `GenerationOptions`; `submit` takes `JobOptions`. An option that is not given,
+or None, is not sent, so that the server's default applies; `JOB_DEFAULTS` are the exceptions.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class JobOptions(GenerationOptions, total=False):
     max_queue_position: int | None
 
 
-#: What `submit` sends unless the caller says otherwise.
+#: Options that `submit` sends even if the caller does not give them.
 JOB_DEFAULTS: JobOptions = {"priority": 5, "wait_for_worker": False}
 
 #: Method of the clients: the TypedDict that declares its options.

@@ -82,7 +82,7 @@ class Protocol:
 
     def generate_call(self, body: Mapping[str, Any], *, key: str | None, timeout: float | None) -> Call:
         """The request of `generate`, with a new Idempotency-Key unless `key` is given."""
-        timeout_s = self._timeout if timeout is None else timeout
+        timeout_s = self._timeout_s(timeout)
         held_s = LONG_POLL_S if timeout_s is None else min(LONG_POLL_S, timeout_s)
         headers = {**_key(key), "Prefer": f"wait={int(held_s)}"}
         return Call(method="POST", path="/generate", body=body, headers=headers, held_s=held_s, timeout_s=timeout_s)
@@ -113,7 +113,7 @@ class Protocol:
 
     def generate_stream_call(self, body: Mapping[str, Any], *, key: str | None, timeout: float | None) -> Call:
         """The first request of `generate_stream`, with a new Idempotency-Key unless `key` is given."""
-        return replace(self.submit_call(body, key=key), timeout_s=self._timeout if timeout is None else timeout)
+        return replace(self.submit_call(body, key=key), timeout_s=self._timeout_s(timeout))
 
     def generate_stream(self, call: Call) -> StreamFlow:
         """Send a `generate_stream_call`, and stream the events of its job."""
@@ -298,6 +298,10 @@ class Protocol:
         elif failure.retry_after_s is not None:
             requested_s = failure.retry_after_s
         return backoff.pause_s(limit_s, requested_s=requested_s)
+
+    def _timeout_s(self, timeout: float | None) -> float | None:
+        """The timeout of a call: its own, or else the client's."""
+        return self._timeout if timeout is None else timeout
 
     def _deadline(self, timeout: float | None) -> float:
         return math.inf if timeout is None else self._clock() + timeout

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 #: Longest time to connect, in seconds.
 CONNECT_S = 5.0
-#: Longest time to wait for a response, after the time for which the server was asked to hold it, in seconds.
+#: Longest time to wait for a response, in addition to the time for which the server holds it, in seconds.
 RESPONSE_S = 30.0
 #: A stream that brings nothing for this long counts as lost, in seconds. The server sends a comment every 15 s.
 SILENCE_S = 45.0

@@ -111,7 +111,7 @@ class Child:
         """Wait for the exit. Returns False if the process still runs after `timeout_s`."""
         return self._exited.wait(timeout_s)
 
-    def restart_pause_s(self) -> float | None:
+    def count_exit(self) -> float | None:
         """Count an exit. Returns the pause before the restart, in seconds; None after too many exits."""
         now = time.monotonic()
         self._exits.append(now)

@@ -149,7 +149,7 @@ class Launcher:
         name, how = child.role.name, describe_exit(code)
         if not self._is_ready:
             raise LaunchError(f"{name} exited during startup ({how}). {self._last_output(child)}")
-        pause_s = child.restart_pause_s()
+        pause_s = child.count_exit()
         if pause_s is None:
             raise LaunchError(
                 f"{name} exited {MAX_EXITS} times within {EXIT_WINDOW_S:g} s, the last time with {how}. All jobs are "

@@ -52,7 +52,7 @@ def fields_of(card: Card) -> list[tuple[str, str]]:
         ("heads", f"{card.n_head}, {card.n_kv_head} for keys and values"),
         ("vocabulary", f"{card.vocab_size} ids"),
         ("context", f"{card.context} tokens"),
-        ("limits", f"prompt {card.context - 1} tokens, answer {min(MAX_TOKENS_LIMIT, card.context - 1)}"),
+        ("limits", f"prompt {card.context - 1} tokens, continuation {min(MAX_TOKENS_LIMIT, card.context - 1)}"),
         ("softcap", f"{card.softcap:g}"),
         ("parameters", f"{card.parameters:,}"),
         ("weights", f"{card.weight_bytes:,} bytes, {card.weights} in memory"),

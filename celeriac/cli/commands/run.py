@@ -94,8 +94,8 @@ def decode(
     else:
         ids = token_ids or ()
     if as_json:
-        answer = model.generate(ids, sampling, every_id=text is None, keep_logits=logits)
-        print_json(json_object(answer))
+        output = model.generate(ids, sampling, every_id=text is None, keep_logits=logits)
+        print_json(json_object(output))
         return
     # The prompt is printed with the first piece of its continuation: until then it may turn out to be too long.
     unprinted = [text or ""]
@@ -104,8 +104,8 @@ def decode(
         click.echo("".join((*unprinted, piece)), nl=False)
         unprinted.clear()
 
-    answer = model.generate(ids, sampling, every_id=text is None, on_text=print_piece)
-    print_piece(",".join(map(str, answer.token_ids)) if answer.text is None else "")
+    output = model.generate(ids, sampling, every_id=text is None, on_text=print_piece)
+    print_piece(",".join(map(str, output.token_ids)) if output.text is None else "")
     click.echo()
 
 
@@ -119,15 +119,15 @@ def parse_ids(text: str | None) -> tuple[int, ...] | None:
         raise click.BadParameter(f"{text!r} is not a list of token ids such as 1,2,3") from None
 
 
-def json_object(answer: Answer) -> dict[str, Any]:
+def json_object(output: Answer) -> dict[str, Any]:
     """The object that `--json` prints."""
     fields: dict[str, Any] = {
-        "prompt_ids": answer.prompt_ids,
-        "token_ids": answer.token_ids,
-        "text": answer.text,
-        "finish_reason": answer.finish_reason.value,
-        "seed": answer.seed,
+        "prompt_ids": output.prompt_ids,
+        "token_ids": output.token_ids,
+        "text": output.text,
+        "finish_reason": output.finish_reason.value,
+        "seed": output.seed,
     }
-    if answer.last_logits is not None:
-        fields["last_logits"] = answer.last_logits
+    if output.last_logits is not None:
+        fields["last_logits"] = output.last_logits
     return fields

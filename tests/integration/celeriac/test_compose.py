@@ -121,15 +121,15 @@ def test_every_command_runs_with_its_environment(services: dict[str, Any], redis
         flower, flower_port = local.start("flower")
         api_url, flower_url = f"http://127.0.0.1:{api_port}", f"http://127.0.0.1:{flower_port}"
 
-        def answers(url: str, **options: Any) -> int | None:
+        def status_of(url: str, **options: Any) -> int | None:
             try:
                 return httpx.get(url, **options).status_code
             except httpx.TransportError:
                 return None
 
-        until(lambda: answers(f"{api_url}/health/ready") == 200, "a ready API", timeout_s=90)
-        answer = httpx.post(f"{api_url}/generate", json={"prompt": "123+456=", "max_tokens": 20, "temperature": 0.0})
-        assert answer.json()["generated_text"] == "123+456=579"
+        until(lambda: status_of(f"{api_url}/health/ready") == 200, "a ready API", timeout_s=90)
+        response = httpx.post(f"{api_url}/generate", json={"prompt": "123+456=", "max_tokens": 20, "temperature": 0.0})
+        assert response.json()["generated_text"] == "123+456=579"
 
         alive = tmp_path / "alive"
         until(alive.exists, "the worker's health file")
@@ -137,9 +137,9 @@ def test_every_command_runs_with_its_environment(services: dict[str, Any], redis
         environment = {"CELERIAC_HEALTH_FILE": str(alive), "PATH": ""}
         assert subprocess.run(probe, cwd=ROOT, env=environment, timeout=60).returncode == 0
 
-        until(lambda: answers(f"{flower_url}/healthcheck") == 200, "Flower", timeout_s=60)
-        assert answers(f"{flower_url}/workers") == 401
-        assert answers(f"{flower_url}/workers", auth=("flower", ENVIRONMENT["FLOWER_PASSWORD"])) == 200
+        until(lambda: status_of(f"{flower_url}/healthcheck") == 200, "Flower", timeout_s=60)
+        assert status_of(f"{flower_url}/workers") == 401
+        assert status_of(f"{flower_url}/workers", auth=("flower", ENVIRONMENT["FLOWER_PASSWORD"])) == 200
         assert worker.terminate() == 0
         flower.terminate()
     finally:

@@ -62,23 +62,23 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.mark.parametrize("body", BODIES, ids=lambda body: repr(body["prompt"]))
 def test_each_curl_example(url: str, body: dict[str, Any]) -> None:
     response = httpx.post(f"{url}/generate", json=body, timeout=60)
-    answer = response.json()
+    result = response.json()
     assert response.status_code == 200
-    assert list(answer) == ["prompt", "generated_text", "tokens_generated", "model"]
-    assert (answer["prompt"], answer["model"]) == (body["prompt"], "step_002920")
-    assert answer["generated_text"].startswith(body["prompt"])
+    assert list(result) == ["prompt", "generated_text", "tokens_generated", "model"]
+    assert (result["prompt"], result["model"]) == (body["prompt"], "step_002920")
+    assert result["generated_text"].startswith(body["prompt"])
     # One character is one token here.
-    assert len(answer["generated_text"]) == len(body["prompt"]) + answer["tokens_generated"]
+    assert len(result["generated_text"]) == len(body["prompt"]) + result["tokens_generated"]
 
 
 def test_the_sum_of_the_guide(url: str) -> None:
-    answer = httpx.post(f"{url}/generate", json=BODIES[0]).json()
-    assert (answer["generated_text"], answer["tokens_generated"]) == ("123+456=579", 3)
+    response = httpx.post(f"{url}/generate", json=BODIES[0]).json()
+    assert (response["generated_text"], response["tokens_generated"]) == ("123+456=579", 3)
 
 
 def test_the_newline_that_ends_a_text_is_part_of_it(url: str) -> None:
-    answer = httpx.post(f"{url}/generate", json={**BODIES[4], "temperature": 0.0}).json()
-    assert answer["generated_text"] == "123\n456\n789\n"
+    response = httpx.post(f"{url}/generate", json={**BODIES[4], "temperature": 0.0}).json()
+    assert response["generated_text"] == "123\n456\n789\n"
 
 
 def test_health_info_and_overview(url: str) -> None:
@@ -110,13 +110,17 @@ def test_the_javascript_example(url: str) -> None:
 
 def test_a_browser_may_call_from_any_page(url: str) -> None:
     page = {"Origin": "http://example.org"}
-    asked = {**page, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
-    preflight = httpx.options(f"{url}/generate", headers=asked)
+    request_headers = {
+        **page,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "content-type",
+    }
+    preflight = httpx.options(f"{url}/generate", headers=request_headers)
     assert preflight.status_code == 200
     assert preflight.headers["access-control-allow-origin"] == "*"
     assert "content-type" in preflight.headers["access-control-allow-headers"].lower()
-    answer = httpx.post(f"{url}/generate", json=BODIES[0], headers=page)
-    assert answer.headers["access-control-allow-origin"] == "*"
+    response = httpx.post(f"{url}/generate", json=BODIES[0], headers=page)
+    assert response.headers["access-control-allow-origin"] == "*"
 
 
 def test_the_python_example(url: str) -> None:

@@ -97,5 +97,5 @@ def test_nothing_is_started_if_the_launcher_has_already_ended(tmp_path: Path) ->
     gone = subprocess.Popen(["true"])
     gone.wait()
     words = [*HOW["kernel"], str(gone.pid), "9", sys.executable, "-c", "print('started')"]
-    answer = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert (answer.returncode, answer.stdout) == (1, "")
+    run = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (1, "")

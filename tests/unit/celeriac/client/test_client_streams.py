@@ -217,11 +217,11 @@ def test_closing_the_text_with_an_unreachable_server_is_not_an_error() -> None:
 
 @pytest.mark.parametrize("interrupted", [0, 1])
 def test_ctrl_c_cancels_the_job(interrupted: int) -> None:
-    answers: list[httpx.Response | BaseException] = [accepted(), stream_of(status(), KeyboardInterrupt())]
+    responses: list[httpx.Response | BaseException] = [accepted(), stream_of(status(), KeyboardInterrupt())]
     if interrupted == 0:
         # During the submission: it is unknown whether the server has accepted the job.
-        answers = [KeyboardInterrupt()]
-    handler, requests = scripted(*answers, accepted(), accepted())
+        responses = [KeyboardInterrupt()]
+    handler, requests = scripted(*responses, accepted(), accepted())
     with InferenceClient(transport=httpx.MockTransport(handler)) as client, pytest.raises(KeyboardInterrupt):
         list(client.generate_stream("1+1="))
     assert lines_of(requests) == [*CANCELLED[: interrupted + 1], *CANCELLED[2:]]

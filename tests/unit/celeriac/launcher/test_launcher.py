@@ -82,13 +82,13 @@ def test_a_child_that_exits_too_often_is_not_restarted(monkeypatch: pytest.Monke
     now = 0.0
     monkeypatch.setattr(child.time, "monotonic", lambda: now)
     exiting = Child(Role(name="worker", command=[], stop_s=1.0), Console(["worker"]), lambda *_: None)
-    assert exiting.restart_pause_s() == 0.5
+    assert exiting.count_exit() == 0.5
     now = 30.0
-    assert exiting.restart_pause_s() == 1.0
+    assert exiting.count_exit() == 1.0
     now = 70.0
-    assert exiting.restart_pause_s() == 1.0
+    assert exiting.count_exit() == 1.0
     now = 80.0
-    assert exiting.restart_pause_s() is None
+    assert exiting.count_exit() is None
 
 
 def test_an_exit_code_is_described() -> None:
