@@ -59,7 +59,7 @@ def require(*packages: str, extra: str) -> None:
 
 @contextmanager
 def readable_checkpoint_errors() -> Iterator[None]:
-    """Print errors of checkpoints as one line."""
+    """Turn a CheckpointError into an error of one line with exit code 1."""
     from worker.checkpoints.errors import CheckpointError
 
     try:
