@@ -1,4 +1,4 @@
-"""What people hold: the Python client, the command line, the launcher.
+"""The Python client, the command line, and the launcher of `celeriac serve`.
 
 from celeriac import InferenceClient
 
@@ -62,7 +62,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # On first use: a worker process, which is started by this package's command, does without an HTTP client.
+    # Imported on first use: a worker process, which `celeriac worker` starts, does not need the HTTP client.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = "celeriac.errors" if name == "CeleriacError" else "celeriac.client"

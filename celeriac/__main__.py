@@ -1,4 +1,4 @@
-"""`python -m celeriac`: the command line."""
+"""`python -m celeriac` runs the command line."""
 
 from celeriac.cli import main
 

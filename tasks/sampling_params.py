@@ -11,7 +11,6 @@ To add a field, edit four places:
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -76,6 +75,9 @@ class SamplingParams:
 
     def with_seed(self) -> SamplingParams:
         """The same parameters with a seed: the given one, or else a random one."""
+        # Imported here: the command line imports this module at each start, and `secrets` loads OpenSSL.
+        import secrets
+
         return self if self.seed is not None else replace(self, seed=secrets.randbits(SEED_BITS))
 
 

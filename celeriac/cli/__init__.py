@@ -1,4 +1,4 @@
-"""The command line. Each command is a file of its own; what is heavy is imported when the command runs."""
+"""The command line. Each command is one file in `commands/`. Commands import heavy packages only when they run."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from celeriac.errors import CeleriacError
 
 
 class Commands(click.Group):
-    """Shows our errors as one line, with exit code 1; a wrong command line has 2."""
+    """Prints each CeleriacError as one line, with exit code 1. A wrong command line gives exit code 2."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command."""
+        """Run a command."""
         try:
             return super().invoke(ctx)
         except CeleriacError as error:
@@ -38,7 +38,7 @@ class Commands(click.Group):
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="celeriac")
 def main() -> None:
-    """Text generation from trained checkpoints, served through a queue."""
+    """Generate text with trained checkpoints, served through a task queue."""
 
 
 for module in (serve, api, worker, flower, run, inspect, generate, submit, watch, cancel, retry, delete, jobs):

@@ -1,4 +1,4 @@
-"""`celeriac run --interactive`: one prompt after the other, with the original guide's commands."""
+"""`celeriac run --interactive`: one prompt after another, with the commands of the original guide."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 HELP = """\
 /temp VALUE   temperature, 0 to 2 (0: always the likeliest token)
-/topk VALUE   sample from the likeliest tokens only (/topk off: from all)
+/topk VALUE   sample only from this many likeliest tokens (/topk off: from all)
 /tokens N     most tokens to generate
-/quit         leave"""
+/quit         exit"""
 
 
 class Conversation:
@@ -31,17 +31,17 @@ class Conversation:
         self._sampling = sampling
 
     def run(self) -> None:
-        """The loop. Ctrl-C ends a text, and at the prompt the loop."""
-        click.echo(f"{self._model.card.name}: write a prompt, or a command:\n{HELP}")
+        """Run the conversation. Ctrl-C ends the current text; at the prompt it ends the conversation."""
+        click.echo(f"{self._model.card.name}: enter a prompt or a command.\n{HELP}")
         while (line := self._read()) is not None:
             if line.startswith("/"):
-                if not self._obey(line.split()):
+                if not self._run_command(line.split()):
                     return
             elif line:
-                self._answer(line)
+                self._generate(line)
 
     def _read(self) -> str | None:
-        """The next line without its end; None when there is none."""
+        """The next line without its line end; None at the end of the input."""
         click.echo("> ", nl=False)
         try:
             line = sys.stdin.readline()
@@ -52,8 +52,8 @@ class Conversation:
             return None
         return line.rstrip("\r\n")
 
-    def _obey(self, words: list[str]) -> bool:
-        """Do what a command says. False: leave."""
+    def _run_command(self, words: list[str]) -> bool:
+        """Carry out a command. Returns False if the conversation ends."""
         match words:
             case ["/quit"]:
                 return False
@@ -79,7 +79,7 @@ class Conversation:
         except ValueError:
             click.echo(f"{name} cannot be {value}.\n{HELP}")
 
-    def _answer(self, prompt: str) -> None:
+    def _generate(self, prompt: str) -> None:
         try:
             ids, warnings = self._model.encode(prompt)
             warn(warnings)

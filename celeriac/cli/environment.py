@@ -1,4 +1,4 @@
-"""What a command needs around it: settings that are valid, and packages that are installed."""
+"""Checks of what a command needs: valid settings and installed packages."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from tasks.settings import Settings
 
 
-class EnvironmentFault(click.ClickException):
-    """A setting that cannot be used: wrong usage, like a wrong option."""
+class InvalidSettingError(click.ClickException):
+    """A setting is invalid. The exit code is that of an invalid option."""
 
     exit_code = 2
 
 
 def load_settings() -> Settings:
-    """The settings of this process. EnvironmentFault where one is wrong."""
+    """The settings of this process. Raises InvalidSettingError."""
     from pydantic import ValidationError
     from pydantic_settings import SettingsError
 
@@ -29,14 +29,14 @@ def load_settings() -> Settings:
     try:
         return settings()
     except ValidationError as error:
-        faults = [f"CELERIAC_{str(fault['loc'][0]).upper()}: {fault['msg']}" for fault in error.errors()]
-        raise EnvironmentFault("; ".join(faults)) from error
+        problems = [f"CELERIAC_{str(one['loc'][0]).upper()}: {one['msg']}" for one in error.errors()]
+        raise InvalidSettingError("; ".join(problems)) from error
     except SettingsError as error:
-        raise EnvironmentFault(f"A CELERIAC_* variable cannot be read: {error}") from error
+        raise InvalidSettingError(f"A CELERIAC_* variable cannot be read: {error}") from error
 
 
 def load_queue_settings() -> Settings:
-    """The settings of a role that uses the queue: the URL of Redis is checked as well, though not asked."""
+    """The settings of a role that uses the queue. Also checks the Redis URL, without connecting to it."""
     from tasks.errors import ConfigurationError
     from tasks.store.connections import parse
 
@@ -44,22 +44,22 @@ def load_queue_settings() -> Settings:
     try:
         parse(settings.redis_url)
     except ConfigurationError as error:
-        raise EnvironmentFault(str(error)) from error
+        raise InvalidSettingError(str(error)) from error
     return settings
 
 
 def require(*packages: str, extra: str) -> None:
-    """Raises ClickException where a package is not installed; `extra` is the extra of ours that brings it."""
+    """Raise ClickException if a package is not installed. `extra`: the extra of this project that installs it."""
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
         raise click.ClickException(
-            f"This command needs {', '.join(missing)}, not installed here: pip install 'celeriac[{extra}]'."
+            f"This command needs {', '.join(missing)}. Install with: pip install 'celeriac[{extra}]'."
         )
 
 
 @contextmanager
 def readable_checkpoint_errors() -> Iterator[None]:
-    """Errors of checkpoints as one line."""
+    """Turn a CheckpointError into an error of one line with exit code 1."""
     from worker.checkpoints.errors import CheckpointError
 
     try:

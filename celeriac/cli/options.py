@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Command-line options that several commands share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 def url(command: F) -> F:
-    """Which server."""
+    """Add the URL of the server."""
     return click.option(
         "--url",
         envvar="CELERIAC_URL",
@@ -25,29 +25,29 @@ def url(command: F) -> F:
         show_default=True,
         show_envvar=True,
         callback=_checked_url,
-        help="The server.",
+        help="URL of the server.",
     )(command)
 
 
 def as_json(command: F) -> F:
-    """Whether programs read the output."""
+    """Add `--json`, for output that programs read."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
 
 
 def checkpoint(command: F) -> F:
-    """Which checkpoint to serve."""
+    """Add the checkpoint to serve."""
     return click.option(
         "--checkpoint",
         envvar="CELERIAC_CHECKPOINT",
         required=True,
         show_envvar=True,
         metavar="NAME|PATH",
-        help="The checkpoint's folder, or its name under CELERIAC_CHECKPOINT_DIR.",
+        help="Path of the checkpoint's folder, or its name under CELERIAC_CHECKPOINT_DIR.",
     )(command)
 
 
 def device(command: F) -> F:
-    """Where the model runs."""
+    """Add the device that runs the model."""
     return click.option(
         "--device",
         envvar="CELERIAC_DEVICE",
@@ -55,12 +55,12 @@ def device(command: F) -> F:
         default="auto",
         show_default=True,
         show_envvar=True,
-        help="Where the model runs.",
+        help="Device that runs the model.",
     )(command)
 
 
 def weights(command: F) -> F:
-    """How the weights are held in memory."""
+    """Add the format of the weights in memory."""
     return click.option(
         "--weights",
         envvar="CELERIAC_WEIGHTS",
@@ -68,85 +68,111 @@ def weights(command: F) -> F:
         default="exact",
         show_default=True,
         show_envvar=True,
-        help="Hold the weights as they are, or rounded to 8 bits (on a CPU alone): smaller and faster.",
+        help="Keep the weights in their type, or round them to 8 bits: smaller and faster, only on a CPU.",
     )(command)
 
 
 def listening(command: F) -> F:
-    """Where the API listens, and whether it is being developed."""
+    """Add the address of the API, and `--reload` for developers."""
     options: tuple[Callable[[F], F], ...] = (
-        click.option("--host", default="127.0.0.1", show_default=True, help="Address that the API listens on."),
+        click.option("--host", default="127.0.0.1", show_default=True, help="Address of the API."),
         click.option(
-            "--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Port that it listens on."
+            "--port",
+            type=click.IntRange(1, 65535),
+            default=8000,
+            show_default=True,
+            help="Port of the API.",
         ),
-        click.option("--reload", is_flag=True, help="Load the API again when its code changes (for development)."),
+        click.option("--reload", is_flag=True, help="Restart the API when its code changes (for development)."),
     )
     return _with(options, command)
 
 
 def sampling(command: F) -> F:
-    """How to continue a prompt; the command gets `max_tokens`, `temperature`, ... as keywords."""
-    return _with(tuple(_sampling_option(one) for one in SAMPLING_FIELDS), command)
+    """Add the sampling fields. The command gets `max_tokens`, `temperature`, ... as keyword arguments."""
+    return _with(tuple(_sampling_option(declared) for declared in SAMPLING_FIELDS), command)
 
 
-def _sampling_option(one: SamplingField) -> Callable[[F], F]:
+def _sampling_option(declared: SamplingField) -> Callable[[F], F]:
     """The option of a sampling field, made from its declaration."""
-    name, bounds = f"--{one.name.replace('_', '-')}", one.bounds
-    low, high = bounds.ge if bounds.gt is None else bounds.gt, bounds.le if bounds.lt is None else bounds.lt
-    strict = {"min_open": bounds.gt is not None, "max_open": bounds.lt is not None}
-    if one.type == "bool":
-        return click.option(name, is_flag=True, help=one.description)
-    if one.type == "tuple[str, ...]":
-        return click.option(name, multiple=True, metavar="TEXT", help=f"{one.description} May be given again.")
-    whole = one.type.startswith("int")
-    type_ = click.IntRange(low, high, **strict) if whole else click.FloatRange(low, high, **strict)  # type: ignore[arg-type]
-    return click.option(name, type=type_, default=one.default, show_default=True, help=one.description)
+    name = f"--{declared.name.replace('_', '-')}"
+    match declared.type:
+        case "bool":
+            return click.option(name, is_flag=True, help=declared.description)
+        case "tuple[str, ...]":
+            help_ = f"{declared.description} Repeat the option to give several."
+            return click.option(name, multiple=True, metavar="TEXT", help=help_)
+        case _:
+            type_ = _number_type(declared)
+            return click.option(
+                name, type=type_, default=declared.default, show_default=True, help=declared.description
+            )
+
+
+def _number_type(declared: SamplingField) -> click.IntRange | click.FloatRange:
+    """The type of a numeric option, with the bounds of its field."""
+    bounds = declared.bounds
+    low = bounds.ge if bounds.gt is None else bounds.gt
+    high = bounds.le if bounds.lt is None else bounds.lt
+    min_open, max_open = bounds.gt is not None, bounds.lt is not None
+    match declared.type:
+        case "int" | "int | None":
+            whole_low, whole_high = (None if bound is None else int(bound) for bound in (low, high))
+            return click.IntRange(whole_low, whole_high, min_open=min_open, max_open=max_open)
+        case "float" | "float | None":
+            return click.FloatRange(low, high, min_open=min_open, max_open=max_open)
+        case _:
+            raise TypeError(f"no command-line option for a sampling field of type {declared.type}")
 
 
 def limits(command: F) -> F:
-    """What a job may cost its sender in time; the command gets `deadline_s`, ... as keywords."""
+    """Add the limits of a job. The command gets `deadline_s`, ... as keyword arguments."""
     seconds = click.FloatRange(min=0.0, min_open=True)
     options: tuple[Callable[[F], F], ...] = (
         click.option(
-            "--deadline", "deadline_s", type=seconds, metavar="SECONDS", help="Stop it if it is not over by then."
+            "--deadline",
+            "deadline_s",
+            type=seconds,
+            metavar="SECONDS",
+            help="Stop the job if it has not ended after this time.",
         ),
         click.option(
             "--queue-timeout",
             "queue_timeout_s",
             type=seconds,
             metavar="SECONDS",
-            help="Let it expire if it is not started by then.",
+            help="Let the job expire if it has not started after this time.",
         ),
         click.option(
             "--run-timeout",
             "run_timeout_s",
             type=seconds,
             metavar="SECONDS",
-            help="Stop it when it has run for so long.",
+            help="Stop the job when it has run for this time.",
         ),
         click.option(
             "--max-queue-position",
             type=click.IntRange(min=0),
             metavar="N",
-            help="Refuse it if more jobs than this are ahead of it.",
+            help="Refuse the job if more jobs than this are ahead of it.",
         ),
     )
     return _with(options, command)
 
 
 def generating(command: F) -> F:
-    """Which server and which of its checkpoints generate."""
+    """Add the server and the checkpoint that generate."""
     command = url(command)
-    return click.option("--model", help="Checkpoint to use, where several are served.")(command)
+    return click.option("--model", help="Checkpoint to use, if the server serves several.")(command)
 
 
 def prompt_text(argument: str) -> str:
-    """A prompt from the command line; `-` stands for the standard input."""
+    """A prompt from the command line; `-` stands for standard input."""
     return sys.stdin.read() if argument == "-" else argument
 
 
 def _with(options: tuple[Callable[[F], F], ...], command: F) -> F:
-    """A command with options, in the order in which its help shall show them."""
+    """Add options to a command, in the order in which its help shows them."""
     for option in reversed(options):
         command = option(command)
     return command

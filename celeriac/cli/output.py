@@ -1,4 +1,4 @@
-"""What commands print: tables on a terminal, tab-separated lines elsewhere; JSON where asked for."""
+"""Output of the commands: tables on a terminal, tab-separated lines elsewhere, and JSON."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import click
 
 
 def print_json(value: Any) -> None:
-    """One line of JSON."""
+    """Print a value as one line of JSON."""
     click.echo(json.dumps(value))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Rows of texts under their columns' names."""
+    """Print rows under the names of their columns."""
     if not sys.stdout.isatty():
         for row in (columns, *rows):
             click.echo("\t".join(row))
@@ -33,13 +33,13 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def print_fields(fields: Sequence[tuple[str, str]]) -> None:
-    """Names and values, one pair a line."""
+    """Print names and values, one pair per line."""
     width = max(len(name) for name, _ in fields)
     for name, value in fields:
         click.echo(f"{click.style(f'{name:<{width}}', bold=True)}  {value}")
 
 
 def warn(warnings: Iterable[str]) -> None:
-    """What the user should know beside the result, on stderr."""
+    """Print warnings to stderr."""
     for warning in warnings:
         click.echo(click.style(f"Warning: {warning}", fg="yellow"), err=True)

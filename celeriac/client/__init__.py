@@ -1,16 +1,14 @@
-"""The Python client: httpx and the standard library alone."""
+"""The Python client. It needs only httpx and the standard library."""
 
 from celeriac.client.async_client import AsyncInferenceClient
 from celeriac.client.errors import (
     ApiError,
     InvalidRequestError,
-    JobFailedError,
     NotFoundError,
     QueueFullError,
     ServerUnreachableError,
     UnavailableError,
     UnexpectedAnswerError,
-    WaitTimeoutError,
 )
 from celeriac.client.events import (
     AttemptEvent,
@@ -23,7 +21,7 @@ from celeriac.client.events import (
     TokenEvent,
 )
 from celeriac.client.guide import GeneratedText, Health, Info
-from celeriac.client.job import Job
+from celeriac.client.job import Job, JobFailedError, WaitTimeoutError
 from celeriac.client.sync_client import InferenceClient
 
 __all__ = [

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AsyncExitStack, aclosing, suppress
 from types import TracebackType
-from typing import TypeVar
+from typing import TypeVar, Unpack
 
 import httpx
 
@@ -15,6 +15,7 @@ from celeriac.client.defaults import DEFAULT_URL, LIMITS, RETRY_S, TIMEOUT_S
 from celeriac.client.events import Event, piece_of
 from celeriac.client.guide import GeneratedText, Health, Info
 from celeriac.client.job import Job, id_of
+from celeriac.client.options import JOB_DEFAULTS, GenerationOptions, JobOptions
 from celeriac.client.protocol import Protocol
 from celeriac.client.steps import Call, Flow, Open, Pause, Read, StreamFlow, is_stream
 from celeriac.errors import CeleriacError
@@ -23,7 +24,7 @@ T = TypeVar("T")
 
 
 class AsyncInferenceClient:
-    """`InferenceClient` for asyncio. Safe to share between the tasks of one event loop."""
+    """`InferenceClient` for asyncio. The tasks of one event loop may share it."""
 
     def __init__(
         self,
@@ -34,16 +35,15 @@ class AsyncInferenceClient:
         headers: Mapping[str, str] | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """`timeout`: seconds that `generate` waits for its text; None: without a limit."""
-        self._protocol = Protocol(base_url, retry_s=retry_s)
-        self._timeout = timeout
+        """See `InferenceClient`."""
+        self._protocol = Protocol(base_url, retry_s=retry_s, timeout=timeout)
         self._http = httpx.AsyncClient(
             base_url=self._protocol.base_url, headers=headers, limits=LIMITS, transport=transport
         )
 
     @property
     def base_url(self) -> str:
-        """Where the server is."""
+        """The URL of the server, without a slash at the end."""
         return self._protocol.base_url
 
     async def health(self) -> Health:
@@ -62,37 +62,24 @@ class AsyncInferenceClient:
         top_k: int | None = None,
         stop_on_newline: bool = False,
         *,
-        top_p: float | None = None,
-        seed: int | None = None,
-        stop: Sequence[str] | None = None,
-        ignore_eos: bool = False,
-        model: str | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109 - as its twin
+        timeout: float | None = None,  # noqa: ASYNC109 - as in InferenceClient
         idempotency_key: str | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> GeneratedText:
-        """See `InferenceClient.generate`. Cancelling the task cancels the job."""
-        body = bodies.generation(
-            prompt,
-            max_tokens,
-            temperature,
-            top_k,
-            stop_on_newline,
-            top_p=top_p,
-            seed=seed,
-            stop=stop,
-            ignore_eos=ignore_eos,
-            model=model,
-        )
-        limit = self._timeout if timeout is None else timeout
-        call = self._protocol.generate_call(body, key=idempotency_key, timeout=limit)
+        """See `InferenceClient.generate`, and `celeriac.client.options.GenerationOptions` for `options`.
+
+        Cancelling the task cancels the job.
+        """
+        body = bodies.generation("generate", prompt, max_tokens, temperature, top_k, stop_on_newline, options)
+        call = self._protocol.generate_call(body, key=idempotency_key, timeout=timeout)
         try:
-            return await self._run(self._protocol.generate(call, timeout=limit))
+            return await self._run(self._protocol.generate(call))
         except asyncio.CancelledError:
             with suppress(CeleriacError):
                 await self._run(self._protocol.abandon(call))
             raise
 
-    async def generate_stream(
+    def generate_stream(
         self,
         prompt: str,
         max_tokens: int = 100,
@@ -100,44 +87,17 @@ class AsyncInferenceClient:
         top_k: int | None = None,
         stop_on_newline: bool = False,
         *,
-        top_p: float | None = None,
-        seed: int | None = None,
-        stop: Sequence[str] | None = None,
-        ignore_eos: bool = False,
-        model: str | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109 - as its twin
+        timeout: float | None = None,
         idempotency_key: str | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> AsyncGenerator[str, None]:
-        """See `InferenceClient.generate_stream`. Cancelling the task cancels the job.
+        """See `InferenceClient.generate_stream`, and `celeriac.client.options.GenerationOptions` for `options`.
 
-        A loop that is left by `break` leaves its iterator open until it is collected; `contextlib.aclosing` around it
-        cancels the job at once.
+        Cancelling the task cancels the job. After a `break` the iterator stays open until it is garbage-collected; use
+        `contextlib.aclosing` to close it, and so cancel the job, at once.
         """
-        body = bodies.generation(
-            prompt,
-            max_tokens,
-            temperature,
-            top_k,
-            stop_on_newline,
-            top_p=top_p,
-            seed=seed,
-            stop=stop,
-            ignore_eos=ignore_eos,
-            model=model,
-        )
-        limit = self._timeout if timeout is None else timeout
-        call = self._protocol.submit_call(body, key=idempotency_key)
-        try:
-            job = await self._run(self._protocol.submit(call, timeout=limit))
-            flow = self._protocol.stream(job.id, starting_after=None, timeout=limit)
-            async with aclosing(self._stream(flow)) as events:
-                async for event in events:
-                    if piece := piece_of(event):
-                        yield piece
-        except (GeneratorExit, asyncio.CancelledError):
-            with suppress(CeleriacError):
-                await self._run(self._protocol.abandon(call))
-            raise
+        body = bodies.generation("generate_stream", prompt, max_tokens, temperature, top_k, stop_on_newline, options)
+        return self._pieces(self._protocol.generate_stream_call(body, key=idempotency_key, timeout=timeout))
 
     async def submit(
         self,
@@ -147,51 +107,19 @@ class AsyncInferenceClient:
         top_k: int | None = None,
         stop_on_newline: bool = False,
         *,
-        top_p: float | None = None,
-        seed: int | None = None,
-        stop: Sequence[str] | None = None,
-        ignore_eos: bool = False,
-        model: str | None = None,
-        priority: int = 5,
-        metadata: Mapping[str, str] | None = None,
-        result_ttl_s: int | None = None,
-        wait_for_worker: bool = False,
-        queue_timeout_s: float | None = None,
-        run_timeout_s: float | None = None,
-        deadline_s: float | None = None,
-        max_queue_position: int | None = None,
         idempotency_key: str | None = None,
+        **options: Unpack[JobOptions],
     ) -> Job:
-        """See `InferenceClient.submit`."""
-        body = bodies.generation(
-            prompt,
-            max_tokens,
-            temperature,
-            top_k,
-            stop_on_newline,
-            top_p=top_p,
-            seed=seed,
-            stop=stop,
-            ignore_eos=ignore_eos,
-            model=model,
-        )
-        body |= bodies.queueing(
-            priority=priority,
-            metadata=metadata,
-            result_ttl_s=result_ttl_s,
-            wait_for_worker=wait_for_worker,
-            queue_timeout_s=queue_timeout_s,
-            run_timeout_s=run_timeout_s,
-            deadline_s=deadline_s,
-            max_queue_position=max_queue_position,
-        )
+        """See `InferenceClient.submit`, and `celeriac.client.options.JobOptions` for `options`."""
+        job_options = JOB_DEFAULTS | options
+        body = bodies.generation("submit", prompt, max_tokens, temperature, top_k, stop_on_newline, job_options)
         return await self._run(self._protocol.submit(self._protocol.submit_call(body, key=idempotency_key)))
 
     async def job(self, job_id: str) -> Job:
         """See `InferenceClient.job`."""
         return await self._run(self._protocol.job(job_id))
 
-    async def wait(self, job: str | Job, timeout: float | None = None) -> Job:  # noqa: ASYNC109 - as its twin
+    async def wait(self, job: str | Job, timeout: float | None = None) -> Job:  # noqa: ASYNC109 - as in InferenceClient
         """See `InferenceClient.wait`."""
         return await self._run(self._protocol.wait(id_of(job), timeout=timeout))
 
@@ -237,35 +165,47 @@ class AsyncInferenceClient:
 
     async def _run(self, flow: Flow[T]) -> T:
         """See `InferenceClient._run`."""
-        answer: httpx.Response | None = None
-        lost: httpx.RequestError | None = None
+        response: httpx.Response | None = None
+        failure: httpx.RequestError | None = None
         while True:
             try:
-                step = flow.send(answer) if lost is None else flow.throw(lost)
+                step = flow.send(response) if failure is None else flow.throw(failure)
             except StopIteration as end:
                 result: T = end.value
                 return result
-            answer = lost = None
+            response = failure = None
             if isinstance(step, Pause):
                 await asyncio.sleep(step.seconds)
                 continue
             try:
-                answer = await self._http.request(**step.to_httpx())
+                response = await self._http.request(**step.to_httpx())
             except httpx.RequestError as error:
-                lost = error
+                failure = error
+
+    async def _pieces(self, call: Call) -> AsyncGenerator[str, None]:
+        """See `InferenceClient._pieces`."""
+        try:
+            async with aclosing(self._stream(self._protocol.generate_stream(call))) as events:
+                async for event in events:
+                    if piece := piece_of(event):
+                        yield piece
+        except (GeneratorExit, asyncio.CancelledError):
+            with suppress(CeleriacError):
+                await self._run(self._protocol.abandon(call))
+            raise
 
     async def _stream(self, flow: StreamFlow) -> AsyncGenerator[Event, None]:
         """See `InferenceClient._stream`."""
-        answer: httpx.Response | bytes | None = None
-        lost: httpx.RequestError | None = None
+        response: httpx.Response | bytes | None = None
+        failure: httpx.RequestError | None = None
         async with AsyncExitStack() as connection:
             chunks: AsyncIterator[bytes] | None = None
             while True:
                 try:
-                    step = flow.send(answer) if lost is None else flow.throw(lost)
+                    step = flow.send(response) if failure is None else flow.throw(failure)
                 except StopIteration:
                     return
-                answer = lost = None
+                response = failure = None
                 try:
                     match step:
                         case Event():
@@ -273,18 +213,18 @@ class AsyncInferenceClient:
                         case Pause():
                             await asyncio.sleep(step.seconds)
                         case Call():
-                            answer = await self._http.request(**step.to_httpx())
+                            response = await self._http.request(**step.to_httpx())
                         case Open():
                             await connection.aclose()
                             request = self._http.build_request(**step.call.to_httpx())
-                            answer = await self._http.send(request, stream=True)
-                            connection.push_async_callback(answer.aclose)
-                            if is_stream(answer):
-                                chunks = answer.aiter_bytes()
+                            response = await self._http.send(request, stream=True)
+                            connection.push_async_callback(response.aclose)
+                            if is_stream(response):
+                                chunks = response.aiter_bytes()
                             else:
-                                await answer.aread()
+                                await response.aread()
                         case Read():
                             assert chunks is not None
-                            answer = await anext(chunks, b"")
+                            response = await anext(chunks, b"")
                 except httpx.RequestError as error:
-                    lost = error
+                    failure = error

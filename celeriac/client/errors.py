@@ -1,33 +1,29 @@
-"""What can go wrong for a client. Every message is the server's own where it sent one.
+"""The client's errors. The message of an ApiError is the server's own.
 
 CeleriacError
-├── ServerUnreachableError      nobody answered: refused, unknown host, connection lost, no answer in time
-├── ApiError                    the server answered with an error
-│   ├── InvalidRequestError     400, 413, 422: the request is wrong, and would be wrong again
-│   ├── NotFoundError           404, 410: no such job or checkpoint, or its time is over
-│   ├── QueueFullError          429: too many jobs wait; later it may work
-│   ├── UnavailableError        502, 503: no worker, no Redis, or the server restarts; later it may work
-│   └── UnexpectedAnswerError   this is no answer of Celeriac: is it the right URL?
-├── WaitTimeoutError            the time that you gave is over; the job goes on. It is a TimeoutError, too
-└── JobFailedError              the job is over without success: failed, cancelled or expired
+├── ServerUnreachableError      the connection failed or broke, or no response came in time
+├── ApiError                    the server responded with an error
+│   ├── InvalidRequestError     400, 413, 422: the request is wrong; sending it again does not help
+│   ├── NotFoundError           404, 410: the job or checkpoint does not exist, or the job was deleted or has expired
+│   ├── QueueFullError          429: too many jobs wait; try again later
+│   ├── UnavailableError        502, 503: no worker, no Redis, or the server restarts; try again later
+│   └── UnexpectedAnswerError   the response does not come from Celeriac: check the URL
+└── JobError                    an error about one job, `error.job` (in `celeriac.client.job`)
+    ├── WaitTimeoutError        the time to wait is over, and the job continues; also a TimeoutError
+    └── JobFailedError          the job has ended without success: failed, cancelled or expired
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from celeriac.errors import CeleriacError
-
-if TYPE_CHECKING:
-    from celeriac.client.job import Job
 
 
 class ServerUnreachableError(CeleriacError):
-    """Nobody answered at the client's URL."""
+    """No response came from the client's URL."""
 
 
 class ApiError(CeleriacError):
-    """The server answered with an error. `str()` of it is the server's message."""
+    """The server responded with an error. `str()` of it is the server's message."""
 
     def __init__(
         self,
@@ -43,24 +39,24 @@ class ApiError(CeleriacError):
         super().__init__(message)
         #: HTTP status.
         self.status = status
-        #: The server's name for what is wrong, such as `queue_full`; None on the guide's routes.
+        #: The server's name for the error, such as `queue_full`; None on the guide's routes.
         self.code = code
-        #: When the server wants to be asked again.
+        #: Seconds after which the server allows another request (`Retry-After`); None if it does not say.
         self.retry_after_s = retry_after_s
-        #: False where the server forbade to repeat the request.
+        #: False if the server says that repeating the request is useless (`X-Should-Retry: false`).
         self.may_retry = may_retry
-        #: The job that was accepted nevertheless, or that the error is about.
+        #: The job that the error is about; it may have been accepted in spite of the error.
         self.job_id = job_id
-        #: The request's name in the server's log.
+        #: The id of the request in the server's log.
         self.request_id = request_id
 
 
 class InvalidRequestError(ApiError):
-    """The request is wrong, and would be wrong again."""
+    """The request is wrong. Sending it again does not help."""
 
 
 class NotFoundError(ApiError):
-    """There is no such job or checkpoint, or its time is over."""
+    """The job or checkpoint does not exist, or the job was deleted or has expired."""
 
 
 class QueueFullError(ApiError):
@@ -68,28 +64,8 @@ class QueueFullError(ApiError):
 
 
 class UnavailableError(ApiError):
-    """The server cannot do it now: no worker has loaded the checkpoint, Redis is away, or it restarts."""
+    """The server cannot serve the request now: no worker has loaded the checkpoint, Redis is away, or it restarts."""
 
 
 class UnexpectedAnswerError(ApiError):
-    """What answered does not speak as Celeriac does."""
-
-
-class JobError(CeleriacError):
-    """Base of errors about one job."""
-
-    def __init__(self, message: str, job: Job) -> None:
-        super().__init__(message, job)
-        #: The job as it was read last.
-        self.job = job
-
-    def __str__(self) -> str:
-        return str(self.args[0])
-
-
-class WaitTimeoutError(JobError, TimeoutError):
-    """The job is not over in the given time. It goes on: `client.wait(error.job)` waits further."""
-
-
-class JobFailedError(JobError):
-    """The job is over without success; `error.job.status` says how, `error.job.text` has what was generated."""
+    """The response does not come from a Celeriac server."""

@@ -1,4 +1,4 @@
-"""What the stream of a job tells: one class for each kind of event."""
+"""The events in the stream of a job: one class for each kind."""
 
 from __future__ import annotations
 
@@ -14,102 +14,104 @@ from celeriac.client.sse import Message
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Base of the events. Later servers may have more kinds than are here; they are skipped."""
+    """Base of all events. Kinds that only later servers send are skipped."""
 
-    #: With it as `starting_after` another stream goes on behind this event; None where it has no place of its own.
+    #: Position after this event: a stream with it as `starting_after` continues there. None if the event has none.
     id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueEvent(Event):
-    """Where the job stands in the queue."""
+    """The job's position in the queue."""
 
-    #: Jobs ahead of it (0: next).
+    #: Number of jobs ahead of it (0: it is next).
     position: int | None
-    #: Tokens that the jobs ahead may still become.
+    #: Most tokens that the jobs ahead may still generate.
     tokens_ahead: int | None
-    #: Seconds until it is started, as far as the server can tell.
+    #: Estimated seconds until the job starts; None if the server has no estimate.
     eta_start_s: float | None
-    #: Seconds until it is over.
+    #: Estimated seconds until the job ends; None if the server has no estimate.
     eta_finish_s: Estimate | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusEvent(Event):
-    """The job is queued, or runs."""
+    """The job's status is now `queued` or `running`."""
 
     #: `queued` or `running`.
     status: str
-    #: How many times a worker has taken it up.
+    #: How many times a worker has claimed the job.
     attempt: int
-    #: Who runs it, where the server tells.
+    #: Name of the worker that runs the job, if the server sends it.
     worker: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenEvent(Event):
-    """New text. The texts of all token events together are the continuation."""
+    """New text. The concatenated texts of all token events are the continuation."""
 
-    #: Tokens before these.
+    #: Number of tokens before this event.
     offset: int
-    #: Tokens that these are; 0 for a last piece of text that belongs to no token.
+    #: Number of tokens in this event; 0 for a last piece of text that belongs to no token.
     count: int
     text: str
 
     @property
     def tokens(self) -> int:
-        """Tokens up to here."""
+        """Number of tokens up to the end of this event."""
         return self.offset + self.count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptEvent(Event):
-    """Another worker took the job up; its text goes on where it was."""
+    """Another worker has claimed the job. The text continues where it was."""
 
+    #: How many times a worker has claimed the job.
     attempt: int
-    #: Tokens that it has from earlier attempts.
+    #: Number of tokens that earlier attempts generated.
     resumed_from: int
-    #: Who runs it now, where the server tells.
+    #: Name of the worker that runs the job now, if the server sends it.
     worker: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorEvent(Event):
-    """The job has failed or expired. A DoneEvent follows."""
+    """The job has failed or expired. A DoneEvent comes next."""
 
-    #: Such as `worker_lost`; docs/reference/http.md has the list.
+    #: A code such as `worker_lost`; docs/reference/http.md lists them.
     code: str
     message: str
-    #: Whether the same job may succeed another time.
+    #: Whether the same job may succeed if it is submitted again.
     retryable: bool
-    #: HTTP status of the same error elsewhere.
+    #: HTTP status of responses with this error.
     status: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DoneEvent(Event):
-    """The job is over, however it ended. The last event."""
+    """The job has ended, with or without success. The last event."""
 
     job: Job
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReconnectEvent(Event):
-    """The client's own: the stream broke, and is opened again where it was. Nothing of it is lost."""
+    """The stream broke; the client opens it again and continues without a gap. The client makes this event itself."""
 
+    #: Why the stream broke.
     reason: str
-    #: Until then.
+    #: Seconds until the client opens the stream again.
     pause_s: float
 
 
 def event_of(message: Message) -> Event | None:
-    """The event that was sent; None for a kind of a later server. ValueError, KeyError or TypeError for nonsense."""
+    """The event of a message; None if its kind is unknown. ValueError, KeyError or TypeError if its data is wrong."""
     kind = _KINDS.get(message.event)
     return None if kind is None else kind(message.id, json.loads(message.data))
 
 
 def piece_of(event: Event) -> str:
-    """The text that an event brings. Raises JobFailedError where it ends a job that did not succeed."""
+    """The text of an event; empty if it has none. Raises JobFailedError if the job has ended without success."""
     match event:
         case TokenEvent():
             return event.text
@@ -135,7 +137,7 @@ def _status(id_: str | None, data: Mapping[str, Any]) -> StatusEvent:
 def _token(id_: str | None, data: Mapping[str, Any]) -> TokenEvent:
     text = data["text"]
     if not isinstance(text, str):
-        raise TypeError(f"{text!r} is no text")
+        raise TypeError(f"{text!r} is not a string")
     return TokenEvent(id=id_, offset=index(data["offset"]), count=index(data["count"]), text=text)
 
 
@@ -150,7 +152,7 @@ def _error(id_: str | None, data: Mapping[str, Any]) -> ErrorEvent:
 
 
 def _done(id_: str | None, data: Mapping[str, Any]) -> DoneEvent:
-    return DoneEvent(id=id_, job=Job.from_answer(data))
+    return DoneEvent(id=id_, job=Job.from_json(data))
 
 
 _KINDS: Mapping[str, Callable[[str | None, Mapping[str, Any]], Event]] = {

@@ -1,4 +1,4 @@
-"""The dictionaries of the original guide, exactly their keys."""
+"""The dictionaries that the original guide defines, with exactly its keys."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from typing import Any, TypedDict
 
 
 class GeneratedText(TypedDict):
-    """The answer to a generation."""
+    """The result of a generation."""
 
     prompt: str
     #: The prompt and its continuation.
     generated_text: str
-    #: Tokens of the continuation.
+    #: Number of tokens in the continuation.
     tokens_generated: int
-    #: The checkpoint that generated it.
+    #: The checkpoint that generated the text.
     model: str
 
 
 class Health(TypedDict):
-    """The health check."""
+    """The result of the health check."""
 
-    #: `ok` while a worker has a model loaded.
+    #: `ok` if a worker has loaded a model.
     status: str
     model_loaded: bool
     checkpoint: str
 
 
 class Info(TypedDict):
-    """The model information."""
+    """Information about a checkpoint."""
 
     checkpoint: str
     step: int | None
@@ -39,7 +39,7 @@ class Info(TypedDict):
 
 
 def generated_text(body: Mapping[str, Any]) -> GeneratedText:
-    """Of an answer to `POST /generate`. KeyError or TypeError where it is none; so the others."""
+    """Parse the JSON of `POST /generate`. Raises KeyError or TypeError if it is something else."""
     return GeneratedText(
         prompt=body["prompt"],
         generated_text=body["generated_text"],
@@ -49,12 +49,12 @@ def generated_text(body: Mapping[str, Any]) -> GeneratedText:
 
 
 def health(body: Mapping[str, Any]) -> Health:
-    """Of an answer to `GET /health`."""
+    """Parse the JSON of `GET /health`. Raises KeyError or TypeError if it is something else."""
     return Health(status=body["status"], model_loaded=body["model_loaded"], checkpoint=body["checkpoint"])
 
 
 def info(body: Mapping[str, Any]) -> Info:
-    """Of an answer to `GET /info`."""
+    """Parse the JSON of `GET /info`. Raises KeyError or TypeError if it is something else."""
     return Info(
         checkpoint=body["checkpoint"],
         step=body["step"],

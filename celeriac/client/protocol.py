@@ -1,10 +1,10 @@
-"""What a client says to the server, and when: requests, waits and retries, free of sockets and sleeps.
+"""The client's side of the HTTP protocol: requests, waits and retries, without sockets and sleeps.
 
-Each operation is a generator, a *flow*: it yields a `Call` and is sent the answer, or has the transport's exception
-thrown into it; it yields a `Pause` and goes on when that is over; its return value is the operation's result. A flow
-that streams also yields `Open` and is sent the head of the answer, `Read` and is sent bytes, and in between the events
-that it makes of them. The two clients run the same flows, one with threads' means and one with asyncio's, and tests run
-them with neither.
+Each operation is a generator, a *flow*. It yields a `Call` and is sent the response, or the transport's exception is
+thrown into it. It yields a `Pause` and continues when the pause is over. Its return value is the operation's result.
+A flow that streams also yields `Open`, for which it is sent the head of the response, and `Read`, for which it is sent
+bytes; between them it yields the events that it has parsed. Both clients run the same flows, one with blocking calls
+and one with asyncio. Tests run them without I/O.
 """
 
 from __future__ import annotations
@@ -20,196 +20,217 @@ from urllib.parse import quote
 import httpx
 
 from celeriac.client import guide
-from celeriac.client.answers import error_of, nonsense, read
-from celeriac.client.backoff import Patience
-from celeriac.client.errors import ApiError, NotFoundError, ServerUnreachableError, WaitTimeoutError
+from celeriac.client.backoff import Backoff
+from celeriac.client.errors import ApiError, NotFoundError, ServerUnreachableError
 from celeriac.client.events import DoneEvent, ErrorEvent, Event, ReconnectEvent, TokenEvent, event_of
 from celeriac.client.guide import GeneratedText, Health, Info
-from celeriac.client.job import Job
+from celeriac.client.job import Job, WaitTimeoutError
+from celeriac.client.responses import error_of, parsed, unexpected_response
 from celeriac.client.sse import Message, SseParser
 from celeriac.client.steps import SILENCE_S, Call, Flow, Open, Pause, Read, StreamFlow, is_stream
-from celeriac.client.stream_position import OutOfStepError, Reading
+from celeriac.client.stream_position import StreamGapError, StreamPosition
 
-#: How long the server may hold one request back, in seconds: less than the 30 or 60 at which proxies cut connections.
+#: How long the server may hold one request, in seconds. Proxies cut connections after 30 or 60 s.
 LONG_POLL_S = 20.0
-#: A server that has never answered is given up after this many seconds: the URL is wrong, or nothing runs there.
+#: A server that has never responded is given up after this many seconds: the URL is probably wrong.
 FIRST_CONTACT_S = 2.0
-#: A stream whose server still sends something after this many seconds has been opened with success: one that answers
-#: and falls over at once does not get well by doing so again and again.
+#: A stream that still brings bytes after this many seconds counts as progress. One that breaks earlier, without a new
+#: event, does not: otherwise the client would reconnect forever to a server that accepts streams and breaks them.
 SETTLED_S = 5.0
-#: Least time between two questions for the same job, in seconds, however quickly the server answers.
+#: Shortest time between two polls of the same job, in seconds, also if the server responds early.
 POLL_PAUSE_S = 0.1
-#: Patience with each answer while an abandoned call is cancelled, in seconds.
+#: Longest time to wait for each response while an interrupted call is cancelled, in seconds.
 ABANDON_S = 2.0
-#: Jobs that the server lists at once.
-PAGE = 100
+#: Most jobs in one page of the server's list.
+PAGE_SIZE = 100
 
 
 class Protocol:
-    """Makes flows. One for each client; flows of one client may run at the same time."""
+    """Makes the flows of one client. Several of them may run at the same time."""
 
-    def __init__(self, base_url: str, *, retry_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """`retry_s`: how long an operation keeps trying while the server is away or too busy."""
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        retry_s: float,
+        timeout: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`retry_s`: how long an operation is retried while the server is away or too busy, in seconds.
+
+        `timeout`: how long a call without a timeout of its own waits for its text, in seconds; None: without a limit.
+        """
         if not base_url.startswith(("http://", "https://")):
             raise ValueError(f"base_url must begin with http:// or https://, not {base_url!r}")
         self.base_url = base_url.rstrip("/")
         self._retry_s = retry_s
+        self._timeout = timeout
         self._clock = clock
-        #: Whether the server has answered anything yet.
-        self._met = False
+        #: Whether the server has responded at least once.
+        self._has_responded = False
 
     def health(self) -> Flow[Health]:
-        """Asked once: whoever wants to know how the server is wants to know now."""
-        answer = yield from self._exchange(Call(method="GET", path="/health"), retry_s=0.0)
-        return read(answer, guide.health)
+        """`GET /health`, without retries: the caller wants to know the state now."""
+        response = yield from self._exchange(Call(method="GET", path="/health"), retry_s=0.0)
+        return parsed(response, guide.health)
 
     def info(self, model: str | None) -> Flow[Info]:
         """`GET /info`."""
         params = {} if model is None else {"model": model}
-        answer = yield from self._exchange(Call(method="GET", path="/info", params=params))
-        return read(answer, guide.info)
+        response = yield from self._exchange(Call(method="GET", path="/info", params=params))
+        return parsed(response, guide.info)
 
     def generate_call(self, body: Mapping[str, Any], *, key: str | None, timeout: float | None) -> Call:
-        """The request of `generate`, with an Idempotency-Key of its own unless one is given."""
-        held_s = LONG_POLL_S if timeout is None else min(LONG_POLL_S, timeout)
+        """The request of `generate`, with a new Idempotency-Key unless `key` is given."""
+        timeout_s = self._timeout_s(timeout)
+        held_s = LONG_POLL_S if timeout_s is None else min(LONG_POLL_S, timeout_s)
         headers = {**_key(key), "Prefer": f"wait={int(held_s)}"}
-        return Call(method="POST", path="/generate", body=body, headers=headers, held_s=held_s)
+        return Call(method="POST", path="/generate", body=body, headers=headers, held_s=held_s, timeout_s=timeout_s)
 
-    def generate(self, call: Call, *, timeout: float | None) -> Flow[GeneratedText]:
-        """One request where the text comes soon; else the job behind it is waited for."""
-        deadline = self._deadline(timeout)
+    def generate(self, call: Call) -> Flow[GeneratedText]:
+        """Send a `generate_call`. If the text does not come with its response, wait for its job."""
+        deadline = self._deadline(call.timeout_s)
         try:
-            answer = yield from self._exchange(call, deadline=deadline)
+            response = yield from self._exchange(call, deadline=deadline)
         except ApiError as error:
             if error.job_id is None:
                 raise
-            # The job was accepted, and is over or goes on; it can tell more than the answer.
+            # The server accepted the job. The job says more than the error response.
             job = yield from self._wait(error.job_id, deadline)
         else:
-            if answer.status_code != httpx.codes.ACCEPTED:
-                return read(answer, guide.generated_text)
-            job = yield from self._wait(read(answer, Job.from_answer).id, deadline)
+            if response.status_code != httpx.codes.ACCEPTED:
+                return parsed(response, guide.generated_text)
+            job = yield from self._wait(parsed(response, Job.from_json).id, deadline)
         return job.result()
 
     def abandon(self, call: Call) -> Flow[None]:
-        """Cancel the job of a call whose caller was interrupted: by its key the server finds it again."""
-        again = replace(call, headers={**call.headers, "Prefer": "respond-async"}, held_s=0.0, answer_s=ABANDON_S)
-        answer = yield from self._exchange(again, retry_s=0.0)
-        if answer.status_code == httpx.codes.ACCEPTED:
-            cancel = replace(_cancel_call(read(answer, Job.from_answer).id), answer_s=ABANDON_S)
+        """Cancel the job of an interrupted call. The server finds the job by the call's Idempotency-Key."""
+        again = replace(call, headers={**call.headers, "Prefer": "respond-async"}, held_s=0.0, response_s=ABANDON_S)
+        response = yield from self._exchange(again, retry_s=0.0)
+        if response.status_code == httpx.codes.ACCEPTED:
+            cancel = replace(_cancel_call(parsed(response, Job.from_json).id), response_s=ABANDON_S)
             yield from self._exchange(cancel, retry_s=0.0)
 
+    def generate_stream_call(self, body: Mapping[str, Any], *, key: str | None, timeout: float | None) -> Call:
+        """The first request of `generate_stream`, with a new Idempotency-Key unless `key` is given."""
+        return replace(self.submit_call(body, key=key), timeout_s=self._timeout_s(timeout))
+
+    def generate_stream(self, call: Call) -> StreamFlow:
+        """Send a `generate_stream_call`, and stream the events of its job."""
+        job = yield from self.submit(call)
+        yield from self.stream(job.id, starting_after=None, timeout=call.timeout_s)
+
     def submit_call(self, body: Mapping[str, Any], *, key: str | None) -> Call:
-        """`POST /v1/jobs`, with an Idempotency-Key of its own unless one is given."""
+        """The request of `submit`, with a new Idempotency-Key unless `key` is given."""
         return Call(method="POST", path="/v1/jobs", body=body, headers=_key(key))
 
-    def submit(self, call: Call, *, timeout: float | None = None) -> Flow[Job]:
+    def submit(self, call: Call) -> Flow[Job]:
         """Send a `submit_call`."""
-        answer = yield from self._exchange(call, deadline=self._deadline(timeout))
-        return read(answer, Job.from_answer)
+        response = yield from self._exchange(call, deadline=self._deadline(call.timeout_s))
+        return parsed(response, Job.from_json)
 
     def job(self, job_id: str) -> Flow[Job]:
         """`GET /v1/jobs/{id}`."""
         return (yield from self._job(job_id))
 
     def wait(self, job_id: str, *, timeout: float | None) -> Flow[Job]:
-        """Long polls until the job is over."""
+        """Long polls until the job has ended."""
         return (yield from self._wait(job_id, self._deadline(timeout)))
 
     def changed(self, job: Job) -> Flow[Job]:
-        """A long poll until the job is another than `job`, which is not over."""
+        """Long polls until the job has a newer version than `job`, which has not ended."""
         while True:
-            asked_at = self._clock()
+            sent_at = self._clock()
             params = {"wait": LONG_POLL_S, "after_version": job.version}
             call = Call(method="GET", path=_path(job.id), params=params, held_s=LONG_POLL_S)
-            newer = read((yield from self._exchange(call)), Job.from_answer)
-            yield Pause(max(0.0, POLL_PAUSE_S - (self._clock() - asked_at)))
+            newer = parsed((yield from self._exchange(call)), Job.from_json)
+            yield Pause(max(0.0, POLL_PAUSE_S - (self._clock() - sent_at)))
             if newer.version > job.version:
                 return newer
 
     def cancel(self, job_id: str) -> Flow[Job]:
         """`POST /v1/jobs/{id}/cancel`."""
-        answer = yield from self._exchange(_cancel_call(job_id))
-        return read(answer, Job.from_answer)
+        response = yield from self._exchange(_cancel_call(job_id))
+        return parsed(response, Job.from_json)
 
     def retry(self, job_id: str) -> Flow[Job]:
         """`POST /v1/jobs/{id}/retry`."""
-        answer = yield from self._exchange(Call(method="POST", path=f"{_path(job_id)}/retry", headers=_key(None)))
-        return read(answer, Job.from_answer)
+        response = yield from self._exchange(Call(method="POST", path=f"{_path(job_id)}/retry", headers=_key(None)))
+        return parsed(response, Job.from_json)
 
     def delete(self, job_id: str) -> Flow[None]:
         """`DELETE /v1/jobs/{id}`."""
         try:
             yield from self._exchange(Call(method="DELETE", path=_path(job_id)))
         except NotFoundError as error:
-            # Deleted before, perhaps by this very request: the answer to its first try may have been lost.
+            # It was deleted before, perhaps by an earlier attempt of this request whose response was lost.
             if error.status != httpx.codes.GONE:
                 raise
 
     def jobs(self, *, status: str | None, limit: int) -> Flow[list[Job]]:
         """The newest jobs, page by page."""
         jobs: list[Job] = []
-        more: dict[str, str | int | float] = {} if status is None else {"status": status}
+        filters: dict[str, str | int | float] = {} if status is None else {"status": status}
         while len(jobs) < limit:
-            params = {**more, "limit": min(PAGE, limit - len(jobs))}
-            answer = yield from self._exchange(Call(method="GET", path="/v1/jobs", params=params))
-            jobs += read(answer, lambda body: [Job.from_answer(raw) for raw in body["data"]])
-            cursor: str | None = read(answer, lambda body: body["next_cursor"])
+            params = {**filters, "limit": min(PAGE_SIZE, limit - len(jobs))}
+            response = yield from self._exchange(Call(method="GET", path="/v1/jobs", params=params))
+            jobs += parsed(response, lambda body: [Job.from_json(raw) for raw in body["data"]])
+            cursor: str | None = parsed(response, lambda body: body["next_cursor"])
             if cursor is None:
                 break
-            more["cursor"] = cursor
+            filters["cursor"] = cursor
         return jobs
 
     def stream(self, job_id: str, *, starting_after: int | str | None, timeout: float | None = None) -> StreamFlow:
-        """The events of a job until it is over, over as many connections as that takes.
+        """The events of a job until it has ended, over as many connections as necessary.
 
-        `timeout`: how long each piece of text may take. Raises WaitTimeoutError, and NotFoundError where the job is
-        deleted. ValueError where `starting_after` is no place in a stream.
+        `timeout`: longest wait for each piece of text, in seconds. Raises WaitTimeoutError, NotFoundError if the job is
+        deleted, and ValueError if `starting_after` is not a position in a stream.
         """
-        reading = Reading(starting_after)
-        patience = Patience(self._clock)
+        position = StreamPosition(starting_after)
+        backoff = Backoff(self._clock)
         deadline = self._deadline(timeout)
-        asked_s = 0.0
+        requested_s = 0.0
         while True:
             failure: ApiError | ServerUnreachableError
             cause: Exception | None = None
             parser = SseParser()
             try:
-                answer = yield Open(_stream_call(job_id, reading, timeout))
-                assert isinstance(answer, httpx.Response)
-                self._met = True
-                if answer.status_code == httpx.codes.NO_CONTENT:
+                response = yield Open(_stream_call(job_id, position, timeout))
+                assert isinstance(response, httpx.Response)
+                self._has_responded = True
+                if response.status_code == httpx.codes.NO_CONTENT:
                     return
-                if not is_stream(answer):
-                    raise error_of(answer)
+                if not is_stream(response):
+                    raise error_of(response)
                 opened_at = self._clock()
                 while chunk := (yield Read()):
                     assert isinstance(chunk, bytes)
-                    for event in _fresh_events(parser.feed(chunk), reading, answer):
+                    for event in _new_events(parser.feed(chunk), position, response):
                         yield event
                         if isinstance(event, DoneEvent):
                             return
                         if isinstance(event, TokenEvent):
                             deadline = self._deadline(timeout)
-                        patience.renew()
+                        backoff.reset()
                     now = self._clock()
                     if now >= deadline:
                         break
                     if now >= opened_at + SETTLED_S:
-                        patience.renew()
-                # The API restarts; or a proxy that cuts connections does it in good order.
+                        backoff.reset()
+                # The API restarts, or a proxy has ended the response in the regular way.
                 failure = ServerUnreachableError(f"{self.base_url}: the stream ended before the job did")
             except httpx.RequestError as error:
                 failure, cause = _unreachable(self.base_url, error), error
-            except OutOfStepError as error:
+            except StreamGapError as error:
                 failure, cause = ServerUnreachableError(f"{self.base_url}: {error}"), error
             except ApiError as error:
                 failure = error
             if self._clock() >= deadline:
-                raise _wait_is_over((yield from self._job(job_id, deadline)))
+                raise _wait_timeout((yield from self._job(job_id, deadline)))
             if parser.retry_ms is not None:
-                asked_s = parser.retry_ms / 1000
-            pause_s = self._pause_s(patience, failure, longest_s=self._retry_s, asked_s=asked_s)
+                requested_s = parser.retry_ms / 1000
+            pause_s = self._pause_s(backoff, failure, limit_s=self._retry_s, requested_s=requested_s)
             if pause_s is None or self._clock() + pause_s > deadline:
                 raise failure from cause
             yield ReconnectEvent(reason=str(failure), pause_s=pause_s)
@@ -217,74 +238,84 @@ class Protocol:
 
     def _job(self, job_id: str, deadline: float = math.inf) -> Flow[Job]:
         """The job as it is now."""
-        answer = yield from self._exchange(Call(method="GET", path=_path(job_id)), deadline=deadline)
-        return read(answer, Job.from_answer)
+        response = yield from self._exchange(Call(method="GET", path=_path(job_id)), deadline=deadline)
+        return parsed(response, Job.from_json)
 
     def _wait(self, job_id: str, deadline: float) -> Flow[Job]:
-        """The job when it is over. Raises WaitTimeoutError."""
+        """Long polls until the job has ended. Raises WaitTimeoutError after `deadline`."""
         while True:
-            asked_at = self._clock()
-            held_s = max(0.0, min(LONG_POLL_S, deadline - asked_at))
+            sent_at = self._clock()
+            held_s = max(0.0, min(LONG_POLL_S, deadline - sent_at))
             call = Call(method="GET", path=_path(job_id), params={"wait": round(held_s, 3)}, held_s=held_s)
-            job = read((yield from self._exchange(call)), Job.from_answer)
+            job = parsed((yield from self._exchange(call)), Job.from_json)
             if job.done:
                 return job
             now = self._clock()
             if now >= deadline:
-                raise _wait_is_over(job)
-            # A server that shuts down, or grants shorter waits, answers early.
-            yield Pause(max(0.0, POLL_PAUSE_S - (now - asked_at)))
+                raise _wait_timeout(job)
+            # The server responds early if it shuts down or limits waits.
+            yield Pause(max(0.0, POLL_PAUSE_S - (now - sent_at)))
 
     def _exchange(
         self, call: Call, *, retry_s: float | None = None, deadline: float = math.inf
     ) -> Flow[httpx.Response]:
-        """The good answer to a request that is sent until there is one. Raises ApiError, ServerUnreachableError.
+        """Send a request, with retries, until a response is successful. Raises ApiError or ServerUnreachableError.
 
-        `retry_s` counts from the first failure: a request that the server held back may be old by then.
+        `retry_s` counts from the first failure, since the server may have held the request for long before it.
         """
-        longest_s = self._retry_s if retry_s is None else retry_s
-        patience = Patience(self._clock, deadline=deadline)
+        limit_s = self._retry_s if retry_s is None else retry_s
+        backoff = Backoff(self._clock, deadline=deadline)
         while True:
             failure: ApiError | ServerUnreachableError
             cause: Exception | None = None
             try:
-                answer = yield call
+                response = yield call
             except httpx.RequestError as error:
                 failure, cause = _unreachable(self.base_url, error), error
             else:
-                assert answer is not None
-                self._met = True
-                if answer.is_success:
-                    return answer
-                failure = error_of(answer)
-            pause_s = self._pause_s(patience, failure, longest_s=longest_s)
+                assert response is not None
+                self._has_responded = True
+                if response.is_success:
+                    return response
+                failure = error_of(response)
+            pause_s = self._pause_s(backoff, failure, limit_s=limit_s)
             if pause_s is None:
                 raise failure from cause
             yield Pause(pause_s)
 
     def _pause_s(
-        self, patience: Patience, failure: ApiError | ServerUnreachableError, *, longest_s: float, asked_s: float = 0.0
+        self, backoff: Backoff, failure: ApiError | ServerUnreachableError, *, limit_s: float, requested_s: float = 0.0
     ) -> float | None:
-        """Until the next try, in seconds; None where there shall be none. `asked_s`: unless the failure says it."""
+        """Time until the next attempt, in seconds; None: give up.
+
+        `requested_s`: the pause that the server asked for, unless the failure has a `Retry-After` of its own.
+        """
         if isinstance(failure, ServerUnreachableError):
-            return patience.pause_s(longest_s if self._met else min(longest_s, FIRST_CONTACT_S), asked_s=asked_s)
-        if not _passes(failure):
+            if not self._has_responded:
+                limit_s = min(limit_s, FIRST_CONTACT_S)
+        elif not _is_temporary(failure):
             return None
-        return patience.pause_s(longest_s, asked_s=asked_s if failure.retry_after_s is None else failure.retry_after_s)
+        elif failure.retry_after_s is not None:
+            requested_s = failure.retry_after_s
+        return backoff.pause_s(limit_s, requested_s=requested_s)
+
+    def _timeout_s(self, timeout: float | None) -> float | None:
+        """The timeout of a call: its own, or else the client's."""
+        return self._timeout if timeout is None else timeout
 
     def _deadline(self, timeout: float | None) -> float:
         return math.inf if timeout is None else self._clock() + timeout
 
 
-def _passes(failure: ApiError) -> bool:
-    """Whether the server, or a proxy that does not find it, can be expected to answer otherwise soon."""
-    # Who says how long the queue may be wants to know at once that it is longer.
+def _is_temporary(failure: ApiError) -> bool:
+    """Whether a retry may succeed soon: the server says when to retry, or a proxy does not reach the server."""
+    # A caller that limits its queue position wants the error at once.
     may_retry = failure.may_retry and failure.code != "max_queue_position"
     return may_retry and (failure.retry_after_s is not None or failure.status == httpx.codes.BAD_GATEWAY)
 
 
 def _key(key: str | None) -> dict[str, str]:
-    """The header by which the server knows a repeated request: a string as RFC 8941 quotes it."""
+    """The Idempotency-Key header, by which the server recognizes a repeated request: a string quoted as in RFC 8941."""
     text = str(uuid.uuid4()) if key is None else key.replace("\\", "\\\\").replace('"', '\\"')
     return {"Idempotency-Key": f'"{text}"'}
 
@@ -297,39 +328,39 @@ def _cancel_call(job_id: str) -> Call:
     return Call(method="POST", path=f"{_path(job_id)}/cancel")
 
 
-def _stream_call(job_id: str, reading: Reading, timeout: float | None) -> Call:
+def _stream_call(job_id: str, position: StreamPosition, timeout: float | None) -> Call:
     return Call(
         method="GET",
         path=f"{_path(job_id)}/stream",
-        params=reading.params(),
-        headers={**reading.headers(), "Accept": "text/event-stream"},
-        answer_s=SILENCE_S if timeout is None else min(SILENCE_S, timeout),
+        params=position.params(),
+        headers={**position.headers(), "Accept": "text/event-stream"},
+        response_s=SILENCE_S if timeout is None else min(SILENCE_S, timeout),
     )
 
 
-def _fresh_events(messages: list[Message], reading: Reading, answer: httpx.Response) -> Iterator[Event]:
-    """What is new in some messages. Raises OutOfStepError, and the ApiErrors with which a stream ends."""
+def _new_events(messages: list[Message], position: StreamPosition, response: httpx.Response) -> Iterator[Event]:
+    """The new events in the messages. Raises StreamGapError, NotFoundError and UnexpectedAnswerError."""
     for message in messages:
         try:
             event = event_of(message)
         except (ValueError, KeyError, TypeError) as error:
-            raise nonsense(answer, f"{message.event} {message.data}") from error
+            raise unexpected_response(response, f"{message.event} {message.data}") from error
         if isinstance(event, ErrorEvent) and event.code in ("gone", "not_found"):
             raise NotFoundError(event.message, status=event.status, code=event.code)
-        new = None if event is None else reading.fresh(event)
+        new = None if event is None else position.advance(event)
         if new is not None:
             yield new
 
 
-def _wait_is_over(job: Job) -> WaitTimeoutError:
-    goes_on = "" if job.done else " and goes on"
-    return WaitTimeoutError(f"The time to wait is over; {job.id} is {job.status}{goes_on}.", job)
+def _wait_timeout(job: Job) -> WaitTimeoutError:
+    continues = "" if job.done else " and continues"
+    return WaitTimeoutError(f"The time to wait is over; {job.id} is {job.status}{continues}.", job)
 
 
 def _unreachable(base_url: str, error: httpx.RequestError) -> ServerUnreachableError:
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return ServerUnreachableError(
-            f"No server answers at {base_url}. Is it running (celeriac serve --checkpoint NAME), and is this its URL?"
+            f"No server responds at {base_url}. Start one (celeriac serve --checkpoint NAME), or check the URL."
         )
-    reason = "it did not answer in time" if isinstance(error, httpx.TimeoutException) else "the connection was lost"
+    reason = "no response came in time" if isinstance(error, httpx.TimeoutException) else "the connection was lost"
     return ServerUnreachableError(f"{base_url}: {reason} ({error or type(error).__name__})")

@@ -1,4 +1,4 @@
-"""Server-Sent Events from bytes, as the WHATWG HTML standard reads them (section 9.2.6)."""
+"""Parser of Server-Sent Events, as the WHATWG HTML standard specifies it (section 9.2.6)."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from dataclasses import dataclass
 
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _BOM = "\ufeff"
-# Nine digits are 11 days. A number that is longer is no wish that anybody has.
+# Nine digits are up to 11 days. A longer number is ignored.
 _MILLISECONDS = re.compile(r"[0-9]{1,9}")
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One event as it was sent."""
+    """One event as the server sent it."""
 
-    #: `message` where the server named none.
+    #: Its name; `message` if the server gave none.
     event: str
     #: Its data lines, joined by newlines.
     data: str
-    #: The id that it carries itself; None: none. An empty one takes the earlier ids back.
+    #: Its own id, or None. An empty id cancels the earlier ones.
     id: str | None
 
 
 class SseParser:
-    """Makes messages of one response's bytes, however they are cut. What the end leaves unfinished is no message."""
+    """Parses the bytes of one response, in chunks of any size. A message that the end leaves unfinished is dropped."""
 
     def __init__(self) -> None:
-        #: The server's wish for the time before a new connection, in milliseconds; None until it said so.
+        #: Time to wait before a new connection, in milliseconds, as the server asked; None until it does.
         self.retry_ms: int | None = None
         self._line = bytearray()
         self._after_cr = False
@@ -37,10 +37,10 @@ class SseParser:
         self._id: str | None = None
 
     def feed(self, chunk: bytes) -> list[Message]:
-        """The messages that these bytes complete."""
+        """The messages that end in this chunk."""
         if not chunk:
             return []
-        # A CR ends its line at once, as nothing may follow for long; the LF of a CRLF that was cut belongs to it.
+        # A CR ends its line at once: the next byte may come much later. If that byte is an LF, both are one line end.
         text = chunk.removeprefix(b"\n") if self._after_cr else chunk
         self._after_cr = chunk.endswith(b"\r")
         messages = []
@@ -55,7 +55,7 @@ class SseParser:
         return messages
 
     def _take(self, line: str) -> Message | None:
-        """What a whole line completes."""
+        """Take one whole line; return the message that it ends, if any."""
         if self._first:
             line, self._first = line.removeprefix(_BOM), False
         if not line:
@@ -71,11 +71,11 @@ class SseParser:
                 self._id = value
             case "retry" if _MILLISECONDS.fullmatch(value):
                 self.retry_ms = int(value)
-        # Anything else is a comment, whose name is empty, or a field of a later standard.
+        # Other lines are comments, whose name is empty, or fields of a later standard.
         return None
 
     def _dispatch(self) -> Message | None:
-        """The message that an empty line ends; without a data line it is none."""
+        """End the message at an empty line. A message without a data line is ignored."""
         message = Message(self._event or "message", "\n".join(self._data), self._id) if self._data else None
         self._event, self._data, self._id = "", [], None
         return message

@@ -1,4 +1,4 @@
-"""How far a job's stream has been read: where another connection goes on, and what of it is new there."""
+"""How far a job's stream has been read, so that a new connection continues there and no text comes twice."""
 
 from __future__ import annotations
 
@@ -7,46 +7,47 @@ from dataclasses import replace
 
 from celeriac.client.events import Event, TokenEvent
 
-_PLACE = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,18}))?")
+_EVENT_ID = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,18}))?")
 
 
-class OutOfStepError(Exception):
-    """A connection goes on elsewhere than it was asked to."""
+class StreamGapError(Exception):
+    """The connection continues at a later token than the one that was asked for."""
 
 
-class Reading:
-    """Takes the events of one connection after the other, and lets each pass once."""
+class StreamPosition:
+    """Position in the stream of one job. It sees the events of all connections in turn and lets each pass once."""
 
     def __init__(self, starting_after: int | str | None) -> None:
-        """Begins behind so many tokens, or behind the event with this id. ValueError where it is neither."""
-        place = (0, 0) if starting_after is None else _place_of(str(starting_after))
-        if place is None:
-            raise ValueError(f"starting_after is a number of tokens or the id of an event, not {starting_after!r}")
+        """Start after this number of tokens, or after the event with this id. ValueError if it is neither."""
+        start = (0, 0) if starting_after is None else _parse_id(str(starting_after))
+        if start is None:
+            raise ValueError(f"starting_after must be a number of tokens or the id of an event, not {starting_after!r}")
         self._starting_after = starting_after
         self._last_id: str | None = None
-        # Tokens, and how many events of the log follow them.
-        self._place = place
-        self._tokens = place[0]
-        # Characters of the text, and how many of them had come with how many tokens.
+        #: The last event id, parsed: number of tokens, and number of log entries after that token.
+        self._last_entry = start
+        self._tokens = start[0]
+        #: Number of characters read.
         self._length = 0
+        #: Number of tokens at the end of each event: number of characters read up to there.
         self._length_at = {self._tokens: 0}
         self._latest: dict[type[Event], Event] = {}
 
     def params(self) -> dict[str, str | int | float]:
-        """Of a request that goes on here: where the reading began, until it has an id."""
-        begin = self._starting_after
-        return {} if begin is None or self._last_id is not None else {"starting_after": begin}
+        """Query parameters of a request that continues here: `starting_after`, until an event had an id."""
+        start = self._starting_after
+        return {} if start is None or self._last_id is not None else {"starting_after": start}
 
     def headers(self) -> dict[str, str]:
-        """Of a request that goes on here."""
+        """Headers of a request that continues here."""
         return {} if self._last_id is None else {"Last-Event-ID": self._last_id}
 
-    def fresh(self, event: Event) -> Event | None:
-        """What is new of an event; None: nothing. Raises OutOfStepError where text is missing before it."""
-        place = None if event.id is None else _place_of(event.id)
-        if place is not None and place <= self._place:
+    def advance(self, event: Event) -> Event | None:
+        """Read an event. Returns its new part; None if all of it is known. Raises StreamGapError if text is missing."""
+        entry = None if event.id is None else _parse_id(event.id)
+        if entry is not None and entry <= self._last_entry:
             return None
-        # A new connection begins with the state, which may be the known one. It has no place in the log.
+        # A new connection begins with the job's current state, which has no id and may be known.
         if event.id is None and self._latest.get(type(event)) == event:
             return None
         new = self._unread(event) if isinstance(event, TokenEvent) else event
@@ -55,7 +56,7 @@ class Reading:
         self._latest[type(event)] = event
         if event.id is not None:
             self._last_id = event.id
-        self._place = max(self._place, place or self._place)
+        self._last_entry = max(self._last_entry, entry or self._last_entry)
         if isinstance(new, TokenEvent):
             self._tokens = new.tokens
             self._length += len(new.text)
@@ -63,20 +64,20 @@ class Reading:
         return new
 
     def _unread(self, event: TokenEvent) -> TokenEvent | None:
-        """What no earlier event had."""
+        """The part of an event that no earlier event had."""
         if event.offset == self._tokens:
             return event
         if event.tokens <= self._tokens:
             return None
-        # An event that begins where an earlier one did can be cut; of another one nobody knows where.
+        # Text can be cut only where an earlier event began or ended: elsewhere the length of a token's text is unknown.
         length = self._length_at.get(event.offset)
         if length is None:
-            raise OutOfStepError(f"text from token {event.offset} on where {self._tokens} tokens have been read")
+            raise StreamGapError(f"text from token {event.offset} on where {self._tokens} tokens have been read")
         known = self._length - length
         return replace(event, offset=self._tokens, count=event.tokens - self._tokens, text=event.text[known:])
 
 
-def _place_of(id_: str) -> tuple[int, int] | None:
-    """`<tokens>-<k>` or `<tokens>` as numbers; None where it is neither."""
-    match = _PLACE.fullmatch(id_)
+def _parse_id(id_: str) -> tuple[int, int] | None:
+    """`<tokens>-<k>` or `<tokens>` as numbers; None if it has another form."""
+    match = _EVENT_ID.fullmatch(id_)
     return None if match is None else (int(match[1]), int(match[2] or 0))

@@ -1,12 +1,12 @@
-"""The client for scripts, notebooks and threads."""
+"""The blocking client, for scripts, notebooks and threads."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack, closing, suppress
 from types import TracebackType
-from typing import TypeVar
+from typing import TypeVar, Unpack
 
 import httpx
 
@@ -15,6 +15,7 @@ from celeriac.client.defaults import DEFAULT_URL, LIMITS, RETRY_S, TIMEOUT_S
 from celeriac.client.events import Event, piece_of
 from celeriac.client.guide import GeneratedText, Health, Info
 from celeriac.client.job import Job, id_of
+from celeriac.client.options import JOB_DEFAULTS, GenerationOptions, JobOptions
 from celeriac.client.protocol import Protocol
 from celeriac.client.steps import Call, Flow, Open, Pause, Read, StreamFlow, is_stream
 from celeriac.errors import CeleriacError
@@ -23,12 +24,12 @@ T = TypeVar("T")
 
 
 class InferenceClient:
-    """A client of one server. Safe to share between threads; close it, or use it in a `with` statement.
+    """A client of one server. Threads may share it. Close it, or use it in a `with` statement.
 
     Every operation raises ServerUnreachableError, or ApiError with the server's own message (see
-    `celeriac.client.errors`). What can pass is tried again for `retry_s` seconds: a lost connection, a full queue or
-    a missing worker where the server says when to come back. That makes no second job: every submission carries an
-    Idempotency-Key.
+    `celeriac.client.errors`). Temporary failures are retried for `retry_s` seconds: a lost connection, and a full queue
+    or a missing worker if the server says when to retry. A retry never creates a second job, because each submission
+    carries an Idempotency-Key.
     """
 
     def __init__(
@@ -40,22 +41,25 @@ class InferenceClient:
         headers: Mapping[str, str] | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        """`timeout`: seconds that `generate` waits for its text; None: without a limit."""
-        self._protocol = Protocol(base_url, retry_s=retry_s)
-        self._timeout = timeout
+        """`timeout`: how long `generate` waits for its text, in seconds; None: without a limit.
+
+        `retry_s`: how long an operation is retried, in seconds; 0: not at all. `headers`: sent with every request.
+        `transport`: an httpx transport, for tests and unusual networks.
+        """
+        self._protocol = Protocol(base_url, retry_s=retry_s, timeout=timeout)
         self._http = httpx.Client(base_url=self._protocol.base_url, headers=headers, limits=LIMITS, transport=transport)
 
     @property
     def base_url(self) -> str:
-        """Where the server is."""
+        """The URL of the server, without a slash at the end."""
         return self._protocol.base_url
 
     def health(self) -> Health:
-        """The guide's health check, asked once and without retries."""
+        """The guide's health check, without retries."""
         return self._run(self._protocol.health())
 
     def info(self, model: str | None = None) -> Info:
-        """What the served checkpoint is; `model` names one where there are several."""
+        """The guide's information about a checkpoint. `model` names it if the server serves several."""
         return self._run(self._protocol.info(model))
 
     def generate(
@@ -66,35 +70,20 @@ class InferenceClient:
         top_k: int | None = None,
         stop_on_newline: bool = False,
         *,
-        top_p: float | None = None,
-        seed: int | None = None,
-        stop: Sequence[str] | None = None,
-        ignore_eos: bool = False,
-        model: str | None = None,
         timeout: float | None = None,
         idempotency_key: str | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> GeneratedText:
         """Continue `prompt`, and wait for the text.
 
-        `timeout` is for this call what the client's is for all. When it is over, WaitTimeoutError tells the job, which
-        goes on. Ctrl-C cancels the job. Raises JobFailedError where the job fails.
+        `timeout`: seconds to wait, instead of the client's `timeout`; after it WaitTimeoutError names the job, which
+        continues. `idempotency_key`: your own key; the server accepts a job with it only once. `options`: see
+        `celeriac.client.options.GenerationOptions`. Ctrl-C cancels the job. Raises JobFailedError if the job fails.
         """
-        body = bodies.generation(
-            prompt,
-            max_tokens,
-            temperature,
-            top_k,
-            stop_on_newline,
-            top_p=top_p,
-            seed=seed,
-            stop=stop,
-            ignore_eos=ignore_eos,
-            model=model,
-        )
-        limit = self._timeout if timeout is None else timeout
-        call = self._protocol.generate_call(body, key=idempotency_key, timeout=limit)
+        body = bodies.generation("generate", prompt, max_tokens, temperature, top_k, stop_on_newline, options)
+        call = self._protocol.generate_call(body, key=idempotency_key, timeout=timeout)
         try:
-            return self._run(self._protocol.generate(call, timeout=limit))
+            return self._run(self._protocol.generate(call))
         except KeyboardInterrupt:
             with suppress(CeleriacError):
                 self._run(self._protocol.abandon(call))
@@ -108,46 +97,21 @@ class InferenceClient:
         top_k: int | None = None,
         stop_on_newline: bool = False,
         *,
-        top_p: float | None = None,
-        seed: int | None = None,
-        stop: Sequence[str] | None = None,
-        ignore_eos: bool = False,
-        model: str | None = None,
         timeout: float | None = None,
         idempotency_key: str | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> Generator[str, None, None]:
-        """Continue `prompt`, and give the text of the continuation piece by piece, as it is decoded.
+        """Continue `prompt`, and yield the continuation piece by piece, as it is decoded.
 
-        The job is submitted when the first piece is asked for. Leaving the iterator early, by `break`, its `close()`
-        or Ctrl-C, cancels it. Raises JobFailedError where the job fails.
+        The job is submitted when you ask for the first piece. Leaving the iterator early, by `break`, by its `close()`
+        or by Ctrl-C, cancels the job. Raises JobFailedError if the job fails.
 
-        `timeout` is how long each piece may take, the first one included; without it the client's counts. When it is
-        over, WaitTimeoutError tells the job, which goes on.
+        `timeout`: seconds that each piece, also the first, may take, instead of the client's `timeout`; after it
+        WaitTimeoutError names the job, which continues. `idempotency_key`: as for `generate`. `options`: see
+        `celeriac.client.options.GenerationOptions`.
         """
-        body = bodies.generation(
-            prompt,
-            max_tokens,
-            temperature,
-            top_k,
-            stop_on_newline,
-            top_p=top_p,
-            seed=seed,
-            stop=stop,
-            ignore_eos=ignore_eos,
-            model=model,
-        )
-        limit = self._timeout if timeout is None else timeout
-        call = self._protocol.submit_call(body, key=idempotency_key)
-        try:
-            job = self._run(self._protocol.submit(call, timeout=limit))
-            with closing(self._stream(self._protocol.stream(job.id, starting_after=None, timeout=limit))) as events:
-                for event in events:
-                    if piece := piece_of(event):
-                        yield piece
-        except (GeneratorExit, KeyboardInterrupt):
-            with suppress(CeleriacError):
-                self._run(self._protocol.abandon(call))
-            raise
+        body = bodies.generation("generate_stream", prompt, max_tokens, temperature, top_k, stop_on_newline, options)
+        return self._pieces(self._protocol.generate_stream_call(body, key=idempotency_key, timeout=timeout))
 
     def submit(
         self,
@@ -157,67 +121,31 @@ class InferenceClient:
         top_k: int | None = None,
         stop_on_newline: bool = False,
         *,
-        top_p: float | None = None,
-        seed: int | None = None,
-        stop: Sequence[str] | None = None,
-        ignore_eos: bool = False,
-        model: str | None = None,
-        priority: int = 5,
-        metadata: Mapping[str, str] | None = None,
-        result_ttl_s: int | None = None,
-        wait_for_worker: bool = False,
-        queue_timeout_s: float | None = None,
-        run_timeout_s: float | None = None,
-        deadline_s: float | None = None,
-        max_queue_position: int | None = None,
         idempotency_key: str | None = None,
+        **options: Unpack[JobOptions],
     ) -> Job:
-        """Queue a generation, and return at once.
+        """Queue a generation, and return its job without waiting.
 
-        `priority`: 0 is served first, 9 last. `metadata`: texts of your own, given back with the job. `result_ttl_s`:
-        how long the finished job is kept. `wait_for_worker`: accept the job even if no worker serves the checkpoint.
-
-        `queue_timeout_s`: how long it may wait for its start, before it expires. `run_timeout_s`: how long it may run,
-        in all attempts together. `deadline_s`: how long both may take. `max_queue_position`: refuse it, with a
-        QueueFullError at once, where more jobs than that would be ahead of it.
+        `idempotency_key`: as for `generate`. `options`: see `celeriac.client.options.JobOptions`.
         """
-        body = bodies.generation(
-            prompt,
-            max_tokens,
-            temperature,
-            top_k,
-            stop_on_newline,
-            top_p=top_p,
-            seed=seed,
-            stop=stop,
-            ignore_eos=ignore_eos,
-            model=model,
-        )
-        body |= bodies.queueing(
-            priority=priority,
-            metadata=metadata,
-            result_ttl_s=result_ttl_s,
-            wait_for_worker=wait_for_worker,
-            queue_timeout_s=queue_timeout_s,
-            run_timeout_s=run_timeout_s,
-            deadline_s=deadline_s,
-            max_queue_position=max_queue_position,
-        )
+        job_options = JOB_DEFAULTS | options
+        body = bodies.generation("submit", prompt, max_tokens, temperature, top_k, stop_on_newline, job_options)
         return self._run(self._protocol.submit(self._protocol.submit_call(body, key=idempotency_key)))
 
     def job(self, job_id: str) -> Job:
-        """The job as it is now, with its text so far. Raises NotFoundError."""
+        """The job in its current state, with its text so far. Raises NotFoundError."""
         return self._run(self._protocol.job(job_id))
 
     def wait(self, job: str | Job, timeout: float | None = None) -> Job:
-        """The job when it is over, however it ended; `.result()` of it is the guide's dictionary.
+        """Wait until the job has ended, with or without success, and return it.
 
-        Raises WaitTimeoutError after `timeout` seconds (None: without a limit); the job goes on.
+        `.result()` of the returned job is the guide's dictionary. Raises WaitTimeoutError after `timeout` seconds; the
+        job continues. None: without a limit.
         """
         return self._run(self._protocol.wait(id_of(job), timeout=timeout))
 
     def watch(self, job: str | Job) -> Iterator[Job]:
-        """The job as it is now, and again whenever it has changed, until it is over."""
+        """Yield the job in its current state, and again after each change, until it has ended."""
         current = self.job(id_of(job))
         yield current
         while not current.done:
@@ -225,28 +153,34 @@ class InferenceClient:
             yield current
 
     def stream(self, job: str | Job, starting_after: int | str | None = None) -> Generator[Event, None, None]:
-        """What happens to the job, as it happens: its place in the queue, its text, its end (`celeriac.client.events`).
+        """Yield what happens to the job, as it happens: queue position, text, end. See `celeriac.client.events`.
 
-        Connections that break are opened again where they were: no text comes twice, and none is left out. Ends after
-        the DoneEvent. `starting_after`: tokens, or the `id` of an event, that are known already. Leaving the iterator
-        leaves the job alone. Raises NotFoundError where the job is deleted.
+        A connection that breaks is opened again, and the stream continues there: no text is repeated or lost. The
+        DoneEvent is the last event. `starting_after`: skip what comes before, given as a number of tokens or the `id`
+        of an event. Leaving the iterator does not affect the job. Raises NotFoundError if the job is deleted.
         """
         return self._stream(self._protocol.stream(id_of(job), starting_after=starting_after))
 
     def retry(self, job: str | Job) -> Job:
-        """A new job that repeats one that failed, expired or was cancelled. ApiError `not_retryable` for any other."""
+        """Submit a job again that failed, expired or was cancelled, and return the new job.
+
+        Raises ApiError with code `not_retryable` if the job is in another status.
+        """
         return self._run(self._protocol.retry(id_of(job)))
 
     def delete(self, job: str | Job) -> None:
-        """Forget a job, its prompt and its text; one that is not over is stopped. Deleting it again is harmless."""
+        """Delete a job with its prompt and its text; stop it if it has not ended. Deleting it twice is not an error."""
         self._run(self._protocol.delete(id_of(job)))
 
     def cancel(self, job: str | Job) -> Job:
-        """Stop a job, which keeps its text so far; one that runs is over a moment later. One that is over stays so."""
+        """Stop a job, and return it with its text so far. A job that has ended stays unchanged.
+
+        A running job ends shortly after this call returns.
+        """
         return self._run(self._protocol.cancel(id_of(job)))
 
     def jobs(self, status: str | None = None, *, limit: int = 20) -> list[Job]:
-        """The newest jobs, those in one status alone where `status` names it."""
+        """The newest jobs, newest first; only those in `status` if it is given."""
         return self._run(self._protocol.jobs(status=status, limit=limit))
 
     def close(self) -> None:
@@ -262,36 +196,48 @@ class InferenceClient:
         self.close()
 
     def _run(self, flow: Flow[T]) -> T:
-        """Do what a flow asks for until it has its result."""
-        answer: httpx.Response | None = None
-        lost: httpx.RequestError | None = None
+        """Carry out the steps of a flow, and return its result."""
+        response: httpx.Response | None = None
+        failure: httpx.RequestError | None = None
         while True:
             try:
-                step = flow.send(answer) if lost is None else flow.throw(lost)
+                step = flow.send(response) if failure is None else flow.throw(failure)
             except StopIteration as end:
                 result: T = end.value
                 return result
-            answer = lost = None
+            response = failure = None
             if isinstance(step, Pause):
                 time.sleep(step.seconds)
                 continue
             try:
-                answer = self._http.request(**step.to_httpx())
+                response = self._http.request(**step.to_httpx())
             except httpx.RequestError as error:
-                lost = error
+                failure = error
+
+    def _pieces(self, call: Call) -> Generator[str, None, None]:
+        """The pieces of text of a `generate_stream_call`. An interruption cancels the job."""
+        try:
+            with closing(self._stream(self._protocol.generate_stream(call))) as events:
+                for event in events:
+                    if piece := piece_of(event):
+                        yield piece
+        except (GeneratorExit, KeyboardInterrupt):
+            with suppress(CeleriacError):
+                self._run(self._protocol.abandon(call))
+            raise
 
     def _stream(self, flow: StreamFlow) -> Generator[Event, None, None]:
-        """Do what a flow asks for, and give the events on."""
-        answer: httpx.Response | bytes | None = None
-        lost: httpx.RequestError | None = None
+        """Carry out the steps of a flow, and yield its events."""
+        response: httpx.Response | bytes | None = None
+        failure: httpx.RequestError | None = None
         with ExitStack() as connection:
             chunks: Iterator[bytes] = iter(())
             while True:
                 try:
-                    step = flow.send(answer) if lost is None else flow.throw(lost)
+                    step = flow.send(response) if failure is None else flow.throw(failure)
                 except StopIteration:
                     return
-                answer = lost = None
+                response = failure = None
                 try:
                     match step:
                         case Event():
@@ -299,16 +245,16 @@ class InferenceClient:
                         case Pause():
                             time.sleep(step.seconds)
                         case Call():
-                            answer = self._http.request(**step.to_httpx())
+                            response = self._http.request(**step.to_httpx())
                         case Open():
                             connection.close()
-                            answer = self._http.send(self._http.build_request(**step.call.to_httpx()), stream=True)
-                            connection.callback(answer.close)
-                            if is_stream(answer):
-                                chunks = answer.iter_bytes()
+                            response = self._http.send(self._http.build_request(**step.call.to_httpx()), stream=True)
+                            connection.callback(response.close)
+                            if is_stream(response):
+                                chunks = response.iter_bytes()
                             else:
-                                answer.read()
+                                response.read()
                         case Read():
-                            answer = next(chunks, b"")
+                            response = next(chunks, b"")
                 except httpx.RequestError as error:
-                    lost = error
+                    failure = error

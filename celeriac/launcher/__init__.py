@@ -1,1 +1,1 @@
-"""`celeriac serve`: every role on one machine, as child processes of one terminal."""
+"""`celeriac serve`: runs every role on one machine, as child processes."""

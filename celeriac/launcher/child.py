@@ -1,4 +1,4 @@
-"""One child process: started on a leash, its output shown, its end noticed."""
+"""One child process of the launcher: its start, its output, its exit."""
 
 from __future__ import annotations
 
@@ -15,60 +15,70 @@ from dataclasses import dataclass, field
 
 import click
 
-from celeriac.launcher import parent_death as leash
+from celeriac.launcher import parent_death
 from celeriac.launcher.console import Console
 
-#: This many ends within this many seconds are too many.
-MAX_DEATHS = 3
-DEATHS_WITHIN_S = 60.0
-#: Pause in front of the first restart, in seconds; it doubles with each end that is not long past.
+#: A child that exits this often within EXIT_WINDOW_S is not restarted any more.
+MAX_EXITS = 3
+EXIT_WINDOW_S = 60.0
+#: Pause before the first restart, in seconds. It doubles with each further exit within EXIT_WINDOW_S.
 FIRST_PAUSE_S = 0.5
-#: How long the rest of a dead child's output may take, in seconds: its own children may hold the pipe.
+#: How long to read the output of a child after its exit, in seconds: its own children may keep the pipe open.
 OUTPUT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Role:
-    """What a child is."""
+    """What a child runs, and how it ends."""
 
     name: str
     command: Sequence[str]
     env: Mapping[str, str] = field(default_factory=dict)
-    #: What it gets when the launcher dies.
-    death_signal: signal.Signals = signal.SIGTERM
-    #: How long it may take to end when it is told to, in seconds.
+    #: The signal that it gets when the launcher ends without stopping it.
+    parent_death_signal: signal.Signals = signal.SIGTERM
+    #: How long it may take to exit after SIGTERM, in seconds.
     stop_s: float
-    #: Descriptors that it inherits.
+    #: File descriptors that it inherits.
     pass_fds: tuple[int, ...] = ()
 
 
 class Child:
-    """A role's process, and the next one when that has ended. Start it in the main thread: the leash hangs on it."""
+    """The process of a role; it can be started again after its exit.
+
+    Start it in the main thread: the parent-death signal is sent when the thread that started the process ends.
+    """
 
     def __init__(self, role: Role, console: Console, on_exit: Callable[[Child, int], None]) -> None:
-        """`on_exit` gets the exit code (below zero: the signal), in a thread of its own."""
+        """`on_exit` is called with the exit code (negative: the signal) in another thread."""
         self.role = role
         self._console = console
         self._on_exit = on_exit
         self._process: subprocess.Popen[str] | None = None
-        self._ended = threading.Event()
-        self._ended.set()
-        self._deaths: deque[float] = deque(maxlen=MAX_DEATHS)
-        #: The last line with something in it that the process wrote, without colours.
+        self._exited = threading.Event()
+        self._exited.set()
+        self._exits: deque[float] = deque(maxlen=MAX_EXITS)
+        #: The last line of output that is not empty, without colours.
         self.last_line = ""
 
     @property
     def running(self) -> bool:
-        """Whether the process is there."""
-        return not self._ended.is_set()
+        """Whether the process runs."""
+        return not self._exited.is_set()
 
     def start(self) -> None:
-        """Start the process, in a group of its own, where the terminal's Ctrl-C does not reach it."""
+        """Start the process in a group of its own, so that Ctrl-C in the terminal does not reach it."""
         role = self.role
-        # Isolated and without site: the leash starts in milliseconds, and needs the standard library alone.
-        on_leash = [sys.executable, "-I", "-S", leash.__file__, str(os.getpid()), str(int(role.death_signal))]
+        # Isolated and without `site`: it starts in milliseconds, and needs only the standard library.
+        guard = [
+            sys.executable,
+            "-I",
+            "-S",
+            parent_death.__file__,
+            str(os.getpid()),
+            str(int(role.parent_death_signal)),
+        ]
         process = subprocess.Popen(
-            [*on_leash, *role.command],
+            [*guard, *role.command],
             env={**os.environ, **role.env},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -79,52 +89,54 @@ class Child:
             pass_fds=role.pass_fds,
         )
         self._process = process
-        self._ended.clear()
+        self._exited.clear()
         reader = threading.Thread(target=self._read, args=(process,), name=f"{role.name}-output", daemon=True)
         reader.start()
-        threading.Thread(target=self._await, args=(process, reader), name=f"{role.name}-end", daemon=True).start()
+        threading.Thread(
+            target=self._wait_for_exit, args=(process, reader), name=f"{role.name}-exit", daemon=True
+        ).start()
 
     def terminate(self) -> None:
-        """Tell the process to end; its own children are its own affair."""
+        """Send SIGTERM to the process. It ends its own children itself."""
         if self._process is not None and self.running:
             self._process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End the process and everything that it started."""
+        """Kill the process and its whole process group."""
         if self._process is not None:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 
     def wait(self, timeout_s: float) -> bool:
-        """Whether the process has ended within the time."""
-        return self._ended.wait(timeout_s)
+        """Wait for the exit. Returns False if the process still runs after `timeout_s`."""
+        return self._exited.wait(timeout_s)
 
-    def pause_after_death(self) -> float | None:
-        """How long to wait until the next start, in seconds; None after too many ends in a short time."""
+    def count_exit(self) -> float | None:
+        """Count an exit. Returns the pause before the restart, in seconds; None after too many exits."""
         now = time.monotonic()
-        self._deaths.append(now)
-        recent = [death for death in self._deaths if now - death <= DEATHS_WITHIN_S]
-        return None if len(recent) == MAX_DEATHS else FIRST_PAUSE_S * 2 ** (len(recent) - 1)
+        self._exits.append(now)
+        recent = [exited_at for exited_at in self._exits if now - exited_at <= EXIT_WINDOW_S]
+        return None if len(recent) == MAX_EXITS else FIRST_PAUSE_S * 2 ** (len(recent) - 1)
 
     def _read(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
         with process.stdout as lines:
             for line in lines:
                 text = line.rstrip("\n")
-                self._console.child(self.role.name, text)
+                self._console.child_line(self.role.name, text)
                 self.last_line = click.unstyle(text).strip() or self.last_line
 
-    def _await(self, process: subprocess.Popen[str], reader: threading.Thread) -> None:
+    def _wait_for_exit(self, process: subprocess.Popen[str], reader: threading.Thread) -> None:
         code = process.wait()
-        # What it may have left behind would hold its port or its memory.
+        # Processes that it has left behind would keep its port or its memory.
         self.kill()
         reader.join(OUTPUT_S)
-        self._ended.set()
+        self._exited.set()
         self._on_exit(self, code)
 
 
 def describe_exit(code: int) -> str:
-    """An exit code for people."""
+    """An exit code in words."""
     if code >= 0:
         return f"exit code {code}"
     return f"signal {signal.Signals(-code).name}"

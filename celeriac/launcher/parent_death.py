@@ -1,10 +1,11 @@
-"""A command on a leash: it ends when the process that started it ends, whatever killed that one.
+"""Runs a command that ends when the process that started it ends, also if that process is killed.
 
-    python leash.py PARENT_PID SIGNAL COMMAND [ARGUMENT ...]
+    python parent_death.py PARENT_PID SIGNAL COMMAND [ARGUMENT ...]
 
-Run as a file, so that nothing of this package is imported: it stands in front of every process of `celeriac serve`.
-On Linux the kernel sends SIGNAL when the thread that started us ends, and we become the command. Elsewhere we stay,
-ask every moment whether our parent is still the same, and end the command's process group when it is not.
+`celeriac serve` starts each of its processes through this file. It runs as a script, so that it imports nothing else of
+this package. On Linux it asks the kernel to send SIGNAL when the thread that started it ends, and then replaces itself
+by the command. On other systems it stays, polls whether its parent still exists, and ends the command's process group
+when the parent is gone.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ import subprocess
 import sys
 import time
 
-#: `prctl` option: signal to get when the parent dies (linux/prctl.h). It survives `exec`.
+#: `prctl` option: the signal that the kernel sends when the parent ends (linux/prctl.h). It survives `exec`.
 PR_SET_PDEATHSIG = 1
-#: How often the parent is looked for where the kernel does not tell, in seconds.
-LOOK_S = 0.5
-#: How long a command may take to end before it is killed, in seconds.
+#: Interval between two checks of the parent, on systems other than Linux, in seconds.
+POLL_S = 0.5
+#: How long the command may take to end before it is killed, in seconds.
 GRACE_S = 10.0
 
 
 def main() -> int:
-    """Become or guard the command. Exit code 1 where the parent is gone already."""
+    """Replace this process by the command, or guard the command. Returns 1 if the parent has already ended."""
     parent, number, command = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
@@ -39,19 +40,19 @@ def main() -> int:
 
 
 def guard(parent: int, number: int, command: list[str]) -> int:
-    """Run the command until it ends, or until `parent` is no longer our parent. Returns its exit code."""
+    """Run the command until it ends, or until `parent` is no longer the parent. Returns the command's exit code."""
     child = subprocess.Popen(command, close_fds=False)
     signal.signal(signal.SIGTERM, lambda received, _: child.send_signal(received))
     while True:
         try:
-            return child.wait(LOOK_S)
+            return child.wait(POLL_S)
         except subprocess.TimeoutExpired:
             if os.getppid() == parent:
                 continue
         child.send_signal(number)
-        give_up_at = time.monotonic() + GRACE_S
-        while child.poll() is None and time.monotonic() < give_up_at:
-            time.sleep(LOOK_S / 10)
+        kill_at = time.monotonic() + GRACE_S
+        while child.poll() is None and time.monotonic() < kill_at:
+            time.sleep(POLL_S / 10)
         os.killpg(os.getpgid(0), signal.SIGKILL)
 
 

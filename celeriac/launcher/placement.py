@@ -1,4 +1,4 @@
-"""Which part of the machine each of several workers gets."""
+"""Divides the GPUs or CPUs of the machine among several workers."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-#: The NVIDIA driver lists its devices here, one folder each.
+#: The NVIDIA driver lists its devices here, one folder per device.
 NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
 
 
 def placement(index: int, workers: int, *, device: str, env: Mapping[str, str]) -> dict[str, str]:
-    """Environment for the worker of this index: a GPU of its own where there are several, else its share of the CPU.
+    """Environment variables of the worker with this index: its GPU, or its share of the CPUs.
 
-    A worker that is alone has all, and what the user has set stays.
+    With more workers than GPUs, workers share GPUs. A single worker gets the whole machine. Settings of the user in
+    `env` are respected.
     """
     if workers == 1:
         return {}
@@ -32,5 +33,5 @@ def _gpus(env: Mapping[str, str]) -> list[str]:
 
 
 def _cpus() -> int:
-    """CPUs that this process may use."""
+    """Number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""From the options of `celeriac serve` to the roles that it runs. Everything that can be wrong is noticed here."""
+"""Turns the options of `celeriac serve` into the roles to run. Checks everything before a process is started."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from celeriac.launcher.redis_server import DataFolder
 from tasks.settings import Settings
 from worker.checkpoints.folder import find
 
-#: Flower shows jobs to whoever asks, so that only this machine may.
+#: Flower shows all jobs without a login, so it listens on this machine only.
 FLOWER_HOST = "127.0.0.1"
 
-#: How long each role may take to end, in seconds. The API lets running requests end first, a worker hands its jobs
-#: back, and Redis writes its file.
+#: How long each role may take to exit, in seconds. The API finishes running requests, a worker releases its jobs, and
+#: Redis writes its file.
 API_STOP_S = 10.0
 FLOWER_STOP_S = 5.0
 WORKER_STOP_S = 10.0
@@ -32,7 +32,7 @@ REDIS_STOP_S = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What `celeriac serve` was asked for."""
+    """The options of `celeriac serve`."""
 
     checkpoint: str
     host: str
@@ -47,7 +47,7 @@ class Options:
 
 
 def serve(options: Options, settings: Settings) -> int:
-    """Run it all until a signal. Returns the exit code. Raises CeleriacError and CheckpointError before it starts."""
+    """Run all roles until a signal. Returns the exit code. Raises CeleriacError or CheckpointError before the start."""
     folder = find(options.checkpoint, settings.checkpoint_dir)
     ports.check_port(options.host, options.port)
     if options.flower:
@@ -55,13 +55,13 @@ def serve(options: Options, settings: Settings) -> int:
     if "redis_url" in settings.model_fields_set:
         return _launch(options, settings, folder.name, None)
     executable = redis_server.find_executable()
-    data = DataFolder.take(options.data_dir / str(options.port))
+    data = DataFolder.acquire(options.data_dir / str(options.port))
     try:
         redis = Role(
             name="redis",
             command=data.command(executable, settings.redis_appendfsync),
             stop_s=REDIS_STOP_S,
-            # The server holds the lock of its folder as long as it lives.
+            # The server holds the lock of its data folder until it exits.
             pass_fds=(data.lock,),
         )
         return _launch(options, settings, folder.name, (data, redis))
@@ -75,27 +75,27 @@ def _launch(options: Options, settings: Settings, checkpoint: str, redis: tuple[
     run = [sys.executable, "-m", "celeriac"]
     host = ["--host", options.host]
     api = [*run, "api", *host, "--port", str(options.port), *(["--reload"] if options.reload else [])]
-    fronts = [Role(name="api", command=api, env=env, stop_s=API_STOP_S)]
+    front_ends = [Role(name="api", command=api, env=env, stop_s=API_STOP_S)]
     if options.flower:
         flower = [*run, "flower", "--address", FLOWER_HOST, "--port", str(options.flower_port)]
-        fronts.append(Role(name="flower", command=flower, env=env, stop_s=FLOWER_STOP_S))
+        front_ends.append(Role(name="flower", command=flower, env=env, stop_s=FLOWER_STOP_S))
     names = _worker_names(checkpoint, options.workers, settings)
     workers = [
         Role(
             name="worker" if options.workers == 1 else f"worker-{index + 1}",
             command=[*run, "worker", "--name", name],
             env={**env, **placement(index, options.workers, device=options.device, env=os.environ)},
-            # Redis ends with the launcher as well, so that there is nobody to hand jobs back to.
-            death_signal=signal.SIGKILL,
+            # Redis ends with the launcher as well, so a worker cannot release its jobs.
+            parent_death_signal=signal.SIGKILL,
             stop_s=WORKER_STOP_S,
         )
         for index, name in enumerate(names)
     ]
-    console = Console([role.name for role in (*([] if redis is None else [redis[1]]), *fronts, *workers)])
+    console = Console([role.name for role in (*([] if redis is None else [redis[1]]), *front_ends, *workers)])
     _announce(console, options, checkpoint, None if redis is None else redis[0])
     return Launcher(
         redis=redis,
-        fronts=fronts,
+        front_ends=front_ends,
         workers=workers,
         console=console,
         url=ports.url_of(options.host, options.port),
@@ -104,39 +104,39 @@ def _launch(options: Options, settings: Settings, checkpoint: str, redis: tuple[
 
 
 def _environment(options: Options, settings: Settings, checkpoint: str, redis_url: str) -> dict[str, str]:
-    """Settings of all children, beside those of our own environment."""
+    """Environment variables of all children, in addition to those of this process."""
     env = {
         "CELERIAC_REDIS_URL": redis_url,
         "CELERIAC_CHECKPOINT": options.checkpoint,
         "CELERIAC_DEVICE": options.device,
         "CELERIAC_WEIGHTS": options.weights,
-        # Requests without `model` stay with this checkpoint when workers of others join.
+        # Requests without `model` keep using this checkpoint when workers of other checkpoints join.
         "CELERIAC_DEFAULT_CHECKPOINT": settings.default_checkpoint or checkpoint,
         "PYTHONUNBUFFERED": "1",
     }
     if "log_format" not in settings.model_fields_set:
         env["CELERIAC_LOG_FORMAT"] = "console"
     if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
-        # Their output is a pipe, but a terminal shows it in the end.
+        # Their output is a pipe, which the launcher copies to a terminal.
         env["FORCE_COLOR"] = "1"
     return env
 
 
 def _worker_names(checkpoint: str, workers: int, settings: Settings) -> list[str]:
-    """A name for each worker, one that no earlier run has used unless the user chose it."""
+    """A name for each worker. It is new in each run, unless the user chose it."""
     base = (settings.worker_name or f"{checkpoint}-{secrets.token_hex(2)}").partition("@")[0]
     return [base] if workers == 1 else [f"{base}-{index + 1}" for index in range(workers)]
 
 
 def _announce(console: Console, options: Options, checkpoint: str, data: DataFolder | None) -> None:
-    console.say(f"Celeriac starts, with {checkpoint} and {options.workers} worker(s). Ctrl-C ends everything.")
+    console.info(f"Starting Celeriac with {checkpoint} and {options.workers} worker(s). Ctrl-C stops it.")
     if data is not None:
-        console.say(f"Jobs are kept in {data.path}")
-        console.say(f"Redis for further workers: CELERIAC_REDIS_URL={shlex.quote(data.url)}")
+        console.info(f"Data folder of Redis: {data.path}")
+        console.info(f"Redis for further workers: CELERIAC_REDIS_URL={shlex.quote(data.url)}")
     if options.flower:
-        console.say(f"Flower: {ports.url_of(FLOWER_HOST, options.flower_port)}")
+        console.info(f"Flower: {ports.url_of(FLOWER_HOST, options.flower_port)}")
     if not ports.is_loopback(options.host):
-        console.complain(
-            f"Warning: whoever reaches {options.host}:{options.port} can use it; there are no API keys yet. Put a "
-            "proxy with authentication in front of it."
+        console.error(
+            f"Warning: everyone who can reach {options.host}:{options.port} can use this server: it has no API keys "
+            "yet. Put a proxy with authentication in front of it."
         )

@@ -1,4 +1,4 @@
-"""When a server that was just started serves."""
+"""Waits until a server that was just started is ready."""
 
 from __future__ import annotations
 
@@ -8,34 +8,38 @@ from contextlib import suppress
 
 import httpx
 
-#: How often the server is asked, and how long one answer may take, in seconds.
-ASK_S = 0.25
-ANSWER_S = 5.0
+#: Interval between two checks, in seconds.
+POLL_S = 0.25
+#: Longest wait for one response, in seconds.
+RESPONSE_S = 5.0
 
 
-class ReadinessWatch:
-    """Asks in a thread of its own, and calls back once."""
+class ReadinessCheck:
+    """Polls the server in its own thread, and calls `on_ready` once."""
 
     def __init__(self, url: str, workers: Collection[str], on_ready: Callable[[], None]) -> None:
-        """A server is ready when it says so and lists one of `workers`: Redis may remember those of an earlier run."""
+        """`on_ready` is called when the server is ready and lists one of `workers`.
+
+        Names are compared because Redis may still list workers of an earlier run.
+        """
         self._url = url
         self._workers = tuple(f"{name}@" for name in workers)
         self._on_ready = on_ready
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._ask, name="readiness", daemon=True)
+        self._thread = threading.Thread(target=self._poll, name="readiness", daemon=True)
 
     def start(self) -> None:
-        """Begin to ask."""
+        """Start polling."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Ask no more."""
+        """Stop polling."""
         self._stop.set()
 
-    def _ask(self) -> None:
-        # Without a proxy of the environment: the server is on this machine.
-        with httpx.Client(base_url=self._url, timeout=ANSWER_S, trust_env=False) as http:
-            while not self._stop.wait(ASK_S):
+    def _poll(self) -> None:
+        # Without a proxy from the environment, since the server is on this machine.
+        with httpx.Client(base_url=self._url, timeout=RESPONSE_S, trust_env=False) as http:
+            while not self._stop.wait(POLL_S):
                 with suppress(httpx.TransportError):
                     if self._ready(http):
                         self._on_ready()

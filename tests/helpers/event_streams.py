@@ -1,4 +1,4 @@
-"""Streams of events as a test reads them: one after the other, over a real connection."""
+"""Reads the events of a stream in a test, one after another, over a real connection."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Event:
 
 
 class EventReader:
-    """The events of one answer. Queue events come when they like, so they are kept apart."""
+    """Reads the events of one response. Queue events may come at any time, so they are kept in a separate list."""
 
     def __init__(self, answer: httpx.Response) -> None:
         self.answer = answer
@@ -33,7 +33,7 @@ class EventReader:
         self._lines = answer.iter_lines()
 
     def any(self) -> Event | None:
-        """The next event of whatever kind; None at the end."""
+        """The next event of any kind; None at the end."""
         fields: dict[str, str] = {}
         for line in self._lines:
             if line.startswith(":"):
@@ -49,7 +49,7 @@ class EventReader:
         return None
 
     def next(self) -> Event | None:
-        """The next event that is no `queue`; None at the end."""
+        """The next event that is not `queue`; None at the end."""
         while (event := self.any()) is not None and event.name == "queue":
             assert event.id is None
             self.queue.append(event.data)
@@ -63,7 +63,7 @@ class EventReader:
         return found
 
     def rest(self) -> list[Event]:
-        """Everything up to the end, without `queue`."""
+        """All events up to the end, without `queue`."""
         return list(iter(self.next, None))
 
 
@@ -71,7 +71,7 @@ class EventReader:
 def stream(
     url: str, *, method: str = "GET", headers: dict[str, str] | None = None, **arguments: Any
 ) -> Iterator[EventReader]:
-    """The events at `url`, which must answer with some."""
+    """Open the stream at `url`. Fails if the response is not a stream."""
     with (
         httpx.Client(timeout=DEADLINE_S) as client,
         client.stream(method, url, headers=headers, **arguments) as answer,
@@ -83,7 +83,7 @@ def stream(
 
 
 def text_of(events: list[Event]) -> str:
-    """The text of `token` events, whose offsets must join."""
+    """The text of the `token` events. Fails if an offset does not follow the event before it."""
     text, offset = "", None
     for event in events:
         if event.name != "token":

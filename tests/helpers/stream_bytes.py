@@ -1,4 +1,4 @@
-"""Streams of jobs as the API sends them, in hand-written bytes."""
+"""Bytes of job streams, written by hand in the form that the API sends."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.helpers.job_objects import SUCCEEDED, job_object
 
-#: The continuation, token by token. One token may bring half a character, and so no text.
+#: The continuation, token by token. A token that is half a character has no text.
 PIECES = ("5", "", "€", "9", "\n")
 TEXT = "".join(PIECES)
 DONE_JOB = job_object(SUCCEEDED, tokens=len(PIECES), completion=TEXT)
@@ -33,13 +33,13 @@ def queue(position: int, as_of: str = "2026-01-02T03:04:05.678Z", **more: Any) -
 
 
 def tokens(begin: int, end: int) -> bytes:
-    """A `token` event of the tokens from `begin` to `end`."""
+    """A `token` event with the tokens from `begin` to `end`."""
     text = "".join(PIECES[begin:end])
     return event("token", {"offset": begin, "count": end - begin, "text": text}, f"{end}-0")
 
 
 def done(job: dict[str, Any] = DONE_JOB) -> bytes:
-    """The `done` event, behind every other."""
+    """The `done` event, which comes last."""
     return event("done", job, f"{len(PIECES)}-9")
 
 
@@ -55,6 +55,6 @@ def whole() -> bytes:
 
 
 def log_after(cursor: str | None) -> bytes:
-    """What a server sends to a client that has read up to `cursor`: its own beginning, then what is behind."""
+    """The stream for a client that has read up to `cursor`: the current state, then the events after `cursor`."""
     seen = 0 if cursor is None else int(cursor.partition("-")[0])
     return RETRY + status() + b"".join(tokens(at, at + 1) for at in range(seen, len(PIECES))) + done()

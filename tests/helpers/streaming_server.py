@@ -1,4 +1,4 @@
-"""A server of bytes: it sends what a test wrote, in the pieces and with the end that the test wants. Real sockets."""
+"""A server on a real socket that sends exactly the bytes, pieces and endings that a test wants."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-#: The head of an answer that streams, in chunks as a real server sends it.
+#: Head of a streaming response with chunked encoding.
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n"
-#: The regular end of such an answer.
+#: Regular end of a response with chunked encoding.
 END = b"0\r\n\r\n"
 #: Longest wait for the other side, in seconds.
 DEADLINE_S = 30.0
 
 
 def chunk(data: bytes) -> bytes:
-    """One chunk of an answer that streams."""
+    """One chunk of a streaming response."""
     return f"{len(data):x}\r\n".encode() + data + b"\r\n"
 
 
@@ -27,7 +27,7 @@ class Peer:
     """One connection of a client."""
 
     socket: socket.socket
-    #: Its request, as text.
+    #: The request as text.
     request: str
 
     def send(self, data: bytes) -> None:
@@ -35,12 +35,12 @@ class Peer:
         self.socket.sendall(data)
 
     def reset(self) -> None:
-        """Break the connection, as a process that is killed does."""
+        """Reset the connection, as the kernel does for a killed process."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.socket.close()
 
     def closed(self) -> bool:
-        """Wait until the client has closed its side. False: it did not in time."""
+        """Wait until the client closes its side. False if it does not in time."""
         try:
             return self.socket.recv(1) == b""
         except ConnectionResetError:
@@ -51,16 +51,16 @@ class Peer:
 
 @dataclass
 class StreamingServer:
-    """Where it is. Its first connection gets the first script, and so on."""
+    """A running server. The first connection runs the first script, and so on."""
 
     url: str
-    #: What went wrong in its thread.
+    #: Exceptions of the scripts.
     errors: list[BaseException] = field(default_factory=list)
 
 
 @contextmanager
 def streaming_server(*scripts: Callable[[Peer], object]) -> Iterator[StreamingServer]:
-    """A server that answers as many connections as there are scripts, and refuses more. Fails where a script did."""
+    """Run a server that accepts one connection per script and refuses more. Fails if a script fails."""
     listener = socket.create_server(("127.0.0.1", 0))
     listener.settimeout(DEADLINE_S)
     server = StreamingServer(f"http://127.0.0.1:{listener.getsockname()[1]}")

@@ -1,0 +1,1 @@
+"""One file for each command of `celeriac`; each defines `command`."""

@@ -1,23 +1,23 @@
-"""`celeriac api`: the front end alone."""
+"""`celeriac api`: run one API process."""
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
-from pathlib import Path
 
 import click
 
 from celeriac.cli import options
 from celeriac.cli.environment import load_queue_settings, require
 
-#: How long requests that run at the end may take, in seconds. Their jobs go on in any case.
+#: How long running requests may take at shutdown, in seconds. Their jobs continue in any case.
 GRACE_S = 5
 
 
 @click.command("api")
 @options.listening
 def command(host: str, port: int, reload: bool) -> None:
-    """Run the API: HTTP in, jobs out."""
+    """Run the HTTP API, which puts jobs into the queue."""
     require("fastapi", "uvicorn", extra="api")
     settings = load_queue_settings()
     import uvicorn
@@ -32,17 +32,17 @@ def command(host: str, port: int, reload: bool) -> None:
         host=host,
         port=port,
         reload=reload,
-        reload_dirs=[folder_of(package) for package in ("api", "tasks")] if reload else None,
-        # Our own logging shows uvicorn's lines as well, and has one for each request.
+        reload_dirs=[package_folder(package) for package in ("api", "tasks")] if reload else None,
+        # The API logs each request itself, and uvicorn's messages in the same format.
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=GRACE_S,
     )
 
 
-def folder_of(package: str) -> str:
-    """Where a package of ours lies."""
+def package_folder(package: str) -> str:
+    """The folder of an installed package."""
     spec = find_spec(package)
     if spec is None or spec.origin is None:
         raise click.ClickException(f"The package {package} is not installed.")
-    return str(Path(spec.origin).parent)
+    return os.path.dirname(spec.origin)

@@ -11,7 +11,7 @@ from celeriac.cli import options
 @click.argument("job_ids", metavar="JOB_ID...", nargs=-1, required=True)
 @options.url
 def command(job_ids: tuple[str, ...], url: str) -> None:
-    """Stop jobs, which keep their text so far. A job that is over stays as it is."""
+    """Stop jobs. They keep their text so far. A job that has ended stays unchanged."""
     from celeriac.client import InferenceClient
 
     with InferenceClient(url) as client:

@@ -1,4 +1,4 @@
-"""`celeriac delete`: forget jobs."""
+"""`celeriac delete`: delete jobs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from celeriac.cli import options
 @click.argument("job_ids", metavar="JOB_ID...", nargs=-1, required=True)
 @options.url
 def command(job_ids: tuple[str, ...], url: str) -> None:
-    """Forget jobs, their prompts and texts. One that is not over is stopped."""
+    """Delete jobs with their prompts and texts. A job that has not ended is stopped."""
     from celeriac.client import InferenceClient
 
     with InferenceClient(url) as client:

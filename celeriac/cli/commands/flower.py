@@ -1,4 +1,4 @@
-"""`celeriac flower`: Celery's monitor on the workers and jobs, where tasks have the jobs' ids."""
+"""`celeriac flower`: run Flower, the web monitor of Celery. A task's id is the job's id."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import click
 
 from celeriac.cli.environment import load_queue_settings, require
 
-#: Tasks that Flower remembers; its default of 100,000 grows to gigabytes.
+#: Number of tasks that Flower keeps in memory. Its default, 100,000, takes gigabytes.
 MAX_TASKS = 10_000
-#: After this many seconds it forgets a worker that is gone.
+#: Seconds after which Flower removes an offline worker from its list.
 PURGE_OFFLINE_WORKERS_S = 60
 
 
@@ -21,11 +21,11 @@ PURGE_OFFLINE_WORKERS_S = 60
     "--basic-auth",
     envvar="FLOWER_BASIC_AUTH",
     metavar="USER:PASSWORD",
-    help="Who may look.  [env: FLOWER_BASIC_AUTH, which `ps` does not show]",
+    help="Require this login.  [env: FLOWER_BASIC_AUTH, which `ps` does not show]",
 )
-@click.option("--url-prefix", envvar="FLOWER_URL_PREFIX", help="Path under which a proxy shows it.")
+@click.option("--url-prefix", envvar="FLOWER_URL_PREFIX", help="URL path under which a proxy serves Flower.")
 def command(address: str, port: int, basic_auth: str | None, url_prefix: str | None) -> None:
-    """Run Flower on this queue, for looking only."""
+    """Run Flower, the web monitor of Celery, read-only."""
     require("flower", extra="flower")
     settings = load_queue_settings()
     from celeriac.launcher.ports import check_port, is_loopback
@@ -33,10 +33,12 @@ def command(address: str, port: int, basic_auth: str | None, url_prefix: str | N
     check_port(address, port)
     if basic_auth is None and not is_loopback(address):
         click.echo(
-            f"Warning: whoever reaches {address}:{port} can look; set FLOWER_BASIC_AUTH=USER:PASSWORD.", err=True
+            f"Warning: everyone who can reach {address}:{port} can see the jobs' ids and the workers. "
+            "Set FLOWER_BASIC_AUTH=USER:PASSWORD.",
+            err=True,
         )
     if basic_auth is not None:
-        # Flower reads it there; on its command line other users of this machine could see it.
+        # Flower reads this variable. On its command line, other users of this machine could see the password.
         os.environ["FLOWER_BASIC_AUTH"] = basic_auth
     from tasks.celery_app import make_app
 

@@ -1,4 +1,4 @@
-"""`celeriac generate`: a prompt in, its text out."""
+"""`celeriac generate`: continue a prompt and print the text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 
 from celeriac.cli import options
 from celeriac.cli.output import print_json, warn
-from celeriac.cli.progress import follow
+from celeriac.cli.progress import stream_job
 
 
 @click.command("generate")
@@ -17,15 +17,18 @@ from celeriac.cli.progress import follow
 @options.generating
 @options.as_json
 def command(prompt: str, url: str, as_json: bool, **request: Any) -> None:
-    """Continue PROMPT ("-": the standard input) and print it with its continuation. Ctrl-C cancels the job."""
+    """Continue a prompt and print it with its continuation.
+
+    PROMPT is the text; "-" reads standard input. Ctrl-C cancels the job.
+    """
     from celeriac.client import InferenceClient
 
     with InferenceClient(url) as client:
         job = client.submit(options.prompt_text(prompt), **request)
         try:
-            job = follow(client, job, text=not as_json)
+            job = stream_job(client, job, text=not as_json)
         except (KeyboardInterrupt, BrokenPipeError):
-            # Nobody reads the rest.
+            # The rest of the text has no reader.
             client.cancel(job)
             raise
     warn(job.warnings)

@@ -1,4 +1,4 @@
-"""`celeriac inspect`: what a checkpoint is, and whether it can be served."""
+"""`celeriac inspect`: print the card of a checkpoint."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 @click.argument("checkpoint")
 @options.as_json
 def command(checkpoint: str, as_json: bool) -> None:
-    """Print the card of CHECKPOINT, a folder's path or its name under CELERIAC_CHECKPOINT_DIR."""
+    """Print the training, size and tokenizer of a checkpoint.
+
+    CHECKPOINT is the path of a folder, or its name under CELERIAC_CHECKPOINT_DIR. Warns if it cannot be served.
+    """
     require("torch", extra="worker")
     settings = load_settings()
     with readable_checkpoint_errors():
@@ -35,9 +38,9 @@ def command(checkpoint: str, as_json: bool) -> None:
 
 
 def fields_of(card: Card) -> list[tuple[str, str]]:
-    """The card for people."""
+    """The card as names and values."""
     tokenizer = card.tokenizer
-    kind = f"{tokenizer.kind}, {tokenizer.text_ids} ids with text"
+    kind = f"{tokenizer.kind}, {tokenizer.text_ids} ids that have text"
     loss = "unknown" if card.loss is None else f"{card.loss:.4f} ({card.loss_name})"
     fields = [
         ("name", card.name),
@@ -46,24 +49,24 @@ def fields_of(card: Card) -> list[tuple[str, str]]:
         ("era", card.era),
         ("layers", f"{card.n_layer}"),
         ("width", f"{card.n_embd}"),
-        ("heads", f"{card.n_head}, {card.n_kv_head} of keys and values"),
+        ("heads", f"{card.n_head}, {card.n_kv_head} for keys and values"),
         ("vocabulary", f"{card.vocab_size} ids"),
         ("context", f"{card.context} tokens"),
-        ("limits", f"prompt {card.context - 1} tokens, answer {min(MAX_TOKENS_LIMIT, card.context - 1)}"),
+        ("limits", f"prompt {card.context - 1} tokens, continuation {min(MAX_TOKENS_LIMIT, card.context - 1)}"),
         ("softcap", f"{card.softcap:g}"),
         ("parameters", f"{card.parameters:,}"),
         ("weights", f"{card.weight_bytes:,} bytes, {card.weights} in memory"),
-        ("KV memory", f"{card.kv_bytes_per_token:,} bytes per token, {megabytes(card)} MiB for a full context"),
-        ("tokenizer", "none: it takes token ids alone" if tokenizer.kind == "none" else kind),
+        ("KV memory", f"{card.kv_bytes_per_token:,} bytes per token, {context_mib(card)} MiB for a full context"),
+        ("tokenizer", "none: only prompts of token ids" if tokenizer.kind == "none" else kind),
     ]
     if tokenizer.characters is not None:
-        unknown = "left out of a prompt" if tokenizer.unknown == "skip" else "refused"
+        unknown = "left out of the prompt" if tokenizer.unknown == "skip" else "refused"
         fields.append(("characters", f"{tokenizer.characters!r}; others are {unknown}"))
     if tokenizer.bos_id is not None:
-        fields.append(("BOS", f"{tokenizer.bos_id}, {'' if tokenizer.prepend_bos else 'not '}put in front of a prompt"))
+        fields.append(("BOS", f"{tokenizer.bos_id}, {'' if tokenizer.prepend_bos else 'not '}put before a prompt"))
     return [*fields, ("digest", card.digest)]
 
 
-def megabytes(card: Card) -> str:
-    """KV memory of one full context."""
+def context_mib(card: Card) -> str:
+    """KV memory of one full context, in MiB."""
     return f"{card.kv_bytes_per_token * card.context / 2**20:,.1f}"

@@ -1,4 +1,4 @@
-"""`celeriac jobs`: the newest jobs."""
+"""`celeriac jobs`: list the newest jobs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from celeriac.client import Job
 
 STATUSES = ("queued", "running", "succeeded", "failed", "cancelled", "expired")
-#: Characters of a prompt that a table shows.
+#: Most characters of a prompt in the table.
 PROMPT_WIDTH = 30
 
 
 @click.command("jobs")
-@click.option("--status", type=click.Choice(STATUSES), help="Only jobs in this status.")
+@click.option("--status", type=click.Choice(STATUSES), help="List only jobs in this status.")
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Most jobs to list.")
 @options.url
 @options.as_json
@@ -35,7 +35,7 @@ def command(status: str | None, limit: int, url: str, as_json: bool) -> None:
 
 
 def row_of(job: Job) -> tuple[str, ...]:
-    """A job in one line."""
+    """One row of the table."""
     ahead = f", {job.position} ahead" if job.position is not None else ""
     ended = f", {job.finish_reason}" if job.status == "succeeded" else ""
     prompt = job.prompt if len(job.prompt) <= PROMPT_WIDTH else f"{job.prompt[: PROMPT_WIDTH - 1]}…"
@@ -45,6 +45,6 @@ def row_of(job: Job) -> tuple[str, ...]:
         f"{job.tokens}/{job.max_tokens}",
         job.model,
         f"{job.created_at.astimezone():%Y-%m-%d %H:%M:%S}",
-        # A prompt may have newlines and control characters.
+        # A prompt may contain newlines and control characters.
         repr(prompt)[1:-1],
     )

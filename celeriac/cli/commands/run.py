@@ -1,4 +1,4 @@
-"""`celeriac run`: decode in this process, without a queue."""
+"""`celeriac run`: generate text in this process, without a queue."""
 
 from __future__ import annotations
 
@@ -17,14 +17,12 @@ if TYPE_CHECKING:
 
 @click.command("run")
 @click.argument("checkpoint")
-@click.option("--prompt", help='Text to continue ("-": the standard input).')
-@click.option(
-    "--token-ids", callback=lambda *given: ids_of(given[-1]), help="Prompt as token ids, taken as they are: 1,2,3."
-)
-@click.option("--interactive", is_flag=True, help="Ask for one prompt after the other.")
+@click.option("--prompt", help='Text to continue ("-": read standard input).')
+@click.option("--token-ids", callback=lambda *given: parse_ids(given[-1]), help="Token ids to continue, such as 1,2,3.")
+@click.option("--interactive", is_flag=True, help="Ask for prompts, one after another.")
 @options.sampling
-@click.option("--softcap", type=click.FloatRange(min=0.0, min_open=True), help="Logit softcap, instead of the era's.")
-@click.option("--logits", is_flag=True, help="With --json: also the logits after the prompt.")
+@click.option("--softcap", type=click.FloatRange(min=0.0, min_open=True), help="Logit softcap, instead of the default.")
+@click.option("--logits", is_flag=True, help="With --json: also print the logits after the prompt.")
 @options.device
 @options.weights
 @options.as_json
@@ -40,13 +38,17 @@ def command(
     as_json: bool,
     **request: Any,
 ) -> None:
-    """Decode with CHECKPOINT, a folder's path or its name under CELERIAC_CHECKPOINT_DIR, without a server."""
+    """Generate text in this process, without a server.
+
+    CHECKPOINT is the path of a folder, or its name under CELERIAC_CHECKPOINT_DIR. Give one of --prompt, --token-ids and
+    --interactive.
+    """
     if sum((prompt is not None, token_ids is not None, interactive)) != 1:
         raise click.UsageError("Give one of --prompt, --token-ids and --interactive.")
     if logits and not as_json:
-        raise click.UsageError("--logits goes with --json.")
+        raise click.UsageError("--logits needs --json.")
     if interactive and as_json:
-        raise click.UsageError("--interactive and --json exclude each other.")
+        raise click.UsageError("--interactive and --json cannot be combined.")
     require("torch", extra="worker")
     settings = load_settings()
     with readable_checkpoint_errors():
@@ -84,7 +86,7 @@ def decode(
     logits: bool,
     as_json: bool,
 ) -> None:
-    """Continue one prompt and print it."""
+    """Continue one prompt and print the result."""
     text = None if prompt is None else options.prompt_text(prompt)
     if text is not None:
         ids, warnings = model.encode(text)
@@ -92,40 +94,40 @@ def decode(
     else:
         ids = token_ids or ()
     if as_json:
-        answer = model.generate(ids, sampling, every_id=text is None, keep_prompt_logits=logits)
-        print_json(object_of(answer))
+        output = model.generate(ids, sampling, every_id=text is None, keep_prompt_logits=logits)
+        print_json(json_object(output))
         return
-    # The prompt is shown with the first piece of its continuation: it may yet turn out to be too long.
-    head = [text or ""]
+    # The prompt is printed with the first piece of its continuation: until then it may turn out to be too long.
+    unprinted = [text or ""]
 
-    def show(piece: str) -> None:
-        click.echo("".join((*head, piece)), nl=False)
-        head.clear()
+    def print_piece(piece: str) -> None:
+        click.echo("".join((*unprinted, piece)), nl=False)
+        unprinted.clear()
 
-    answer = model.generate(ids, sampling, every_id=text is None, on_text=show)
-    show(",".join(map(str, answer.token_ids)) if answer.text is None else "")
+    output = model.generate(ids, sampling, every_id=text is None, on_text=print_piece)
+    print_piece(",".join(map(str, output.token_ids)) if output.text is None else "")
     click.echo()
 
 
-def ids_of(text: str | None) -> tuple[int, ...] | None:
-    """Token ids of whole numbers and commas. BadParameter for anything else."""
+def parse_ids(text: str | None) -> tuple[int, ...] | None:
+    """Parse token ids separated by commas. Raises BadParameter."""
     if text is None:
         return None
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise click.BadParameter(f"{text!r} is no list of token ids such as 1,2,3") from None
+        raise click.BadParameter(f"{text!r} is not a list of token ids such as 1,2,3") from None
 
 
-def object_of(answer: Completion) -> dict[str, Any]:
-    """What `--json` prints."""
+def json_object(output: Completion) -> dict[str, Any]:
+    """The object that `--json` prints."""
     fields: dict[str, Any] = {
-        "prompt_ids": answer.prompt_ids,
-        "token_ids": answer.token_ids,
-        "text": answer.text,
-        "finish_reason": answer.finish_reason.value,
-        "seed": answer.seed,
+        "prompt_ids": output.prompt_ids,
+        "token_ids": output.token_ids,
+        "text": output.text,
+        "finish_reason": output.finish_reason.value,
+        "seed": output.seed,
     }
-    if answer.prompt_logits is not None:
-        fields["last_logits"] = answer.prompt_logits
+    if output.prompt_logits is not None:
+        fields["last_logits"] = output.prompt_logits
     return fields

@@ -1,9 +1,8 @@
-"""`celeriac serve`: everything on one machine."""
+"""`celeriac serve`: run all roles on one machine."""
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import click
 
@@ -16,13 +15,13 @@ from celeriac.cli.environment import load_queue_settings, readable_checkpoint_er
 @options.listening
 @options.device
 @options.weights
-@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Workers to start.")
-@click.option("--flower", is_flag=True, help="Run Flower as well, for this machine alone.")
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Number of workers to start.")
+@click.option("--flower", is_flag=True, help="Run Flower as well. Only this machine can reach it.")
 @click.option("--flower-port", type=click.IntRange(1, 65535), default=5555, show_default=True, help="Port of Flower.")
 @click.option(
     "--data-dir",
-    type=click.Path(path_type=Path),
-    help="Where Redis keeps the jobs, in a folder for each port.  [env: CELERIAC_DATA_DIR; default: .celeriac]",
+    type=click.Path(),
+    help="Folder of the Redis data, with a folder for each port.  [env: CELERIAC_DATA_DIR; default: .celeriac]",
 )
 def command(
     checkpoint: str,
@@ -34,16 +33,18 @@ def command(
     workers: int,
     flower: bool,
     flower_port: int,
-    data_dir: Path | None,
+    data_dir: str | None,
 ) -> None:
-    """Serve a checkpoint on this machine: an embedded Redis, workers, the API, until Ctrl-C.
+    """Serve a checkpoint on this machine, until Ctrl-C.
 
-    With CELERIAC_REDIS_URL set that Redis is used, and none is started.
+    Starts Redis, the workers and the API. If CELERIAC_REDIS_URL is set, that Redis is used instead of a new one.
     """
     if flower and flower_port == port:
         raise click.UsageError("--port and --flower-port must differ.")
     require("fastapi", "uvicorn", "torch", *(["flower"] if flower else []), extra="serve")
     settings = load_queue_settings()
+    from pathlib import Path
+
     from celeriac.launcher.plan import Options, serve
 
     chosen = Options(
@@ -56,7 +57,7 @@ def command(
         workers=workers,
         flower=flower,
         flower_port=flower_port,
-        data_dir=settings.data_dir if data_dir is None else data_dir,
+        data_dir=settings.data_dir if data_dir is None else Path(data_dir),
     )
     with readable_checkpoint_errors():
         code = serve(chosen, settings)

@@ -1,4 +1,4 @@
-"""`celeriac submit`: queue a generation and go."""
+"""`celeriac submit`: queue a generation without waiting for it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from celeriac.cli.output import print_json, warn
 @click.command("submit")
 @click.argument("prompt")
 @options.sampling
-@click.option("--priority", type=click.IntRange(0, 9), default=5, show_default=True, help="0 is served first.")
-@click.option("--wait-for-worker", is_flag=True, help="Queue it even if no worker serves the checkpoint now.")
+@click.option("--priority", type=click.IntRange(0, 9), default=5, show_default=True, help="0 is served first, 9 last.")
+@click.option("--wait-for-worker", is_flag=True, help="Accept the job even if no worker serves the checkpoint now.")
 @options.limits
 @options.generating
 @options.as_json
 def command(prompt: str, url: str, as_json: bool, **request: Any) -> None:
-    """Queue a generation from PROMPT ("-": from the standard input) and print the job's id."""
+    """Queue a generation and print the job's id.
+
+    PROMPT is the text to continue; "-" reads standard input.
+    """
     from celeriac.client import InferenceClient
 
     with InferenceClient(url) as client:

@@ -1,4 +1,4 @@
-"""`celeriac watch`: follow a job to its end."""
+"""`celeriac watch`: stream a job until it has ended."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import click
 
 from celeriac.cli import options
 from celeriac.cli.output import print_json, warn
-from celeriac.cli.progress import follow
+from celeriac.cli.progress import stream_job
 
 
 @click.command("watch")
@@ -14,11 +14,14 @@ from celeriac.cli.progress import follow
 @options.url
 @options.as_json
 def command(job_id: str, url: str, as_json: bool) -> None:
-    """Print the text of the job JOB_ID as it is decoded, until the job is over. Ctrl-C leaves the job alone."""
+    """Print the text of a job as it is decoded.
+
+    Starts at the beginning of the text and ends with the job. Ctrl-C does not stop the job.
+    """
     from celeriac.client import InferenceClient
 
     with InferenceClient(url) as client:
-        job = follow(client, client.job(job_id), text=not as_json)
+        job = stream_job(client, client.job(job_id), text=not as_json)
     warn(job.warnings)
     if as_json:
         print_json(job.raw)

@@ -1,4 +1,4 @@
-"""`celeriac worker`: one worker, which serves one checkpoint."""
+"""`celeriac worker`: run one worker, which serves one checkpoint."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from celeriac.cli.environment import load_queue_settings, require
 @options.checkpoint
 @options.device
 @options.weights
-@click.option("--slots", type=click.IntRange(1, 1024), help="Jobs that are decoded at once.  [env: CELERIAC_SLOTS]")
+@click.option("--slots", type=click.IntRange(1, 1024), help="Jobs decoded at the same time.  [env: CELERIAC_SLOTS]")
 @click.option("--name", help="Name of this worker.  [env: CELERIAC_WORKER_NAME]")
 def command(checkpoint: str, device: str, weights: str, slots: int | None, name: str | None) -> None:
-    """Serve a checkpoint: take jobs from the queue and decode them. Several workers share the jobs."""
+    """Run a worker, which decodes the jobs of one checkpoint."""
     require("torch", extra="worker")
-    # Celery and the engine's process read their settings from the environment, too.
+    # Celery and the engine process read their settings from the environment.
     chosen = {"CHECKPOINT": checkpoint, "DEVICE": device, "WEIGHTS": weights, "SLOTS": slots, "WORKER_NAME": name}
     os.environ.update({f"CELERIAC_{key}": str(value) for key, value in chosen.items() if value is not None})
     load_queue_settings()

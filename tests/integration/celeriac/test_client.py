@@ -1,4 +1,4 @@
-"""The client against the real API, with a fake worker behind it."""
+"""The clients against the real API, with a fake worker."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def world(redis_url: str) -> Iterator[World]:
         worker.stop()
 
 
-def test_the_guides_calls(world: World) -> None:
+def test_the_calls_of_the_guide(world: World) -> None:
     assert world.client.health() == {"status": "ok", "model_loaded": True, "checkpoint": "step_002920"}
     assert world.client.info()["vocab_size"] == 32
     result = world.client.generate("123+456=", max_tokens=20, temperature=0.0)
@@ -62,7 +62,7 @@ def test_the_guides_calls(world: World) -> None:
     }
 
 
-def test_a_generation_that_outlasts_one_request(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_generation_that_takes_longer_than_one_request(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "LONG_POLL_S", 0.3)
     world.worker.go.clear()
     threading.Timer(1.0, world.worker.go.set).start()
@@ -82,7 +82,7 @@ def test_submit_wait_and_list(world: World) -> None:
     assert done.result()["generated_text"] == "12+34=46"
 
 
-def test_watch_shows_the_text_grow(world: World) -> None:
+def test_watch_yields_the_growing_text(world: World) -> None:
     world.worker.go.clear()
     job = world.client.submit("12+34=")
     texts = []
@@ -106,7 +106,7 @@ def test_cancel(world: World) -> None:
     assert world.client.cancel(job.id).status == "cancelled"
 
 
-def test_one_key_one_job(world: World) -> None:
+def test_one_key_creates_one_job(world: World) -> None:
     first = world.client.submit("1+1=", seed=1, idempotency_key="mine")
     again = world.client.submit("1+1=", seed=1, idempotency_key="mine")
     assert first.id == again.id
@@ -114,7 +114,7 @@ def test_one_key_one_job(world: World) -> None:
         world.client.submit("2+2=", seed=1, idempotency_key="mine")
 
 
-def test_what_is_wrong_is_said(world: World) -> None:
+def test_errors_say_what_is_wrong(world: World) -> None:
     with pytest.raises(InvalidRequestError, match=r"max_tokens: .*2048"):
         world.client.generate("1", max_tokens=5000)
     with pytest.raises(InvalidRequestError, match=r"top_k: .*32"):
@@ -136,14 +136,14 @@ def test_a_job_that_fails(world: World) -> None:
     assert caught.value.job.text == "4"
 
 
-def test_no_worker_is_an_error_after_the_patience(redis_url: str) -> None:
+def test_no_worker_is_an_error_after_the_retry_time(redis_url: str) -> None:
     with server(settings_for(redis_url)) as url, InferenceClient(url, retry_s=1.0) as client:
         with pytest.raises(UnavailableError, match="loaded"):
             client.generate("1")
         assert client.health()["model_loaded"] is False
 
 
-def test_many_waiters_at_once(world: World) -> None:
+def test_many_calls_wait_at_once(world: World) -> None:
     async def run() -> list[str]:
         async with AsyncInferenceClient(world.url) as client:
             results = await asyncio.gather(*(client.generate(f"{n}+1=") for n in range(50)))
@@ -152,7 +152,7 @@ def test_many_waiters_at_once(world: World) -> None:
     assert asyncio.run(run()) == [f"{n}+1={n + 1}" for n in range(50)]
 
 
-def test_a_stream_tells_what_happens_and_its_text_is_the_completion(world: World) -> None:
+def test_the_text_of_a_stream_is_the_completion(world: World) -> None:
     world.worker.go.clear()
     job = world.client.submit("12+34=")
     events = []
@@ -173,16 +173,16 @@ def test_a_stream_tells_what_happens_and_its_text_is_the_completion(world: World
 
 @pytest.fixture
 def idle(redis_url: str) -> Iterator[InferenceClient]:
-    """A client of an API whose only worker has left."""
+    """A client of an API whose only worker has stopped."""
     settings = settings_for(redis_url, bell_poll_s=0.2, reap_every_s=0.1)
     with fake_worker(settings):
-        # It leaves its card behind, so that jobs are accepted.
+        # Its card stays, so jobs are accepted.
         pass
     with server(settings) as url, InferenceClient(url) as client:
         yield client
 
 
-def test_a_queued_job_tells_its_place(idle: InferenceClient) -> None:
+def test_a_queued_job_has_its_position(idle: InferenceClient) -> None:
     first, second = (idle.submit("1+1=", wait_for_worker=True) for _ in range(2))
     assert second.position == 1
     places = []
@@ -260,7 +260,7 @@ def test_a_job_that_is_deleted_while_it_is_streamed(world: World) -> None:
     assert caught.value.code == "gone"
 
 
-def test_limits_reach_the_server(idle: InferenceClient) -> None:
+def test_limits_are_sent_to_the_server(idle: InferenceClient) -> None:
     job = idle.submit("1+1=", wait_for_worker=True, queue_timeout_s=4, deadline_s=60)
     assert job.deadline_at is not None
     with pytest.raises(QueueFullError) as caught:

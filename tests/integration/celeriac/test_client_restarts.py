@@ -1,4 +1,4 @@
-"""Streams of both clients while the API stops, or is killed, and comes back. A fake worker decodes."""
+"""Streams of both clients while the API is stopped or killed, and restarted. A fake worker decodes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tests.helpers.api_client import settings_for
 from tests.helpers.fake_worker import FakeWorker, fake_worker
 from tests.integration.stack import START_S, Stack
 
-#: What follows a stream: it is told the URL and what to do when the first token is there.
-Follow = Callable[[str, Callable[[], None]], list[Event]]
+#: Reads a whole stream, given the URL and a function to call at the first token.
+ReadStream = Callable[[str, Callable[[], None]], list[Event]]
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def stack(redis_url: str, tmp_path: Path) -> Iterator[Stack]:
     stack.close()
 
 
-def follow(url: str, at_first_token: Callable[[], None]) -> list[Event]:
+def read_stream(url: str, at_first_token: Callable[[], None]) -> list[Event]:
     events = []
     with InferenceClient(url, retry_s=START_S) as client, closing(client.stream(client.submit("12+34="))) as stream:
         for event in stream:
@@ -43,7 +43,7 @@ def follow(url: str, at_first_token: Callable[[], None]) -> list[Event]:
     return events
 
 
-def follow_on_asyncio(url: str, at_first_token: Callable[[], None]) -> list[Event]:
+def read_stream_on_asyncio(url: str, at_first_token: Callable[[], None]) -> list[Event]:
     async def run() -> list[Event]:
         events = []
         async with (
@@ -60,11 +60,13 @@ def follow_on_asyncio(url: str, at_first_token: Callable[[], None]) -> list[Even
 
 
 @pytest.mark.parametrize(
-    ("follow", "number"),
-    [(follow, signal.SIGKILL), (follow_on_asyncio, signal.SIGTERM)],
+    ("read_stream", "number"),
+    [(read_stream, signal.SIGKILL), (read_stream_on_asyncio, signal.SIGTERM)],
     ids=["sync, killed", "async, stopped"],
 )
-def test_a_stream_outlives_the_api(worker: FakeWorker, stack: Stack, follow: Follow, number: signal.Signals) -> None:
+def test_a_stream_continues_after_a_restart_of_the_api(
+    worker: FakeWorker, stack: Stack, read_stream: ReadStream, number: signal.Signals
+) -> None:
     process, url = stack.api()
 
     def restart() -> None:
@@ -73,7 +75,7 @@ def test_a_stream_outlives_the_api(worker: FakeWorker, stack: Stack, follow: Fol
         stack.api(port=int(url.rpartition(":")[2]))
         worker.go.set()
 
-    events = follow(url, restart)
+    events = read_stream(url, restart)
     texts = [(event.offset, event.text) for event in events if isinstance(event, TokenEvent)]
     assert texts == [(0, "4"), (1, "6")]
     assert any(isinstance(event, ReconnectEvent) for event in events)

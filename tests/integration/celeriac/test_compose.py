@@ -1,4 +1,4 @@
-"""docker-compose.yml: valid, safe, and every command of ours in it runs with the environment that it gives."""
+"""docker-compose.yml: it is valid and safe, and each `celeriac` command in it runs with its environment."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _VARIABLE = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
 
 
 def interpolate(text: str) -> str:
-    """Compose's own substitution of variables, for the forms that the file uses."""
+    """Substitute variables as Compose does, for the forms that the file uses."""
 
     def value(match: re.Match[str]) -> str:
         name, kind, rest = match.groups()
@@ -54,7 +54,7 @@ def test_redis_is_append_only_never_evicts_and_is_not_published(services: dict[s
     assert redis["volumes"] == ["redis-data:/data"]
 
 
-def test_everything_published_is_published_on_loopback_alone(services: dict[str, Any]) -> None:
+def test_ports_are_published_only_on_loopback(services: dict[str, Any]) -> None:
     ports = [port for service in services.values() for port in service.get("ports", [])]
     assert ports
     assert all(port.startswith("127.0.0.1:") for port in ports)
@@ -64,7 +64,7 @@ def test_every_service_has_a_health_check_and_restarts(services: dict[str, Any])
     assert all("healthcheck" in service and service["restart"] == "unless-stopped" for service in services.values())
 
 
-def test_each_gpu_has_a_worker_service_of_its_own(services: dict[str, Any]) -> None:
+def test_each_gpu_has_its_own_worker_service(services: dict[str, Any]) -> None:
     gpu_workers = [service for service in services.values() if service.get("profiles") == ["nvidia"]]
     devices = [s["deploy"]["resources"]["reservations"]["devices"][0]["device_ids"] for s in gpu_workers]
     assert devices == [["0"], ["1"]]
@@ -87,7 +87,7 @@ def test_the_images_run_as_a_user_and_the_api_image_has_no_torch() -> None:
 
 
 class Local:
-    """Our services as local processes: the same command and environment, other addresses."""
+    """Runs the services as local processes, with the same commands and environments but other addresses."""
 
     def __init__(self, services: dict[str, Any], redis_url: str, folder: Path) -> None:
         self._services = services
@@ -121,25 +121,25 @@ def test_every_command_runs_with_its_environment(services: dict[str, Any], redis
         flower, flower_port = local.start("flower")
         api_url, flower_url = f"http://127.0.0.1:{api_port}", f"http://127.0.0.1:{flower_port}"
 
-        def answers(url: str, **options: Any) -> int | None:
+        def status_of(url: str, **options: Any) -> int | None:
             try:
                 return httpx.get(url, **options).status_code
             except httpx.TransportError:
                 return None
 
-        until(lambda: answers(f"{api_url}/health/ready") == 200, "a ready API", timeout_s=90)
-        answer = httpx.post(f"{api_url}/generate", json={"prompt": "123+456=", "max_tokens": 20, "temperature": 0.0})
-        assert answer.json()["generated_text"] == "123+456=579"
+        until(lambda: status_of(f"{api_url}/health/ready") == 200, "a ready API", timeout_s=90)
+        response = httpx.post(f"{api_url}/generate", json={"prompt": "123+456=", "max_tokens": 20, "temperature": 0.0})
+        assert response.json()["generated_text"] == "123+456=579"
 
         alive = tmp_path / "alive"
-        until(alive.exists, "the worker's sign of life")
+        until(alive.exists, "the worker's health file")
         probe = [sys.executable, *services["worker"]["healthcheck"]["test"][2:]]
         environment = {"CELERIAC_HEALTH_FILE": str(alive), "PATH": ""}
         assert subprocess.run(probe, cwd=ROOT, env=environment, timeout=60).returncode == 0
 
-        until(lambda: answers(f"{flower_url}/healthcheck") == 200, "Flower", timeout_s=60)
-        assert answers(f"{flower_url}/workers") == 401
-        assert answers(f"{flower_url}/workers", auth=("flower", ENVIRONMENT["FLOWER_PASSWORD"])) == 200
+        until(lambda: status_of(f"{flower_url}/healthcheck") == 200, "Flower", timeout_s=60)
+        assert status_of(f"{flower_url}/workers") == 401
+        assert status_of(f"{flower_url}/workers", auth=("flower", ENVIRONMENT["FLOWER_PASSWORD"])) == 200
         assert worker.terminate() == 0
         flower.terminate()
     finally:

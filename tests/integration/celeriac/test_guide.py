@@ -1,4 +1,4 @@
-"""The original guide's examples, as a user of it would run them, against the shipped checkpoints."""
+"""The examples of the original guide, run as its reader would, against the shipped checkpoints."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from celeriac import InferenceClient
 from tests.conftest import running_redis
 from tests.integration.stack import ROOT, Stack
 
-#: Bodies of the guide's curl examples.
+#: Bodies of the curl examples in the guide.
 BODIES: list[dict[str, Any]] = [
     {"prompt": "123+456=", "max_tokens": 20, "temperature": 0.0},
     {"prompt": "123+456=", "max_tokens": 100, "temperature": 0.8, "top_k": None, "stop_on_newline": False},
@@ -62,23 +62,23 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.mark.parametrize("body", BODIES, ids=lambda body: repr(body["prompt"]))
 def test_each_curl_example(url: str, body: dict[str, Any]) -> None:
     response = httpx.post(f"{url}/generate", json=body, timeout=60)
-    answer = response.json()
+    result = response.json()
     assert response.status_code == 200
-    assert list(answer) == ["prompt", "generated_text", "tokens_generated", "model"]
-    assert (answer["prompt"], answer["model"]) == (body["prompt"], "step_002920")
-    assert answer["generated_text"].startswith(body["prompt"])
+    assert list(result) == ["prompt", "generated_text", "tokens_generated", "model"]
+    assert (result["prompt"], result["model"]) == (body["prompt"], "step_002920")
+    assert result["generated_text"].startswith(body["prompt"])
     # One character is one token here.
-    assert len(answer["generated_text"]) == len(body["prompt"]) + answer["tokens_generated"]
+    assert len(result["generated_text"]) == len(body["prompt"]) + result["tokens_generated"]
 
 
 def test_the_sum_of_the_guide(url: str) -> None:
-    answer = httpx.post(f"{url}/generate", json=BODIES[0]).json()
-    assert (answer["generated_text"], answer["tokens_generated"]) == ("123+456=579", 3)
+    response = httpx.post(f"{url}/generate", json=BODIES[0]).json()
+    assert (response["generated_text"], response["tokens_generated"]) == ("123+456=579", 3)
 
 
-def test_the_newline_that_ends_a_text_is_its_last_character(url: str) -> None:
-    answer = httpx.post(f"{url}/generate", json={**BODIES[4], "temperature": 0.0}).json()
-    assert answer["generated_text"] == "123\n456\n789\n"
+def test_the_newline_that_ends_a_text_is_part_of_it(url: str) -> None:
+    response = httpx.post(f"{url}/generate", json={**BODIES[4], "temperature": 0.0}).json()
+    assert response["generated_text"] == "123\n456\n789\n"
 
 
 def test_health_info_and_overview(url: str) -> None:
@@ -110,13 +110,17 @@ def test_the_javascript_example(url: str) -> None:
 
 def test_a_browser_may_call_from_any_page(url: str) -> None:
     page = {"Origin": "http://example.org"}
-    asked = {**page, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
-    preflight = httpx.options(f"{url}/generate", headers=asked)
+    request_headers = {
+        **page,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "content-type",
+    }
+    preflight = httpx.options(f"{url}/generate", headers=request_headers)
     assert preflight.status_code == 200
     assert preflight.headers["access-control-allow-origin"] == "*"
     assert "content-type" in preflight.headers["access-control-allow-headers"].lower()
-    answer = httpx.post(f"{url}/generate", json=BODIES[0], headers=page)
-    assert answer.headers["access-control-allow-origin"] == "*"
+    response = httpx.post(f"{url}/generate", json=BODIES[0], headers=page)
+    assert response.headers["access-control-allow-origin"] == "*"
 
 
 def test_the_python_example(url: str) -> None:
@@ -125,7 +129,7 @@ def test_the_python_example(url: str) -> None:
     assert result["generated_text"] == "123+456=579"
 
 
-def test_health_answers_at_once_while_64_generations_run(url: str) -> None:
+def test_health_responds_at_once_while_64_generations_run(url: str) -> None:
     body = {"prompt": "123+", "max_tokens": 400, "ignore_eos": True}
     jobs = [httpx.post(f"{url}/v1/jobs", json=body).json()["urls"] for _ in range(64)]
     waits = []
@@ -135,7 +139,7 @@ def test_health_answers_at_once_while_64_generations_run(url: str) -> None:
         waits.append(response.elapsed.total_seconds())
     for urls in jobs:
         assert httpx.get(f"{url}{urls['self']}?wait=60", timeout=90).json()["status"] == "succeeded"
-    # No measure of speed: a blocked event loop would make each of them wait for seconds.
+    # This does not measure speed: with a blocked event loop each request would take seconds.
     assert sorted(waits)[len(waits) // 2] < 1.0
 
 
@@ -148,8 +152,8 @@ def test_the_bench_of_a_server_reports_a_row_for_each_concurrency(url: str) -> N
     assert all(row["tokens_per_s"] > row["requests_per_s"] > 0 for row in rows)
 
 
-def test_two_checkpoints_are_told_apart_by_model(url: str, tmp_path: Path) -> None:
-    """A second worker on the same Redis serves the later checkpoint; a request without `model` must then choose."""
+def test_model_selects_one_of_two_checkpoints(url: str, tmp_path: Path) -> None:
+    """Two workers on one Redis serve two checkpoints; a request without `model` is then an error."""
     found = httpx.get(f"{url}/v1/workers").json()["data"]
     assert [worker["model"] for worker in found] == ["step_002920"]
     with running_redis(tmp_path) as redis_url:

@@ -1,4 +1,4 @@
-"""A command on a leash ends with the process that started it, on Linux by the kernel and elsewhere by looking."""
+"""A command ends with the process that started it: on Linux by the kernel, elsewhere by polling."""
 
 from __future__ import annotations
 
@@ -12,31 +12,32 @@ from pathlib import Path
 
 import pytest
 
-from celeriac.launcher import parent_death as leash
+from celeriac.launcher import parent_death
 from tests.integration.stack import until
 
-#: Says its process id and waits for its end; on SIGTERM it says so.
+#: Prints its process id and waits; prints a line on SIGTERM.
 COMMAND = """
 import os, signal, sys, time
 def end(number, _):
-    print("told to end", flush=True)
+    print("SIGTERM received", flush=True)
     sys.exit(0)
 signal.signal(signal.SIGTERM, end)
 print(os.getpid(), flush=True)
 while True:
     signal.pause()
 """
-#: The same from `leash.guard`, which does not ask the kernel.
+#: Runs `parent_death.guard`, which does not use the kernel.
 GUARD = (
-    "import sys; from celeriac import leash; sys.exit(leash.guard(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]))"
+    "import sys; from celeriac.launcher.parent_death import guard; "
+    "sys.exit(guard(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]))"
 )
 
-HOW = {"kernel": [sys.executable, "-I", "-S", leash.__file__], "guard": [sys.executable, "-c", GUARD]}
+HOW = {"kernel": [sys.executable, "-I", "-S", parent_death.__file__], "guard": [sys.executable, "-c", GUARD]}
 
 
 @contextmanager
 def launched(how: str, number: signal.Signals, folder: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """A launcher with one command on a leash, and the command's process id."""
+    """A launcher process with one guarded command, and the command's process id."""
     output = folder / "output"
     words = [*HOW[how], "PARENT", str(int(number)), sys.executable, "-c", COMMAND]
     launcher_code = (
@@ -55,7 +56,7 @@ def launched(how: str, number: signal.Signals, folder: Path) -> Iterator[tuple[s
 
 
 def runs(pid: int) -> bool:
-    """Whether a process is there and no zombie."""
+    """Whether a process exists and is not a zombie."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except FileNotFoundError:
@@ -67,15 +68,15 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_a_killed_launcher_takes_its_command_along(how: str, tmp_path: Path) -> None:
+def test_a_command_ends_when_its_launcher_is_killed(how: str, tmp_path: Path) -> None:
     with launched(how, signal.SIGTERM, tmp_path) as (launcher, pid):
         launcher.kill()
         until(lambda: not runs(pid), "the command's end")
-    assert (tmp_path / "output").read_text().splitlines()[1:] == ["told to end"]
+    assert (tmp_path / "output").read_text().splitlines()[1:] == ["SIGTERM received"]
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_the_signal_can_be_one_that_nobody_survives(how: str, tmp_path: Path) -> None:
+def test_the_signal_can_be_sigkill(how: str, tmp_path: Path) -> None:
     with launched(how, signal.SIGKILL, tmp_path) as (launcher, pid):
         launcher.kill()
         until(lambda: not runs(pid), "the command's end")
@@ -83,18 +84,18 @@ def test_the_signal_can_be_one_that_nobody_survives(how: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("how", HOW)
-def test_the_commands_exit_code_and_signals_pass(how: str, tmp_path: Path) -> None:
+def test_signals_and_the_exit_code_are_passed_on(how: str, tmp_path: Path) -> None:
     with launched(how, signal.SIGKILL, tmp_path) as (launcher, pid):
-        # The process that the launcher knows: the command itself, or the one that guards it.
-        known = int(Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()[0])
-        os.kill(known, signal.SIGTERM)
+        # The child of the launcher: the command itself, or the process that guards it.
+        child = int(Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()[0])
+        os.kill(child, signal.SIGTERM)
         assert launcher.wait(10) == 0
         assert not runs(pid)
 
 
-def test_a_launcher_that_is_gone_already_starts_nothing(tmp_path: Path) -> None:
+def test_nothing_is_started_if_the_launcher_has_already_ended(tmp_path: Path) -> None:
     gone = subprocess.Popen(["true"])
     gone.wait()
     words = [*HOW["kernel"], str(gone.pid), "9", sys.executable, "-c", "print('started')"]
-    answer = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert (answer.returncode, answer.stdout) == (1, "")
+    run = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (1, "")

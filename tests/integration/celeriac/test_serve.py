@@ -1,4 +1,4 @@
-"""`celeriac serve` as a person runs it: real processes, a tiny checkpoint, and every way to end."""
+"""`celeriac serve` with real processes and a tiny checkpoint, and every way in which it ends."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ READY = "Celeriac is ready: http://127.0.0.1:{port} (docs at /docs)"
 
 
 class Served:
-    """Starts `celeriac serve` with a data folder of the test's own."""
+    """Runs `celeriac serve` with a new data folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -50,26 +50,26 @@ class Served:
         return process
 
     def family(self) -> set[int]:
-        """Every process that was started with this test's data folder in its environment or command line."""
+        """The ids of all processes that have this test's data folder in their environment or command line."""
         mark = str(self.folder / "data").encode()
         found = set()
         for folder in Path("/proc").iterdir():
             if folder.name.isdigit() and int(folder.name) != os.getpid():
                 try:
-                    told = (folder / "environ").read_bytes() + (folder / "cmdline").read_bytes()
+                    content = (folder / "environ").read_bytes() + (folder / "cmdline").read_bytes()
                 except (FileNotFoundError, ProcessLookupError, PermissionError):
                     continue
-                if mark in told:
+                if mark in content:
                     found.add(int(folder.name))
         return found
 
     def workers(self) -> set[int]:
-        """The processes among them that are `celeriac worker`."""
+        """The ids of the `celeriac worker` processes among them."""
         return {pid for pid in self.family() if b"worker" in words(pid)}
 
 
 def words(pid: int) -> list[bytes]:
-    """The command line of a process; empty where it is gone."""
+    """The command line of a process; empty if it has exited."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except (FileNotFoundError, ProcessLookupError):
@@ -78,7 +78,7 @@ def words(pid: int) -> list[bytes]:
 
 @pytest.fixture
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    # A short path: sockets have little room for theirs.
+    # A short path, since the path of a socket is limited.
     folder = tmp_path_factory.mktemp("serve")
     served = Served(folder)
     yield served
@@ -87,7 +87,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     until(lambda: not served.family(), "the end of all processes")
 
 
-def test_one_command_serves_and_ctrl_c_ends_it_all(served: Served) -> None:
+def test_one_command_serves_and_ctrl_c_stops_everything(served: Served) -> None:
     process = served.ready()
     with InferenceClient(served.url) as client:
         assert client.health() == {"status": "ok", "model_loaded": True, "checkpoint": "step_000102"}
@@ -104,7 +104,7 @@ def test_one_command_serves_and_ctrl_c_ends_it_all(served: Served) -> None:
     assert "Traceback" not in process.output
 
 
-def test_the_jobs_are_there_after_a_restart(served: Served) -> None:
+def test_jobs_are_kept_after_a_restart(served: Served) -> None:
     process = served.ready()
     with InferenceClient(served.url) as client:
         done = client.wait(client.submit("12+", max_tokens=5), timeout=60)
@@ -113,7 +113,7 @@ def test_the_jobs_are_there_after_a_restart(served: Served) -> None:
         assert client.job(done.id).text == done.text
 
 
-def test_ctrl_c_in_mid_sentence_and_the_next_serve_finishes_what_ran_and_what_waited(served: Served) -> None:
+def test_the_next_serve_finishes_running_and_waiting_jobs_after_ctrl_c(served: Served) -> None:
     one_slot = {"CELERIAC_SLOTS": "1"}
     process = served.ready(checkpoint=SHIPPED, **one_slot)
     with InferenceClient(served.url) as client:
@@ -143,7 +143,7 @@ def test_a_killed_launcher_leaves_no_process_and_the_next_one_starts(served: Ser
     served.ready()
 
 
-def test_a_second_serve_on_the_same_data_is_refused_and_a_second_port_is_not(served: Served) -> None:
+def test_a_second_serve_needs_its_own_data_folder(served: Served) -> None:
     first = served.ready()
     second = served.start("--host", "127.0.0.2")
     assert second.wait(60) == 1
@@ -153,7 +153,7 @@ def test_a_second_serve_on_the_same_data_is_refused_and_a_second_port_is_not(ser
     other.wait_for_line(READY.format(port=port), timeout_s=START_S)
 
 
-def test_a_worker_that_dies_is_started_again_until_that_makes_no_sense(served: Served) -> None:
+def test_a_worker_that_exits_is_restarted_until_it_has_exited_three_times(served: Served) -> None:
     process = served.ready()
     killed: set[int] = set()
     for _ in range(3):
@@ -161,8 +161,8 @@ def test_a_worker_that_dies_is_started_again_until_that_makes_no_sense(served: S
         os.kill(worker, signal.SIGKILL)
         killed.add(worker)
     assert process.wait(60) == 1, process.output
-    assert "worker ended (signal SIGKILL); it is started again in 0.5 s" in process.output
-    assert "worker ended 3 times within 60 s" in process.output
+    assert "worker exited (signal SIGKILL); restarting it in 0.5 s" in process.output
+    assert "worker exited 3 times within 60 s" in process.output
     assert not served.family()
 
 
@@ -188,36 +188,36 @@ def test_two_workers_and_flower(served: Served) -> None:
     assert process.terminate(30) == 0
 
 
-def test_a_redis_of_the_users_own_is_used(served: Served, redis_url: str) -> None:
+def test_the_redis_of_the_user_is_used(served: Served, redis_url: str) -> None:
     process = served.ready(CELERIAC_REDIS_URL=redis_url)
     assert not (served.folder / "data").exists()
     assert "Redis for further workers" not in process.output
     assert process.terminate(30) == 0
 
 
-def test_a_damaged_checkpoint_ends_it_with_the_reason(served: Served) -> None:
+def test_a_damaged_checkpoint_stops_serve_with_the_reason(served: Served) -> None:
     copy = shutil.copytree(CHECKPOINT, served.folder / "step_000102")
     weights = copy / "model_000102.pt"
     weights.write_bytes(weights.read_bytes()[:1000])
     process = served.start(checkpoint=copy)
     assert process.wait(START_S) == 1
     last = process.output.splitlines()[-1]
-    assert last.startswith("Error: worker ended while everything was being started (exit code 1). Its last line: ")
+    assert last.startswith("Error: worker exited during startup (exit code 1). Its last line of output: ")
     assert "model_000102.pt" in last
     assert not served.family()
 
 
-def test_a_redis_that_cannot_start_ends_it_with_the_reason(served: Served) -> None:
+def test_a_redis_that_cannot_start_stops_serve_with_the_reason(served: Served) -> None:
     folder = served.folder / "data" / str(served.port)
     folder.mkdir(parents=True)
     (folder / "appendonly.aof").write_text("this is no append-only file\n")
     (folder / "appendonlydir").write_text("")
     process = served.start()
     assert process.wait(START_S) == 1
-    assert re.search(r"Error: redis ended while everything was being started.*redis\.log", process.output)
+    assert re.search(r"Error: redis exited during startup.*redis\.log", process.output)
 
 
-def test_a_port_in_use_ends_it_before_anything_starts(served: Served) -> None:
+def test_a_port_in_use_stops_serve_before_anything_starts(served: Served) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", served.port))
         taken.listen()
@@ -227,8 +227,8 @@ def test_a_port_in_use_ends_it_before_anything_starts(served: Served) -> None:
     assert not (served.folder / "data").exists()
 
 
-def test_a_server_for_developers_on_an_open_address(served: Served) -> None:
+def test_reload_on_an_open_address_prints_a_warning(served: Served) -> None:
     process = served.ready("--reload", "--host", "0.0.0.0")
-    assert "Warning: whoever reaches 0.0.0.0" in process.output
+    assert "Warning: everyone who can reach 0.0.0.0" in process.output
     assert process.terminate(30) == 0
     assert not served.family()

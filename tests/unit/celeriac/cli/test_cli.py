@@ -1,4 +1,4 @@
-"""The command line: what it prints where, and its exit codes. The server is a transport of the test's own."""
+"""The command line over a mock transport: what it prints to stdout and stderr, and its exit codes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import errno
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,42 +16,40 @@ import pytest
 from click.testing import CliRunner, Result
 
 from celeriac.cli import main
-from celeriac.cli.screen import Screen
+from celeriac.cli.job_printer import JobPrinter
 from celeriac.client import sync_client
 from tasks.job import Status
 from tasks.settings import settings
 from tests.helpers.job_objects import JOB_ID, QUEUED, RUNNING, SUCCEEDED, job_object
 from tests.helpers.stream_bytes import DONE_JOB, RETRY, TEXT, done, error, event, queue, status, tokens, whole
 
-Answers = Callable[[httpx.Request], httpx.Response]
-
 
 class Shell:
-    """Runs commands against scripted answers, and keeps the requests."""
+    """Runs commands against scripted responses, and records the requests."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.answers: Iterator[httpx.Response | BaseException] = iter(())
+        self.responses: Iterator[httpx.Response | BaseException] = iter(())
         self.requests: list[httpx.Request] = []
         real = httpx.Client
 
         def client(**options: Any) -> httpx.Client:
-            return real(**{**options, "transport": httpx.MockTransport(self._answer)})
+            return real(**{**options, "transport": httpx.MockTransport(self._respond)})
 
         monkeypatch.setattr(sync_client.httpx, "Client", client)
         monkeypatch.setattr(sync_client.time, "sleep", lambda _: None)
 
     def __call__(
-        self, *args: str, answers: list[httpx.Response | BaseException] | None = None, stdin: str = ""
+        self, *args: str, responses: list[httpx.Response | BaseException] | None = None, stdin: str = ""
     ) -> Result:
-        self.answers = iter(answers or [])
+        self.responses = iter(responses or [])
         return CliRunner().invoke(main, args, input=stdin, prog_name="celeriac")
 
-    def _answer(self, request: httpx.Request) -> httpx.Response:
+    def _respond(self, request: httpx.Request) -> httpx.Response:
         self.requests.append(request)
-        answer = next(self.answers)
-        if isinstance(answer, BaseException):
-            raise answer
-        return answer
+        response = next(self.responses)
+        if isinstance(response, BaseException):
+            raise response
+        return response
 
 
 @pytest.fixture
@@ -81,9 +79,12 @@ def running_on(worker: str, attempt: int = 1) -> bytes:
     return event("status", {"status": "running", "attempt": attempt, "worker": worker})
 
 
-def test_generate_prints_the_text_alone_on_stdout(shell: Shell) -> None:
-    answers = [ok(job_object(QUEUED), 202), stream(queue(3), running_on("w@host"), tokens(0, 3), tokens(3, 5), done())]
-    result = shell("generate", "1+1=", "--temperature", "0", "--stop", "a", "--stop", "b", answers=answers)
+def test_generate_prints_only_the_text_to_stdout(shell: Shell) -> None:
+    responses = [
+        ok(job_object(QUEUED), 202),
+        stream(queue(3), running_on("w@host"), tokens(0, 3), tokens(3, 5), done()),
+    ]
+    result = shell("generate", "1+1=", "--temperature", "0", "--stop", "a", "--stop", "b", responses=responses)
     assert (result.exit_code, result.stdout) == (0, f"1+1={TEXT}\n")
     assert states_of(result) == ["queued, 3 ahead", "running on w@host", "succeeded"]
     body = json.loads(shell.requests[0].content)
@@ -91,7 +92,7 @@ def test_generate_prints_the_text_alone_on_stdout(shell: Shell) -> None:
 
 
 def test_generate_in_json_is_the_guides_dictionary(shell: Shell) -> None:
-    result = shell("generate", "1+1=", "--json", answers=[ok(job_object(QUEUED), 202), stream(whole())])
+    result = shell("generate", "1+1=", "--json", responses=[ok(job_object(QUEUED), 202), stream(whole())])
     assert json.loads(result.stdout) == {
         "prompt": "1+1=",
         "generated_text": f"1+1={TEXT}",
@@ -100,73 +101,73 @@ def test_generate_in_json_is_the_guides_dictionary(shell: Shell) -> None:
     }
 
 
-def test_a_job_that_is_over_already_is_not_streamed(shell: Shell) -> None:
-    result = shell("generate", "1+1=", answers=[ok(job_object(SUCCEEDED))])
+def test_a_job_that_has_already_ended_is_not_streamed(shell: Shell) -> None:
+    result = shell("generate", "1+1=", responses=[ok(job_object(SUCCEEDED))])
     assert (result.exit_code, result.stdout, result.stderr) == (0, "1+1=2\n\n", "")
 
 
-def test_a_text_without_a_piece_is_the_prompt(shell: Shell) -> None:
+def test_an_empty_continuation_prints_the_prompt(shell: Shell) -> None:
     empty = done(job_object(SUCCEEDED, completion=""))
-    result = shell("generate", "1+1=", answers=[ok(job_object(QUEUED), 202), stream(status(), empty)])
+    result = shell("generate", "1+1=", responses=[ok(job_object(QUEUED), 202), stream(status(), empty)])
     assert (result.exit_code, result.stdout) == (0, "1+1=\n")
 
 
-def test_a_prompt_from_the_standard_input(shell: Shell) -> None:
-    shell("generate", "-", answers=[ok(job_object(SUCCEEDED))], stdin="two\nlines\n")
+def test_a_prompt_from_standard_input(shell: Shell) -> None:
+    shell("generate", "-", responses=[ok(job_object(SUCCEEDED))], stdin="two\nlines\n")
     assert json.loads(shell.requests[0].content)["prompt"] == "two\nlines\n"
 
 
 def test_ctrl_c_on_generate_cancels_the_job(shell: Shell) -> None:
-    answers: list[httpx.Response | BaseException] = [
+    responses: list[httpx.Response | BaseException] = [
         ok(job_object(QUEUED), 202),
         KeyboardInterrupt(),
         ok(job_object(QUEUED)),
     ]
-    result = shell("generate", "1+1=", answers=answers)
+    result = shell("generate", "1+1=", responses=responses)
     assert result.exit_code == 1
     assert shell.requests[-1].url.path == f"/v1/jobs/{JOB_ID}/cancel"
 
 
-def test_warnings_of_a_job_are_shown(shell: Shell) -> None:
-    result = shell("submit", "1+1=", answers=[ok(job_object(QUEUED, warnings=("'=' was left out.",)), 202)])
+def test_warnings_of_a_job_are_printed(shell: Shell) -> None:
+    result = shell("submit", "1+1=", responses=[ok(job_object(QUEUED, warnings=("'=' was left out.",)), 202)])
     assert (result.stdout, result.stderr) == (f"{JOB_ID}\n", "Warning: '=' was left out.\n")
 
 
-def test_a_reader_that_leaves_generate_cancels_the_job(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_pipe_on_generate_cancels_the_job(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> None:
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
-    monkeypatch.setattr(Screen, "text", broken)
-    result = shell("generate", "1+1=", answers=[ok(job_object(QUEUED), 202), stream(whole()), ok(job_object(QUEUED))])
+    monkeypatch.setattr(JobPrinter, "print_text", broken)
+    result = shell("generate", "1+1=", responses=[ok(job_object(QUEUED), 202), stream(whole()), ok(job_object(QUEUED))])
     assert result.exit_code == 1
     assert shell.requests[-1].url.path == f"/v1/jobs/{JOB_ID}/cancel"
 
 
-def test_watch_prints_the_text_and_fails_where_the_job_did(shell: Shell) -> None:
+def test_watch_prints_the_text_and_fails_if_the_job_does(shell: Shell) -> None:
     cancelled = job_object(SUCCEEDED, status=Status.CANCELLED, completion="5")
-    result = shell("watch", JOB_ID, answers=[ok(job_object(RUNNING)), stream(tokens(0, 1), done(cancelled))])
+    result = shell("watch", JOB_ID, responses=[ok(job_object(RUNNING)), stream(tokens(0, 1), done(cancelled))])
     assert (result.exit_code, result.stdout) == (1, "1+1=5\n")
     *states, last = result.stderr.splitlines()
     assert states == [f"{JOB_ID} running on w@host", f"{JOB_ID} cancelled"]
     assert last == f"Error: {JOB_ID} is cancelled"
 
 
-def test_watch_shows_a_job_that_failed_without_a_text_as_an_error_alone(shell: Shell) -> None:
+def test_watch_prints_only_the_error_of_a_job_that_failed_without_a_text(shell: Shell) -> None:
     failed = job_object(SUCCEEDED, status=Status.FAILED, completion="")
     failed["error"] = {"code": "prompt_too_long", "message": "The prompt is too long.", "retryable": False}
-    for answers in ([ok(failed)], [ok(job_object(RUNNING)), stream(error("prompt_too_long"), done(failed))]):
-        result = shell("watch", JOB_ID, answers=[*answers])
+    for responses in ([ok(failed)], [ok(job_object(RUNNING)), stream(error("prompt_too_long"), done(failed))]):
+        result = shell("watch", JOB_ID, responses=[*responses])
         assert (result.exit_code, result.stdout) == (1, "")
         assert result.stderr.endswith("failed: The prompt is too long. (prompt_too_long)\n")
 
 
-def test_watch_in_json_is_the_job_when_it_is_over(shell: Shell) -> None:
-    result = shell("watch", JOB_ID, "--json", answers=[ok(job_object(RUNNING)), stream(whole())])
+def test_watch_in_json_prints_the_job_when_it_has_ended(shell: Shell) -> None:
+    result = shell("watch", JOB_ID, "--json", responses=[ok(job_object(RUNNING)), stream(whole())])
     assert json.loads(result.stdout) == DONE_JOB
     assert states_of(result) == ["running on w@host", "succeeded"]
 
 
-def test_watch_tells_what_becomes_of_the_job(shell: Shell) -> None:
+def test_watch_prints_the_states_of_the_job(shell: Shell) -> None:
     first = [
         RETRY,
         event("status", {"status": "queued", "attempt": 0}),
@@ -184,7 +185,7 @@ def test_watch_tells_what_becomes_of_the_job(shell: Shell) -> None:
         tokens(2, 5),
         done(),
     ]
-    result = shell("watch", JOB_ID, answers=[ok(job_object(QUEUED)), stream(*first), stream(*second)])
+    result = shell("watch", JOB_ID, responses=[ok(job_object(QUEUED)), stream(*first), stream(*second)])
     assert (result.exit_code, result.stdout) == (0, f"1+1={TEXT}\n")
     states = states_of(result)
     assert states.pop(5).startswith("reconnecting in 2 s: http://127.0.0.1:8000: the stream ended")
@@ -196,7 +197,7 @@ def test_watch_tells_what_becomes_of_the_job(shell: Shell) -> None:
             "running on w1@host",
             "queued again: its worker stopped or was lost",
             "queued, 0 ahead",
-            "taken up again by w2@host, resumed from token 2",
+            "claimed again by w2@host, resumed from token 2",
             "running on w2@host",
             "succeeded",
         ]
@@ -204,16 +205,16 @@ def test_watch_tells_what_becomes_of_the_job(shell: Shell) -> None:
     )
 
 
-def test_a_text_that_breaks_off_ends_its_line(shell: Shell) -> None:
+def test_an_interrupted_text_ends_with_a_newline(shell: Shell) -> None:
     gone = error("gone", "The job was deleted.", 410)
-    result = shell("watch", JOB_ID, answers=[ok(job_object(RUNNING)), stream(tokens(0, 1), gone)])
+    result = shell("watch", JOB_ID, responses=[ok(job_object(RUNNING)), stream(tokens(0, 1), gone)])
     assert (result.exit_code, result.stdout) == (1, "1+1=5\n")
     assert result.stderr.endswith("Error: The job was deleted.\n")
 
 
-def test_submit_takes_limits_in_seconds(shell: Shell) -> None:
+def test_submit_sends_limits_in_seconds(shell: Shell) -> None:
     limits = "--deadline 60 --queue-timeout 0.5 --run-timeout 30 --max-queue-position 0"
-    shell("submit", "1+1=", *limits.split(), answers=[ok(job_object(QUEUED), 202)])
+    shell("submit", "1+1=", *limits.split(), responses=[ok(job_object(QUEUED), 202)])
     body = json.loads(shell.requests[0].content)
     assert (body["deadline_s"], body["queue_timeout_s"], body["run_timeout_s"], body["max_queue_position"]) == (
         60.0,
@@ -225,14 +226,14 @@ def test_submit_takes_limits_in_seconds(shell: Shell) -> None:
 
 def test_retry_prints_the_new_ids_and_stops_at_the_first_refusal(shell: Shell) -> None:
     refused = ok({"detail": "c has succeeded.", "code": "not_retryable"}, 409)
-    answers = [ok(job_object(QUEUED, id=f"job_{n}"), 202) for n in (1, 2)]
-    result = shell("retry", "a", "b", "c", "d", answers=[*answers, refused])
+    responses = [ok(job_object(QUEUED, id=f"job_{n}"), 202) for n in (1, 2)]
+    result = shell("retry", "a", "b", "c", "d", responses=[*responses, refused])
     assert (result.exit_code, result.stdout, result.stderr) == (1, "job_1\njob_2\n", "Error: c has succeeded.\n")
     assert [request.url.path for request in shell.requests] == [f"/v1/jobs/{id_}/retry" for id_ in "abc"]
 
 
-def test_delete_tells_what_is_gone(shell: Shell) -> None:
-    result = shell("delete", "a", "b", answers=[httpx.Response(204), httpx.Response(204)])
+def test_delete_prints_each_deleted_job(shell: Shell) -> None:
+    result = shell("delete", "a", "b", responses=[httpx.Response(204), httpx.Response(204)])
     assert (result.exit_code, result.stdout) == (0, "a\tdeleted\nb\tdeleted\n")
     assert [(request.method, request.url.path) for request in shell.requests] == [
         ("DELETE", "/v1/jobs/a"),
@@ -240,15 +241,15 @@ def test_delete_tells_what_is_gone(shell: Shell) -> None:
     ]
 
 
-def test_cancel_tells_what_became_of_each(shell: Shell) -> None:
+def test_cancel_prints_the_status_of_each_job(shell: Shell) -> None:
     cancelled = job_object(SUCCEEDED, status=Status.CANCELLED)
-    result = shell("cancel", "a", "b", answers=[ok(job_object(RUNNING), 202), ok(cancelled)])
+    result = shell("cancel", "a", "b", responses=[ok(job_object(RUNNING), 202), ok(cancelled)])
     assert (result.exit_code, result.stdout) == (0, f"{JOB_ID}\tstopping\n{JOB_ID}\tcancelled\n")
 
 
-def test_jobs_are_lines_for_other_programs(shell: Shell) -> None:
+def test_jobs_prints_tab_separated_lines_without_a_terminal(shell: Shell) -> None:
     page = {"data": [job_object(QUEUED), job_object(SUCCEEDED)], "next_cursor": None}
-    result = shell("jobs", "--status", "queued", "--limit", "5", answers=[ok(page)])
+    result = shell("jobs", "--status", "queued", "--limit", "5", responses=[ok(page)])
     head, first, second = result.stdout.splitlines()
     assert head.split("\t") == ["ID", "STATUS", "TOKENS", "MODEL", "CREATED", "PROMPT"]
     assert first.split("\t")[:4] == [JOB_ID, "queued, 3 ahead", "0/8", "step_002920"]
@@ -257,14 +258,14 @@ def test_jobs_are_lines_for_other_programs(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "message"),
+    ("response", "message"),
     [
         (ok({"detail": [{"loc": ["body", "top_k"], "msg": "Too large"}]}, 422), "Error: top_k: Too large\n"),
-        (httpx.ConnectError("refused"), "Error: No server answers at http://127.0.0.1:8000."),
+        (httpx.ConnectError("refused"), "Error: No server responds at http://127.0.0.1:8000."),
     ],
 )
-def test_errors_are_one_line_and_exit_code_1(shell: Shell, answer: Any, message: str) -> None:
-    result = shell("jobs", answers=[answer] * 20)
+def test_errors_are_one_line_and_exit_code_1(shell: Shell, response: Any, message: str) -> None:
+    result = shell("jobs", responses=[response] * 20)
     assert result.exit_code == 1
     assert result.stderr.startswith(message)
     assert result.stderr.count("\n") == 1
@@ -295,7 +296,7 @@ def test_errors_are_one_line_and_exit_code_1(shell: Shell, answer: Any, message:
         "run x --token-ids 1,a",
         "run x --prompt a --logits",
         "run x --interactive --json",
-        "nonsense",
+        "unknown",
     ],
 )
 def test_a_wrong_command_line_is_exit_code_2(shell: Shell, command: str) -> None:
@@ -307,14 +308,14 @@ def test_a_wrong_command_line_is_exit_code_2(shell: Shell, command: str) -> None
 
 @pytest.mark.parametrize("command", ["api", "flower", "worker --checkpoint x", "serve --checkpoint x"])
 @pytest.mark.parametrize(("name", "value"), [("CELERIAC_SLOTS", "many"), ("CELERIAC_REDIS_URL", "http://host")])
-def test_a_wrong_setting_is_named(
+def test_an_error_names_the_invalid_setting(
     shell: Shell, monkeypatch: pytest.MonkeyPatch, command: str, name: str, value: str
 ) -> None:
-    # The front end's image has no worker package.
+    # The API image does not contain the worker package.
     if command in ("api", "flower"):
         monkeypatch.setitem(sys.modules, "worker", None)
     for chosen in ("CHECKPOINT", "DEVICE"):
-        # `worker` sets these for its children; monkeypatch takes them back.
+        # `worker` sets these variables for its children; monkeypatch restores them.
         monkeypatch.setenv(f"CELERIAC_{chosen}", "auto")
     monkeypatch.setenv(name, value)
     settings.cache_clear()
@@ -338,7 +339,7 @@ def test_every_command_and_option_has_a_help_text_and_is_in_the_reference() -> N
                 assert parameter.opts[0] in reference, f"{name} {parameter.opts}"
 
 
-def test_the_command_line_starts_without_the_heavy_packages() -> None:
+def test_the_command_line_starts_without_heavy_packages() -> None:
     heavy = ["torch", "celery", "redis", "fastapi", "uvicorn", "httpx", "rich", "pydantic"]
     code = f"import sys, celeriac.cli; print([m for m in {heavy!r} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

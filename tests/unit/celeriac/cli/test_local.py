@@ -1,4 +1,4 @@
-"""`celeriac inspect` and `celeriac run` with golden checkpoints, from the files to the text, in one process."""
+"""`celeriac inspect` and `celeriac run` on a golden checkpoint: from files to text, in one process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from celeriac.cli import main
 from tasks.settings import settings
 
 GOLDEN = Path(__file__).parents[3] / "fixtures" / "golden"
-#: In the original guide's format, which needs no file for its characters.
+#: A checkpoint in the original guide's format, without a tokenizer file.
 SEED = GOLDEN / "E1b-seed" / "step_000102"
 #: A checkpoint without a tokenizer.
 BARE = GOLDEN / "E6" / "step_000101"
@@ -45,7 +45,7 @@ def test_inspect_finds_a_name_in_the_checkpoint_folder(monkeypatch: pytest.Monke
     assert run("inspect", "step_000102").exit_code == 0
 
 
-def test_inspect_says_why_a_checkpoint_cannot_be_served() -> None:
+def test_inspect_warns_about_a_checkpoint_that_cannot_be_served() -> None:
     result = run("inspect", str(BARE))
     assert result.exit_code == 0
     assert "no tokenizer" in result.stderr
@@ -57,18 +57,18 @@ def test_run_agrees_with_the_golden_values() -> None:
     options = ["--token-ids", ids, "--max-tokens", "24", "--temperature", "0", "--ignore-eos", "--logits", "--json"]
     result = run("run", str(BARE), *options)
     assert result.exit_code == 0, result.output
-    answer = json.loads(result.stdout)
-    assert answer["prompt_ids"] == expected["prompt"]
-    assert answer["last_logits"] == pytest.approx(expected["last_logits"], abs=2e-3)
-    assert (answer["text"], answer["finish_reason"], len(answer["token_ids"])) == (None, "length", 24)
+    output = json.loads(result.stdout)
+    assert output["prompt_ids"] == expected["prompt"]
+    assert output["last_logits"] == pytest.approx(expected["last_logits"], abs=2e-3)
+    assert (output["text"], output["finish_reason"], len(output["token_ids"])) == (None, "length", 24)
 
 
-def test_run_begins_a_prompt_with_bos_and_names_skipped_characters() -> None:
+def test_run_puts_bos_before_a_prompt_and_warns_about_characters_that_it_left_out() -> None:
     result = run("run", str(SEED), "--prompt", "12=+", "--temperature", "0", "--json")
-    answer = json.loads(result.stdout)
-    assert answer["prompt_ids"] == [17, 1, 2, 10]
+    output = json.loads(result.stdout)
+    assert output["prompt_ids"] == [17, 1, 2, 10]
     assert "'='" in result.stderr
-    assert "17" not in answer["text"]
+    assert "17" not in output["text"]
 
 
 def test_the_same_seed_gives_the_same_text() -> None:
@@ -78,12 +78,12 @@ def test_the_same_seed_gives_the_same_text() -> None:
 
 
 def test_run_prints_prompt_and_text() -> None:
-    answer = json.loads(run("run", str(SEED), "--prompt", "12+", "--temperature", "0", "--json").stdout)
+    output = json.loads(run("run", str(SEED), "--prompt", "12+", "--temperature", "0", "--json").stdout)
     shown = run("run", str(SEED), "--prompt", "12+", "--temperature", "0")
-    assert shown.stdout == f"12+{answer['text']}\n"
+    assert shown.stdout == f"12+{output['text']}\n"
 
 
-def test_stop_on_newline_and_stop_strings_cut_the_text() -> None:
+def test_stop_on_newline_and_stop_texts_cut_the_text() -> None:
     long = ["run", str(SEED), "--prompt", "12+", "--temperature", "0", "--ignore-eos", "--json", "--max-tokens", "100"]
     text = json.loads(run(*long).stdout)["text"]
     middle = text[5:7]
@@ -108,7 +108,7 @@ def test_stop_on_newline_and_stop_strings_cut_the_text() -> None:
 def test_an_error_is_one_line(args: list[str], message: str | None) -> None:
     result = run(*args)
     if message is None:
-        # BOS alone is a prompt.
+        # A prompt of only BOS is valid.
         assert result.exit_code == 0
         return
     assert (result.exit_code, result.stdout) == (1, "")
@@ -116,7 +116,7 @@ def test_an_error_is_one_line(args: list[str], message: str | None) -> None:
     assert result.stderr.count("\n") == 1
 
 
-def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_an_error(tmp_path: Path) -> None:
     copy = shutil.copytree(SEED, tmp_path / "step_000102")
     weights = copy / "model_000102.pt"
     weights.write_bytes(weights.read_bytes()[:1000])
@@ -126,7 +126,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     assert "Traceback" not in result.output
 
 
-def test_interactive_mode_runs_its_commands() -> None:
+def test_a_conversation_carries_out_its_commands() -> None:
     lines = [
         "12+",
         "/temp 0",

@@ -1,4 +1,4 @@
-"""Both clients over a transport of the test's own: the same requests, the same results, the same errors."""
+"""Both clients over a mock transport: the same requests, the same results, the same errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ from celeriac import (
     NotFoundError,
     UnexpectedAnswerError,
 )
+from celeriac.client import options
 from tasks.job import ErrorCode, JobError, Status
+from tasks.sampling_params import SAMPLING_FIELDS
 from tests.helpers.both_clients import Both, Handler
 from tests.helpers.job_objects import JOB_ID, QUEUED, RUNNING, SUCCEEDED, job_object
 
@@ -48,7 +50,7 @@ def always(body: Any, status: int = 200) -> Handler:
     return lambda _: httpx.Response(status, json=body)
 
 
-def test_generate_sends_the_guides_body_and_gives_its_dictionary(call: Both) -> None:
+def test_generate_sends_the_guides_body_and_returns_its_dictionary(call: Both) -> None:
     seen: list[httpx.Request] = []
 
     def handler(request: httpx.Request) -> httpx.Response:
@@ -66,14 +68,14 @@ def test_generate_sends_the_guides_body_and_gives_its_dictionary(call: Both) -> 
     }
 
 
-def test_what_is_asked_for_is_sent(call: Both) -> None:
+def test_every_option_is_sent(call: Both) -> None:
     bodies: list[Any] = []
 
     def handler(request: httpx.Request) -> httpx.Response:
         bodies.append(json.loads(request.content))
         return httpx.Response(202, json=job_object(QUEUED))
 
-    generation = {
+    sampling = {
         "prompt": "1",
         "max_tokens": 3,
         "temperature": 0.5,
@@ -85,7 +87,7 @@ def test_what_is_asked_for_is_sent(call: Both) -> None:
         "ignore_eos": True,
         "model": "m",
     }
-    queueing = {
+    job_options = {
         "priority": 0,
         "metadata": {"a": "b"},
         "result_ttl_s": 60,
@@ -95,18 +97,55 @@ def test_what_is_asked_for_is_sent(call: Both) -> None:
         "deadline_s": 3.0,
         "max_queue_position": 0,
     }
-    job = call(handler, "submit", **generation, **queueing)
-    assert bodies == [{**generation, **queueing}]
+    job = call(handler, "submit", **sampling, **job_options)
+    assert bodies == [{**sampling, **job_options}]
     assert (job.id, job.status, job.position, job.metadata) == (JOB_ID, "queued", 3, {"run": "7"})
 
 
-def test_health_and_info_are_the_guides(call: Both) -> None:
+@pytest.mark.parametrize("name", ["generate", "generate_stream", "submit"])
+def test_an_unknown_option_is_a_type_error_and_nothing_is_sent(call: Both, name: str) -> None:
+    requests: list[httpx.Request] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        requests.append(request)
+        return httpx.Response(202, json=job_object(QUEUED))
+
+    with pytest.raises(TypeError, match=rf"^{name}\(\) got an unexpected keyword argument 'top_q'$"):
+        call(handler, name, "1", top_q=0.5)
+    assert requests == []
+
+
+@pytest.mark.parametrize("name", ["generate", "generate_stream"])
+def test_options_of_jobs_belong_to_submit_only(call: Both, name: str) -> None:
+    with pytest.raises(TypeError, match=rf"^{name}\(\) got an unexpected keyword argument 'priority'$"):
+        call(always(GENERATED), name, "1", priority=0)
+
+
+def test_generate_stream_refuses_an_unknown_option_before_it_is_iterated() -> None:
+    with InferenceClient() as client, pytest.raises(TypeError, match="top_q"):
+        client.generate_stream("1", top_q=0.5)  # type: ignore[call-arg]
+
+
+def test_the_client_has_every_sampling_field_of_the_server() -> None:
+    explicit = inspect.signature(InferenceClient.generate).parameters.keys() & {field.name for field in SAMPLING_FIELDS}
+    assert explicit == {"max_tokens", "temperature", "top_k", "stop_on_newline"}
+    assert {field.name for field in SAMPLING_FIELDS} == explicit | options.SamplingOptions.__annotations__.keys()
+
+
+@pytest.mark.parametrize("client", [InferenceClient, AsyncInferenceClient])
+def test_the_help_of_a_method_names_the_declaration_of_its_options(client: type) -> None:
+    for name, declaration in options.OPTIONS_OF.items():
+        assert f"celeriac.client.options.{declaration.__name__}" in getattr(client, name).__doc__
+        assert getattr(client, name).__annotations__["options"] == f"Unpack[{declaration.__name__}]"
+
+
+def test_health_and_info_return_the_guides_dictionaries(call: Both) -> None:
     health = {"status": "ok", "model_loaded": True, "checkpoint": "step_002920"}
     assert call(always(health), "health") == health
     assert call(always(INFO), "info") == INFO
 
 
-def test_wait_gives_the_job_however_it_ended(call: Both) -> None:
+def test_wait_returns_a_failed_job(call: Both) -> None:
     failed = job_object(
         SUCCEEDED,
         status=Status.FAILED,
@@ -121,13 +160,13 @@ def test_wait_gives_the_job_however_it_ended(call: Both) -> None:
         job.result()
 
 
-def test_watch_gives_each_change_until_the_end(call: Both) -> None:
-    answers = iter([job_object(QUEUED), job_object(RUNNING), job_object(SUCCEEDED)])
-    jobs = call(lambda _: httpx.Response(200, json=next(answers)), "watch", JOB_ID)
+def test_watch_yields_each_change_until_the_end(call: Both) -> None:
+    responses = iter([job_object(QUEUED), job_object(RUNNING), job_object(SUCCEEDED)])
+    jobs = call(lambda _: httpx.Response(200, json=next(responses)), "watch", JOB_ID)
     assert [job.status for job in jobs] == ["queued", "running", "succeeded"]
 
 
-def test_what_is_not_asked_for_is_left_out_for_older_servers(call: Both) -> None:
+def test_options_that_are_not_given_are_left_out_for_older_servers(call: Both) -> None:
     bodies: list[Any] = []
 
     def handler(request: httpx.Request) -> httpx.Response:
@@ -145,7 +184,7 @@ def test_what_is_not_asked_for_is_left_out_for_older_servers(call: Both) -> None
     }
 
 
-def test_a_job_tells_its_limits_and_its_prospects(call: Both) -> None:
+def test_a_job_has_its_limits_and_estimates(call: Both) -> None:
     raw = job_object(QUEUED)
     raw |= {"retry_of": "job_before", "deadline_at": "2027-01-15T08:00:30.000Z", "losses": 2}
     raw["queue"] |= {"eta_start_s": 0.5, "eta_finish_s": {"p50": 1.5, "p90": 4.0}}
@@ -155,7 +194,7 @@ def test_a_job_tells_its_limits_and_its_prospects(call: Both) -> None:
     assert job.deadline_at.isoformat() == "2027-01-15T08:00:30+00:00"
 
 
-def test_a_job_of_an_older_server_is_read_as_well(call: Both) -> None:
+def test_a_job_of_an_older_server_can_be_read(call: Both) -> None:
     raw = job_object(QUEUED)
     for place, names in ((raw, ("retry_of", "deadline_at")), (raw["queue"], ("eta_start_s", "eta_finish_s"))):
         for name in names:
@@ -164,7 +203,7 @@ def test_a_job_of_an_older_server_is_read_as_well(call: Both) -> None:
     assert (job.retry_of, job.deadline_at, job.eta_start_s, job.eta_finish_s) == (None, None, None, None)
 
 
-def test_retry_gives_the_new_job_and_delete_nothing(call: Both) -> None:
+def test_retry_returns_the_new_job_and_delete_returns_none(call: Both) -> None:
     paths: list[str] = []
 
     def handler(request: httpx.Request) -> httpx.Response:
@@ -179,14 +218,14 @@ def test_retry_gives_the_new_job_and_delete_nothing(call: Both) -> None:
     assert paths == ["POST /prefix/v1/jobs/job_before/retry", f"DELETE /prefix/v1/jobs/{JOB_ID}"]
 
 
-def test_a_job_that_cannot_be_retried_says_why(call: Both) -> None:
+def test_the_error_of_a_job_that_cannot_be_retried_says_why(call: Both) -> None:
     refusal = {"detail": f"{JOB_ID} has succeeded: there is nothing to repeat.", "code": "not_retryable"}
     with pytest.raises(ApiError, match="has succeeded") as caught:
         call(always(refusal, 409), "retry", JOB_ID)
     assert (caught.value.status, caught.value.code) == (409, "not_retryable")
 
 
-def test_cancel_names_the_job_by_id_or_object(call: Both) -> None:
+def test_cancel_accepts_an_id_or_a_job(call: Both) -> None:
     paths: list[str] = []
 
     def handler(request: httpx.Request) -> httpx.Response:
@@ -239,7 +278,7 @@ def test_errors_have_the_servers_own_message(
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "response",
     [
         (200, b"<html>It works!</html>"),
         (200, b'{"hello": "world"}'),
@@ -248,8 +287,8 @@ def test_errors_have_the_servers_own_message(
         (301, b""),
     ],
 )
-def test_another_server_is_recognised(call: Both, answer: tuple[int, bytes]) -> None:
-    status, content = answer
+def test_the_response_of_another_server_is_an_unexpected_answer_error(call: Both, response: tuple[int, bytes]) -> None:
+    status, content = response
     with pytest.raises(UnexpectedAnswerError, match="not Celeriac's"):
         call(lambda _: httpx.Response(status, content=content), "job", JOB_ID)
 
@@ -302,8 +341,8 @@ def test_both_clients_have_the_same_operations() -> None:
         assert signature.parameters == asynchronous[name].parameters, name
 
 
-def test_a_job_and_its_errors_survive_pickling() -> None:
-    job = Job.from_answer(job_object(RUNNING))
+def test_a_job_and_its_errors_can_be_pickled() -> None:
+    job = Job.from_json(job_object(RUNNING))
     assert pickle.loads(pickle.dumps(job)) == job
     with pytest.raises(celeriac.JobFailedError) as caught:
         job.result()
@@ -314,7 +353,7 @@ def test_a_job_and_its_errors_survive_pickling() -> None:
     assert (str(copied), copied.status, copied.code) == ("gone", 404, "not_found")
 
 
-def test_the_package_exports_what_it_names() -> None:
+def test_the_package_exports_every_public_name() -> None:
     assert celeriac.__all__ == sorted(celeriac.__all__)
     for name in celeriac.__all__:
         assert getattr(celeriac, name).__name__ == name
@@ -322,7 +361,7 @@ def test_the_package_exports_what_it_names() -> None:
         celeriac.nothing  # noqa: B018
 
 
-def test_importing_the_client_imports_nothing_heavy() -> None:
+def test_importing_the_client_imports_no_server_package() -> None:
     heavy = ["redis", "celery", "pydantic", "torch", "fastapi", "api", "worker", "tasks"]
     code = f"import sys, celeriac; celeriac.InferenceClient(); print([m for m in {heavy!r} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -1,4 +1,4 @@
-"""Server-Sent Events: the standard's cases, and every way in which a network may cut the bytes."""
+"""The parser of Server-Sent Events: the cases of the standard, and bytes cut at every place."""
 
 from __future__ import annotations
 
@@ -51,35 +51,35 @@ def test_small_chunks_change_nothing(size: int) -> None:
          ["first event", "second event", " third event"]),
         (b"data\n\ndata\ndata\n\ndata:", ["", "\n"]),
         (b"data:test\n\ndata: test\n\n", ["test", "test"]),
-        # Line ends of their own kinds, also mixed.
+        # Each kind of line end, also mixed.
         (b"data: a\r\rdata: b\r\n\r\ndata: c\n\n", ["a", "b", "c"]),
         (b"data: a\r\n\ndata: b\n\r\n", ["a", "b"]),
         (b"data: a\n\r", ["a"]),
-        # One BOM at the very beginning alone is none of the text.
+        # One BOM at the start of the stream is not part of the text.
         (b"\xef\xbb\xbfdata: a\n\n", ["a"]),
         (b"\xef\xbb\xbf\xef\xbb\xbfdata: a\n\ndata: b\n\n", ["b"]),
         (b"data: a\n\n\xef\xbb\xbfdata: b\n\n", ["a"]),
-        # Names are exact; what is unknown is ignored.
+        # Field names are exact; unknown fields are ignored.
         (b"Data: a\ndata : b\n data: c\nother: d\ndata: e\n\n", ["e"]),
         (b":\n:data: a\n:\ndata: b\n:\n\n", ["b"]),
         (b"data: a:b\n\n", ["a:b"]),
-        # An empty data line is data; an event without one is none.
+        # An empty data line is data; an event without a data line is ignored.
         (b"data:\n\n", [""]),
         (b"event: a\nid: 1\n\n", []),
         (b"\n\n\n", []),
-        # A line that is no UTF-8 keeps the rest.
+        # Bytes that are not UTF-8 are replaced; the rest of the line stays.
         (b"data: a\xffb\n\n", ["a\ufffdb"]),
         (b"data: \xe2\x82\ndata: b\n\n", ["\ufffd\nb"]),
-        # Other separators of Unicode are text.
+        # Other line separators of Unicode are text.
         ("data: a\u2028b\x0bc\x85\n\n".encode(), ["a\u2028b\x0bc\x85"]),
     ],
 )  # fmt: skip
-def test_the_standards_cases(stream: bytes, expected: list[str]) -> None:
+def test_the_cases_of_the_standard(stream: bytes, expected: list[str]) -> None:
     assert data(stream) == expected
     assert data(*(bytes([byte]) for byte in stream)) == expected
 
 
-def test_a_name_counts_for_its_event_alone() -> None:
+def test_a_name_applies_only_to_its_event() -> None:
     assert [
         message.event for message in parsed(b"event: a\n\nevent: b\ndata\n\ndata\n\nevent: c\nevent: d\ndata\n\n")
     ] == [
@@ -89,7 +89,7 @@ def test_a_name_counts_for_its_event_alone() -> None:
     ]
 
 
-def test_an_id_belongs_to_its_event_and_one_with_nul_is_none() -> None:
+def test_an_id_belongs_to_its_event_and_an_id_with_nul_is_ignored() -> None:
     stream = b"id: 1\ndata\n\ndata\n\nid: 2\nid: 3\x004\ndata\n\nid\ndata\n\n"
     assert [message.id for message in parsed(stream)] == ["1", None, "2", ""]
 
@@ -114,13 +114,13 @@ def test_retry_is_a_number_in_ascii_digits(line: bytes, expected: int | None) ->
     assert parser.retry_ms == expected
 
 
-def test_a_cr_ends_its_line_before_the_next_byte_is_there() -> None:
+def test_a_cr_ends_its_line_before_the_next_byte_arrives() -> None:
     parser = SseParser()
     assert [message.data for message in parser.feed(b"data: a\r\r")] == ["a"]
     assert parser.feed(b"") == []
     assert [message.data for message in parser.feed(b"\ndata: b\r\n\r")] == ["b"]
 
 
-def test_a_long_line_in_small_chunks_is_put_together() -> None:
+def test_a_long_line_in_small_chunks_is_joined() -> None:
     piece = b"x" * 1000
     assert data(b"data: ", *[piece] * 2000, b"\n\n") == ["x" * 2_000_000]

