@@ -1,4 +1,4 @@
-"""Generates load on a server: with a fixed number of clients (closed loop), or with random arrivals (open loop)."""
+"""Sends requests to a server: from a fixed number of clients (closed loop), or at random times (open loop)."""
 
 from __future__ import annotations
 
