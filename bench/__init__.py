@@ -1,1 +1,4 @@
-"""Benchmarks: figures of one run, with warm-up and rounds. `make bench` measures the engine."""
+"""Benchmarks and a chaos test. Each folder is one command, and so is `bench.int8`; the other files here are shared.
+
+Every benchmark runs warm-up and several rounds, and prints its figures as tables and as one line of JSON.
+"""

@@ -1,14 +1,15 @@
-"""What int8 weights gain in speed and memory, and what they lose in quality, beside the exact ones.
+"""Compares int8 weights with the exact ones: gain of speed and memory, loss of quality.
 
     python -m bench.int8 --shape 24,1536,12,32 --threads 1 --batch 1,8,32 --tokens 8
     python -m bench.int8 --checkpoint checkpoints/step_003650
 
-A round decodes each batch with both, in turns; figures are medians of the rounds, and a gain is taken within a round.
+A round decodes each batch with both forms, one after the other. Figures are medians of the rounds, and a gain is
+computed within a round.
 
-The loss is that of a checkpoint on documents which it was not trained on: the held-out sums of examples/arithmetic, or
-the lines of `--text`. `nats` is the cross entropy of the token that does come, `kl` the divergence of what int8 expects
-as the next token from what the exact weights expect, both as means of all positions, and `same_top` is how often both
-have the same likeliest one.
+The loss is measured with a checkpoint on documents that it was not trained on: the held-out sums of
+examples/arithmetic, or the lines of `--text`. `nats` is the cross entropy of the actual next token. `kl` is the
+divergence of int8's distribution of the next token from that of the exact weights. Both are means over all positions.
+`same_top` is the share of positions at which both forms have the same most likely token.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.engine.__main__ import ROUNDS, Run, decode, prompts, shape_config
+from bench.decoding import Run, prompts, run_to_end, timed_decode
+from bench.options import add_decoding_options, add_model_options, batch_sizes, shape_config
+from bench.processes import ROOT
+from bench.random_weights import random_weights
 from bench.report import report
-from bench.shapes import random_weights
 from tasks.sampling_params import SamplingParams
 from worker.checkpoints import formats
 from worker.checkpoints.folder import find
@@ -41,22 +44,23 @@ from worker.engine.request import SequenceRequest
 from worker.engine.vocabulary import Vocabulary
 from worker.jobs.prompt import encode_prompt
 
-#: Sequences that are decoded at once where the loss is measured.
+#: Batch size when the loss is measured.
 ROWS = 32
-ARITHMETIC = Path(__file__).parents[1] / "examples" / "arithmetic"
+ARITHMETIC = ROOT / "examples" / "arithmetic"
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """Ids of a text, of which those from `answer` on are the answer to those before."""
+    """The ids of a text that may end with an answer."""
 
     ids: list[int]
+    #: Index of the answer's first id; 0 if the text has no answer.
     answer: int
 
 
 @dataclass(slots=True)
 class Loss:
-    """Sums over positions."""
+    """Sums over the positions of documents."""
 
     positions: int = 0
     exact_nats: float = 0.0
@@ -66,7 +70,7 @@ class Loss:
     same_top: int = 0
 
     def add(self, exact: Tensor, int8: Tensor, targets: Tensor) -> None:
-        """Logits (T, V) of both, and the ids that came (T,)."""
+        """Add positions: the logits (T, V) of both forms, and the actual next ids (T,)."""
         exact, int8 = exact.double().log_softmax(-1), int8.double().log_softmax(-1)
         kl = (exact.exp() * (exact - int8)).sum(-1)
         self.positions += len(targets)
@@ -77,7 +81,7 @@ class Loss:
         self.same_top += int((exact.argmax(-1) == int8.argmax(-1)).sum())
 
     def row(self, part: str) -> dict[str, Any]:
-        """Means."""
+        """Return the means as a row of the report."""
         return {
             "part": part,
             "positions": self.positions,
@@ -91,64 +95,56 @@ class Loss:
 
 @dataclass(slots=True)
 class Quality:
-    """What both models say to the documents."""
+    """Quality of both forms on the documents."""
 
+    #: At all positions, and at those of answers.
     whole: Loss = field(default_factory=Loss)
     answers: Loss = field(default_factory=Loss)
-    #: Documents whose answer is what is decoded greedily.
+    #: Number of documents whose answer equals the greedily decoded one.
     exact_right: int = 0
     int8_right: int = 0
 
 
 def engine_of(model: NativeModel, slots: int) -> Engine:
-    """An engine of a model that knows ids alone."""
+    """Return an engine that decodes bare ids, without a tokenizer."""
     kv_tokens = model.device.kv_tokens(model.config, slots=slots)
     vocabulary = Vocabulary.without_text(model.config.vocab_size)
     return Engine(model, vocabulary, slots=slots, kv_tokens=kv_tokens, prefill_chunk_tokens=256)
 
 
 def next_logits(engine: Engine, ids: list[int]) -> Tensor:
-    """The logits for each id but the first, from those before it: (T - 1, V)."""
-    beginnings = [
-        engine.add_request(
-            SequenceRequest(
-                id=str(end),
-                prompt=tuple(ids[:end]),
-                sampling=SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True),
-                keep_prompt_logits=True,
-                every_id=True,
-            )
-        )
+    """Return the logits (T - 1, V) for each id except the first, computed from the ids before it."""
+    sampling = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
+    requests = [
+        SequenceRequest(id=str(end), prompt=tuple(ids[:end]), sampling=sampling, keep_prompt_logits=True, every_id=True)
         for end in range(1, len(ids))
     ]
-    while engine.has_work:
-        engine.step()
-    return torch.tensor([beginning.prompt_logits for beginning in beginnings])
+    return torch.tensor([sequence.prompt_logits for sequence in run_to_end(engine, requests)])
 
 
-def answers(engine: Engine, document: Document) -> bool:
-    """Whether the answer is what the model decodes greedily."""
+def is_right(engine: Engine, document: Document) -> bool:
+    """Whether the engine greedily decodes the document's answer."""
     answer = document.ids[document.answer :]
-    return decode(engine, [document.ids[: document.answer]], len(answer)).ids[0] == answer
+    return timed_decode(engine, [document.ids[: document.answer]], len(answer)).ids[0] == answer
 
 
-def compared(exact: Engine, int8: Engine, documents: Sequence[Document]) -> Quality:
-    """Both models on all documents."""
+def measure_quality(exact: Engine, int8: Engine, documents: Sequence[Document]) -> Quality:
+    """Evaluate both forms on all documents."""
     quality = Quality()
     for document in documents:
-        of_exact, of_int8 = next_logits(exact, document.ids), next_logits(int8, document.ids)
+        exact_logits, int8_logits = next_logits(exact, document.ids), next_logits(int8, document.ids)
         targets = torch.tensor(document.ids[1:])
-        quality.whole.add(of_exact, of_int8, targets)
+        quality.whole.add(exact_logits, int8_logits, targets)
         if document.answer:
             first = document.answer - 1
-            quality.answers.add(of_exact[first:], of_int8[first:], targets[first:])
-            quality.exact_right += answers(exact, document)
-            quality.int8_right += answers(int8, document)
+            quality.answers.add(exact_logits[first:], int8_logits[first:], targets[first:])
+            quality.exact_right += is_right(exact, document)
+            quality.int8_right += is_right(int8, document)
     return quality
 
 
 def held_out_sums() -> list[Document]:
-    """The sums that the arithmetic example keeps from training."""
+    """Return the sums that the arithmetic example excludes from training."""
     sys.path.insert(0, str(ARITHMETIC))
     data = importlib.import_module("data")
     documents = []
@@ -159,8 +155,8 @@ def held_out_sums() -> list[Document]:
 
 
 def gains(models: dict[str, NativeModel], args: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each batch size."""
-    batches = [int(batch) for batch in args.batch.split(",")]
+    """Measure both forms. Returns a row for each batch size."""
+    batches = batch_sizes(args)
     engines = {form: engine_of(model, max(batches)) for form, model in models.items()}
     vocab_size = models["exact"].config.vocab_size
     runs: dict[int, list[dict[str, Run]]] = {batch: [] for batch in batches}
@@ -168,7 +164,7 @@ def gains(models: dict[str, NativeModel], args: argparse.Namespace) -> list[dict
         for batch in batches:
             texts = prompts(batch, args.prompt, vocab_size)
             forms = list(engines) if round_ % 2 else list(engines)[::-1]
-            pair = {form: decode(engines[form], texts, args.tokens) for form in forms}
+            pair = {form: timed_decode(engines[form], texts, args.tokens) for form in forms}
             if round_:
                 runs[batch].append(pair)
     return [
@@ -186,8 +182,8 @@ def gains(models: dict[str, NativeModel], args: argparse.Namespace) -> list[dict
     ]
 
 
-def loaded(args: argparse.Namespace) -> tuple[ModelConfig, dict[str, NativeModel]]:
-    """The model of the command line, in both forms."""
+def load(args: argparse.Namespace) -> tuple[ModelConfig, dict[str, NativeModel]]:
+    """Load the model of the command line in both forms."""
     if args.shape:
         config = shape_config(args.shape)
         weights = random_weights(config.n_layer, config.n_embd, config.vocab_size)
@@ -199,13 +195,13 @@ def loaded(args: argparse.Namespace) -> tuple[ModelConfig, dict[str, NativeModel
     for form in ("int8", "exact"):
         model = load_weights(config, weights, device, form)
         if not isinstance(model, NativeModel):
-            sys.exit("there are no compiled kernels here")
+            sys.exit("int8 needs the compiled kernels, and they are not available here")
         models[form] = model
     return config, models
 
 
 def documents_of(args: argparse.Namespace, config: ModelConfig) -> list[Document]:
-    """The held-out sums, or the lines of a file."""
+    """Return the held-out sums, or the lines of `--text`."""
     if args.text is None:
         return held_out_sums()[: args.documents]
     tokenizer = load_tokenizer(find(args.checkpoint, Path()), config.vocab_size)
@@ -215,27 +211,20 @@ def documents_of(args: argparse.Namespace, config: ModelConfig) -> list[Document
 
 def main() -> None:
     """Measure and report."""
-    parser = argparse.ArgumentParser(description="int8 weights beside exact ones.")
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--checkpoint", default="checkpoints/step_003650", help="folder of the checkpoint")
-    source.add_argument("--shape", metavar="L,D,H,V", help="layers, width, heads and ids of a model of random weights")
-    parser.add_argument("--batch", default="1,8,32", help="batch sizes, separated by commas")
-    parser.add_argument("--tokens", type=int, default=50, help="tokens of each text, at least 2")
-    parser.add_argument("--prompt", type=int, default=8, help="tokens of each prompt")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="rounds that count")
-    parser.add_argument("--threads", type=int, default=0, help="compute threads; 0: the engine chooses")
-    parser.add_argument("--text", type=Path, help="a file of documents, one a line, instead of sums")
-    parser.add_argument("--documents", type=int, default=1000, help="documents that are read at most")
-    parser.add_argument("--json", action="store_true", help="print no table, the line of JSON alone")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.int8", description="Compare int8 weights with the exact ones: speed, memory and quality."
+    )
+    add_model_options(parser)
+    add_decoding_options(parser, tokens=50)
+    parser.add_argument("--text", type=Path, help="file with one document a line, used instead of sums")
+    parser.add_argument("--documents", type=int, default=1000, help="number of documents at most (%(default)s)")
     args = parser.parse_args()
-    if args.tokens < 2:
-        parser.error("--tokens must be at least 2: the first one is the prefill's")
-    config, models = loaded(args)
+    config, models = load(args)
     rows = gains(models, args)
     right = None
     if not args.shape:
         documents = documents_of(args, config)
-        quality = compared(engine_of(models["exact"], ROWS), engine_of(models["int8"], ROWS), documents)
+        quality = measure_quality(engine_of(models["exact"], ROWS), engine_of(models["int8"], ROWS), documents)
         rows.append(quality.whole.row("documents"))
         if quality.answers.positions:
             rows.append(quality.answers.row("answers"))

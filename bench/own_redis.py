@@ -1,4 +1,4 @@
-"""A Redis of a harness's or a test's own."""
+"""A Redis server of its own for a benchmark or a test."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from signal import Signals
 
 import redis
 
-from bench.processes import START_S, Process, on_leash
+from bench.processes import START_S, Process, end_with_parent
 from celeriac.launcher.redis_server import find_executable
 
-#: How often a Redis that starts is asked whether it answers, in seconds.
-_LOOK_S = 0.01
+#: Pause between two pings of a server that starts, in seconds.
+_PING_INTERVAL_S = 0.01
 
 
 class OwnRedis:
-    """A Redis on a socket in a folder, with an append-only file there, that may be stopped and started again."""
+    """A Redis server with its Unix socket and its append-only file in one folder. It can be stopped and restarted."""
 
     def __init__(self, folder: Path, *, appendfsync: str) -> None:
-        """`folder` has a short path: that of a Unix socket has room for about 100 bytes. `appendfsync` is when its file
-        is on the disk, as redis.conf has it; with `always` it is complete after a kill."""
+        """`folder` needs a short path, because the path of a Unix socket is limited to about 100 bytes. `appendfsync`
+        is the setting of redis.conf; with `always` the file is complete after a kill."""
         self._folder = folder
         self._appendfsync = appendfsync
         self._executable = find_executable()
@@ -31,28 +31,31 @@ class OwnRedis:
 
     @property
     def running(self) -> bool:
-        """Whether the process is there."""
+        """Whether the process is running."""
         return self._process is not None and self._process.returncode is None
 
     def start(self) -> None:
-        """Start it, on the files of the time before, and return when it takes commands. Errors as `start_async`."""
+        """Start the server with the files of earlier runs, and return when it accepts commands.
+
+        Raises RuntimeError with the server's output if it ends, TimeoutError if it does not answer in time.
+        """
         self._begin()
         for _ in self._tries():
-            time.sleep(_LOOK_S)
+            time.sleep(_PING_INTERVAL_S)
 
     async def start_async(self) -> None:
-        """The same. RuntimeError with its output where it ends, TimeoutError where it does not answer in time."""
+        """Same as `start`, for asyncio."""
         self._begin()
         for _ in self._tries():
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_PING_INTERVAL_S)
 
     def signal(self, number: Signals) -> None:
-        """Send it a signal."""
+        """Send a signal to the server."""
         assert self._process is not None
         self._process.signal_group(number)
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Send SIGKILL and wait for the end."""
         if self._process is not None:
             self._process.kill()
 
@@ -65,12 +68,12 @@ class OwnRedis:
             "appendonly": "yes",
             "appendfsync": self._appendfsync,
         }
-        words = [word for name, value in options.items() for word in (f"--{name}", value)]
-        command = [str(self._executable), *words]
-        self._process = Process("redis", [*on_leash(), *command], env={}, log_dir=self._folder)
+        arguments = [argument for name, value in options.items() for argument in (f"--{name}", value)]
+        command = [*end_with_parent(), str(self._executable), *arguments]
+        self._process = Process("redis", command, env={}, log_dir=self._folder)
 
     def _tries(self) -> Iterator[None]:
-        """Ends when it takes commands; whoever iterates waits a moment each time."""
+        """Ping until the server accepts commands. Yields after each failed ping; the caller then pauses."""
         assert self._process is not None
         deadline = time.monotonic() + START_S
         with redis.Redis.from_url(self.url, socket_timeout=1) as client:

@@ -1,4 +1,4 @@
-"""Real processes for harnesses and tests: started in groups of their own, watched, and ended."""
+"""Starts, observes and ends real processes, for the benchmarks and for tests. Needs Linux's /proc."""
 
 from __future__ import annotations
 
@@ -13,41 +13,45 @@ from pathlib import Path
 from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM, Signals
 from typing import TypeVar
 
-from celeriac.launcher import parent_death as leash
+from celeriac.launcher import parent_death
 
+#: The repository's root.
 ROOT = Path(__file__).parents[1]
-#: Starting a worker imports torch and loads a checkpoint; on a busy machine of two cores that takes its time.
+#: How long a process may take to start, in seconds. A worker imports torch and loads a checkpoint, which takes long on
+#: a busy machine with two cores.
 START_S = 120.0
-#: How often a condition is looked at, in seconds.
-LOOK_S = 0.02
+#: Pause between two checks of a condition, in seconds.
+_INTERVAL_S = 0.02
 
 T = TypeVar("T")
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on."""
+    """Return a TCP port that is not in use."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def until(condition: Callable[[], T | None], what: str, *, timeout_s: float = 30.0, look_s: float = LOOK_S) -> T:
-    """Wait until `condition` returns something true, and return it. AssertionError after `timeout_s`."""
+def until(
+    condition: Callable[[], T | None], what: str, *, timeout_s: float = 30.0, interval_s: float = _INTERVAL_S
+) -> T:
+    """Wait until `condition` returns a true value, and return that value. Raises AssertionError after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if result := condition():
             return result
-        time.sleep(look_s)
+        time.sleep(interval_s)
     raise AssertionError(f"{what} did not happen within {timeout_s:g} s")
 
 
-def on_leash() -> list[str]:
-    """What stands in front of a command so that it ends with this process, whatever kills that."""
-    return [sys.executable, "-I", "-S", leash.__file__, str(os.getpid()), str(int(SIGKILL))]
+def end_with_parent() -> list[str]:
+    """Return a command prefix: a command with this prefix ends when this process ends, even after SIGKILL."""
+    return [sys.executable, "-I", "-S", parent_death.__file__, str(os.getpid()), str(int(SIGKILL))]
 
 
 class Process:
-    """One of our processes, its output in a file."""
+    """A process in a process group of its own. Its output goes to a file."""
 
     def __init__(
         self, name: str, command: Sequence[str], *, env: Mapping[str, str], log_dir: Path, cwd: Path = ROOT
@@ -67,21 +71,21 @@ class Process:
 
     @property
     def pid(self) -> int:
-        """Its id, and that of its group."""
+        """Its process id, which is also the id of its group."""
         return self._popen.pid
 
     @property
     def returncode(self) -> int | None:
-        """The exit code, below zero for a signal; None while it runs."""
+        """The exit code, negative after a signal; None while the process runs."""
         return self._popen.poll()
 
     @property
     def output(self) -> str:
-        """What it wrote so far."""
+        """What the process has written so far."""
         return self.log_path.read_text(errors="replace")
 
     def wait_for_line(self, text: str, *, timeout_s: float = START_S) -> None:
-        """Wait until the output has `text`; AssertionError with the output if the process ends first."""
+        """Wait until the output contains `text`. Raises AssertionError with the output if the process ends first."""
 
         def seen() -> bool:
             if text in self.output:
@@ -92,25 +96,25 @@ class Process:
         until(seen, f"{text!r} in the output of {self.name}:\n{self.output}", timeout_s=timeout_s)
 
     def wait(self, timeout_s: float = 15.0) -> int:
-        """The exit code."""
+        """Wait for the end of the process and return its exit code."""
         return self._popen.wait(timeout_s)
 
     def signal(self, number: Signals) -> None:
-        """Send a signal to the process alone."""
+        """Send a signal to this process only."""
         self._popen.send_signal(number)
 
     def signal_group(self, number: Signals) -> None:
-        """Send a signal to the process and to whatever it started."""
+        """Send a signal to this process and to the processes that it started."""
         os.killpg(self.pid, number)
 
     def terminate(self, timeout_s: float = 15.0) -> int:
-        """SIGTERM, and the exit code."""
+        """Send SIGTERM, wait for the end and return the exit code."""
         if self.returncode is None:
             self.signal(SIGTERM)
         return self.wait(timeout_s)
 
     def kill(self) -> None:
-        """SIGKILL to the process and to whatever it started."""
+        """Send SIGKILL to this process and to the processes that it started, and wait for its end."""
         with suppress(ProcessLookupError):
             self.signal_group(SIGKILL)
         self._popen.wait()
@@ -123,33 +127,36 @@ class Engine:
         self.pid = next(iter(children(worker.pid)))
 
     def stop(self) -> None:
-        """Let it make no step, and wait until that is so."""
+        """Pause the engine with SIGSTOP and wait until it is stopped."""
         stop_all([self])
 
     def resume(self) -> None:
-        """Let it go on."""
+        """Let a stopped engine continue."""
         os.kill(self.pid, SIGCONT)
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Send SIGKILL."""
         os.kill(self.pid, SIGKILL)
 
     @property
     def gone(self) -> bool:
-        """Whether the process has ended, whoever is to be told."""
+        """Whether the process has ended."""
         return is_gone(self.pid)
 
 
 def stop_all(engines: Sequence[Engine]) -> None:
-    """Let engines make no step, none of them while another one is waited for; return when that is so."""
+    """Pause all engines with SIGSTOP, and return when all of them are stopped.
+
+    All signals are sent first, so that no engine makes steps while this waits for another one.
+    """
     for engine in engines:
         os.kill(engine.pid, SIGSTOP)
     for engine in engines:
-        until(lambda pid=engine.pid: is_stopped(pid), "the engine's stop", look_s=0.001)  # type: ignore[misc]
+        until(lambda pid=engine.pid: is_stopped(pid), "the engine's stop", interval_s=0.001)  # type: ignore[misc]
 
 
 def children(pid: int) -> list[int]:
-    """Processes that a process started."""
+    """Return the ids of the processes that a process started."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(FileNotFoundError, ProcessLookupError):
@@ -159,18 +166,26 @@ def children(pid: int) -> list[int]:
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether a process, which is there, was stopped by a signal."""
+    """Whether a process is stopped by a signal. The process must exist."""
     return _stat(pid)[0] == "T"
 
 
 def is_gone(pid: int) -> bool:
-    """Whether a process has ended, whoever is to be told."""
+    """Whether a process has ended. A zombie, whose parent has not read its exit code, has ended too."""
     try:
         return _stat(pid)[0] == "Z"
     except (FileNotFoundError, ProcessLookupError):
         return True
 
 
+def resident_mb(pid: int) -> float:
+    """Return the resident memory of a process, in MB."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return round(int(line.split()[1]) / 1024, 1)
+    raise RuntimeError(f"/proc reports no resident memory for process {pid}: it has ended")
+
+
 def _stat(pid: int) -> list[str]:
-    """State, parent, and the rest of what the kernel says of a process."""
+    """Return the fields of /proc/PID/stat after the process's name: state, parent, and the rest."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

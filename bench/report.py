@@ -1,4 +1,4 @@
-"""How every benchmark ends: a table for people, and one line of JSON, which is the last."""
+"""Prints the figures of a benchmark: tables on stderr for people, and one line of JSON as the last line of stdout."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tasks.estimate import quantile
-
-#: Figures of a row that a terminal has room for side by side.
+#: Largest number of columns for which a row of figures becomes a row of the table.
 _MOST_COLUMNS = 7
 _PACKAGES = ("celeriac", "torch", "celery", "redis", "fastapi")
 
 
 def report(title: str, rows: Sequence[Mapping[str, Any]], *, quiet: bool = False, **context: Any) -> None:
-    """Print `rows` as tables, one for each run of equal keys, unless `quiet`, and all of it as a line of JSON."""
+    """Print tables of `rows`, unless `quiet`, and a line of JSON with everything. `context` is added to the JSON.
+
+    Adjacent rows with equal keys share a table.
+    """
     for _, alike in groupby(rows, key=tuple):
         if not quiet:
             Console(file=sys.stderr).print(_table(title, list(alike)))
@@ -41,7 +42,7 @@ def report(title: str, rows: Sequence[Mapping[str, Any]], *, quiet: bool = False
 
 
 def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Rows with equal keys: figures side by side, or one below the other where they are many."""
+    """Return a table of rows with equal keys. Long rows become columns."""
     names = [name.replace("_", " ") for name in rows[0]]
     cells = [[_cell(value) for value in row.values()] for row in rows]
     table = Table(title=title)
@@ -67,7 +68,7 @@ def _cell(value: Any) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Describe the machine and the versions of packages."""
     versions: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:
@@ -84,7 +85,7 @@ def machine() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """Its name and the widest vectors that torch uses on it."""
+    """Return the processor's name and the widest vectors that torch uses on it."""
     name = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -95,8 +96,3 @@ def _processor() -> str:
     except ImportError:
         return name
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The value below which `share` of `values` lie: nearest rank. `values` must not be empty."""
-    return quantile(values, share)

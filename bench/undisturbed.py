@@ -1,9 +1,9 @@
-"""What a job's text must be: the same checkpoint in this process, without queue, kills and other workers.
+"""Compares texts with undisturbed runs: the same requests, decoded in this process without a queue and without faults.
 
-Random draws depend on the seed and the index of the token alone, so a text may differ from this one in one case only:
-where two candidates are closer than rounding, a near tie. Each difference is proven to be one, by the logits at its
-place and the plain rules of `bench.engine.slow_sampling`; what follows it is compared with a run that goes on
-from there.
+Random draws depend only on the seed and on the index of the token. So a text may differ from the undisturbed one in one
+case: where two candidates are closer than rounding, a near tie. For each difference the logits at its place and the
+plain rules of `bench.slow_sampling` must prove a near tie. The rest of that text is then compared with a run that
+continues after the difference.
 """
 
 from __future__ import annotations
@@ -12,184 +12,163 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.engine.slow_sampling import slow_draw
+from bench.decoding import load_engine, run_to_end
+from bench.slow_sampling import slow_draw
 from tasks.generation import FinishReason, Generation
 from tasks.sampling_params import SamplingParams
-from worker.checkpoints import meta
-from worker.checkpoints.folder import find
-from worker.checkpoints.tokenizers import load_tokenizer
 from worker.engine.request import SequenceRequest
 from worker.engine.sequence import Sequence as EngineSequence
 from worker.jobs.detokenizer import Detokenizer
 from worker.jobs.prompt import answer_tokens, encode_prompt
-from worker.model_loader import load_model
 
-#: What asks for the logits behind a prompt.
-ONE_TOKEN = SamplingParams(max_tokens=1, temperature=0.0)
-#: Texts that are decoded at once; the draws do not depend on it.
+#: Parameters of a request that asks for the logits after its prompt.
+_ONE_TOKEN = SamplingParams(max_tokens=1, temperature=0.0)
+#: Default number of texts in a batch. The draws do not depend on it.
 ROWS = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What a job wrote."""
+    """The output of a job."""
 
     generation: Generation
     token_ids: tuple[int, ...]
-    #: Why it ended; None where it was ended from outside, so that the text may be the beginning of one.
-    finish_reason: str | None
+    #: Why the text ended; None if it was cut off from outside, so that it may be only the beginning of a text.
+    finish_reason: FinishReason | None
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """How a text compares with the undisturbed one."""
+    """The result of comparing one text with the undisturbed one."""
 
-    #: The text of the tokens that were written.
+    #: The text of the job's tokens.
     text: str
-    #: What is wrong; None where nothing is.
+    #: Describes the first difference that is not a near tie; None if there is none.
     difference: str | None
-    #: Differences that are proven near ties.
+    #: Number of differences that are proven near ties.
     near_ties: int
 
 
 class Undisturbed:
-    """A loaded checkpoint that says what is right."""
+    """A loaded checkpoint that decodes requests without disturbance and compares texts with the results."""
 
     def __init__(self, checkpoint: str | Path, root: Path = Path(), *, threads: int = 0, rows: int = ROWS) -> None:
         """`checkpoint` is a folder's path, or its name below `root`. Raises CheckpointError."""
-        folder = find(str(checkpoint), root)
-        self._tokenizer = load_tokenizer(folder, meta.read(folder.meta_file).sizes["vocab_size"])
-        loaded = load_model(
-            folder,
-            self._tokenizer,
-            device="cpu",
-            threads=threads,
-            softcap=None,
-            weights="exact",
-            slots=rows,
-            kv_memory_mb=0,
-            prefill_chunk_tokens=256,
-        )
+        loaded, self._tokenizer = load_engine(checkpoint, root, device="cpu", threads=threads, slots=rows)
         self._engine = loaded.engine
         self._context = loaded.card.context
-        self._names = 0
+        self._requests = 0
 
     def compare(self, texts: Sequence[Written]) -> list[Comparison]:
-        """One comparison for each text."""
-        ties = [0] * len(texts)
-        found: dict[int, str] = {}
-        #: Where a comparison goes on: tokens that are settled, for each text that is not done.
-        settled = dict.fromkeys(range(len(texts)), 0)
-        while settled:
-            right = self._decode({index: self._request(texts[index], count) for index, count in settled.items()})
-            proofs: dict[int, int] = {}
-            for index, sequence in right.items():
+        """Return one comparison for each text."""
+        near_ties = [0] * len(texts)
+        differences: dict[int, str] = {}
+        #: For each text that is not finished: the number of tokens that are already compared.
+        compared = dict.fromkeys(range(len(texts)), 0)
+        while compared:
+            expected = self._decode({index: self._request(texts[index], count) for index, count in compared.items()})
+            places: dict[int, int] = {}
+            for index, sequence in expected.items():
                 at = _first_difference(texts[index], sequence)
                 if at is not None:
-                    proofs[index] = at
-            settled = {}
-            for index, problem in self._prove(texts, proofs, right).items():
-                if problem is not None:
-                    found[index] = problem
+                    places[index] = at
+            compared = {}
+            for index, difference in self._explain(texts, places, expected).items():
+                if difference is not None:
+                    differences[index] = difference
                     continue
-                ties[index] += 1
-                if proofs[index] < len(texts[index].token_ids):
-                    settled[index] = proofs[index] + 1
-        return [Comparison(self.text(written), found.get(index), ties[index]) for index, written in enumerate(texts)]
+                near_ties[index] += 1
+                if places[index] < len(texts[index].token_ids):
+                    compared[index] = places[index] + 1
+        return [
+            Comparison(self.text(written), differences.get(index), near_ties[index])
+            for index, written in enumerate(texts)
+        ]
 
     def token_ids(self, text: str) -> tuple[int, ...]:
-        """The ids of a text, without BOS."""
+        """Return the ids of a text, without BOS."""
         return self._tokenizer.encode(text).ids
 
     def text(self, written: Written) -> str:
-        """The text of the tokens that were written."""
-        generation = written.generation
-        decoder = self._tokenizer.decoder()
-        assembler = Detokenizer(
-            decoder, stop=generation.sampling.stop, stop_on_newline=generation.sampling.stop_on_newline
+        """Return the text of the job's tokens."""
+        sampling = written.generation.sampling
+        detokenizer = Detokenizer(
+            self._tokenizer.decoder(), stop=sampling.stop, stop_on_newline=sampling.stop_on_newline
         )
-        return "".join(assembler.push(token_id) for token_id in written.token_ids) + assembler.finish()
+        return "".join(detokenizer.push(token_id) for token_id in written.token_ids) + detokenizer.finish()
 
-    def _prove(
-        self, texts: Sequence[Written], places: dict[int, int], right: dict[int, EngineSequence]
+    def _explain(
+        self, texts: Sequence[Written], places: dict[int, int], expected: dict[int, EngineSequence]
     ) -> dict[int, str | None]:
-        """For each place of a first difference None where it is a near tie, else what is wrong."""
-        problems: dict[int, str | None] = {}
+        """Return for each first difference None if it is a near tie, else its description."""
+        differences: dict[int, str | None] = {}
         logits = self._logits({index: (texts[index], at) for index, at in places.items()})
         for index, at in places.items():
-            written, request = texts[index], right[index].request
-            wrong = written.token_ids[at] if at < len(written.token_ids) else None
-            problems[index] = f"token {at} is {wrong}, and not {_at(right[index].tokens, at)}"
-            if at >= request.sampling.max_tokens or not self._may_follow(wrong, request):
+            written, request = texts[index], expected[index].request
+            token = _at(written.token_ids, at)
+            differences[index] = f"token {at} is {token}, expected {_at(expected[index].tokens, at)}"
+            if at >= request.sampling.max_tokens or not self._is_possible(token, request):
                 continue
             draw = slow_draw(logits[index], request, at, self._engine.vocabulary)
             if draw.near_tie:
-                problems[index] = None
+                differences[index] = None
             else:
-                problems[index] = f"{problems[index]}: no near tie, {draw}"
-        return problems
+                differences[index] = f"{differences[index]}; not a near tie: {draw}"
+        return differences
 
-    def _may_follow(self, token: int | None, request: SequenceRequest) -> bool:
-        """Whether a text may go on with `token`, or end where it is None, if the draw says so."""
+    def _is_possible(self, token: int | None, request: SequenceRequest) -> bool:
+        """Whether the draw may choose `token`, or may end the text if `token` is None."""
         vocabulary = self._engine.vocabulary
-        allowed = vocabulary.candidates(every_id=request.every_id, ignore_eos=request.sampling.ignore_eos)
+        candidates = vocabulary.candidates(every_id=request.every_id, ignore_eos=request.sampling.ignore_eos)
         if token is None:
-            return any(allowed[stop] for stop in vocabulary.stop_ids)
-        return token not in vocabulary.stop_ids and allowed[token]
+            return any(candidates[stop] for stop in vocabulary.stop_ids)
+        return token not in vocabulary.stop_ids and candidates[token]
 
     def _logits(self, places: dict[int, tuple[Written, int]]) -> dict[int, list[float]]:
-        """The logits behind the prompt and the first tokens of a text, where the context has room for one more."""
+        """Return the logits after the first tokens of each text whose context has room for one more token."""
         requests = {}
         for index, (written, at) in places.items():
             prompt = (*self._prompt(written.generation), *written.token_ids[:at])
             if len(prompt) < self._context:
                 requests[index] = SequenceRequest(
-                    id=self._name(), prompt=prompt, sampling=ONE_TOKEN, keep_prompt_logits=True
+                    id=self._next_id(), prompt=prompt, sampling=_ONE_TOKEN, keep_prompt_logits=True
                 )
-        decoded = self._decode(requests)
-        return {index: sequence.prompt_logits or [] for index, sequence in decoded.items()}
+        return {index: sequence.prompt_logits or [] for index, sequence in self._decode(requests).items()}
 
     def _decode(self, requests: dict[int, SequenceRequest]) -> dict[int, EngineSequence]:
-        sequences = {index: self._engine.add_request(request) for index, request in requests.items()}
-        while self._engine.has_work:
-            self._engine.step()
-        return sequences
+        return dict(zip(requests, run_to_end(self._engine, requests.values()), strict=True))
 
-    def _request(self, written: Written, settled: int) -> SequenceRequest:
-        """What decodes the rest of a text behind its first `settled` tokens."""
+    def _request(self, written: Written, compared: int) -> SequenceRequest:
+        """Return a request that continues a text after its first `compared` tokens."""
         generation = written.generation
         prompt = self._prompt(generation)
+        max_tokens = answer_tokens(prompt, generation.sampling.max_tokens, context=self._context)
         return SequenceRequest(
-            id=self._name(),
+            id=self._next_id(),
             prompt=prompt,
-            sampling=replace(
-                generation.sampling,
-                max_tokens=answer_tokens(prompt, generation.sampling.max_tokens, context=self._context),
-            ),
-            generated=written.token_ids[:settled],
+            sampling=replace(generation.sampling, max_tokens=max_tokens),
+            generated=written.token_ids[:compared],
         )
 
     def _prompt(self, generation: Generation) -> tuple[int, ...]:
         return encode_prompt(self._tokenizer, generation.prompt)[0]
 
-    def _name(self) -> str:
-        self._names += 1
-        return str(self._names)
+    def _next_id(self) -> str:
+        self._requests += 1
+        return str(self._requests)
 
 
-def _first_difference(written: Written, right: EngineSequence) -> int | None:
-    """The place of the first difference; None where there is none."""
-    for at, (token, expected) in enumerate(zip(written.token_ids, right.tokens, strict=False)):
-        if token != expected:
+def _first_difference(written: Written, expected: EngineSequence) -> int | None:
+    """Return the index of the first difference; None if there is none."""
+    for at, (token, expected_token) in enumerate(zip(written.token_ids, expected.tokens, strict=False)):
+        if token != expected_token:
             return at
-    if len(written.token_ids) > len(right.tokens):
-        return len(right.tokens)
-    ended = written.finish_reason is not None
-    if ended and (
-        len(written.token_ids) < len(right.tokens) or right.finish != FinishReason(written.finish_reason or "")
-    ):
-        return len(written.token_ids)
-    return None
+    if len(written.token_ids) > len(expected.tokens):
+        return len(expected.tokens)
+    if written.finish_reason is None:
+        return None
+    ended_early = len(written.token_ids) < len(expected.tokens)
+    return len(written.token_ids) if ended_early or written.finish_reason is not expected.finish else None
 
 
 def _at(tokens: Sequence[int], index: int) -> int | None:

@@ -1,4 +1,4 @@
-"""Real workers, API processes and a Redis that are killed again and again while jobs run, and a verdict on every job.
+"""`python -m bench.chaos`: a chaos test that kills processes while jobs run, and then checks every job.
 
-`python -m bench.chaos` runs it for people, `tests/faults/test_chaos.py` as a test.
+`tests/faults/test_chaos.py` runs it as a test.
 """

@@ -1,10 +1,10 @@
-"""Workers, engines, API processes and Redis that are killed at random while jobs run, and a verdict on every job.
+"""Kills workers, engines, API processes and Redis at random while jobs run, and then checks every job.
 
     python -m bench.chaos --minutes 5
     python -m bench.chaos --rounds 200 --seed 7
 
-Starts all processes itself, in a temporary folder, and ends them. Exit code 1 where a job was lost, done twice, or has
-another text than an undisturbed run of the same seed.
+Starts all processes in a temporary folder, and ends them. The exit code is 1 if a job is lost, was done twice, or has
+another text than an undisturbed run with the same seed.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench.chaos.storm import Outcome, Plan, storm
-from bench.report import percentile, report
+from bench.chaos.experiment import Outcome, Plan, run_experiment
+from bench.report import report
+from tasks.estimate import quantile
 
-#: Where neither rounds nor minutes are given.
+#: Number of rounds if neither --rounds nor --minutes is given.
 ROUNDS = 20
-#: Exit code after SIGTERM or Ctrl-C, as shells have it for the latter.
+#: Exit code after SIGTERM or Ctrl-C. Shells use it for the latter.
 INTERRUPTED = 130
 
 
@@ -31,44 +32,46 @@ def main() -> int:
     plan = _plan()
     print(f"seed {plan.seed}", file=sys.stderr, flush=True)
     try:
-        outcome = asyncio.run(_until_told(plan))
+        outcome = asyncio.run(_run(plan))
     except (asyncio.CancelledError, KeyboardInterrupt):
-        print("interrupted: no verdict", file=sys.stderr)
+        print("interrupted: the jobs are not checked", file=sys.stderr)
         return INTERRUPTED
-    verdict = outcome.verdict
-    for reason in [*verdict.reasons, *outcome.unexpected]:
+    findings = outcome.findings
+    for reason in [*findings.reasons, *outcome.unexpected]:
         print(reason, file=sys.stderr)
-    seconds = [took for kind in outcome.recovery_s.values() for took in kind]
+    seconds = [recovery_s for fault in outcome.recovery_s.values() for recovery_s in fault]
     report(
         "chaos",
-        [_row(kind, took) for kind, took in sorted(outcome.recovery_s.items())] or [_row("none", [])],
+        [_row(kind, recovery_s) for kind, recovery_s in sorted(outcome.recovery_s.items())] or [_row("none", [])],
         seed=plan.seed,
         rounds=outcome.rounds,
         kills=outcome.kills,
         jobs=outcome.jobs,
-        lost=len(verdict.lost),
-        duplicated=len(verdict.duplicated),
-        mismatched=len(verdict.mismatched),
+        lost=len(findings.lost),
+        duplicated=len(findings.duplicated),
+        mismatched=len(findings.mismatched),
         recovery_s={"p50": _seconds(seconds, 0.5), "p95": _seconds(seconds, 0.95)},
         stuck=outcome.stuck,
-        statuses=verdict.statuses,
-        resumed=verdict.resumed,
-        near_ties=verdict.near_ties,
-        streams=verdict.streams,
-        reconnects=verdict.reconnects,
+        statuses=findings.statuses,
+        resumed=findings.resumed,
+        near_ties=findings.near_ties,
+        streams=findings.streams,
+        reconnects=findings.reconnects,
         exits=outcome.exits,
         unexpected_answers=outcome.unexpected.total(),
-        faults={kind: len(took) for kind, took in sorted(outcome.recovery_s.items())},
+        faults={kind: len(recovery_s) for kind, recovery_s in sorted(outcome.recovery_s.items())},
     )
-    return 0 if verdict.spotless else 1
+    return 0 if findings.passed else 1
 
 
 def _plan() -> Plan:
-    parser = argparse.ArgumentParser(prog="python -m bench.chaos", description="Kill everything, lose nothing.")
-    parser.add_argument("--minutes", type=float, help="how long faults go on")
-    parser.add_argument("--rounds", type=int, help=f"how many rounds of faults ({ROUNDS}, unless --minutes is given)")
-    parser.add_argument("--seed", type=int, help="of faults and jobs; drawn where it is not given")
-    parser.add_argument("--workers", type=int, default=2, help="workers of each of the two checkpoints (2)")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.chaos", description="Kill processes at random while jobs run, and check every job."
+    )
+    parser.add_argument("--minutes", type=float, help="duration of the faults")
+    parser.add_argument("--rounds", type=int, help=f"number of rounds of faults ({ROUNDS}, without --minutes)")
+    parser.add_argument("--seed", type=int, help="seed for faults and jobs; random if not given")
+    parser.add_argument("--workers", type=int, default=2, help="workers for each of the two checkpoints (%(default)s)")
     parser.add_argument("--logs", type=Path, help="folder in which the output of all processes is kept")
     args = parser.parse_args()
     if args.workers < 1:
@@ -82,9 +85,9 @@ def _plan() -> Plan:
     )
 
 
-async def _until_told(plan: Plan) -> Outcome:
-    """The storm; SIGTERM ends it as Ctrl-C does, with all its processes."""
-    task = asyncio.create_task(storm(plan))
+async def _run(plan: Plan) -> Outcome:
+    """Run the experiment. SIGTERM cancels it, as Ctrl-C does, so that all its processes end."""
+    task = asyncio.create_task(run_experiment(plan))
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     return await task
 
@@ -95,7 +98,7 @@ def _row(kind: str, seconds: list[float]) -> dict[str, Any]:
 
 
 def _seconds(values: list[float], share: float) -> float | None:
-    return round(percentile(values, share), 2) if values else None
+    return round(quantile(values, share), 2) if values else None
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Customers: each keeps one job in the system, by HTTP, from whatever API process answers."""
+"""HTTP clients for the chaos test. Each of them always has one job in the system."""
 
 from __future__ import annotations
 
@@ -12,50 +12,52 @@ from typing import Any
 
 import httpx
 
-from bench.chaos.follow import Followed, follow
 from bench.chaos.queue_view import QueueView
+from bench.chaos.stream_reader import StreamRecord, read_stream
 from bench.chaos.system import CHECKPOINTS, Api
 from tasks.job import Job
 
-#: Jobs that wait or run at any time.
-CUSTOMERS = 30
-#: Tokens of a job, at least and at most.
+#: Number of clients, and so of jobs that wait or run at any time.
+CLIENTS = 30
+#: Smallest and largest `max_tokens` of a job.
 FEWEST_TOKENS = 20
 MOST_TOKENS = 600
-#: How long an answer may take until the request is repeated, in seconds.
+#: Timeout of a request, in seconds. The request is then repeated.
 ANSWER_S = 5.0
 #: Pause before a request is repeated, in seconds.
 REPEAT_S = 0.1
-#: How often the records of the open jobs are looked at, in seconds.
-WATCH_S = 0.05
-#: Share of the jobs that are cancelled, and of those that somebody reads along.
+#: Pause between two checks of the records of unfinished jobs, in seconds.
+RECORDS_S = 0.05
+#: Share of the jobs that are cancelled, and of those whose stream is read.
 CANCELLED = 0.07
-FOLLOWED = 0.3
-#: Longest wait before a job is cancelled that is to be cancelled, in seconds.
+STREAMED = 0.3
+#: Longest time before a job is cancelled, in seconds.
 CANCEL_WITHIN_S = 1.5
 
 
 @dataclass
-class Ordered:
-    """A job that an API process accepted."""
+class AcceptedJob:
+    """A job that an API process accepted, and what was observed of it."""
 
     id: str
+    #: Its client cancels it.
     cancelled: bool
-    #: The most tokens that were seen in its record.
+    #: The largest number of tokens that its record has had.
     tokens: int = 0
-    #: Its record when it was first seen to be over.
+    #: Its record when its terminal state was first seen.
     final: Job | None = None
-    #: Its record was there, and is not any more.
+    #: Its record has disappeared.
     gone: bool = False
-    #: Its record once told fewer tokens than before.
+    #: The number of tokens in its record has decreased.
     shrank: bool = False
-    #: What a customer saw who read along; None where nobody did.
-    followed: Followed | None = None
-    over: asyncio.Event = field(default_factory=asyncio.Event)
+    #: Its stream; None if no client read it.
+    stream: StreamRecord | None = None
+    #: Set when the job has ended or its record has disappeared.
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-class Load:
-    """All customers, and what they were promised."""
+class Clients:
+    """All clients, and the jobs that were accepted from them."""
 
     def __init__(self, apis: Sequence[Api], view: QueueView, seed: int) -> None:
         self._apis = apis
@@ -63,103 +65,105 @@ class Load:
         self._seed = seed
         self._stopping = False
         #: Every accepted job.
-        self.orders: list[Ordered] = []
-        #: Answers that no customer should get: status and what it said.
+        self.jobs: list[AcceptedJob] = []
+        #: Answers that no client should get: status and body.
         self.unexpected: Counter[str] = Counter()
 
     @property
-    def open(self) -> list[Ordered]:
-        """Jobs that were not seen to be over yet."""
-        return [order for order in self.orders if not order.over.is_set()]
+    def unfinished(self) -> list[AcceptedJob]:
+        """Jobs whose end was not seen yet."""
+        return [job for job in self.jobs if not job.ended.is_set()]
 
     async def run(self) -> None:
-        """Order again and again until `stop`; returns when every job is over."""
-        async with httpx.AsyncClient(timeout=ANSWER_S) as client:
-            watcher = asyncio.create_task(self._watch(), name="watcher")
+        """Send jobs until `stop` is called. Returns when every job has ended."""
+        async with httpx.AsyncClient(timeout=ANSWER_S) as http:
+            records = asyncio.create_task(self._check_records(), name="records")
             try:
-                async with asyncio.TaskGroup() as customers:
-                    for number in range(CUSTOMERS):
-                        customers.create_task(self._customer(client, random.Random(f"{self._seed}/{number}")))
+                async with asyncio.TaskGroup() as clients:
+                    for number in range(CLIENTS):
+                        clients.create_task(self._client(http, random.Random(f"{self._seed}/{number}")))
             finally:
-                watcher.cancel()
+                records.cancel()
 
     def stop(self) -> None:
-        """Order no more."""
+        """Send no more jobs."""
         self._stopping = True
 
-    async def _customer(self, client: httpx.AsyncClient, dice: random.Random) -> None:
+    async def _client(self, http: httpx.AsyncClient, rng: random.Random) -> None:
+        """Send one job after the other."""
         while not self._stopping:
-            body = request(dice)
-            cancel_after_s = dice.uniform(0, CANCEL_WITHIN_S) if dice.random() < CANCELLED else None
-            key = {"Idempotency-Key": f'"{uuid.UUID(int=dice.getrandbits(128))}"'}
-            answer = await self._insist(client, dice, "/v1/jobs", body, key)
+            body = random_body(rng)
+            cancel_after_s = rng.uniform(0, CANCEL_WITHIN_S) if rng.random() < CANCELLED else None
+            key = {"Idempotency-Key": f'"{uuid.UUID(int=rng.getrandbits(128))}"'}
+            answer = await self._post(http, rng, "/v1/jobs", body, key)
             if answer is None:
                 await asyncio.sleep(REPEAT_S)
                 continue
-            order = Ordered(answer["id"], cancel_after_s is not None)
-            self.orders.append(order)
-            async with asyncio.TaskGroup() as both:
-                if dice.random() < FOLLOWED:
-                    order.followed = Followed()
-                    # With dice of its own: how often it is cast is not for the seed to say.
-                    own = random.Random(dice.random())
-                    both.create_task(follow(client, self._apis, own, order.followed, order.id))
+            job = AcceptedJob(answer["id"], cancel_after_s is not None)
+            self.jobs.append(job)
+            async with asyncio.TaskGroup() as tasks:
+                if rng.random() < STREAMED:
+                    job.stream = StreamRecord()
+                    # A generator of its own, because the number of reconnections does not depend on the seed.
+                    stream_rng = random.Random(rng.random())
+                    tasks.create_task(read_stream(http, self._apis, stream_rng, job.stream, job.id))
                 if cancel_after_s is not None:
                     await asyncio.sleep(cancel_after_s)
-                    await self._insist(client, dice, f"/v1/jobs/{order.id}/cancel", None, {})
-                await order.over.wait()
+                    await self._post(http, rng, f"/v1/jobs/{job.id}/cancel", None, {})
+                await job.ended.wait()
 
-    async def _insist(
-        self, client: httpx.AsyncClient, dice: random.Random, path: str, body: Any, headers: dict[str, str]
+    async def _post(
+        self, http: httpx.AsyncClient, rng: random.Random, path: str, body: Any, headers: dict[str, str]
     ) -> dict[str, Any] | None:
-        """The good answer to a POST, which is repeated until there is one, at any API process; None: refused."""
+        """Repeat a POST, each time to a random API process, until it succeeds. Returns None if it is refused."""
         while True:
-            api = dice.choice(self._apis)
+            api = rng.choice(self._apis)
             try:
-                answer = await client.post(f"{api.url}{path}", json=body, headers=headers)
+                answer = await http.post(f"{api.url}{path}", json=body, headers=headers)
             except httpx.TransportError:
-                # Killed, not there yet again, or killed before it could answer: the job may have been accepted.
+                # The process was killed or does not listen yet. It may have accepted the job before it was killed.
                 pass
             else:
                 if answer.is_success:
-                    good: dict[str, Any] = answer.json()
-                    return good
+                    result: dict[str, Any] = answer.json()
+                    return result
                 if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
                     self.unexpected[f"{answer.status_code} {answer.text}"] += 1
                 if answer.is_client_error:
                     return None
             await asyncio.sleep(REPEAT_S)
 
-    async def _watch(self) -> None:
+    async def _check_records(self) -> None:
+        """Update the unfinished jobs from their records in Redis, until this is cancelled."""
         while True:
-            orders = {order.id: order for order in self.open}
-            progress = await self._view.progress(list(orders))
-            for job_id, order in orders.items():
+            jobs = {job.id: job for job in self.unfinished}
+            progress = await self._view.progress(list(jobs))
+            for job_id, job in jobs.items():
                 seen = progress.get(job_id)
                 if seen is None:
-                    order.gone = True
-                    order.over.set()
+                    job.gone = True
+                    job.ended.set()
                     continue
-                order.shrank = order.shrank or seen.tokens < order.tokens
-                order.tokens = max(order.tokens, seen.tokens)
+                job.shrank = job.shrank or seen.tokens < job.tokens
+                job.tokens = max(job.tokens, seen.tokens)
                 if seen.status.terminal:
-                    order.final = await self._view.job(job_id)
-                    order.over.set()
-            await asyncio.sleep(WATCH_S)
+                    job.final = await self._view.job(job_id)
+                    job.ended.set()
+            await asyncio.sleep(RECORDS_S)
 
 
-def request(dice: random.Random) -> dict[str, Any]:
-    """A job for one of the checkpoints; most go on for long."""
-    digits = dice.randint(1, 12)
-    prompt = f"{dice.randrange(10**digits)}{dice.choice('+-')}{dice.randrange(10**digits)}="
+def random_body(rng: random.Random) -> dict[str, Any]:
+    """Return the body of a random request for one of the checkpoints. Most of them ignore stop tokens."""
+    digits = rng.randint(1, 12)
+    prompt = f"{rng.randrange(10**digits)}{rng.choice('+-')}{rng.randrange(10**digits)}="
     return {
         "prompt": prompt,
-        "model": dice.choice(CHECKPOINTS),
-        "max_tokens": dice.randint(FEWEST_TOKENS, MOST_TOKENS),
-        "temperature": dice.choice([0.0, 0.8]),
-        "top_k": dice.choice([None, None, 5]),
-        "seed": dice.getrandbits(53),
-        "ignore_eos": dice.random() < 0.9,
-        "priority": dice.randint(0, 9),
+        "model": rng.choice(CHECKPOINTS),
+        "max_tokens": rng.randint(FEWEST_TOKENS, MOST_TOKENS),
+        "temperature": rng.choice([0.0, 0.8]),
+        "top_k": rng.choice([None, None, 5]),
+        "seed": rng.getrandbits(53),
+        "ignore_eos": rng.random() < 0.9,
+        "priority": rng.randint(0, 9),
         "wait_for_worker": True,
     }

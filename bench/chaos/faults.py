@@ -1,4 +1,4 @@
-"""What is done to the system. Each fault says which jobs it touched, and when these go on again."""
+"""Faults for the chaos test. Each fault knows which jobs it affected, and when they have continued."""
 
 from __future__ import annotations
 
@@ -15,56 +15,58 @@ from bench.chaos.queue_view import Progress, QueueView
 from bench.chaos.system import CHECKPOINTS, System, Worker
 from bench.processes import is_gone
 
-#: How long a process stays stopped, in seconds: workers for longer than their leases, engines also for shorter and for
-#: longer than what counts as hanging.
+#: Shortest and longest pause by SIGSTOP, in seconds. A worker's pause is longer than its leases. An engine's may be
+#: shorter or longer than the silence after which it counts as hanging.
 WORKER_STOP_S = (1.3, 2.5)
 ENGINE_STOP_S = (0.3, 4.0)
-#: How long Redis stays away, in seconds.
+#: Shortest and longest outage of Redis, in seconds.
 REDIS_AWAY_S = (0.0, 1.5)
-#: How long a fault waits for a job that it can touch, in seconds.
-VICTIM_WAIT_S = 3.0
-#: How long an engine may outlive its worker, in seconds: on busy cores its interpreter takes its time to end.
+#: How long a fault waits for a job that it can affect, in seconds.
+TARGET_WAIT_S = 3.0
+#: How long an engine process may run after its worker's end, in seconds. On busy cores its interpreter ends slowly.
 ORPHAN_S = 15.0
-#: Messages that are lost, or doubled, at once, at most.
+#: Largest number of messages that one fault removes or repeats.
 MESSAGES = 3
 
 
 @dataclass
-class Struck:
-    """A fault that was done."""
+class Fault:
+    """A fault that was injected."""
 
     kind: str
-    victim: str
-    #: The jobs that it touched, as they were when it was done.
-    touched: dict[str, Progress]
-    #: They go on under a new attempt.
+    #: Name of the affected process or checkpoint.
+    target: str
+    #: Progress of the affected jobs at the time of the fault.
+    affected: dict[str, Progress]
+    #: The affected jobs continue under a new attempt.
     new_attempt: bool = False
-    #: Processes that it killed.
+    #: Number of processes that it killed.
     kills: int = 0
-    #: What is done, or waited for, when the time of `hold_s` is over; the round ends after it.
+    #: Ends the fault, or waits for its end; called `undo_after_s` after the fault. The round waits for it.
     undo: Callable[[], Awaitable[None]] | None = None
-    hold_s: float = 0.0
+    undo_after_s: float = 0.0
+    #: Monotonic time of the fault.
     at: float = field(default_factory=time.monotonic)
 
-    def waits_for(self, progress: dict[str, Progress]) -> list[str]:
-        """Those of the touched jobs that have not gone on."""
-        return [job_id for job_id, before in self.touched.items() if not self._goes_on(before, progress.get(job_id))]
+    def is_recovered(self, progress: dict[str, Progress]) -> bool:
+        """Whether every affected job has ended or has a new token."""
+        return all(self._has_continued(before, progress.get(job_id)) for job_id, before in self.affected.items())
 
-    def _goes_on(self, before: Progress, now: Progress | None) -> bool:
+    def _has_continued(self, before: Progress, now: Progress | None) -> bool:
         if now is None or now.status.terminal:
             return True
         return now.tokens > before.tokens and (now.attempt > before.attempt or not self.new_attempt)
 
 
-class Faults:
-    """Draws and does faults."""
+class FaultInjector:
+    """Chooses random faults and injects them."""
 
-    def __init__(self, system: System, view: QueueView, dice: random.Random) -> None:
+    def __init__(self, system: System, view: QueueView, rng: random.Random) -> None:
         self._system = system
         self._view = view
-        self._dice = dice
-        #: Weights. What needs a worker to start anew is rarer: that takes seconds of all cores.
-        self._kinds: dict[Callable[[], Awaitable[Struck | None]], int] = {
+        self._rng = rng
+        #: Weights. Faults that end a worker are rarer, because the start of a worker keeps all cores busy for seconds.
+        self._kinds: dict[Callable[[], Awaitable[Fault | None]], int] = {
             self.kill_worker: 10,
             self.terminate_worker: 8,
             self.kill_engine: 12,
@@ -76,148 +78,153 @@ class Faults:
             self.double_messages: 10,
         }
 
-    async def strike(self) -> list[Struck]:
-        """One fault, at times two at once; at least one that could be done."""
-        struck: list[Struck] = []
-        count = 2 if self._dice.random() < 0.2 else 1
-        while not struck:
-            drawn: set[Callable[[], Awaitable[Struck | None]]] = set()
+    async def inject(self) -> list[Fault]:
+        """Inject one fault or, less often, two at once. Draws again until at least one fault is possible."""
+        faults: list[Fault] = []
+        count = 2 if self._rng.random() < 0.2 else 1
+        while not faults:
+            drawn: set[Callable[[], Awaitable[Fault | None]]] = set()
             while len(drawn) < count:
-                drawn.update(self._dice.choices(list(self._kinds), list(self._kinds.values())))
-            # Redis last: without it nobody knows what else there is to hit.
+                drawn.update(self._rng.choices(list(self._kinds), list(self._kinds.values())))
+            # Redis last, because the other faults read their targets from Redis.
             others = sorted(drawn - {self.kill_redis}, key=list(self._kinds).index)
-            done = [await fault() for fault in others]
-            struck = [fault for fault in done if fault is not None]
+            injected = [await inject() for inject in others]
+            faults = [fault for fault in injected if fault is not None]
             if self.kill_redis in drawn:
-                struck.append(await self.kill_redis())
-        return struck
+                faults.append(await self.kill_redis())
+        return faults
 
-    async def kill_worker(self) -> Struck | None:
-        """SIGKILL of a worker while another one serves its checkpoint."""
-        found = await self._victim()
+    async def kill_worker(self) -> Fault | None:
+        """Send SIGKILL to a worker while another one serves its checkpoint."""
+        found = await self._worker_with_jobs()
         if found is None:
             return None
         worker, name, _ = found
         engine = worker.engine
         worker.kill()
-        touched = await self._jobs_of(worker, name)
+        affected = await self._jobs_of(worker, name)
 
-        async def engine_ends() -> None:
+        async def wait_for_engine() -> None:
             if engine is not None:
-                await _gone(engine)
+                await _wait_for_end(engine)
 
-        return Struck("kill_worker", worker.name, touched, new_attempt=True, kills=1, undo=engine_ends)
+        return Fault("kill_worker", worker.name, affected, new_attempt=True, kills=1, undo=wait_for_engine)
 
-    async def terminate_worker(self) -> Struck | None:
-        """SIGTERM of a worker while another one serves its checkpoint."""
-        found = await self._victim()
+    async def terminate_worker(self) -> Fault | None:
+        """Send SIGTERM to a worker while another one serves its checkpoint."""
+        found = await self._worker_with_jobs()
         if found is None:
             return None
-        worker, _, touched = found
+        worker, _, affected = found
         assert worker.process is not None
         worker.process.signal(SIGTERM)
-        return Struck("terminate_worker", worker.name, touched, new_attempt=True)
+        return Fault("terminate_worker", worker.name, affected, new_attempt=True)
 
-    async def kill_engine(self) -> Struck | None:
-        """SIGKILL of an engine process; its worker starts another."""
-        found = await self._victim()
+    async def kill_engine(self) -> Fault | None:
+        """Send SIGKILL to an engine process. Its worker starts another one."""
+        found = await self._worker_with_jobs()
         if found is None or (engine := found[0].engine) is None:
             return None
-        worker, _, touched = found
+        worker, _, affected = found
         os.kill(engine, SIGKILL)
-        return Struck("kill_engine", worker.name, touched, new_attempt=True, kills=1)
+        return Fault("kill_engine", worker.name, affected, new_attempt=True, kills=1)
 
-    async def stop_worker(self) -> Struck | None:
-        """A worker, with or without its engine, stands still for longer than its leases."""
-        found = await self._victim()
+    async def stop_worker(self) -> Fault | None:
+        """Pause a worker, with or without its engine, for longer than its leases."""
+        found = await self._worker_with_jobs()
         if found is None:
             return None
         worker, name, _ = found
         process = worker.process
         assert process is not None
-        send = self._dice.choice([process.signal, process.signal_group])
+        send = self._rng.choice([process.signal, process.signal_group])
         send(SIGSTOP)
-        touched = await self._jobs_of(worker, name)
+        affected = await self._jobs_of(worker, name)
 
-        async def go_on() -> None:
+        async def resume() -> None:
             with suppress(ProcessLookupError):
                 send(SIGCONT)
 
-        hold_s = self._dice.uniform(*WORKER_STOP_S)
-        return Struck("stop_worker", worker.name, touched, undo=go_on, hold_s=hold_s)
+        undo_after_s = self._rng.uniform(*WORKER_STOP_S)
+        return Fault("stop_worker", worker.name, affected, undo=resume, undo_after_s=undo_after_s)
 
-    async def stop_engine(self) -> Struck | None:
-        """An engine stands still; after some time its worker takes it for hanging."""
-        found = await self._victim()
+    async def stop_engine(self) -> Fault | None:
+        """Pause an engine. After a long pause its worker treats it as hanging."""
+        found = await self._worker_with_jobs()
         if found is None or (engine := found[0].engine) is None:
             return None
         worker, name, _ = found
         os.kill(engine, SIGSTOP)
-        touched = await self._jobs_of(worker, name)
+        affected = await self._jobs_of(worker, name)
 
-        async def go_on() -> None:
-            # Its worker may have killed it.
+        async def resume() -> None:
+            # The worker may have killed the engine in the meantime.
             with suppress(ProcessLookupError):
                 os.kill(engine, SIGCONT)
 
-        return Struck("stop_engine", worker.name, touched, undo=go_on, hold_s=self._dice.uniform(*ENGINE_STOP_S))
+        return Fault("stop_engine", worker.name, affected, undo=resume, undo_after_s=self._rng.uniform(*ENGINE_STOP_S))
 
-    async def kill_api(self) -> Struck | None:
-        """SIGKILL of an API process while another one answers."""
+    async def kill_api(self) -> Fault | None:
+        """Send SIGKILL to an API process while another one answers."""
         running = [api for api in self._system.apis if api.running]
         if len(running) < 2:
             return None
-        api = self._dice.choice(running)
-        touched = await self._all_running()
+        api = self._rng.choice(running)
+        affected = await self._all_running()
         api.kill()
-        return Struck("kill_api", api.name, touched, kills=1)
+        return Fault("kill_api", api.name, affected, kills=1)
 
-    async def kill_redis(self) -> Struck:
-        """SIGKILL of Redis; it comes back with its files."""
-        touched = await self._all_running()
+    async def kill_redis(self) -> Fault:
+        """Send SIGKILL to Redis, and restart it later with its files."""
+        affected = await self._all_running()
         self._system.redis.kill()
-        hold_s = self._dice.uniform(*REDIS_AWAY_S)
-        return Struck("kill_redis", "redis", touched, kills=1, undo=self._system.redis.start_async, hold_s=hold_s)
+        undo_after_s = self._rng.uniform(*REDIS_AWAY_S)
+        return Fault(
+            "kill_redis", "redis", affected, kills=1, undo=self._system.redis.start_async, undo_after_s=undo_after_s
+        )
 
-    async def lose_messages(self) -> Struck | None:
-        """Celery messages that are next in line vanish from the list."""
-        checkpoint = self._dice.choice(CHECKPOINTS)
+    async def lose_messages(self) -> Fault | None:
+        """Remove the next Celery messages from the list."""
+        checkpoint = self._rng.choice(CHECKPOINTS)
         lost: list[bytes] = []
-        deadline = time.monotonic() + VICTIM_WAIT_S
+        deadline = time.monotonic() + TARGET_WAIT_S
         while not lost and time.monotonic() < deadline:
-            lost = await self._view.pop_messages(checkpoint, self._dice.randint(1, MESSAGES))
+            lost = await self._view.pop_messages(checkpoint, self._rng.randint(1, MESSAGES))
             await asyncio.sleep(0.01)
-        # A message carries its job's id as the task's.
+        # A message contains its job's id as the task id.
         waiting = await self._view.dispatched(checkpoint)
         ids = [job_id for job_id in waiting if any(job_id.encode() in message for message in lost)]
-        return Struck("lose_messages", checkpoint, await self._view.progress(ids)) if ids else None
+        return Fault("lose_messages", checkpoint, await self._view.progress(ids)) if ids else None
 
-    async def double_messages(self) -> Struck | None:
-        """Messages of running and of waiting jobs are pushed once more."""
-        checkpoint = self._dice.choice(CHECKPOINTS)
+    async def double_messages(self) -> Fault | None:
+        """Push the messages of running and of waiting jobs a second time."""
+        checkpoint = self._rng.choice(CHECKPOINTS)
         candidates = [*await self._view.running(checkpoint), *await self._view.dispatched(checkpoint)]
-        ids = self._dice.sample(candidates, min(MESSAGES, len(candidates)))
-        doubled = []
+        ids = self._rng.sample(candidates, min(MESSAGES, len(candidates)))
+        repeated = []
         for job_id in ids:
             if (message := await self._view.message(job_id)) is not None:
                 await self._view.push_message(checkpoint, message)
-                doubled.append(job_id)
-        return Struck("double_messages", checkpoint, await self._view.progress(doubled)) if doubled else None
+                repeated.append(job_id)
+        return Fault("double_messages", checkpoint, await self._view.progress(repeated)) if repeated else None
 
-    async def _victim(self) -> tuple[Worker, str, dict[str, Progress]] | None:
-        """A worker that runs jobs while another one serves its checkpoint, its name there, and these jobs."""
-        deadline = time.monotonic() + VICTIM_WAIT_S
+    async def _worker_with_jobs(self) -> tuple[Worker, str, dict[str, Progress]] | None:
+        """Find a worker that runs jobs while another one serves its checkpoint.
+
+        Returns the worker, its name in Redis, and its jobs; None if there is no such worker.
+        """
+        deadline = time.monotonic() + TARGET_WAIT_S
         while time.monotonic() < deadline:
             live = await self._view.workers()
             ready = [worker for worker in self._system.workers if worker.running and worker.pid in live]
             served = [worker.checkpoint for worker in ready]
-            spared = [worker for worker in ready if served.count(worker.checkpoint) > 1]
-            self._dice.shuffle(spared)
-            for worker in spared:
+            candidates = [worker for worker in ready if served.count(worker.checkpoint) > 1]
+            self._rng.shuffle(candidates)
+            for worker in candidates:
                 name = live[worker.pid].name
-                if touched := await self._jobs_of(worker, name):
-                    return worker, name, touched
-            if not spared:
+                if affected := await self._jobs_of(worker, name):
+                    return worker, name, affected
+            if not candidates:
                 return None
             await asyncio.sleep(0.02)
         return None
@@ -227,18 +234,18 @@ class Faults:
         return {job_id: job for job_id, job in running.items() if job.worker == name}
 
     async def _all_running(self) -> dict[str, Progress]:
-        """Every running job; waits a moment for one."""
-        deadline = time.monotonic() + VICTIM_WAIT_S
+        """Return every running job. If there is none, wait for one, at most TARGET_WAIT_S."""
+        deadline = time.monotonic() + TARGET_WAIT_S
         while True:
             found = [await self._view.running(checkpoint) for checkpoint in CHECKPOINTS]
-            touched = {job_id: job for running in found for job_id, job in running.items()}
-            if touched or time.monotonic() > deadline:
-                return touched
+            affected = {job_id: job for running in found for job_id, job in running.items()}
+            if affected or time.monotonic() > deadline:
+                return affected
             await asyncio.sleep(0.02)
 
 
-async def _gone(pid: int) -> None:
-    """Wait until an engine has noticed that its worker is no more. TimeoutError where it has not."""
+async def _wait_for_end(pid: int) -> None:
+    """Wait for the end of an engine process whose worker was killed. Raises TimeoutError after ORPHAN_S."""
     async with asyncio.timeout(ORPHAN_S):
-        while not is_gone(pid):  # noqa: ASYNC110 (nobody is told of the end of another's child)
+        while not is_gone(pid):  # noqa: ASYNC110 (there is no event for the end of another process's child)
             await asyncio.sleep(0.005)

@@ -1,4 +1,4 @@
-"""The system under test: a Redis, API processes and workers in real processes, and a supervisor that restarts them."""
+"""The system under test: a Redis server, API processes and workers, and a supervisor that restarts them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from signal import SIGKILL
 import httpx
 
 from bench.own_redis import OwnRedis
-from bench.processes import ROOT, START_S, Process, children, free_port, on_leash
+from bench.processes import ROOT, START_S, Process, children, end_with_parent, free_port
 
 CHECKPOINTS = ("step_002920", "step_003650")
 APIS = 2
-#: Sequences that a worker decodes at once.
+#: Slots of a worker.
 SLOTS = 4
-#: Times much shorter than their defaults, so that what takes a service seconds takes the harness a moment.
+#: Settings of all processes. Their times are much shorter than the defaults, so that recovery takes less time.
 SETTINGS = {
     "LEASE_S": "1",
     "WORKER_TTL_S": "1",
@@ -36,15 +36,15 @@ SETTINGS = {
     "LOG_FORMAT": "json",
     "CHECKPOINT_DIR": str(ROOT / "checkpoints"),
 }
-#: How often the supervisor looks for processes that ended, in seconds.
+#: Pause between two checks for processes that have ended, in seconds.
 SUPERVISE_S = 0.05
-#: Pause before a process that ended soon after its start is started again, in seconds.
+#: Shortest time between two starts of a process, in seconds.
 RESTART_PAUSE_S = 0.5
 
 
 @dataclass
-class Member:
-    """A process that is started again when it has ended."""
+class Service:
+    """A process that is restarted when it has ended."""
 
     name: str
     command: Sequence[str]
@@ -54,45 +54,45 @@ class Member:
 
     @property
     def pid(self) -> int:
-        """Its process's id; 0 before the first start."""
+        """The process id; 0 before the first start."""
         return 0 if self.process is None else self.process.pid
 
     @property
     def running(self) -> bool:
-        """Whether its process is there."""
+        """Whether the process is running."""
         return self.process is not None and self.process.returncode is None
 
     def kill(self) -> None:
-        """SIGKILL to its process alone, and wait for the end."""
+        """Send SIGKILL to this process only, and wait for its end."""
         assert self.process is not None
         self.process.signal(SIGKILL)
         self.process.wait()
 
 
 @dataclass
-class Api(Member):
+class Api(Service):
     """An API process."""
 
     url: str = ""
 
 
 @dataclass
-class Worker(Member):
+class Worker(Service):
     """A worker of one checkpoint."""
 
     checkpoint: str = ""
 
     @property
     def engine(self) -> int | None:
-        """Id of its engine process; None where it has none."""
+        """The id of its engine process; None if it has none."""
         return next(iter(children(self.pid)), None)
 
 
 class System:
-    """Starts everything, keeps it running, and ends it."""
+    """Starts all processes, restarts those that end, and ends them."""
 
     def __init__(self, folder: Path, *, workers_each: int) -> None:
-        """`folder` takes files and the socket; `workers_each`: workers of each checkpoint."""
+        """`folder` is for logs and for Redis's files. Each checkpoint has `workers_each` workers."""
         self._folder = folder
         self.redis = OwnRedis(folder, appendfsync="always")
         env = {f"CELERIAC_{name}": value for name, value in SETTINGS.items()}
@@ -108,52 +108,54 @@ class System:
             for checkpoint in CHECKPOINTS:
                 name = f"{checkpoint}-{number}"
                 command = (*celeriac, "worker", "--checkpoint", checkpoint)
-                # Without a name of its own, so that nobody takes its jobs back but the reaper.
+                # Without CELERIAC_WORKER_NAME, so that only the reaper reclaims its jobs.
                 self.workers.append(Worker(name, command, env, checkpoint=checkpoint))
-        #: How often which kind of process ended how: `worker -9`.
+        #: Number of ended processes by kind and exit code, such as `worker -9`.
         self.exits: Counter[str] = Counter()
 
     @property
-    def members(self) -> list[Member]:
-        """All but Redis."""
+    def services(self) -> list[Service]:
+        """All API processes and workers."""
         return [*self.apis, *self.workers]
 
     async def start(self) -> None:
-        """Start everything; returns when the API processes answer."""
+        """Start all processes, and return when the API processes answer."""
         await self.redis.start_async()
-        for member in self.members:
-            self._start(member)
+        for service in self.services:
+            self._start(service)
         async with httpx.AsyncClient() as client:
             for api in self.apis:
-                await _until_live(client, api)
+                await _wait_until_live(client, api)
 
     async def supervise(self) -> None:
-        """Start again what ended, until this is cancelled."""
+        """Restart processes that have ended, until this is cancelled."""
         while True:
-            for member in self.members:
-                if member.running:
+            for service in self.services:
+                if service.running:
                     continue
-                if member.process is not None:
-                    kind = "worker" if isinstance(member, Worker) else "api"
-                    self.exits[f"{kind} {member.process.returncode}"] += 1
-                    member.process = None
-                if time.monotonic() - member.started_at > RESTART_PAUSE_S:
-                    self._start(member)
+                if service.process is not None:
+                    kind = "worker" if isinstance(service, Worker) else "api"
+                    self.exits[f"{kind} {service.process.returncode}"] += 1
+                    service.process = None
+                if time.monotonic() - service.started_at > RESTART_PAUSE_S:
+                    self._start(service)
             await asyncio.sleep(SUPERVISE_S)
 
     def close(self) -> None:
-        """End every process. Engines end with their workers, here by the same signal to the group."""
-        for member in self.members:
-            if member.process is not None:
-                member.process.kill()
+        """End every process. Engines get the same signal, because they are in the groups of their workers."""
+        for service in self.services:
+            if service.process is not None:
+                service.process.kill()
         self.redis.kill()
 
-    def _start(self, member: Member) -> None:
-        member.process = Process(member.name, [*on_leash(), *member.command], env=member.env, log_dir=self._folder)
-        member.started_at = time.monotonic()
+    def _start(self, service: Service) -> None:
+        service.process = Process(
+            service.name, [*end_with_parent(), *service.command], env=service.env, log_dir=self._folder
+        )
+        service.started_at = time.monotonic()
 
 
-async def _until_live(client: httpx.AsyncClient, api: Api) -> None:
+async def _wait_until_live(client: httpx.AsyncClient, api: Api) -> None:
     deadline = time.monotonic() + START_S
     while True:
         try:

@@ -1,7 +1,7 @@
-"""Running as on an older processor: torch, oneDNN and MKL, ours and a peer's, use no wider vectors than that one had.
+"""Runs a process as on an older processor: torch, oneDNN and MKL use no wider vectors than that processor has.
 
-They read what they may use from the environment when they are loaded, so a process that is to be limited begins anew.
-Our kernels are built for a kind of processor, and are told it where they are loaded.
+These libraries read the limit from the environment when they are loaded, so the process must restart. Celeriac's
+kernels are built for one kind of processor, which is chosen when they are loaded.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import sys
 from worker.engine.device import Device
 from worker.engine.native.library import built, opened
 
-#: By kinds of `worker.engine.native.library`.
-LIMITS = {
+#: Environment variables that limit the libraries, for each kind of processor in `worker.engine.native.library`.
+ENVIRONMENTS = {
     "x86-64-v3": {
         "ATEN_CPU_CAPABILITY": "avx2",
         "MKL_ENABLE_INSTRUCTIONS": "AVX2",
@@ -23,17 +23,17 @@ LIMITS = {
 }
 
 
-def begin_anew_as(kind: str) -> None:
-    """Return in a process that is limited to `kind`: this one, or the same command begun anew."""
-    wanted = LIMITS[kind]
-    if wanted.items() <= os.environ.items():
+def restart_as(kind: str) -> None:
+    """Restart this command with the environment of `kind`, unless it already has that environment."""
+    environment = ENVIRONMENTS[kind]
+    if environment.items() <= os.environ.items():
         return
-    os.environ.update(wanted)
+    os.environ.update(environment)
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def older_device(kind: str, *, threads: int) -> Device:
-    """This processor with the kernels of another `kind`, and so many threads."""
+    """Return this machine's CPU with the kernels for another `kind` of processor, and `threads` compute threads."""
 
     class OlderDevice(Device):
         @property

@@ -1,13 +1,13 @@
-"""Ours beside the original guide's server, over HTTP with the same checkpoint and the same clients.
+"""Compares Celeriac with the original guide's server, over HTTP with the same checkpoint and the same clients.
 
     python -m bench.guide
     python -m bench.guide --shape 4,256,4,32 --threads 1
 
-In each round ours (a Redis, an API process and a worker, as `bench.queue.cluster` starts them) and the stand-in for the
-guide's server (`bench.guide.server`) are measured one after the other, in the next round the other way round. Each is
-started for its turn and ended after it, so that whoever waits has no part of the machine. The clients run in this
-process, on the same cores. Before anything counts, both write some texts greedily, and a text may differ only where two
-candidates are closer than rounding.
+Each round measures Celeriac (a Redis server, an API process and a worker, started by `bench.cluster`) and the stand-in
+for the guide's server (`bench.guide.server`), one after the other; the next round uses the opposite order. Each side
+is started for its measurement and ended after it, so that only one side uses the machine at a time. The clients run in
+this process, on the same cores. In the first round both sides also generate some greedy texts. These may differ only
+where two candidates are closer than rounding.
 """
 
 from __future__ import annotations
@@ -25,39 +25,38 @@ from pathlib import Path
 import aiohttp
 import httpx
 
-from bench.processes import ROOT, START_S, Process, free_port, on_leash, until
-from bench.queue.cluster import cluster
+from bench.cluster import cluster
+from bench.guide.random_checkpoint import write_checkpoint
+from bench.options import ROUNDS, absolute, add_model_options
+from bench.processes import ROOT, START_S, Process, end_with_parent, free_port, until
 from bench.report import report
 from bench.serve.clients import TIMEOUT_S, closed_loop
-from bench.serve.routes import generate
-from bench.shaped_checkpoint import write_checkpoint
+from bench.serve.routes import PROMPT, generate, sampled_body
 from bench.undisturbed import Undisturbed, Written
-from tasks.generation import Generation
+from tasks.generation import FinishReason, Generation
 from tasks.sampling_params import SamplingParams
 
 #: Prompts whose greedy texts are compared.
-CHECKED = tuple(f"{37 * number}+{91 * number}=" for number in range(1, 9))
-PROMPT = "123+456="
-ROUNDS = 5
+CHECKED_PROMPTS = tuple(f"{37 * number}+{91 * number}=" for number in range(1, 9))
 
-#: Starts a server, gives its URL, and ends it.
+#: Runs a server while the context is open. The value is the server's URL.
 Server = Callable[[], AbstractContextManager[str]]
 
 
 @contextmanager
-def ours(checkpoint: str, *, slots: int, threads: int) -> Iterator[str]:
-    """The URL of a running cluster."""
+def celeriac(checkpoint: str, *, slots: int, threads: int) -> Iterator[str]:
+    """Run Celeriac with one worker."""
     with cluster(checkpoint, workers=1, slots=slots, threads=threads) as running:
         yield running.url
 
 
 @contextmanager
 def stand_in(checkpoint: str, *, threads: int) -> Iterator[str]:
-    """The URL of a running stand-in. AssertionError with its output where it ends before it answers."""
+    """Run the stand-in server. Raises AssertionError with its output if it ends before it answers."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     options = ["--checkpoint", checkpoint, "--port", str(port), "--threads", str(threads)]
-    command = [*on_leash(), sys.executable, "-m", "bench.guide.server", *options]
+    command = [*end_with_parent(), sys.executable, "-m", "bench.guide.server", *options]
     with tempfile.TemporaryDirectory() as folder:
         process = Process("guide", command, env={}, log_dir=Path(folder))
 
@@ -75,70 +74,65 @@ def stand_in(checkpoint: str, *, threads: int) -> Iterator[str]:
 
 
 def greedy_texts(url: str, max_tokens: int) -> list[str]:
-    """The texts behind `CHECKED`, without their prompts."""
+    """Return the server's continuations of `CHECKED_PROMPTS`, without the prompts."""
 
-    async def ask(session: aiohttp.ClientSession, prompt: str) -> str:
+    async def continuation(session: aiohttp.ClientSession, prompt: str) -> str:
         body = {"prompt": prompt, "max_tokens": max_tokens, "temperature": 0.0, "ignore_eos": True}
         async with session.post("/generate", json=body, raise_for_status=True) as answer:
             text: str = (await answer.json())["generated_text"]
         return text.removeprefix(prompt)
 
-    async def ask_all() -> list[str]:
+    async def continuations() -> list[str]:
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
         async with aiohttp.ClientSession(url, timeout=timeout) as session:
-            return list(await asyncio.gather(*(ask(session, prompt) for prompt in CHECKED)))
+            return list(await asyncio.gather(*(continuation(session, prompt) for prompt in CHECKED_PROMPTS)))
 
-    return asyncio.run(ask_all())
+    return asyncio.run(continuations())
 
 
-def disagreements(checkpoint: str, max_tokens: int, mine: list[str], theirs: list[str]) -> list[str]:
-    """Where greedy texts differ that no near tie explains."""
-    if mine == theirs:
+def disagreements(checkpoint: str, max_tokens: int, celeriac_texts: list[str], guide_texts: list[str]) -> list[str]:
+    """Describe the differences between the greedy texts that are not near ties."""
+    if celeriac_texts == guide_texts:
         return []
-    judge = Undisturbed(checkpoint, ROOT / "checkpoints")
+    undisturbed = Undisturbed(checkpoint, ROOT / "checkpoints")
+    sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0, seed=0, ignore_eos=True)
     found = []
-    for side, texts in (("ours", mine), ("the stand-in", theirs)):
-        generations = [
-            Generation(
-                prompt=prompt, sampling=SamplingParams(max_tokens=max_tokens, temperature=0.0, seed=0, ignore_eos=True)
-            )
-            for prompt in CHECKED
-        ]
+    for side, texts in (("Celeriac", celeriac_texts), ("the stand-in", guide_texts)):
         written = [
-            Written(generation, judge.token_ids(text), "length")
-            for generation, text in zip(generations, texts, strict=True)
+            Written(Generation(prompt=prompt, sampling=sampling), undisturbed.token_ids(text), FinishReason.LENGTH)
+            for prompt, text in zip(CHECKED_PROMPTS, texts, strict=True)
         ]
-        for prompt, comparison in zip(CHECKED, judge.compare(written), strict=True):
+        for prompt, comparison in zip(CHECKED_PROMPTS, undisturbed.compare(written), strict=True):
             if comparison.difference is not None:
                 found.append(f"{side}, {prompt!r}: {comparison.difference}")
     return found
 
 
 def measure(args: argparse.Namespace, checkpoint: str) -> None:
-    """All rounds, and the report."""
-    sides: dict[str, tuple[Server, int]] = {
-        "ours": (partial(ours, checkpoint, slots=args.clients, threads=args.threads), args.requests),
+    """Run all rounds and report."""
+    servers: dict[str, tuple[Server, int]] = {
+        "celeriac": (partial(celeriac, checkpoint, slots=args.clients, threads=args.threads), args.requests),
         "guide": (partial(stand_in, checkpoint, threads=args.threads), args.guide_requests),
     }
-    body = {"prompt": PROMPT, "max_tokens": args.max_tokens, "temperature": 0.8, "ignore_eos": True}
+    body = sampled_body(PROMPT, args.max_tokens)
     texts: dict[str, list[str]] = {}
     rounds: list[dict[str, dict[str, float]]] = []
     for round_ in range(args.rounds):
         row = {}
-        for name in sorted(sides, reverse=round_ % 2 == 0):
-            start, requests = sides[name]
+        for name in sorted(servers, reverse=round_ % 2 == 1):
+            start, requests = servers[name]
             with start() as url:
                 if not round_:
                     texts[name] = greedy_texts(url, args.max_tokens)
                 row[name] = asyncio.run(closed_loop(url, generate, body, concurrency=args.clients, requests=requests))
-        if not round_ and (different := disagreements(checkpoint, args.max_tokens, texts["ours"], texts["guide"])):
-            sys.exit("the texts are not the same\n" + "\n".join(different))
+        if not round_ and (different := disagreements(checkpoint, args.max_tokens, texts["celeriac"], texts["guide"])):
+            sys.exit("the texts differ\n" + "\n".join(different))
         rounds.append(row)
-    # Of tokens, not of requests: a request near the end of the context has fewer of them.
-    ratios = [row["ours"]["tokens_per_s"] / row["guide"]["tokens_per_s"] for row in rounds]
+    # The ratio is of tokens, not of requests, because a request near the end of the context has fewer tokens.
+    ratios = [row["celeriac"]["tokens_per_s"] / row["guide"]["tokens_per_s"] for row in rounds]
 
-    def median(side: str, figure: str) -> float:
-        return round(statistics.median(row[side][figure] for row in rounds), 1)
+    def median(server: str, figure: str) -> float:
+        return round(statistics.median(row[server][figure] for row in rounds), 1)
 
     report(
         "guide",
@@ -146,8 +140,8 @@ def measure(args: argparse.Namespace, checkpoint: str) -> None:
             {
                 "clients": args.clients,
                 "max_tokens": args.max_tokens,
-                "requests_per_s": median("ours", "requests_per_s"),
-                "tokens_per_s": median("ours", "tokens_per_s"),
+                "requests_per_s": median("celeriac", "requests_per_s"),
+                "tokens_per_s": median("celeriac", "tokens_per_s"),
                 "guide_requests_per_s": median("guide", "requests_per_s"),
                 "guide_tokens_per_s": median("guide", "tokens_per_s"),
                 "ratios": [round(ratio, 2) for ratio in ratios],
@@ -165,22 +159,24 @@ def measure(args: argparse.Namespace, checkpoint: str) -> None:
 
 def main() -> None:
     """Measure and report."""
-    parser = argparse.ArgumentParser(description="Ours beside the original guide's server, over HTTP.")
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--checkpoint", default="step_003650", help="name below checkpoints/, or a folder's path")
-    source.add_argument("--shape", metavar="L,D,H,V", help="layers, width, heads and ids of a model of random weights")
-    parser.add_argument("--clients", type=int, default=32, help="clients at a time")
-    parser.add_argument("--max-tokens", type=int, default=50, help="tokens of each request")
-    parser.add_argument("--requests", type=int, default=640, help="requests to ours in each round")
-    parser.add_argument("--guide-requests", type=int, default=32, help="requests to the guide's server in each round")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="rounds")
-    parser.add_argument("--threads", type=int, default=0, help="compute threads of each; 0: as each chooses")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.guide",
+        description="Compare Celeriac with a stand-in for the original guide's server, over HTTP.",
+    )
+    add_model_options(parser, checkpoint="step_003650", checkpoint_help="its name below checkpoints/, or its path")
+    parser.add_argument("--clients", type=int, default=32, help="concurrent clients (%(default)s)")
+    parser.add_argument("--max-tokens", type=int, default=50, help="tokens of each request (%(default)s)")
+    parser.add_argument("--requests", type=int, default=640, help="requests to Celeriac in each round (%(default)s)")
+    parser.add_argument(
+        "--guide-requests", type=int, default=32, help="requests to the stand-in in each round (%(default)s)"
+    )
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="measured rounds (%(default)s)")
+    parser.add_argument(
+        "--threads", type=int, default=0, help="compute threads of each side; 0: each side chooses (%(default)s)"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        if args.shape:
-            checkpoint = str(write_checkpoint(Path(folder), args.shape))
-        else:
-            checkpoint = str(Path(args.checkpoint).resolve()) if "/" in args.checkpoint else args.checkpoint
+        checkpoint = str(write_checkpoint(Path(folder), args.shape)) if args.shape else absolute(args.checkpoint)
         measure(args, checkpoint)
 
 

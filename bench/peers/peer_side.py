@@ -1,4 +1,14 @@
-"""What the scripts of the peers share. Runs in their environments: it imports torch and transformers alone."""
+"""The part that the peers' scripts share. It runs in their environments and imports torch and transformers alone.
+
+A peer reads one request a line from stdin, as JSON, and writes one reply a line to stdout. The field `do` names the
+request:
+
+- `load`: `shape`, or `meta_file` and `model_file`; `threads`; `rows` and `length`, the largest batch and text.
+  Replies with `versions` of the packages.
+- `check`: `prompts` (lists of ids, all of one length) and `tokens`. Replies with the greedy `ids` and their `margins`,
+  the differences between the best logit and the second one.
+- `run`: the same fields. Replies with the times of `timed`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +16,7 @@ import json
 import os
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +25,7 @@ import torch
 import transformers  # type: ignore[import-not-found]
 from torch import Tensor, nn
 
-from bench.shapes import CONTEXT, random_weights
+from bench.random_weights import CONTEXT, random_weights
 
 #: nanochat's parts by transformers' names.
 _NAMES = {
@@ -27,19 +38,50 @@ _NAMES = {
 }
 
 
-def answer_orders(answer: Callable[[dict[str, Any]], Any]) -> None:
-    """Answer each line of JSON on stdin with one on stdout, until there are no more."""
-    with os.fdopen(os.dup(sys.stdout.fileno()), "w") as answers:
-        # What a library prints is no answer.
+class PeerEngine(ABC):
+    """A peer with the model of the last `load` request."""
+
+    #: The torch module whose forward passes are timed.
+    model: Any = None
+
+    @abstractmethod
+    def load(self, request: dict[str, Any]) -> dict[str, str]:
+        """Load the model of a `load` request. Returns the versions of the packages."""
+
+    @abstractmethod
+    def generate(self, prompts: list[list[int]], tokens: int) -> Any:
+        """Generate `tokens` greedy tokens for each prompt. All prompts have one length."""
+
+    @abstractmethod
+    def check(self, prompts: list[list[int]], tokens: int) -> dict[str, Any]:
+        """Generate the same, and return the reply to a `check` request."""
+
+    def reply(self, request: dict[str, Any]) -> Any:
+        """Return the reply to a request."""
+        match request["do"]:
+            case "load":
+                torch.set_num_threads(request["threads"])
+                return {"versions": self.load(request)}
+            case "check":
+                return self.check(request["prompts"], request["tokens"])
+            case _:
+                prompts, tokens = request["prompts"], request["tokens"]
+                return timed(self.model, lambda: self.generate(prompts, tokens), tokens)
+
+
+def answer_requests(peer: PeerEngine) -> None:
+    """Answer the requests on stdin until stdin is closed."""
+    with os.fdopen(os.dup(sys.stdout.fileno()), "w") as replies:
+        # Output of libraries must not mix with the replies: it goes to stderr.
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         for line in sys.stdin:
-            print(json.dumps(answer(json.loads(line))), file=answers, flush=True)
+            print(json.dumps(peer.reply(json.loads(line))), file=replies, flush=True)
 
 
-def transformers_form(order: dict[str, Any]) -> tuple[Any, dict[str, Tensor]]:
-    """Configuration and weights, fp32, of `NanoChatForCausalLM`: of a shape, or of a checkpoint's files."""
-    if order["shape"]:
-        layers, width, heads, vocab_size = order["shape"]
+def transformers_form(request: dict[str, Any]) -> tuple[Any, dict[str, Tensor]]:
+    """Return configuration and fp32 weights of `NanoChatForCausalLM` for the model of a `load` request."""
+    if request["shape"]:
+        layers, width, heads, vocab_size = request["shape"]
         sizes = {
             "n_layer": layers,
             "n_embd": width,
@@ -50,8 +92,8 @@ def transformers_form(order: dict[str, Any]) -> tuple[Any, dict[str, Tensor]]:
         }
         weights = random_weights(layers, width, vocab_size)
     else:
-        sizes = json.loads(Path(order["meta_file"]).read_text())["model_config"]
-        weights = torch.load(order["model_file"], map_location="cpu", weights_only=True)
+        sizes = json.loads(Path(request["meta_file"]).read_text())["model_config"]
+        weights = torch.load(request["model_file"], map_location="cpu", weights_only=True)
         weights = {name.removeprefix("_orig_mod."): tensor.float() for name, tensor in weights.items()}
     config = transformers.NanoChatConfig(
         architectures=["NanoChatForCausalLM"],
@@ -69,7 +111,7 @@ def transformers_form(order: dict[str, Any]) -> tuple[Any, dict[str, Tensor]]:
         eos_token_id=None,
         pad_token_id=None,
     )
-    # Rows behind the ids are padding, which nobody may choose.
+    # Rows after the last id are padding that must never be sampled.
     ids = slice(sizes["vocab_size"])
     renamed = {
         "model.embed_tokens.weight": weights.pop("transformer.wte.weight")[ids].contiguous(),
@@ -82,17 +124,20 @@ def transformers_form(order: dict[str, Any]) -> tuple[Any, dict[str, Tensor]]:
 
 
 def round_angles(rotary: nn.Module) -> Any:
-    """Round the angles' sines and cosines to bf16, as nanochat of era E1 does and transformers does not, until the
-    returned handle is removed. For where texts are compared, and not where time is taken."""
+    """Round the sines and cosines of the angles to bf16 until the returned handle is removed.
+
+    nanochat of era E1 does this and transformers does not. Use it when texts are compared, not when time is measured.
+    """
     return rotary.register_forward_hook(
         lambda module, inputs, outputs: tuple(table.bfloat16().float() for table in outputs)
     )
 
 
 def timed(model: nn.Module, generate: Callable[[], object], tokens: int) -> dict[str, float]:
-    """Seconds that texts of `tokens` tokens take, and those from when the last one of them has its first token.
+    """Measure `generate`, which makes texts of `tokens` tokens: `seconds` in all, and `decode_s` of decoding.
 
-    A text that has its first token needs one forward pass of `model` for each further one.
+    Decoding begins when every text has its first token. From then on the texts need one forward pass of `model` for
+    each further token.
     """
     starts: list[float] = []
     hook = model.register_forward_pre_hook(lambda *_: starts.append(time.perf_counter()))
@@ -100,5 +145,5 @@ def timed(model: nn.Module, generate: Callable[[], object], tokens: int) -> dict
     generate()
     ended = time.perf_counter()
     hook.remove()
-    assert len(starts) >= tokens, f"{len(starts)} forward passes were seen for {tokens} tokens"
+    assert len(starts) >= tokens, f"only {len(starts)} forward passes for {tokens} tokens"
     return {"seconds": ended - began, "decode_s": ended - starts[1 - tokens]}

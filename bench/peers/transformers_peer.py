@@ -1,6 +1,6 @@
-"""transformers' NanoChatForCausalLM behind a pipe: a JSON line in, a JSON line out.
+"""The peer `transformers`: its NanoChatForCausalLM. Requests and replies are in `bench.peers.peer_side`.
 
-Runs in the peer's own environment, as a script: it imports torch, transformers, and `bench.peers.peer_side`.
+Runs as a script in the peer's own environment. It imports torch, transformers and `bench.peers.peer_side` only.
 """
 
 from __future__ import annotations
@@ -12,43 +12,34 @@ from typing import Any
 import torch
 import transformers  # type: ignore[import-not-found]
 
-# Behind all else: nothing of ours shall stand in for a module of the peer's.
+# The repository's root is last in the path, so that none of its files replaces a module of the peer.
 sys.path.append(str(Path(__file__).parents[2]))
-from bench.peers.peer_side import answer_orders, round_angles, timed, transformers_form
+from bench.peers.peer_side import PeerEngine, answer_requests, round_angles, transformers_form
 
 
-class TransformersPeer:
-    """The model that was asked for last."""
-
-    def __init__(self) -> None:
-        self._model: Any = None
+class TransformersPeer(PeerEngine):
+    """transformers with the model of the last `load` request."""
 
     @torch.inference_mode()
-    def answer(self, order: dict[str, Any]) -> Any:
-        """What an order asks for: `load`, `check` or `run`."""
-        match order["do"]:
-            case "load":
-                torch.set_num_threads(order["threads"])
-                self._load(order)
-                return {"versions": {"torch": torch.__version__, "transformers": transformers.__version__}}
-            case "check":
-                return self._checked(order["prompts"], order["tokens"])
-            case _:
-                return timed(self._model, lambda: self._generate(order["prompts"], order["tokens"]), order["tokens"])
+    def reply(self, request: dict[str, Any]) -> Any:
+        """Return the reply to a request, without gradients."""
+        return super().reply(request)
 
-    def _load(self, order: dict[str, Any]) -> None:
-        config, weights = transformers_form(order)
+    def load(self, request: dict[str, Any]) -> dict[str, str]:
+        """Load the model of a `load` request."""
+        config, weights = transformers_form(request)
         with torch.device("meta"):
             model = transformers.NanoChatForCausalLM(config)
         model.load_state_dict(weights, strict=True, assign=True)
-        # The rotary table is no parameter: build it where it lies.
+        # The rotary table is not a parameter, so it must be built outside the meta device.
         model.model.rotary_emb = type(model.model.rotary_emb)(config)
-        self._model = model.eval()
+        self.model = model.eval()
+        return {"torch": torch.__version__, "transformers": transformers.__version__}
 
-    def _generate(self, prompts: list[list[int]], tokens: int, *, scores: bool = False) -> Any:
-        """`tokens` greedy tokens for each prompt; all prompts are of one length."""
+    def generate(self, prompts: list[list[int]], tokens: int, *, scores: bool = False) -> Any:
+        """Generate `tokens` greedy tokens for each prompt; with `scores`, keep the logits."""
         ids = torch.tensor(prompts)
-        return self._model.generate(
+        return self.model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=tokens,
@@ -59,10 +50,10 @@ class TransformersPeer:
             output_logits=scores,
         )
 
-    def _checked(self, prompts: list[list[int]], tokens: int) -> dict[str, Any]:
-        """The ids, and how far the largest logit is above the second one at each of them."""
-        rounding = round_angles(self._model.model.rotary_emb)
-        found = self._generate(prompts, tokens, scores=True)
+    def check(self, prompts: list[list[int]], tokens: int) -> dict[str, Any]:
+        """Return the ids and their margins."""
+        rounding = round_angles(self.model.model.rotary_emb)
+        found = self.generate(prompts, tokens, scores=True)
         rounding.remove()
         best = torch.stack(found.logits, dim=1).topk(2).values
         return {
@@ -73,4 +64,4 @@ class TransformersPeer:
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    answer_orders(TransformersPeer().answer)
+    answer_requests(TransformersPeer())

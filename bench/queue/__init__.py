@@ -1,1 +1,1 @@
-"""What the queue costs: from a request to the engine and back, beside the engine itself."""
+"""`python -m bench.queue`: latency, throughput and memory that the queue adds to the engine."""

@@ -1,6 +1,6 @@
-"""An engine process whose step is a sleep: the queue around it is what is measured.
+"""An engine process in which a step only sleeps, to measure the queue around it.
 
-Its worker is `python -m bench.queue.sleeping_worker`. Everything but the model is the real thing.
+`python -m bench.queue.sleeping_worker` is its worker. Everything except the model's forward pass is the normal code.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from worker.engine_process import main as engine_process
 from worker.engine_process.messages import Start
 from worker.model_loader import LoadedModel
 
-#: Environment variable with the length of a step in ms.
+#: Environment variable with the duration of a step, in ms.
 STEP_MS = "BENCH_STEP_MS"
 
 
 class SleepingModel:
-    """Takes its time, and finds every token equally likely."""
+    """A model that sleeps for each step. All tokens are equally likely."""
 
-    #: It reads nothing at all.
+    #: It does not read the KV cache.
     reads_beyond = False
 
     def __init__(self, model: DecodingModel, step_s: float) -> None:
@@ -35,13 +35,13 @@ class SleepingModel:
         self._step_s = step_s
 
     def forward(self, batch: Batch, cache: KvCache) -> Tensor:
-        """Logits (R, V) of nothing in particular."""
+        """Sleep, and return logits (R, V) that are all zero."""
         time.sleep(self._step_s)
         return torch.zeros(len(batch.outputs), self.config.vocab_size)
 
 
 def load(start: Start) -> LoadedModel:
-    """What `worker.engine_process.main` loads, with the model put to sleep."""
+    """Load what `worker.engine_process.main` loads, and replace the model."""
     loaded = real_load(start)
     loaded.engine.model = SleepingModel(loaded.engine.model, float(os.environ[STEP_MS]) / 1000)
     return loaded

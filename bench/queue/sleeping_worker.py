@@ -1,4 +1,4 @@
-"""A worker like any other, with an engine that sleeps: see `bench.queue.sleeping_engine`."""
+"""A normal worker whose engine process is `bench.queue.sleeping_engine`."""
 
 from __future__ import annotations
 

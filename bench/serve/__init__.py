@@ -1,1 +1,1 @@
-"""How a server does under load: latencies and throughput over HTTP."""
+"""`python -m bench.serve`: HTTP clients that measure a running server. `bench.queue` and `bench.guide` use them too."""

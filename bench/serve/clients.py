@@ -1,4 +1,4 @@
-"""Load on a server: a number of clients that each ask again when they have their answer, or arrivals at random."""
+"""Sends requests to a server: from a fixed number of clients (closed loop), or at random times (open loop)."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import aiohttp
 from bench.serve.routes import Route
 from bench.serve.timing import Timing, summary
 
-#: Requests that are answered before anything is measured.
+#: Number of requests before the measurement.
 WARM_UP = 8
-#: Longer than any request may take, in seconds.
+#: Timeout of a request, in seconds; no request should reach it.
 TIMEOUT_S = 600.0
 
 
 async def closed_loop(
     url: str, route: Route, body: Mapping[str, Any], *, concurrency: int, requests: int
 ) -> dict[str, Any]:
-    """`requests` requests, `concurrency` of them at any time."""
+    """Measure `requests` requests by `concurrency` clients. A client sends its next request after its last answer."""
     async with _session(url) as session:
         await asyncio.gather(*(route(session, body) for _ in range(WARM_UP)))
         left = requests
@@ -42,7 +42,10 @@ async def closed_loop(
 async def open_loop(
     url: str, route: Route, body: Mapping[str, Any], *, rate: float, requests: int, seed: int = 0
 ) -> dict[str, Any]:
-    """`requests` requests that arrive as a Poisson process, `rate` a second on average, whatever the server does."""
+    """Measure `requests` requests that arrive as a Poisson process, on average `rate` a second.
+
+    A request does not wait for the answers to earlier ones.
+    """
     draws = random.Random(seed)
     async with _session(url) as session:
         await asyncio.gather(*(route(session, body) for _ in range(WARM_UP)))

@@ -1,4 +1,4 @@
-"""The ways to ask a server for a text, each as one timed request."""
+"""The routes of a server that generate a text, each as one timed request."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ import aiohttp
 from bench.serve.timing import Timing
 from celeriac.client.sse import SseParser
 
-#: How long one long poll is held, in seconds.
+#: Prompt of the benchmarks.
+PROMPT = "123+456="
+#: Duration of one long poll, in seconds.
 POLL_S = 30
 
 
 class RequestFailedError(Exception):
-    """A request that did not give a text."""
+    """A request did not return a text."""
 
 
+#: Sends a request with this body and waits for the whole text.
 Route = Callable[[aiohttp.ClientSession, Mapping[str, Any]], Coroutine[Any, Any, Timing]]
 
 
 async def generate(session: aiohttp.ClientSession, body: Mapping[str, Any]) -> Timing:
-    """`POST /generate`: one call, one text."""
+    """`POST /generate`: one call that returns the whole text."""
     began = time.perf_counter()
     async with session.post("/generate", json=body) as answer:
         text = await _json(answer)
@@ -32,7 +35,7 @@ async def generate(session: aiohttp.ClientSession, body: Mapping[str, Any]) -> T
 
 
 async def jobs(session: aiohttp.ClientSession, body: Mapping[str, Any]) -> Timing:
-    """`POST /v1/jobs`, then long polls until it is over."""
+    """`POST /v1/jobs`, then long polls until the job has ended."""
     began = time.perf_counter()
     async with session.post("/v1/jobs", json=body) as answer:
         job = await _json(answer)
@@ -45,7 +48,7 @@ async def jobs(session: aiohttp.ClientSession, body: Mapping[str, Any]) -> Timin
 
 
 async def stream(session: aiohttp.ClientSession, body: Mapping[str, Any]) -> Timing:
-    """`POST /generate` as Server-Sent Events."""
+    """`POST /generate`, streamed as Server-Sent Events."""
     began = time.perf_counter()
     first: float | None = None
     tokens = 0
@@ -60,12 +63,12 @@ async def stream(session: aiohttp.ClientSession, body: Mapping[str, Any]) -> Tim
 
 
 async def completions(session: aiohttp.ClientSession, body: Mapping[str, Any]) -> Timing:
-    """`POST /v1/completions` of any server that speaks OpenAI's API, streamed."""
+    """`POST /v1/completions` of any server with OpenAI's API, streamed."""
     began = time.perf_counter()
     first: float | None = None
     tokens = chunks = 0
-    asked = {**body, "stream": True, "stream_options": {"include_usage": True}}
-    async with session.post("/v1/completions", json=asked) as answer:
+    streamed = {**body, "stream": True, "stream_options": {"include_usage": True}}
+    async with session.post("/v1/completions", json=streamed) as answer:
         async for _, data in _events(answer):
             if data == "[DONE]":
                 break
@@ -74,7 +77,7 @@ async def completions(session: aiohttp.ClientSession, body: Mapping[str, Any]) -
                 chunks += 1
                 first = time.perf_counter() - began if first is None else first
             tokens = (chunk.get("usage") or {}).get("completion_tokens", tokens)
-    # A server that counts nothing sends a chunk for each token.
+    # A server that does not report usage sends one chunk for each token.
     return Timing(first, time.perf_counter() - began, tokens or chunks)
 
 
@@ -86,17 +89,25 @@ ROUTES: Mapping[str, Route] = {
 }
 
 
+def sampled_body(prompt: str, max_tokens: int) -> dict[str, Any]:
+    """Return a request body that samples exactly `max_tokens` tokens if the context has room for them."""
+    return {"prompt": prompt, "max_tokens": max_tokens, "temperature": 0.8, "ignore_eos": True}
+
+
 async def _json(answer: aiohttp.ClientResponse) -> Any:
-    if answer.status >= 400:
-        raise RequestFailedError(f"HTTP {answer.status}: {(await answer.text())[:200]}")
+    await _raise_for_status(answer)
     return await answer.json(content_type=None)
 
 
 async def _events(answer: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, str]]:
-    """Name and data of each event."""
-    if answer.status >= 400:
-        raise RequestFailedError(f"HTTP {answer.status}: {(await answer.text())[:200]}")
+    """Yield the name and the data of each event."""
+    await _raise_for_status(answer)
     parser = SseParser()
     async for chunk in answer.content.iter_any():
         for message in parser.feed(chunk):
             yield message.event, message.data
+
+
+async def _raise_for_status(answer: aiohttp.ClientResponse) -> None:
+    if answer.status >= 400:
+        raise RequestFailedError(f"HTTP {answer.status}: {(await answer.text())[:200]}")

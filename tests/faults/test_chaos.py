@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.chaos.storm import Plan, storm
+from bench.chaos.experiment import Plan, run_experiment
 from bench.processes import Process, is_gone, until
 
 ROUNDS = 200
@@ -79,10 +79,10 @@ def test_whatever_ends_the_command_its_processes_end_too(temporary: Path, number
 def test_two_hundred_rounds_of_faults_lose_nothing(tmp_path: Path) -> None:
     seed = secrets.randbits(32)
     print(f"repeat with: python -m bench.chaos --rounds {ROUNDS} --seed {seed}")
-    outcome = asyncio.run(storm(Plan(seed=seed, workers_each=2, rounds=ROUNDS, logs=tmp_path)))
-    verdict = outcome.verdict
-    assert verdict.spotless, "\n".join(verdict.reasons)
-    assert verdict.statuses.total() == outcome.jobs
+    outcome = asyncio.run(run_experiment(Plan(seed=seed, workers_each=2, rounds=ROUNDS, logs=tmp_path)))
+    findings = outcome.findings
+    assert findings.passed, "\n".join(findings.reasons)
+    assert findings.statuses.total() == outcome.jobs
     assert outcome.rounds == ROUNDS
     assert outcome.stuck == 0
     assert not outcome.unexpected

@@ -31,10 +31,7 @@ def assert_undisturbed(checkpoint: Path, jobs: Sequence[Job], logs: Sequence[Tok
     """Each job has succeeded with the text that it would have had alone, and its log tells the same."""
     for job in jobs:
         assert job.status is Status.SUCCEEDED, job
-    texts = [
-        Written(job.generation, log.token_ids, job.finish_reason and job.finish_reason.value)
-        for job, log in zip(jobs, logs, strict=True)
-    ]
+    texts = [Written(job.generation, log.token_ids, job.finish_reason) for job, log in zip(jobs, logs, strict=True)]
     for job, log, comparison in zip(jobs, logs, _right(checkpoint).compare(texts), strict=True):
         assert comparison.difference is None, (job, comparison)
         assert job.completion == comparison.text == log.text

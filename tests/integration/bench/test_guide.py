@@ -1,21 +1,19 @@
-"""The stand-in for the original guide's server, and ours beside it."""
+"""The stand-in for the original guide's server, and `bench.guide`, which compares Celeriac with it."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from fastapi.testclient import TestClient
 
-from bench.engine.plain_model import PlainModel
-from bench.guide.__main__ import CHECKED, disagreements
+from bench.guide.__main__ import CHECKED_PROMPTS, disagreements
+from bench.guide.plain_model import PlainModel
 from bench.guide.server import PlainCheckpoint, create_app
 from tests.helpers import checkpoint_files, reference
-from tests.integration.stack import CHECKPOINTS, ROOT
+from tests.integration.bench.command import result_of
+from tests.integration.stack import CHECKPOINTS
 from worker.checkpoints import formats
 from worker.checkpoints.folder import find
 
@@ -27,8 +25,8 @@ def stand_in() -> TestClient:
     return TestClient(create_app(PlainCheckpoint(SHIPPED, CHECKPOINTS)))
 
 
-def test_the_plain_model_is_nanochats(tmp_path: Path) -> None:
-    # Fewer heads of keys than of queries, and more rows than ids.
+def test_the_plain_model_has_the_logits_of_the_reference(tmp_path: Path) -> None:
+    # The second checkpoint has fewer heads for keys than for queries, and more rows than ids.
     grouped = checkpoint_files.write(tmp_path / "step_000007", era="E1b")
     for folder in (CHECKPOINTS / SHIPPED, grouped):
         checkpoint = formats.load(find(str(folder), Path()))
@@ -45,13 +43,13 @@ def test_a_later_era_is_refused(tmp_path: Path) -> None:
         PlainModel(checkpoint.config, checkpoint.weights)
 
 
-def test_the_stand_in_answers_as_the_guide_says(stand_in: TestClient) -> None:
-    asked = {"prompt": "123+456=", "max_tokens": 7, "temperature": 0.0}
-    greedy = stand_in.post("/generate", json=asked).raise_for_status().json()
+def test_the_stand_in_answers_as_the_guide_describes(stand_in: TestClient) -> None:
+    body = {"prompt": "123+456=", "max_tokens": 7, "temperature": 0.0}
+    greedy = stand_in.post("/generate", json=body).raise_for_status().json()
     assert greedy["generated_text"].startswith("123+456=")
     assert (greedy["prompt"], greedy["tokens_generated"], greedy["model"]) == ("123+456=", 7, SHIPPED)
-    # Of one candidate every draw is the same.
-    drawn = stand_in.post("/generate", json={**asked, "temperature": 1.5, "top_k": 1}).raise_for_status().json()
+    # With one candidate every draw is the same.
+    drawn = stand_in.post("/generate", json={**body, "temperature": 1.5, "top_k": 1}).raise_for_status().json()
     assert drawn == greedy
     lines = {"prompt": "1", "max_tokens": 100, "temperature": 0.0, "stop_on_newline": True}
     line = stand_in.post("/generate", json=lines).raise_for_status().json()
@@ -61,23 +59,21 @@ def test_the_stand_in_answers_as_the_guide_says(stand_in: TestClient) -> None:
     assert stand_in.get("/health").json() == {"status": "ok", "model_loaded": True, "checkpoint": SHIPPED}
 
 
-def test_texts_that_differ_are_found() -> None:
-    right = [" "] * len(CHECKED)
-    assert disagreements(SHIPPED, 1, right, right) == []
-    wrong = disagreements(SHIPPED, 1, ["0"] * len(CHECKED), ["1"] * len(CHECKED))
-    assert any(difference.startswith("ours") for difference in wrong)
+def test_different_texts_are_found() -> None:
+    count = len(CHECKED_PROMPTS)
+    assert disagreements(SHIPPED, 1, [" "] * count, [" "] * count) == []
+    wrong = disagreements(SHIPPED, 1, ["0"] * count, ["1"] * count)
+    assert any(difference.startswith("Celeriac") for difference in wrong)
     assert any(difference.startswith("the stand-in") for difference in wrong)
 
 
-def test_ours_and_the_stand_in_are_compared() -> None:
+def test_celeriac_and_the_stand_in_are_compared() -> None:
     sizes = ["--clients", "4", "--max-tokens", "5", "--requests", "16", "--guide-requests", "4", "--rounds", "1"]
-    command = [sys.executable, "-m", "bench.guide", "--shape", "2,32,2,64", *sizes, "--threads", "1"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=True)
-    result = json.loads(run.stdout.splitlines()[-1])
+    result = result_of("bench.guide", "--shape", "2,32,2,64", *sizes, "--threads", "1", timeout_s=280)
     [row] = result["rows"]
     assert result["same_texts"]
     assert row["ratios"] == [row["ratio"]]
     assert row["ratio"] == pytest.approx(row["tokens_per_s"] / row["guide_tokens_per_s"], rel=0.01)
-    # All of a request's tokens are decoded, whatever the model wants.
+    # Every request decodes all of its tokens, even if the model would end the text earlier.
     for side in ("", "guide_"):
         assert row[f"{side}tokens_per_s"] == pytest.approx(5 * row[f"{side}requests_per_s"], rel=0.1, abs=0.5)

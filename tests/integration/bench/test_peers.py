@@ -1,4 +1,4 @@
-"""The shipped checkpoints against transformers and vLLM, each installed into an environment of its own."""
+"""The shipped checkpoints compared with transformers and vLLM, each installed into an environment of its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.engine.__main__ import decode, prompts
+from bench.decoding import prompts, timed_decode
 from bench.peers.peer import Peer, default_folder, disagreements, install, installation
 from tests.integration.stack import ROOT
 from worker.checkpoints.folder import find
@@ -27,42 +27,42 @@ TOKENS = 40
 
 @pytest.fixture(scope="module", params=["transformers", "vllm"])
 def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """A peer's name and interpreter."""
+    """The name and the interpreter of a peer."""
     if request.param == "vllm":
         if (python := installation("vllm", default_folder())) is None:
-            pytest.skip("vLLM takes 3.5 GB: it is tested where `bench.engine --vs vllm` has installed it")
+            pytest.skip("vLLM needs 3.5 GB: it is tested only if `bench.engine --vs vllm` has installed it")
         return request.param, python
     try:
         return request.param, install(request.param, tmp_path_factory.mktemp("peers"))
     except subprocess.CalledProcessError as error:
-        pytest.skip(f"pip cannot install {request.param} here, as where no registry can be reached: {error}")
+        pytest.skip(f"pip cannot install {request.param}, for instance because there is no network: {error}")
 
 
 @pytest.fixture
 def peer(installed: tuple[str, Path]) -> Iterator[Peer]:
-    """A process of its own for each test: vLLM cannot load a second model."""
+    """A new process for each test, because vLLM cannot load a second model."""
     with Peer(*installed) as process:
         yield process
 
 
 @pytest.mark.parametrize("on_torch", [False, True])
 @pytest.mark.parametrize("name", ["step_002920", "step_003650"])
-def test_a_shipped_checkpoint_writes_what_the_peer_writes(peer: Peer, name: str, on_torch: bool) -> None:
+def test_a_shipped_checkpoint_generates_the_same_ids_as_in_the_peer(peer: Peer, name: str, on_torch: bool) -> None:
     checkpoint = load(find(str(ROOT / "checkpoints" / name), Path()))
     config = checkpoint.config
     files = {"meta_file": str(checkpoint.folder.meta_file), "model_file": str(checkpoint.folder.model_file)}
-    peer.ask("load", shape=None, threads=torch.get_num_threads(), rows=5, length=200 + TOKENS, **files)
-    form = Model.load if on_torch else load_weights
-    model = form(config, checkpoint.weights, Device("cpu"))
+    peer.request("load", shape=None, threads=torch.get_num_threads(), rows=5, length=200 + TOKENS, **files)
+    load_model = Model.load if on_torch else load_weights
+    model = load_model(config, checkpoint.weights, Device("cpu"))
     engine = Engine(model, Vocabulary.without_text(config.vocab_size), slots=5, kv_tokens=4096, prefill_chunk_tokens=64)
     for batch, length in ((1, 1), (5, 9), (3, 200)):
         texts = prompts(batch, length, config.vocab_size)
-        theirs = peer.ask("check", prompts=texts, tokens=TOKENS)
-        ours = decode(engine, texts, TOKENS).ids
-        assert disagreements(ours, theirs["ids"], theirs["margins"]) == []
+        checked = peer.request("check", prompts=texts, tokens=TOKENS)
+        ids = timed_decode(engine, texts, TOKENS).ids
+        assert disagreements(ids, checked["ids"], checked["margins"]) == []
 
 
-def test_the_time_behind_the_first_tokens_is_told(peer: Peer) -> None:
-    peer.ask("load", shape=[2, 64, 2, 32], threads=1, rows=3, length=29)
-    times = peer.ask("run", prompts=prompts(3, 9, 32), tokens=20)
+def test_decoding_time_is_a_part_of_the_whole_time(peer: Peer) -> None:
+    peer.request("load", shape=[2, 64, 2, 32], threads=1, rows=3, length=29)
+    times = peer.request("run", prompts=prompts(3, 9, 32), tokens=20)
     assert 0 < times["decode_s"] < times["seconds"]

@@ -1,4 +1,4 @@
-"""The comparison with an undisturbed run: what it lets pass, and what not."""
+"""`Undisturbed.compare` accepts equal texts and near ties, and finds other differences."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from bench.engine import slow_sampling
+from bench import slow_sampling
 from bench.undisturbed import Undisturbed, Written
+from tasks.generation import FinishReason
 from tests.helpers.engines import GOLDEN
 from tests.helpers.requests import make_generation
 from worker.local import LocalModel
@@ -20,54 +21,54 @@ GENERATIONS = [
 
 
 @pytest.fixture(scope="module")
-def right() -> Undisturbed:
+def undisturbed() -> Undisturbed:
     return Undisturbed(TINY, threads=1)
 
 
 @pytest.fixture(scope="module")
 def texts() -> list[Written]:
-    """What the engine of `celeriac run` says to each."""
+    """The texts that the engine of `celeriac run` generates."""
     model = LocalModel.load(str(TINY), TINY.parent, device="cpu", threads=1)
     written = []
-    for one in GENERATIONS:
-        answer = model.generate(model.encode(one.prompt)[0], one.sampling)
-        written.append(Written(one, answer.token_ids, answer.finish_reason.value))
+    for generation in GENERATIONS:
+        answer = model.generate(model.encode(generation.prompt)[0], generation.sampling)
+        written.append(Written(generation, answer.token_ids, answer.finish_reason))
     return written
 
 
-def test_equal_texts_and_beginnings_of_them_pass(right: Undisturbed, texts: list[Written]) -> None:
+def test_equal_texts_and_beginnings_of_them_pass(undisturbed: Undisturbed, texts: list[Written]) -> None:
     beginnings = [replace(text, token_ids=text.token_ids[:5], finish_reason=None) for text in texts]
-    for comparison in right.compare([*texts, *beginnings]):
+    for comparison in undisturbed.compare([*texts, *beginnings]):
         assert (comparison.difference, comparison.near_ties) == (None, 0)
 
 
-def test_another_token_an_early_end_and_a_late_one_are_found(right: Undisturbed, texts: list[Written]) -> None:
+def test_another_token_an_early_end_and_a_late_one_are_found(undisturbed: Undisturbed, texts: list[Written]) -> None:
     text = texts[0]
     other = (text.token_ids[5] + 1) % 10
     wrong = [
         replace(text, token_ids=(*text.token_ids[:5], other, *text.token_ids[6:])),
         replace(text, token_ids=text.token_ids[:-3]),
         replace(text, token_ids=(*text.token_ids, other)),
-        replace(text, finish_reason="stop"),
+        replace(text, finish_reason=FinishReason.STOP),
     ]
     places = [5, len(text.token_ids) - 3, len(text.token_ids), len(text.token_ids)]
-    for comparison, place in zip(right.compare(wrong), places, strict=True):
+    for comparison, place in zip(undisturbed.compare(wrong), places, strict=True):
         assert (comparison.difference or "").startswith(f"token {place} is"), comparison
 
 
-def test_behind_a_near_tie_the_other_way_is_the_right_one(
-    right: Undisturbed, texts: list[Written], monkeypatch: pytest.MonkeyPatch
+def test_after_a_near_tie_the_other_token_counts_as_right(
+    undisturbed: Undisturbed, texts: list[Written], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = texts[0]
     other = (text.token_ids[5] + 1) % 10
-    turned = replace(text, token_ids=(*text.token_ids[:5], other), finish_reason=None)
+    changed = replace(text, token_ids=(*text.token_ids[:5], other), finish_reason=None)
     monkeypatch.setattr(slow_sampling, "LOGIT_TIE", 1e3)
-    (comparison,) = right.compare([turned])
+    (comparison,) = undisturbed.compare([changed])
     assert (comparison.difference, comparison.near_ties) == (None, 1)
-    # An end is no near tie where nothing may end the text.
-    (comparison,) = right.compare([replace(text, token_ids=text.token_ids[:-3])])
+    # An end is not a near tie if nothing may end the text.
+    (comparison,) = undisturbed.compare([replace(text, token_ids=text.token_ids[:-3])])
     assert comparison.difference is not None
-    # What follows the other token is compared as well.
+    # The tokens after the other token are compared, too.
     monkeypatch.setattr(slow_sampling, "LOGIT_TIE", 1e-3)
-    (comparison,) = right.compare([replace(text, token_ids=(*text.token_ids[:5], other, *text.token_ids[6:]))])
+    (comparison,) = undisturbed.compare([replace(text, token_ids=(*text.token_ids[:5], other, *text.token_ids[6:]))])
     assert comparison.difference is not None

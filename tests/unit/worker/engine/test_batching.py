@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bench.engine.slow_sampling import LOGIT_TIE, slow_draw
+from bench.slow_sampling import LOGIT_TIE, slow_draw
 from tasks.generation import FinishReason
 from tests.helpers.engines import Tampered, checkpoint, engine, model, recorded_model, request, torch_model, vocabulary
 from tests.helpers.reference import logits as reference_logits

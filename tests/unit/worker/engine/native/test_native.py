@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.shapes import random_weights
+from bench.random_weights import random_weights
 from tests.helpers.engines import checkpoint, engine, request
 from tests.helpers.kernels import multiply, packed, prompt_logits
 from worker.engine.architecture.config import ModelConfig

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.engine.slow_sampling import slow_draw
+from bench.slow_sampling import slow_draw
 from tests.helpers.samplers import KINDS, TEXT, drawn, native_sampler, sequence, torch_sampler
 from worker.engine.sampling.philox import UniformStream, philox4x32, uniforms
 from worker.engine.sampling.torch_sampler import invert_cdf

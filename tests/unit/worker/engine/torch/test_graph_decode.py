@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench.shapes import random_weights
+from bench.random_weights import random_weights
 from tests.helpers.engines import FOLDERS, Narrow, Tampered, checkpoint, engine, recorded_model, request, torch_model
 from tests.helpers.tape import Tape
 from worker.engine.architecture.config import ModelConfig

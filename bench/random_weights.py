@@ -1,6 +1,6 @@
-"""Models of a shape, with random weights that are made in memory: the same numbers in every process.
+"""Random weights for a model of any shape. They are the same numbers in every process.
 
-Imports torch alone, so that a peer's environment can run it.
+This module imports torch alone, so that it also runs in a peer's environment.
 """
 
 from __future__ import annotations
@@ -8,14 +8,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-#: Positions that a model of a shape has room for.
+#: Context length, in tokens, of a model with random weights.
 CONTEXT = 2048
 
 
 def random_weights(layers: int, width: int, vocab_size: int) -> dict[str, Tensor]:
-    """Weights of era E1 by nanochat's names, fp32, at the scale of a trained model.
+    """Return fp32 weights of era E1 by nanochat's names, at the scale of a trained model.
 
-    A trained head gives logits some units apart; with a much smaller one every choice were a near tie.
+    A trained head gives logits that differ by some units. With much smaller logits every choice would be a near tie.
     """
     generator = torch.Generator().manual_seed(1)
 

@@ -1,4 +1,4 @@
-"""A checkpoint of a shape, with random weights, for processes that load one from a folder."""
+"""Writes a checkpoint with random weights, for processes that load one from a folder."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from pathlib import Path
 
 import torch
 
-from bench.shapes import CONTEXT, random_weights
+from bench.random_weights import CONTEXT, random_weights
 
 
 def write_checkpoint(folder: Path, shape: str) -> Path:
-    """Write a checkpoint of era E1 into `folder` and return it. `shape` is `L,D,H,V`: layers, width, heads, ids.
+    """Write a checkpoint of era E1 into `folder` and return the folder.
 
-    All ids but one are characters, from the space on, and the last one is BOS.
+    `shape` is `L,D,H,V`: number of layers, width, heads and ids. The last id is BOS; the other ids are characters,
+    starting at the space.
     """
     layers, width, heads, vocab_size = (int(size) for size in shape.split(","))
     sizes = {"sequence_len": CONTEXT, "vocab_size": vocab_size, "n_layer": layers, "n_head": heads, "n_kv_head": heads}

@@ -1,7 +1,7 @@
-"""nanochat's model of eras E1a and E1b in plain, eager PyTorch, over the whole text each time.
+"""nanochat's model of eras E1a and E1b in plain, eager PyTorch. It computes the whole text for each new token.
 
-What a checkpoint runs on where nobody has made anything faster: no cache, no batch, no packed weights. It uses torch's
-own operations, each as fast as it is, and nothing of `worker.engine` but the shape.
+It is the simplest way to run a checkpoint: no KV cache, no batch, no packed weights. It uses torch's own operations,
+and only the model's configuration from `worker.engine`.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from worker.engine.architecture.config import ModelConfig
 
 
 class PlainModel:
-    """Weights in memory, fp32."""
+    """The model with its weights in memory, as fp32."""
 
     def __init__(self, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
-        """`weights` are by nanochat's names. ValueError where the era is a later one."""
+        """`weights` have nanochat's names. Raises ValueError for a checkpoint of a later era."""
         if not config.era.name.startswith("E1"):
             raise ValueError(
-                f"the plain model is of eras E1a and E1b alone, and this checkpoint is of {config.era.name}"
+                f"the plain model runs checkpoints of eras E1a and E1b only; this one is of era {config.era.name}"
             )
         self._config = config
         self._weights = {name: tensor.to(torch.float32, copy=True) for name, tensor in weights.items()}
         dim = config.head_dim
         frequencies = config.era.rope_base ** (-torch.arange(0, dim, 2, dtype=torch.float32) / dim)
         angles = torch.outer(torch.arange(config.sequence_len, dtype=torch.float32), frequencies)
-        # These eras round the table to bf16, on a CPU too.
+        # These eras round the table to bf16, even on a CPU.
         self._cosines, self._sines = (table.bfloat16().float() for table in (angles.cos(), angles.sin()))
 
     @torch.inference_mode()
     def logits(self, ids: Sequence[int]) -> Tensor:
-        """Logits (V,) of what follows `ids`."""
+        """Return the logits (V,) for the token after `ids`."""
         config = self._config
         x = _norm(F.embedding(torch.tensor(ids), self._weights["transformer.wte.weight"]))
         for i in range(config.n_layer):
@@ -46,7 +46,7 @@ class PlainModel:
         return config.softcap * torch.tanh(raw / config.softcap)
 
     def _attention(self, layer: str, h: Tensor) -> Tensor:
-        """What a layer adds to the stream for its normed input h (T, C)."""
+        """Return what the attention of a layer adds to the residual stream. `h` (T, C) is its normed input."""
         q, k, v = (self._linear(f"{layer}c_{part}", h).view(len(h), -1, self._config.head_dim) for part in "qkv")
         q, k = _norm(self._rotate(q)), _norm(self._rotate(k))
         q, k, v = (part.transpose(0, 1)[None] for part in (q, k, v))
@@ -55,7 +55,7 @@ class PlainModel:
         return self._linear(f"{layer}c_proj", y[0].transpose(0, 1).reshape(h.shape))
 
     def _rotate(self, x: Tensor) -> Tensor:
-        """Turn channels j and j + D/2 of x (T, heads, D) by minus the position's angle."""
+        """Rotate channels j and j + D/2 of x (T, heads, D) by minus the position's angle."""
         cosines, sines = self._cosines[: len(x), None], self._sines[: len(x), None]
         left, right = x.chunk(2, dim=-1)
         return torch.cat((left * cosines + right * sines, right * cosines - left * sines), dim=-1)

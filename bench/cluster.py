@@ -1,4 +1,4 @@
-"""A Redis, an API process and workers, started for a measurement and ended after it."""
+"""Starts a Redis server, an API process and workers for one measurement, and ends them after it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +14,12 @@ from pathlib import Path
 import httpx
 
 from bench.own_redis import OwnRedis
-from bench.processes import ROOT, START_S, Process, children, free_port, on_leash
-from bench.queue.sleeping_engine import STEP_MS
+from bench.processes import ROOT, START_S, Process, children, end_with_parent, free_port, resident_mb
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """What runs."""
+    """The running processes."""
 
     url: str
     api: Process
@@ -28,35 +27,47 @@ class Cluster:
 
     @property
     def resident_mb(self) -> dict[str, float]:
-        """Memory of each process, in MB; of workers the first one's."""
+        """Resident memory of the API process, of the first worker and of its engine process, in MB."""
         worker = self.workers[0].pid
-        found = {"api": self.api.pid, "worker": worker, "engine": next(iter(children(worker)))}
-        return {name: resident_mb(pid) for name, pid in found.items()}
+        pids = {"api": self.api.pid, "worker": worker, "engine": next(iter(children(worker)))}
+        return {name: resident_mb(pid) for name, pid in pids.items()}
 
 
 @contextmanager
 def cluster(
-    checkpoint: str, *, workers: int, slots: int, step_ms: float | None = None, threads: int = 0
+    checkpoint: str,
+    *,
+    workers: int,
+    slots: int,
+    threads: int = 0,
+    worker_module: str | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> Iterator[Cluster]:
-    """A running cluster with the settings that users have. With `step_ms` the workers' engines sleep so long a step."""
+    """Run a cluster. Settings that are not given here have their defaults.
+
+    `checkpoint` is a folder's path, or its name below checkpoints/. `worker_module` is a module that starts another
+    kind of worker (default: `celeriac worker`). `env` is added to the environment of all processes.
+
+    Raises RuntimeError with the output of a process that ends during the start, and TimeoutError.
+    """
     folder = Path(tempfile.mkdtemp(prefix="cel-"))
     redis = OwnRedis(folder, appendfsync="everysec")
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    env = {
+    settings = {
         "CELERIAC_REDIS_URL": redis.url,
         "CELERIAC_CHECKPOINT": checkpoint,
         "CELERIAC_CHECKPOINT_DIR": str(ROOT / "checkpoints"),
         "CELERIAC_SLOTS": str(slots),
         "CELERIAC_THREADS": str(threads),
         "CELERIAC_LOG_LEVEL": "warning",
-        **({} if step_ms is None else {STEP_MS: str(step_ms)}),
+        **(env or {}),
     }
-    worker = ["celeriac", "worker", "--checkpoint", checkpoint] if step_ms is None else ["bench.queue.sleeping_worker"]
+    worker = [worker_module] if worker_module else ["celeriac", "worker", "--checkpoint", checkpoint]
     started: list[Process] = []
 
     def start(name: str, *module: str) -> Process:
-        process = Process(name, [*on_leash(), sys.executable, "-m", *module], env=env, log_dir=folder)
+        process = Process(name, [*end_with_parent(), sys.executable, "-m", *module], env=settings, log_dir=folder)
         started.append(process)
         return process
 
@@ -64,7 +75,7 @@ def cluster(
         redis.start()
         api = start("api", "celeriac", "api", "--port", str(port))
         running = [start(f"worker-{number}", *worker) for number in range(workers)]
-        _until_served(url, workers, started)
+        _wait_for_workers(url, workers, started)
         yield Cluster(url, api, running)
     finally:
         for process in started:
@@ -73,15 +84,7 @@ def cluster(
         shutil.rmtree(folder)
 
 
-def resident_mb(pid: int) -> float:
-    """What a process holds in memory."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return round(int(line.split()[1]) / 1024, 1)
-    raise RuntimeError(f"the kernel tells no memory of process {pid}")
-
-
-def _until_served(url: str, workers: int, started: list[Process]) -> None:
+def _wait_for_workers(url: str, workers: int, started: list[Process]) -> None:
     deadline = time.monotonic() + START_S
     while True:
         for process in started:
@@ -92,5 +95,5 @@ def _until_served(url: str, workers: int, started: list[Process]) -> None:
             if answer.is_success and len(answer.json()["data"]) == workers:
                 return
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{workers} workers did not come up within {START_S:g} s")
+            raise TimeoutError(f"{workers} workers did not start within {START_S:g} s")
         time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""The rules of sampling read aloud, in plain Python: the slow twin of `worker.engine.sampling.torch_sampler`."""
+"""The rules of sampling in plain Python: a slow reference for `worker.engine.sampling`."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from worker.engine.request import SequenceRequest
 from worker.engine.sampling.philox import uniforms
 from worker.engine.vocabulary import Vocabulary
 
-#: Candidates closer than this are a near tie: in logits, and in shares of the whole.
+#: Candidates closer than this are a near tie: as a difference of logits, and as a share of the total probability.
 LOGIT_TIE = 1e-3
 SHARE_TIE = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """What is drawn, and how little would have had to be different for another id."""
+    """A drawn token, and how small a change would have drawn another one."""
 
     token: int
-    #: Difference of the logits of the last id that was kept, or chosen, and the next one; infinite where there is none.
+    #: Difference between the logits of the last id that was kept (or chosen) and of the next id; infinite if there is
+    #: no next id.
     logit_margin: float
-    #: Distance of the uniform number, or of top-p, from the next step of the cumulative distribution.
+    #: Distance of the uniform number, or of top-p, from the nearest step of the cumulative distribution.
     share_margin: float
 
     @property
@@ -32,34 +33,35 @@ class Draw:
 
 
 def slow_draw(logits: Rows[float], request: SequenceRequest, index: int, vocabulary: Vocabulary) -> Draw:
-    """The token of `index` (from 0) that follows `logits`."""
-    allowed = vocabulary.candidates(every_id=request.every_id, ignore_eos=request.sampling.ignore_eos)
+    """Draw the generated token number `index` (from 0), which follows `logits`."""
+    sampling = request.sampling
+    allowed = vocabulary.candidates(every_id=request.every_id, ignore_eos=sampling.ignore_eos)
     ids = sorted(
         (token for token in range(vocabulary.size) if allowed[token]), key=lambda token: (-logits[token], token)
     )
     highest = logits[ids[0]]
-    if request.sampling.temperature == 0:
+    if sampling.temperature == 0:
         return Draw(ids[0], highest - logits[ids[1]] if len(ids) > 1 else math.inf, math.inf)
     logit_margin = share_margin = math.inf
-    if request.sampling.top_k is not None and request.sampling.top_k < len(ids):
-        logit_margin = logits[ids[request.sampling.top_k - 1]] - logits[ids[request.sampling.top_k]]
-        ids = ids[: request.sampling.top_k]
-    weight = {token: math.exp((logits[token] - highest) / request.sampling.temperature) for token in ids}
-    if request.sampling.top_p is not None and request.sampling.top_p < 1:
+    if sampling.top_k is not None and sampling.top_k < len(ids):
+        logit_margin = logits[ids[sampling.top_k - 1]] - logits[ids[sampling.top_k]]
+        ids = ids[: sampling.top_k]
+    weight = {token: math.exp((logits[token] - highest) / sampling.temperature) for token in ids}
+    if sampling.top_p is not None and sampling.top_p < 1:
         total = math.fsum(weight.values())
         kept: list[int] = []
         share = 0.0
         for token in ids:
-            if kept and share >= request.sampling.top_p:
+            if kept and share >= sampling.top_p:
                 break
             kept.append(token)
             share += weight[token] / total
-            share_margin = min(share_margin, abs(share - request.sampling.top_p))
+            share_margin = min(share_margin, abs(share - sampling.top_p))
         if len(kept) < len(ids):
             logit_margin = min(logit_margin, logits[kept[-1]] - logits[ids[len(kept)]])
         ids = kept
     total = math.fsum(weight[token] for token in ids)
-    target = uniforms(request.sampling.seed or 0, index, 1)[0]
+    target = uniforms(sampling.seed or 0, index, 1)[0]
     chosen = None
     share = 0.0
     ids.sort()
