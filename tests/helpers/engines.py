@@ -21,6 +21,7 @@ from worker.engine.device import Device
 from worker.engine.engine import DecodingModel, Engine
 from worker.engine.kv.cache import KvCache
 from worker.engine.request import SequenceRequest
+from worker.engine.sequence import Sequence
 from worker.engine.torch.graph_decode import StaticDecode
 from worker.engine.torch.model import Model
 from worker.engine.vocabulary import Vocabulary
@@ -96,6 +97,25 @@ def request(name: str, prompt: tuple[int, ...] = (1, 2, 3), max_tokens: int = 8,
     """A request with defaults; greedy and never at an end before `max_tokens`, unless `fields` say otherwise."""
     fields.setdefault("ignore_eos", True)
     return sequence_request(id=name, prompt=prompt, max_tokens=max_tokens, **fields)  # type: ignore[arg-type]
+
+
+def run_until_done(running: Engine, sequence: Sequence) -> Sequence:
+    """Step an engine until one of its sequences has ended."""
+    while sequence.finish is None:
+        running.step()
+    return sequence
+
+
+def run_until_idle(running: Engine) -> None:
+    """Step an engine until it has no work left, and check that it then holds nothing."""
+    while running.has_work:
+        running.step()
+    running.check_idle()
+
+
+def decode(running: Engine, one: SequenceRequest) -> Sequence:
+    """Submit a request to an engine and return its sequence, which has ended."""
+    return run_until_done(running, running.add_request(one))
 
 
 class Tampered:

@@ -7,7 +7,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from tests.helpers.engines import engine, request
+from tests.helpers.engines import decode, engine, request
 from worker.engine.engine import DecodingModel
 from worker.engine.native.library import Matrix
 
@@ -42,5 +42,5 @@ def prompt_logits(decoding: DecodingModel, prompt: tuple[int, ...], *, chunk: in
             request(f"mate {mate}", tuple(position % 30 for position in range(1 + 9 * mate)), 60, every_id=True)
         )
         running.step()
-    one = running.add_request(request("one", prompt, 2, keep_prompt_logits=True, every_id=True)).wait()
+    one = decode(running, request("one", prompt, 2, keep_prompt_logits=True, every_id=True))
     return torch.tensor(one.prompt_logits)

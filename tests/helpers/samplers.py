@@ -53,6 +53,4 @@ def sequence(vocabulary: Vocabulary = TEXT, generated: tuple[int, ...] = (), **f
         uniforms=UniformStream(request.sampling.seed or 0),
         deadline=None,
         reported=0,
-        drive=lambda: None,
-        cancel=lambda _: None,
     )

@@ -140,8 +140,6 @@ class Engine:
             uniforms=UniformStream(request.sampling.seed or 0),
             deadline=None if request.time_limit_s is None else self._clock() + request.time_limit_s,
             reported=len(request.generated),
-            drive=self.step,
-            cancel=self.abort,
         )
         self._scheduler.add(sequence)
         self._sequences[request.id] = sequence

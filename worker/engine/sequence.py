@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from tasks.generation import FinishReason
@@ -34,10 +33,6 @@ class Sequence:
     extent: Extent | None = None
     #: Tokens that were reported to the caller.
     reported: int
-    #: One step of the engine that it was submitted to.
-    drive: Callable[[], object]
-    #: Its own abort at that engine.
-    cancel: Callable[[str], None]
 
     @property
     def id(self) -> str:
@@ -62,13 +57,3 @@ class Sequence:
         """The id at `position`, counted from the beginning of the prompt."""
         prompt = self.request.prompt
         return prompt[position] if position < len(prompt) else self.tokens[position - len(prompt)]
-
-    def wait(self) -> Sequence:
-        """Step the engine until this sequence is over. For programs of one thread that own the engine."""
-        while self.finish is None:
-            self.drive()
-        return self
-
-    def abort(self) -> None:
-        """End it before the next step, keeping its tokens; nothing happens if it is over."""
-        self.cancel(self.id)

@@ -11,7 +11,7 @@ import pytest
 from torch import Tensor
 
 from tasks.generation import FinishReason
-from tests.helpers.engines import Tampered, engine, model, request
+from tests.helpers.engines import Tampered, decode, engine, model, request, run_until_done
 from worker.engine.batch import Batch
 from worker.engine.engine import DecodingModel
 from worker.engine.kv.cache import KvCache
@@ -26,7 +26,7 @@ DEADLINE_S = 30.0
 
 
 def undisturbed(folder: str, one: SequenceRequest) -> list[int]:
-    return engine(model(folder)).add_request(replace(one, alone=0)).wait().tokens
+    return decode(engine(model(folder)), replace(one, alone=0)).tokens
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -75,7 +75,7 @@ def test_time_limits_and_aborts_of_the_others_hold_meanwhile() -> None:
     updates = {update.id: update for update in decoding.step().updates}
     assert (updates["late"].finish, updates["unwanted"].finish) == (FinishReason.DEADLINE, FinishReason.CANCELLED)
     assert (len(late.tokens), len(unwanted.tokens), len(suspect.tokens)) == (1, 1, 2)
-    assert suspect.wait().finish is FinishReason.LENGTH
+    assert run_until_done(decoding, suspect).finish is FinishReason.LENGTH
     decoding.check_idle()
 
 
@@ -87,7 +87,7 @@ def test_one_that_ends_early_makes_way() -> None:
     assert mate.tokens == []
     decoding.abort("suspect")
     assert decoding.alone is None
-    assert mate.wait().finish is FinishReason.LENGTH
+    assert run_until_done(decoding, mate).finish is FinishReason.LENGTH
 
 
 def test_a_step_tells_what_it_runs_alone_also_what_it_has_just_admitted_or_ended() -> None:

@@ -18,7 +18,19 @@ from torch import Tensor
 
 from bench.engine.slow_sampling import LOGIT_TIE, slow_draw
 from tasks.generation import FinishReason
-from tests.helpers.engines import Tampered, checkpoint, engine, model, recorded_model, request, torch_model, vocabulary
+from tests.helpers.engines import (
+    Tampered,
+    checkpoint,
+    decode,
+    engine,
+    model,
+    recorded_model,
+    request,
+    run_until_done,
+    run_until_idle,
+    torch_model,
+    vocabulary,
+)
 from tests.helpers.reference import logits as reference_logits
 from tests.helpers.requests import changed, sequence_request
 from worker.engine.batch import Batch
@@ -43,12 +55,6 @@ def assert_same_as_the_twins(folder: str, sequence: Sequence) -> None:
     for index, token in enumerate(tokens):
         draw = slow_draw(logits[index].tolist(), one, index, words)
         assert token == draw.token or draw.near_tie, f"token {index} of {one}: {token} for {draw}"
-
-
-def finish_all(decoding: Engine) -> None:
-    while decoding.has_work:
-        decoding.step()
-    decoding.check_idle()
 
 
 @dataclass(frozen=True)
@@ -137,7 +143,7 @@ def test_a_resumed_sequence_goes_on_as_if_nothing_had_happened(
     folder: str, prompt: tuple[int, ...], temperature: float, seed: int, split: int, chunk: int
 ) -> None:
     whole = request("whole", prompt, 12, temperature=temperature, seed=seed)
-    tokens = engine(model(folder)).add_request(whole).wait().tokens
+    tokens = decode(engine(model(folder)), whole).tokens
     decoding = engine(model(folder), prefill_chunk_tokens=chunk)
     rest = decoding.add_request(replace(whole, generated=tuple(tokens[:split])))
     reported = [token for _ in range(80) if decoding.has_work for u in decoding.step().updates for token in u.tokens]
@@ -184,7 +190,7 @@ def test_nothing_is_computed_that_nobody_needs() -> None:
     decoding = engine(Tampered(model(E7), count), prefill_chunk_tokens=7)
     for name, length in (("a", 30), ("b", 1), ("c", 16)):
         decoding.add_request(request(name, (1,) * length, 5))
-    finish_all(decoding)
+    run_until_idle(decoding)
     assert positions == (30 + 4) + (1 + 4) + (16 + 4)
     assert rows == 15
 
@@ -192,12 +198,12 @@ def test_nothing_is_computed_that_nobody_needs() -> None:
 def test_a_stop_string_that_began_in_an_earlier_attempt_is_found() -> None:
     words = vocabulary(model(SEED).config)
     one = request("a", (3, 1, 4), 12)
-    tokens = engine(model(SEED)).add_request(one).wait().tokens
+    tokens = decode(engine(model(SEED)), one).tokens
     stop = words.spell(tokens[4:7])
     first = next(n for n in range(13) if stop in words.spell(tokens[:n]))
     for split in range(first):
         resumed = changed(one, stop=(stop.decode(),), generated=tuple(tokens[:split]))
-        sequence = engine(model(SEED)).add_request(resumed).wait()
+        sequence = decode(engine(model(SEED)), resumed)
         assert (sequence.finish, sequence.tokens) == (FinishReason.STOP, tokens[:first])
 
 
@@ -215,19 +221,19 @@ def steer(*script: int) -> Tampered:
 
 def test_a_stop_id_ends_the_text_and_is_no_part_of_it() -> None:
     stop = next(iter(vocabulary(model(SEED).config).stop_ids))
-    ended = engine(steer(5, 6, stop, 5)).add_request(request("a", (1,), 4, ignore_eos=False)).wait()
+    ended = decode(engine(steer(5, 6, stop, 5)), request("a", (1,), 4, ignore_eos=False))
     assert (ended.finish, ended.tokens) == (FinishReason.STOP, [5, 6])
-    ignored = engine(steer(5, 6, stop, 5)).add_request(request("a", (1,), 4)).wait()
+    ignored = decode(engine(steer(5, 6, stop, 5)), request("a", (1,), 4))
     assert (ignored.finish, ignored.tokens) == (FinishReason.LENGTH, [5, 6, 0, 5])
-    every = engine(steer(5, 6, stop, 5)).add_request(request("a", (1,), 4, every_id=True)).wait()
+    every = decode(engine(steer(5, 6, stop, 5)), request("a", (1,), 4, every_id=True))
     assert (every.finish, every.tokens) == (FinishReason.LENGTH, [5, 6, stop, 5])
 
 
 def test_the_newline_of_stop_on_newline_is_the_last_token() -> None:
     newline = 7
-    ended = engine(steer(5, newline, 6, 6)).add_request(request("a", (1,), 4, stop_on_newline=True)).wait()
+    ended = decode(engine(steer(5, newline, 6, 6)), request("a", (1,), 4, stop_on_newline=True))
     assert (ended.finish, ended.tokens) == (FinishReason.NEWLINE, [5, newline])
-    kept = engine(steer(5, newline, 6, 6)).add_request(request("a", (1,), 4)).wait()
+    kept = decode(engine(steer(5, newline, 6, 6)), request("a", (1,), 4))
     assert (kept.finish, kept.tokens) == (FinishReason.LENGTH, [5, newline, 6, 6])
 
 
@@ -235,12 +241,12 @@ def test_the_memory_is_moved_together_when_it_is_in_pieces() -> None:
     decoding = engine(model(E7), slots=3, kv_tokens=96)
     short = [decoding.add_request(request(name, (1, 2, 3), length)) for name, length in (("a", 3), ("b", 20), ("c", 3))]
     long = decoding.add_request(request("long", tuple(range(40)), 10))
-    short[0].wait()
+    run_until_done(decoding, short[0])
     assert short[1].finish is None
     assert long.extent is None
     decoding.step()
     assert long.extent is not None, "what fits by the sum is admitted at once"
-    finish_all(decoding)
+    run_until_idle(decoding)
     for sequence in (*short, long):
         assert_same_as_the_twins(E7, sequence)
 
@@ -250,16 +256,15 @@ def test_aborting_frees_the_row_and_keeps_the_tokens() -> None:
     running, waiting, next_one = (decoding.add_request(request(name, (1, 2), 40)) for name in "abc")
     for _ in range(3):
         decoding.step()
-    running.abort()
-    waiting.abort()
-    decoding.abort("nobody")
+    for sequence_id in (running.id, waiting.id, "unknown"):
+        decoding.abort(sequence_id)
     updates = {update.id: update for update in decoding.step().updates}
     assert (updates["a"].tokens, updates["a"].finish) == ((), FinishReason.CANCELLED)
     assert updates["b"].finish is FinishReason.CANCELLED
     assert len(updates["c"].tokens) == 1, "the row is taken in the same step"
     assert (len(running.tokens), waiting.tokens) == (3, [])
-    next_one.abort()
-    finish_all(decoding)
+    decoding.abort(next_one.id)
+    run_until_idle(decoding)
     assert decoding.free_kv_tokens == decoding.budget.capacity
 
 
@@ -276,7 +281,7 @@ def test_a_time_limit_ends_running_and_waiting_sequences() -> None:
     now = 105.0
     decoding.step()
     assert (running.finish, len(running.tokens)) == (FinishReason.DEADLINE, 2)
-    assert unlimited.wait().finish is FinishReason.LENGTH
+    assert run_until_done(decoding, unlimited).finish is FinishReason.LENGTH
 
 
 def test_the_logits_after_the_prompt_are_kept_also_when_a_sequence_is_resumed() -> None:
@@ -286,9 +291,9 @@ def test_the_logits_after_the_prompt_are_kept_also_when_a_sequence_is_resumed() 
     for generated in ((), (4, 5, 6)):
         one = request("a", prompt, 6, generated=generated, keep_prompt_logits=True)
         for chunk in (1, 20, 21, 100):
-            sequence = engine(model(E7), prefill_chunk_tokens=chunk).add_request(one).wait()
+            sequence = decode(engine(model(E7), prefill_chunk_tokens=chunk), one)
             torch.testing.assert_close(torch.tensor(sequence.prompt_logits), expected, atol=LOGIT_TIE, rtol=0)
-    assert engine(model(E7)).add_request(request("b", prompt, 2)).wait().prompt_logits is None
+    assert decode(engine(model(E7)), request("b", prompt, 2)).prompt_logits is None
 
 
 @pytest.mark.parametrize(
@@ -319,7 +324,7 @@ def test_what_can_never_run_is_refused_and_leaves_no_trace(fields: dict[str, obj
     decoding.add_request(request("taken"))
     with pytest.raises(ValueError, match=message):
         decoding.add_request(changed(request("a"), **fields))
-    finish_all(decoding)
+    run_until_idle(decoding)
 
 
 def test_a_vocabulary_without_text_needs_every_id() -> None:
@@ -328,7 +333,7 @@ def test_a_vocabulary_without_text_needs_every_id() -> None:
     decoding = Engine(model(SEED), bare, slots=1, kv_tokens=256, prefill_chunk_tokens=8)
     with pytest.raises(ValueError, match="no id with text"):
         decoding.add_request(request("a"))
-    assert len(decoding.add_request(request("a", every_id=True)).wait().tokens) == 8
+    assert len(decode(decoding, request("a", every_id=True)).tokens) == 8
 
 
 def test_a_vocabulary_of_another_size_is_refused() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers.engines import Narrow, checkpoint, vocabulary
+from tests.helpers.engines import Narrow, checkpoint, decode, run_until_done, vocabulary
 from tests.helpers.requests import sequence_request
 from worker.engine import device as devices
 from worker.engine.device import Device, physical_cores
@@ -84,8 +84,8 @@ def test_the_form_that_a_gpu_runs_is_near_the_exact_one(folder: str) -> None:
         )
         others = engine.add_request(sequence_request(id="b", prompt=(1, 2), max_tokens=9))
         prompt = tuple(range(30))
-        one = engine.add_request(sequence_request(id="a", prompt=prompt, max_tokens=4, keep_prompt_logits=True)).wait()
-        others.wait()
+        one = decode(engine, sequence_request(id="a", prompt=prompt, max_tokens=4, keep_prompt_logits=True))
+        run_until_done(engine, others)
         engine.step()
         logits.append(torch.tensor(one.prompt_logits))
     error = (logits[0] - logits[1]).abs()

@@ -11,10 +11,20 @@ import torch
 from torch import Tensor
 
 from tasks.generation import FinishReason
-from tests.helpers.engines import Tampered, engine, model, recorded_model, request, torch_model
+from tests.helpers.engines import (
+    Tampered,
+    decode,
+    engine,
+    model,
+    recorded_model,
+    request,
+    run_until_done,
+    run_until_idle,
+    torch_model,
+)
 from worker.engine.batch import Batch
 from worker.engine.device import Device
-from worker.engine.engine import DecodingModel, Engine
+from worker.engine.engine import DecodingModel
 from worker.engine.request import SequenceRequest
 
 E7 = "E7/step_000101"
@@ -22,13 +32,7 @@ POISON = 11
 
 
 def undisturbed(one: SequenceRequest) -> list[int]:
-    return engine(model(E7)).add_request(one).wait().tokens
-
-
-def finish_all(decoding: Engine) -> None:
-    while decoding.has_work:
-        decoding.step()
-    decoding.check_idle()
+    return decode(engine(model(E7)), one).tokens
 
 
 def raise_at_poison(batch: Batch, logits: Tensor) -> Tensor:
@@ -42,7 +46,7 @@ def test_the_sequence_that_makes_a_step_raise_fails_alone(caplog: pytest.LogCapt
     decoding = engine(Tampered(model(E7), raise_at_poison))
     sequences = [decoding.add_request(one) for one in (*healthy, request("poison", (4, POISON, 6)))]
     with caplog.at_level(logging.WARNING):
-        finish_all(decoding)
+        run_until_idle(decoding)
     assert sequences[-1].finish is FinishReason.ERROR
     assert sequences[-1].error == "RuntimeError: an illegal instruction"
     for sequence, one in zip(sequences, healthy, strict=False):
@@ -64,7 +68,7 @@ def test_a_step_that_raises_once_costs_nobody_anything() -> None:
     requests = [request("a", (1, 2, 3)), request("b", tuple(range(40)), 12, temperature=1.0, seed=5)]
     decoding = engine(Tampered(model(E7), raise_once))
     sequences = [decoding.add_request(one) for one in requests]
-    finish_all(decoding)
+    run_until_idle(decoding)
     assert [sequence.tokens for sequence in sequences] == [undisturbed(one) for one in requests]
 
 
@@ -89,7 +93,7 @@ def test_a_device_that_is_lost_is_not_blamed_on_a_sequence(monkeypatch: pytest.M
     decoding = engine(Tampered(model(E7), raise_at_poison))
     sequence = decoding.add_request(request("poison", (POISON, 1)))
     with pytest.raises(RuntimeError, match="illegal instruction"):
-        sequence.wait()
+        run_until_done(decoding, sequence)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -104,7 +108,7 @@ def test_logits_that_are_not_finite_end_their_row_alone(temperature: float, bad:
     decoding = engine(Tampered(model(E7), spoil))
     sequence = decoding.add_request(healthy)
     poison = decoding.add_request(request("poison", (POISON, 6), temperature=temperature))
-    finish_all(decoding)
+    run_until_idle(decoding)
     assert (poison.finish, poison.error, poison.tokens) == (FinishReason.ERROR, "the model's logits are not finite", [])
     assert sequence.tokens == undisturbed(healthy)
 
@@ -122,7 +126,7 @@ def test_figures_that_are_not_finite_never_reach_another_sequence_through_the_ca
     for keys, values in decoding._cache.layers:
         for figures in (keys, values):
             figures[:, extent.start : extent.start + extent.filled] = torch.nan
-    finish_all(decoding)
+    run_until_idle(decoding)
     assert spoilt.finish is FinishReason.ERROR
     for sequence in (before, after):
         assert sequence.tokens == undisturbed(sequence.request)
@@ -130,7 +134,7 @@ def test_figures_that_are_not_finite_never_reach_another_sequence_through_the_ca
     heirs = [
         decoding.add_request(request(name, tuple(range(length)), 12)) for name, length in (("d", 9), ("e", 2), ("f", 9))
     ]
-    finish_all(decoding)
+    run_until_idle(decoding)
     for heir in heirs:
         assert heir.tokens == undisturbed(heir.request)
 

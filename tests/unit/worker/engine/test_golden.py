@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tasks.generation import FinishReason
-from tests.helpers.engines import FOLDERS, GOLDEN, checkpoint, model, recorded_model, torch_model
+from tests.helpers.engines import FOLDERS, GOLDEN, checkpoint, model, recorded_model, run_until_done, torch_model
 from tests.helpers.requests import sequence_request
 from worker.engine.device import Device
 from worker.engine.engine import DecodingModel, Engine
@@ -69,7 +69,7 @@ def assert_agreement(folder: str, decoding: DecodingModel, chunk: int) -> None:
         for number, case in enumerate(cases)
     ]
     for sequence, case in zip(sequences, cases, strict=True):
-        assert sequence.wait().finish is FinishReason.LENGTH
+        assert run_until_done(engine, sequence).finish is FinishReason.LENGTH
         torch.testing.assert_close(
             torch.tensor(sequence.prompt_logits), torch.tensor(case["last_logits"]), atol=LOGITS_WITHIN, rtol=0
         )

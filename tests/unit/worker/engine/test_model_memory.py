@@ -28,7 +28,6 @@ from worker.engine.engine import Engine
 from worker.engine.backends import load_weights
 from worker.engine.torch.model import Model
 from tests.helpers.requests import sequence_request
-from tests.helpers.requests import sequence_request
 from worker.engine.vocabulary import Vocabulary
 
 def memory():
@@ -52,13 +51,15 @@ model = form(checkpoint.config, checkpoint.weights, device)
 over.set()
 watcher.join()
 engine = Engine(model, Vocabulary.without_text(32768), slots=1, kv_tokens=256, prefill_chunk_tokens=64)
-tokens = engine.add_request(sequence_request(id="a", prompt=(1, 2), max_tokens=2, every_id=True)).wait().tokens
+sequence = engine.add_request(sequence_request(id="a", prompt=(1, 2), max_tokens=2, every_id=True))
+while engine.has_work:
+    engine.step()
 print(json.dumps({
     "anonymous": max(peak["anonymous"] for peak in peaks) - before["anonymous"],
     "all": max(peak["anonymous"] + peak["mapped"] for peak in peaks) - sum(before.values()),
     "after": memory()["anonymous"] - before["anonymous"],
     "weights": sum(weight.nbytes for weight in checkpoint.weights.values()),
-    "tokens": tokens,
+    "tokens": sequence.tokens,
 }))
 """
 

@@ -30,8 +30,6 @@ def sequence(name: str, prompt: int, answer: int, *, alone: int = 0, resumed: in
         uniforms=UniformStream(0),
         deadline=None,
         reported=0,
-        drive=lambda: None,
-        cancel=lambda _: None,
     )
 
 

@@ -232,13 +232,13 @@ def test_a_count_that_was_asked_for_is_kept() -> None:
 def test_a_process_that_was_forked_starts_its_own_threads() -> None:
     program = (
         "import os, torch\n"
-        "from tests.helpers.engines import engine, model, request\n"
+        "from tests.helpers.engines import decode, engine, model, request\n"
         "torch.set_num_threads(2)\n"
         f"decoding = model({FOLDERS[0]!r})\n"
-        "tokens = [engine(decoding).add_request(request('a')).wait().tokens for _ in range(3)][0]\n"
+        "tokens = [decode(engine(decoding), request('a')).tokens for _ in range(3)][0]\n"
         "child = os.fork()\n"
         "if not child:\n"
-        "    os._exit(engine(decoding).add_request(request('a')).wait().tokens != tokens)\n"
+        "    os._exit(decode(engine(decoding), request('a')).tokens != tokens)\n"
         "os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60, cwd=ROOT)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers.engines import engine, model, request
+from tests.helpers.engines import engine, model, request, run_until_done
 from tests.helpers.samplers import KINDS, drawn, kernels_for, native_sampler, sequence, torch_sampler
 from worker.engine.device import Device
 from worker.engine.sampling.native_sampler import NativeSampler
@@ -188,7 +188,7 @@ def test_an_engine_draws_the_same_with_either(monkeypatch: pytest.MonkeyPatch) -
         sequences = [
             running.add_request(request(f"{seed}", (1, 2), 20, temperature=1.0, seed=seed)) for seed in range(6)
         ]
-        return [one.wait().tokens for one in sequences]
+        return [run_until_done(running, one).tokens for one in sequences]
 
     native = texts()
     monkeypatch.setattr("worker.engine.device.library", lambda: None)

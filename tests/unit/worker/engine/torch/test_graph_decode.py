@@ -14,7 +14,17 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.shapes import random_weights
-from tests.helpers.engines import FOLDERS, Narrow, Tampered, checkpoint, engine, recorded_model, request, torch_model
+from tests.helpers.engines import (
+    FOLDERS,
+    Narrow,
+    Tampered,
+    checkpoint,
+    decode,
+    engine,
+    recorded_model,
+    request,
+    torch_model,
+)
 from tests.helpers.tape import Tape
 from worker.engine.architecture.config import ModelConfig
 from worker.engine.architecture.era import ERAS
@@ -163,13 +173,13 @@ def test_the_angles_stay_where_a_record_reads_them() -> None:
         softcap=era.softcap,
     )
     model = Model.load(config, random_weights(2, 16, 32), Device("cpu"))
-    tokens = engine(model).add_request(request("a", (1,), 300)).wait().tokens
+    tokens = decode(engine(model), request("a", (1,), 300)).tokens
     model = Model.load(config, random_weights(2, 16, 32), Device("cpu"))
     running = engine(StaticDecode(model, Tape.record), prefill_chunk_tokens=1024)
-    running.add_request(request("b")).wait()
+    decode(running, request("b"))
     address = model.rope._table.data_ptr()
-    assert running.add_request(request("a", (1,), 300)).wait().tokens == tokens
-    running.add_request(request("c", (1,) * 900)).wait()
+    assert decode(running, request("a", (1,), 300)).tokens == tokens
+    decode(running, request("c", (1,) * 900))
     assert model.rope._table.data_ptr() == address
 
 
@@ -337,8 +347,8 @@ def test_a_device_with_graphs_captures_behind_a_run_on_a_stream_of_its_own(
     monkeypatch.setattr(Device, "graphs", True)
     found = checkpoint(E7)
     running = engine(load_weights(found.config, found.weights, Device("cpu")))
-    tokens = running.add_request(request("a", (1,), 5)).wait().tokens
-    assert tokens == engine(torch_model(E7)).add_request(request("a", (1,), 5)).wait().tokens
+    tokens = decode(running, request("a", (1,), 5)).tokens
+    assert tokens == decode(engine(torch_model(E7)), request("a", (1,), 5)).tokens
     assert fake_cuda == [
         "side waits for main",
         "on side",
