@@ -6,12 +6,11 @@ Our kernels are built for a kind of processor, and are told it where they are lo
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
+from dataclasses import replace
 
 from worker.engine.device import Device
-from worker.engine.native.library import built, opened
 
 #: By kinds of `worker.engine.native.library`.
 LIMITS = {
@@ -35,10 +34,4 @@ def begin_anew_as(kind: str) -> None:
 def older_device(kind: str, *, threads: int) -> Device:
     """This processor with the kernels of another `kind`, and so many threads."""
 
-    class OlderDevice(Device):
-        @property
-        def kernels(self) -> ctypes.CDLL:
-            return opened(built(kind))
-
-    chosen = Device.choose("cpu", threads=threads)
-    return OlderDevice(chosen.kind, chosen.fixed_threads)
+    return replace(Device.choose("cpu", threads=threads), processor=kind)

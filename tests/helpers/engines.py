@@ -10,19 +10,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tests.helpers.fake_graph import FakeGraph
 from tests.helpers.requests import sequence_request
-from tests.helpers.tape import Tape
 from worker.checkpoints.folder import find
 from worker.checkpoints.formats import Checkpoint, load
 from worker.engine.architecture.config import ModelConfig
 from worker.engine.backends import load_weights
 from worker.engine.batch import Batch
+from worker.engine.decoding_model import DecodingModel
 from worker.engine.device import Device
-from worker.engine.engine import DecodingModel, Engine
+from worker.engine.engine import Engine
 from worker.engine.kv.cache import KvCache
 from worker.engine.request import SequenceRequest
 from worker.engine.sequence import Sequence
-from worker.engine.torch.graph_decode import StaticDecode
+from worker.engine.torch.graph_decode import GraphDecode
 from worker.engine.torch.model import Model
 from worker.engine.vocabulary import Vocabulary
 
@@ -55,9 +56,9 @@ def torch_model(folder: str) -> Model:
 
 
 @cache
-def recorded_model(folder: str) -> StaticDecode:
+def graph_model(folder: str) -> GraphDecode:
     """A reference checkpoint on the CPU as a GPU runs it, with tapes for graphs."""
-    return StaticDecode(torch_model(folder), Tape.record)
+    return GraphDecode(torch_model(folder), FakeGraph.capture)
 
 
 class Narrow(Device):
@@ -65,7 +66,7 @@ class Narrow(Device):
 
     dtype = torch.bfloat16
     packs = False
-    complex_products = False
+    uses_complex = False
 
 
 def vocabulary(config: ModelConfig) -> Vocabulary:

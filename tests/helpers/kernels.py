@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.helpers.engines import decode, engine, request
-from worker.engine.engine import DecodingModel
+from worker.engine.decoding_model import DecodingModel
 from worker.engine.native.library import Matrix
 
 

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from tests.helpers.requests import sequence_request
 from worker.engine.native.library import built, library, opened, processor_kinds
+from worker.engine.philox import UniformStream
 from worker.engine.sampling.native_sampler import NativeSampler
-from worker.engine.sampling.philox import UniformStream
-from worker.engine.sampling.torch_sampler import Sampler
+from worker.engine.sampling.sampler import Sampler
+from worker.engine.sampling.torch_sampler import TorchSampler
 from worker.engine.sequence import Sequence
-from worker.engine.stop_criteria import EndOfText
+from worker.engine.stop_criteria import StopCriteria
 from worker.engine.vocabulary import NO_TOKEN, Vocabulary
 
 #: Kinds of processor that this one is, where kernels can be built.
@@ -28,8 +29,8 @@ def kernels_for(kind: str) -> ctypes.CDLL:
     return opened(built(kind))
 
 
-def torch_sampler(vocabulary: Vocabulary) -> Sampler:
-    return Sampler(vocabulary, torch.device("cpu"))
+def torch_sampler(vocabulary: Vocabulary) -> TorchSampler:
+    return TorchSampler(vocabulary, torch.device("cpu"))
 
 
 def native_sampler(kind: str, vocabulary: Vocabulary) -> NativeSampler:
@@ -37,7 +38,7 @@ def native_sampler(kind: str, vocabulary: Vocabulary) -> NativeSampler:
     return NativeSampler(vocabulary, kernels_for(kind), fixed_threads=True)
 
 
-def drawn(sampler: Sampler | NativeSampler, logits: Tensor, batch: list[Sequence]) -> list[int | None]:
+def drawn(sampler: Sampler, logits: Tensor, batch: list[Sequence]) -> list[int | None]:
     """What a sampler draws; None where a row is not finite."""
     return [None if token == NO_TOKEN else token for token in sampler.draw(logits, batch).tolist()]
 
@@ -49,7 +50,7 @@ def sequence(vocabulary: Vocabulary = TEXT, generated: tuple[int, ...] = (), **f
     return Sequence(
         request=request,
         tokens=list(generated),
-        end_of_text=EndOfText(request, vocabulary),
+        stop_criteria=StopCriteria(request, vocabulary),
         uniforms=UniformStream(request.sampling.seed or 0),
         deadline=None,
         reported=0,

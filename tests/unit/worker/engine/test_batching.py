@@ -23,8 +23,8 @@ from tests.helpers.engines import (
     checkpoint,
     decode,
     engine,
+    graph_model,
     model,
-    recorded_model,
     request,
     run_until_done,
     run_until_idle,
@@ -34,7 +34,8 @@ from tests.helpers.engines import (
 from tests.helpers.reference import logits as reference_logits
 from tests.helpers.requests import changed, sequence_request
 from worker.engine.batch import Batch
-from worker.engine.engine import DecodingModel, Engine
+from worker.engine.decoding_model import DecodingModel
+from worker.engine.engine import Engine
 from worker.engine.request import SequenceRequest
 from worker.engine.sequence import Sequence
 
@@ -88,7 +89,7 @@ def arrivals(vocab_size: int) -> st.SearchStrategy[list[Arrival]]:
 
 
 @pytest.mark.parametrize("folder", [SEED, E7])
-@pytest.mark.parametrize("load", [model, torch_model, recorded_model])
+@pytest.mark.parametrize("load", [model, torch_model, graph_model])
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_any_order_of_arrival_gives_everybody_their_own_tokens(
@@ -265,7 +266,7 @@ def test_aborting_frees_the_row_and_keeps_the_tokens() -> None:
     assert (len(running.tokens), waiting.tokens) == (3, [])
     decoding.abort(next_one.id)
     run_until_idle(decoding)
-    assert decoding.free_kv_tokens == decoding.budget.capacity
+    assert decoding.free_kv_tokens == decoding.kv_budget.capacity
 
 
 def test_a_time_limit_ends_running_and_waiting_sequences() -> None:
@@ -300,13 +301,13 @@ def test_the_logits_after_the_prompt_are_kept_also_when_a_sequence_is_resumed() 
     ("fields", "message"),
     [
         ({"prompt": ()}, "the prompt has no tokens"),
-        ({"prompt": (1, 32)}, "within 0 to 31"),
-        ({"prompt": (-1,)}, "within 0 to 31"),
+        ({"prompt": (1, 32)}, "between 0 and 31"),
+        ({"prompt": (-1,)}, "between 0 and 31"),
         ({"max_tokens": 0}, "at least 1"),
-        ({"prompt": (1,) * 250, "max_tokens": 7}, "over the context of 256"),
+        ({"prompt": (1,) * 250, "max_tokens": 7}, "exceed the context of 256"),
         ({"prompt": (1,) * 150, "max_tokens": 100}, "there is room for 224"),
-        ({"generated": (1,) * 9}, "more than 8"),
-        ({"generated": (77,)}, "within 0 to 31"),
+        ({"generated": (1,) * 9}, "more than max_tokens 8"),
+        ({"generated": (77,)}, "between 0 and 31"),
         ({"temperature": -0.1}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
         ({"temperature": float("inf")}, "temperature"),
@@ -316,7 +317,7 @@ def test_the_logits_after_the_prompt_are_kept_also_when_a_sequence_is_resumed() 
         ({"seed": -1}, "seed"),
         ({"seed": 2**64}, "seed"),
         ({"stop": ("",)}, "must not be empty"),
-        ({"id": "taken"}, "a sequence 'taken' already"),
+        ({"id": "taken"}, "already a sequence 'taken'"),
     ],
 )
 def test_what_can_never_run_is_refused_and_leaves_no_trace(fields: dict[str, object], message: str) -> None:

@@ -28,7 +28,7 @@ def same_threads() -> Iterator[None]:
 
 def test_a_device_that_is_not_there_is_refused_by_name() -> None:
     missing = "mps" if torch.cuda.is_available() else "cuda"
-    with pytest.raises(ValueError, match=f"device '{missing}' is not there; this machine's torch has: .*cpu"):
+    with pytest.raises(ValueError, match=f"device '{missing}' is not available; this machine's torch has: .*cpu"):
         Device.choose(missing)  # type: ignore[arg-type]
 
 

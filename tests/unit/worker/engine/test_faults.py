@@ -15,16 +15,16 @@ from tests.helpers.engines import (
     Tampered,
     decode,
     engine,
+    graph_model,
     model,
-    recorded_model,
     request,
     run_until_done,
     run_until_idle,
     torch_model,
 )
 from worker.engine.batch import Batch
+from worker.engine.decoding_model import DecodingModel
 from worker.engine.device import Device
-from worker.engine.engine import DecodingModel
 from worker.engine.request import SequenceRequest
 
 E7 = "E7/step_000101"
@@ -52,7 +52,7 @@ def test_the_sequence_that_makes_a_step_raise_fails_alone(caplog: pytest.LogCapt
     for sequence, one in zip(sequences, healthy, strict=False):
         assert sequence.finish is FinishReason.LENGTH
         assert sequence.tokens == undisturbed(one)
-    assert "sequence poison failed alone" in caplog.text
+    assert "sequence poison failed again when it ran alone" in caplog.text
 
 
 def test_a_step_that_raises_once_costs_nobody_anything() -> None:
@@ -113,7 +113,7 @@ def test_logits_that_are_not_finite_end_their_row_alone(temperature: float, bad:
     assert sequence.tokens == undisturbed(healthy)
 
 
-@pytest.mark.parametrize("load", [model, torch_model, recorded_model])
+@pytest.mark.parametrize("load", [model, torch_model, graph_model])
 def test_figures_that_are_not_finite_never_reach_another_sequence_through_the_cache(
     load: Callable[[str], DecodingModel],
 ) -> None:
@@ -141,6 +141,6 @@ def test_figures_that_are_not_finite_never_reach_another_sequence_through_the_ca
 
 def test_the_engine_says_when_it_holds_something_while_idle() -> None:
     decoding = engine(model(E7))
-    decoding.budget.try_reserve(32)
+    decoding.kv_budget.try_reserve(32)
     with pytest.raises(RuntimeError, match="'reserved tokens': 32"):
         decoding.check_idle()

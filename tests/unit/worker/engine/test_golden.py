@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from tasks.generation import FinishReason
-from tests.helpers.engines import FOLDERS, GOLDEN, checkpoint, model, recorded_model, run_until_done, torch_model
+from tests.helpers.engines import FOLDERS, GOLDEN, checkpoint, graph_model, model, run_until_done, torch_model
 from tests.helpers.requests import sequence_request
+from worker.engine.decoding_model import DecodingModel
 from worker.engine.device import Device
-from worker.engine.engine import DecodingModel, Engine
+from worker.engine.engine import Engine
 from worker.engine.torch.model import Model
 from worker.engine.vocabulary import Vocabulary
 
@@ -30,7 +31,7 @@ def test_there_is_a_checkpoint_of_every_era() -> None:
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1024])
 @pytest.mark.parametrize("folder", FOLDERS)
-@pytest.mark.parametrize("load", [model, torch_model, recorded_model])
+@pytest.mark.parametrize("load", [model, torch_model, graph_model])
 def test_an_era_agrees_with_nanochat(load: Callable[[str], DecodingModel], folder: str, chunk: int) -> None:
     assert_agreement(folder, load(folder), chunk)
 

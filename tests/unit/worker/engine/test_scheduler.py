@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from tests.helpers.requests import sequence_request
 from worker.engine.kv.allocator import Extent
 from worker.engine.kv.budget import BLOCK_TOKENS, KvBudget
-from worker.engine.sampling.philox import UniformStream
+from worker.engine.philox import UniformStream
 from worker.engine.scheduler import Chunk, Scheduler
 from worker.engine.sequence import Sequence
-from worker.engine.stop_criteria import EndOfText
+from worker.engine.stop_criteria import StopCriteria
 from worker.engine.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(4, (b"a",) * 4)
@@ -26,7 +26,7 @@ def sequence(name: str, prompt: int, answer: int, *, alone: int = 0, resumed: in
     return Sequence(
         request=request,
         tokens=list(request.generated),
-        end_of_text=EndOfText(request, VOCABULARY),
+        stop_criteria=StopCriteria(request, VOCABULARY),
         uniforms=UniformStream(0),
         deadline=None,
         reported=0,
@@ -113,9 +113,9 @@ def test_removing_a_waiting_sequence_gives_nothing_back_and_a_running_one_its_me
     policy.add(b)
     admit(policy)
     policy.remove(b)
-    assert policy.budget.free == 0
+    assert policy.kv_budget.free == 0
     policy.remove(a)
-    assert policy.budget.free == 2 * BLOCK_TOKENS
+    assert policy.kv_budget.free == 2 * BLOCK_TOKENS
 
 
 def ids(chunks: list[Chunk]) -> list[str]:
@@ -137,7 +137,7 @@ def test_a_sequence_that_is_to_be_alone_has_the_steps_for_itself_and_the_others_
         ("suspect", 12, 1, True),
     ]
     assert (mate.cached, len(mate.tokens)) == (3, 1), "it keeps what it has"
-    assert policy.alone is None
+    assert policy.suspect is None
     assert ids(run(policy)) == ["mate", "suspect", "late"]
 
 
@@ -157,9 +157,9 @@ def test_of_two_that_are_to_be_alone_the_first_comes_first_and_makes_way_when_it
         policy.add(one)
     admit(policy)
     assert ids(run(policy)) == ["first"]
-    assert policy.alone is first
+    assert policy.suspect is first
     policy.remove(first)
-    assert policy.alone is second
+    assert policy.suspect is second
     assert ids(run(policy)) == ["second"]
     assert ids(run(policy)) == ["mate", "second"]
 
@@ -181,13 +181,13 @@ def test_everybody_is_served_in_bounded_steps_and_the_bounds_hold(
     bound = sum(prompt + answer for prompt, answer, _ in sizes)
     for _ in range(bound):
         order += admit(policy)
-        planned = policy.running if policy.alone is None else [policy.alone]
+        planned = policy.running if policy.suspect is None else [policy.suspect]
         ready = {one.id for one in planned if one.length - one.cached == 1}
         chunks = run(policy)
         assert {chunk.sequence for chunk in chunks} <= {*planned}
         assert chunks, "as long as there is work, a step does some"
         assert len(policy.running) <= slots
-        assert 0 <= policy.budget.free <= 6 * BLOCK_TOKENS
+        assert 0 <= policy.kv_budget.free <= 6 * BLOCK_TOKENS
         assert sum(chunk.length for chunk in chunks if chunk.sequence.id not in ready) <= policy.prefill_chunk_tokens
         assert ready == {chunk.sequence.id for chunk in chunks[: len(ready)]}, "every decoding row decodes, first"
         for one in [*policy.running]:
@@ -196,4 +196,4 @@ def test_everybody_is_served_in_bounded_steps_and_the_bounds_hold(
         if not policy.running and not policy.waiting:
             break
     assert order == [str(number) for number in range(len(sizes))]
-    assert policy.budget.reserved == 0
+    assert policy.kv_budget.reserved == 0

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tasks.generation import FinishReason
 from tests.helpers.requests import sequence_request
-from worker.engine.stop_criteria import EndOfText, StopMatcher
+from worker.engine.stop_criteria import StopCriteria, StopMatcher
 from worker.engine.vocabulary import Vocabulary
 
 #: Ids 0 to 4 have text, 5 ends it, 6 is padding.
@@ -16,7 +16,7 @@ VOCABULARY = Vocabulary(7, (b"a", b"ab", b"\n", b"c\nd", b"", None, None), froze
 def finish_after(tokens: list[int], **fields: object) -> tuple[int, FinishReason | None]:
     """After how many tokens a text ends, and why."""
     fields.setdefault("max_tokens", 100)
-    end = EndOfText(sequence_request(id="s", prompt=(0,), **fields), VOCABULARY)  # type: ignore[arg-type]
+    end = StopCriteria(sequence_request(id="s", prompt=(0,), **fields), VOCABULARY)  # type: ignore[arg-type]
     for count, token in enumerate(tokens, 1):
         if (finish := end.push(token)) is not None:
             return count, finish
@@ -58,10 +58,10 @@ def test_stop_goes_before_newline_and_newline_before_length() -> None:
 
 def test_a_stop_id_is_an_ordinary_one_with_ignore_eos() -> None:
     request = sequence_request(id="s", prompt=(0,), max_tokens=9)
-    assert EndOfText(request, VOCABULARY).is_stop(5)
-    assert not EndOfText(request, VOCABULARY).is_stop(6)
+    assert StopCriteria(request, VOCABULARY).is_stop(5)
+    assert not StopCriteria(request, VOCABULARY).is_stop(6)
     ignoring = sequence_request(id="s", prompt=(0,), max_tokens=9, ignore_eos=True)
-    assert not EndOfText(ignoring, VOCABULARY).is_stop(5)
+    assert not StopCriteria(ignoring, VOCABULARY).is_stop(5)
 
 
 def test_candidates_are_ids_with_text_and_those_that_end_it() -> None:
@@ -78,5 +78,5 @@ def test_candidates_are_ids_with_text_and_those_that_end_it() -> None:
 def test_a_vocabulary_that_contradicts_itself_is_refused() -> None:
     with pytest.raises(ValueError, match="has 3 ids but texts for 1"):
         Vocabulary(3, (b"a",))
-    with pytest.raises(ValueError, match="not all within 0 to 0"):
+    with pytest.raises(ValueError, match="not all between 0 and 0"):
         Vocabulary(1, (b"a",), frozenset({1}))

@@ -21,8 +21,8 @@ from tests.helpers.kernels import multiply, packed, prompt_logits
 from worker.engine.architecture.config import ModelConfig
 from worker.engine.architecture.era import ERAS
 from worker.engine.backends import load_weights
+from worker.engine.decoding_model import DecodingModel
 from worker.engine.device import Device
-from worker.engine.engine import DecodingModel
 from worker.engine.native import library as libraries
 from worker.engine.native.library import build, library, opened, processor_kinds
 from worker.engine.native.model import NativeModel
@@ -142,7 +142,7 @@ def test_without_a_compiler_the_model_runs_on_torch(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr("worker.engine.device.library", libraries.library.__wrapped__)
+    monkeypatch.setattr("worker.engine.backends.library", libraries.library.__wrapped__)
     found = checkpoint(FOLDERS[0])
     with caplog.at_level(logging.WARNING):
         assert isinstance(load_weights(found.config, found.weights, CPU), Model)

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from tests.helpers.engines import engine, model, request, run_until_done
 from tests.helpers.samplers import KINDS, drawn, kernels_for, native_sampler, sequence, torch_sampler
+from worker.engine.backends import fastest_sampler
 from worker.engine.device import Device
+from worker.engine.philox import uniforms
 from worker.engine.sampling.native_sampler import NativeSampler
-from worker.engine.sampling.philox import uniforms
-from worker.engine.sampling.torch_sampler import Sampler, fastest_sampler
+from worker.engine.sampling.torch_sampler import TorchSampler
 from worker.engine.sequence import Sequence
 from worker.engine.vocabulary import Vocabulary
 
@@ -176,8 +177,8 @@ def test_a_uniform_number_below_one_always_finds_an_id_with_weight(kind: str) ->
 def test_the_device_decides_which_sampler_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     vocabulary = vocabulary_of(8)
     assert isinstance(fastest_sampler(vocabulary, Device("cpu")), NativeSampler)
-    monkeypatch.setattr("worker.engine.device.library", lambda: None)
-    assert isinstance(fastest_sampler(vocabulary, Device("cpu")), Sampler)
+    monkeypatch.setattr("worker.engine.backends.library", lambda: None)
+    assert isinstance(fastest_sampler(vocabulary, Device("cpu")), TorchSampler)
 
 
 def test_an_engine_draws_the_same_with_either(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +192,7 @@ def test_an_engine_draws_the_same_with_either(monkeypatch: pytest.MonkeyPatch) -
         return [run_until_done(running, one).tokens for one in sequences]
 
     native = texts()
-    monkeypatch.setattr("worker.engine.device.library", lambda: None)
+    monkeypatch.setattr("worker.engine.backends.library", lambda: None)
     assert texts() == native
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from bench.engine.slow_sampling import slow_draw
 from tests.helpers.samplers import KINDS, TEXT, drawn, native_sampler, sequence, torch_sampler
-from worker.engine.sampling.philox import UniformStream, philox4x32, uniforms
+from worker.engine.philox import UniformStream, philox4x32, uniforms
 from worker.engine.sampling.torch_sampler import invert_cdf
 from worker.engine.sequence import Sequence
 

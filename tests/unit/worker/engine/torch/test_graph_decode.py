@@ -21,21 +21,22 @@ from tests.helpers.engines import (
     checkpoint,
     decode,
     engine,
-    recorded_model,
+    graph_model,
     request,
     torch_model,
 )
-from tests.helpers.tape import Tape
+from tests.helpers.fake_graph import FakeGraph
 from worker.engine.architecture.config import ModelConfig
 from worker.engine.architecture.era import ERAS
 from worker.engine.backends import load_weights
 from worker.engine.batch import Batch
+from worker.engine.decoding_model import DecodingModel
 from worker.engine.device import Device
-from worker.engine.engine import DecodingModel, Engine
+from worker.engine.engine import Engine
 from worker.engine.kv.cache import KvCache
-from worker.engine.sampling.torch_sampler import Sampler
+from worker.engine.sampling.torch_sampler import TorchSampler
 from worker.engine.torch.cuda_graphs import Step
-from worker.engine.torch.graph_decode import Shape, StaticDecode
+from worker.engine.torch.graph_decode import GraphDecode, Shape
 from worker.engine.torch.model import Model
 
 E7 = "E7/step_000101"
@@ -50,7 +51,7 @@ class Counted:
 
     def record(self, step: Step) -> Step:
         self.records += 1
-        run = Tape.record(step)
+        run = FakeGraph.capture(step)
 
         def count() -> Tensor:
             self.runs += 1
@@ -75,14 +76,14 @@ def five_sequences(decoding: DecodingModel, *, each: int) -> Engine:
     return running
 
 
-@pytest.mark.parametrize("record", [lambda step: step, Tape.record], ids=["called", "taped"])
+@pytest.mark.parametrize("record", [lambda step: step, FakeGraph.capture], ids=["called", "taped"])
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_steps_of_fixed_shapes_give_the_logits_the_draws_and_the_cache_of_ordinary_ones(
     folder: str, record: Callable[[Step], Step]
 ) -> None:
     """Also where rows come and go, contexts pass a rung, and windows end."""
     model = torch_model(folder)
-    static = StaticDecode(model, record)
+    static = GraphDecode(model, record)
     logits: list[Tensor] = []
 
     def keep(batch: Batch, found: Tensor) -> Tensor:
@@ -103,7 +104,7 @@ def test_steps_of_fixed_shapes_give_the_logits_the_draws_and_the_cache_of_ordina
 
 def test_a_row_that_has_left_writes_no_more() -> None:
     """Its places may be another's by then."""
-    running = engine(recorded_model(E7), slots=4)
+    running = engine(graph_model(E7), slots=4)
     for number in range(4):
         running.add_request(request(str(number), (1, 2, 3), 20 - 4 * number))
     running.step()
@@ -111,13 +112,13 @@ def test_a_row_that_has_left_writes_no_more() -> None:
     while running.has_work:
         running.step()
         for extent in extents:
-            if extent is not None and extent not in running._cache.extents.used:
+            if extent is not None and extent not in running._cache.allocator.used:
                 assert not running._cache.memory[..., extent.start : extent.start + extent.size, :].any()
 
 
 def test_each_shape_is_recorded_once_and_steps_with_prompts_never() -> None:
     counted = Counted()
-    static = StaticDecode(torch_model(E7), counted.record)
+    static = GraphDecode(torch_model(E7), counted.record)
     shapes = set()
     prompts = 0
 
@@ -175,7 +176,7 @@ def test_the_angles_stay_where_a_record_reads_them() -> None:
     model = Model.load(config, random_weights(2, 16, 32), Device("cpu"))
     tokens = decode(engine(model), request("a", (1,), 300)).tokens
     model = Model.load(config, random_weights(2, 16, 32), Device("cpu"))
-    running = engine(StaticDecode(model, Tape.record), prefill_chunk_tokens=1024)
+    running = engine(GraphDecode(model, FakeGraph.capture), prefill_chunk_tokens=1024)
     decode(running, request("b"))
     address = model.rope._table.data_ptr()
     assert decode(running, request("a", (1,), 300)).tokens == tokens
@@ -183,17 +184,17 @@ def test_the_angles_stay_where_a_record_reads_them() -> None:
     assert model.rope._table.data_ptr() == address
 
 
-def on_tapes(folder: str) -> StaticDecode:
+def on_tapes(folder: str) -> GraphDecode:
     """What a GPU runs, on a CPU."""
     found = checkpoint(folder)
-    return StaticDecode(Model.load(found.config, found.weights, Narrow("cpu")), Tape.record)
+    return GraphDecode(Model.load(found.config, found.weights, Narrow("cpu")), FakeGraph.capture)
 
 
-def on_a_gpu(folder: str) -> StaticDecode:
+def on_a_gpu(folder: str) -> GraphDecode:
     """What a GPU runs, on a GPU."""
     found = checkpoint(folder)
     loaded = load_weights(found.config, found.weights, Device("cuda"))
-    assert isinstance(loaded, StaticDecode)
+    assert isinstance(loaded, GraphDecode)
     return loaded
 
 
@@ -203,7 +204,7 @@ gpu = pytest.param(on_a_gpu, marks=pytest.mark.skipif(not torch.cuda.is_availabl
 @pytest.mark.parametrize("load", [on_tapes, gpu])
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_in_a_gpus_number_format_too_a_recorded_step_is_that_of_the_model(
-    folder: str, load: Callable[[str], StaticDecode], caplog: pytest.LogCaptureFixture
+    folder: str, load: Callable[[str], GraphDecode], caplog: pytest.LogCaptureFixture
 ) -> None:
     static = load(folder)
     shadow = KvCache(static.config, 2048, static.device)
@@ -234,16 +235,16 @@ def test_what_cannot_be_recorded_is_told_once_and_runs_as_it_is(caplog: pytest.L
         tried += 1
         if tried > 2:
             raise RuntimeError("operation not permitted when stream is capturing")
-        return Tape.record(step)
+        return FakeGraph.capture(step)
 
-    static = StaticDecode(torch_model(E7), record)
+    static = GraphDecode(torch_model(E7), record)
     engines = [five_sequences(decoding, each=20) for decoding in (torch_model(E7), static)]
     with caplog.at_level(logging.WARNING):
         while engines[0].has_work:
             assert engines[0].step() == engines[1].step()
     assert tried == 3
     assert caplog.text.count("not permitted when stream is capturing") == 1
-    assert len(static._recorded) == 2
+    assert len(static._captured) == 2
 
 
 @pytest.mark.parametrize(
@@ -256,15 +257,15 @@ def test_what_cannot_be_recorded_is_told_once_and_runs_as_it_is(caplog: pytest.L
 )
 @pytest.mark.parametrize("inference", [True, False])
 def test_a_tape_refuses_what_a_graph_cannot_hold(step: Callable[[Tensor], Tensor], inference: bool) -> None:
-    with torch.inference_mode(inference), pytest.raises(RuntimeError, match="cannot be recorded"):
-        Tape.record(lambda: step(torch.arange(3.0)))
+    with torch.inference_mode(inference), pytest.raises(RuntimeError, match="cannot be captured"):
+        FakeGraph.capture(lambda: step(torch.arange(3.0)))
 
 
 @pytest.fixture(autouse=True)
 def the_sampler_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the processor has one of its own."""
     monkeypatch.setattr(
-        "worker.engine.engine.fastest_sampler", lambda vocabulary, device: Sampler(vocabulary, device.torch_device)
+        "worker.engine.engine.fastest_sampler", lambda vocabulary, device: TorchSampler(vocabulary, device.torch_device)
     )
 
 
@@ -285,7 +286,7 @@ class Crossings(TorchDispatchMode):
 def test_while_rows_decode_on_the_host_sends_uniform_numbers_and_nothing_else(
     temperature: float, sent: list[str]
 ) -> None:
-    running = engine(recorded_model(E7))
+    running = engine(graph_model(E7))
     for number in range(3):
         running.add_request(
             request(str(number), (1, 2, 3), 30, temperature=temperature, top_k=7, top_p=0.9, seed=number)
@@ -311,7 +312,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     class Graph:
         def __init__(self) -> None:
-            self.tape = Tape()
+            self.tape = FakeGraph()
 
         def replay(self) -> None:
             asked.append("replay")
@@ -343,8 +344,8 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_device_with_graphs_captures_behind_a_run_on_a_stream_of_its_own(
     fake_cuda: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Device, "kernels", None)
-    monkeypatch.setattr(Device, "graphs", True)
+    monkeypatch.setattr("worker.engine.backends.library", lambda: None)
+    monkeypatch.setattr(Device, "has_graphs", True)
     found = checkpoint(E7)
     running = engine(load_weights(found.config, found.weights, Device("cpu")))
     tokens = decode(running, request("a", (1,), 5)).tokens
@@ -359,4 +360,4 @@ def test_a_device_with_graphs_captures_behind_a_run_on_a_stream_of_its_own(
 
 
 def test_graphs_are_what_a_cuda_device_has() -> None:
-    assert [Device(kind).graphs for kind in ("cpu", "cuda", "mps")] == [False, True, False]
+    assert [Device(kind).has_graphs for kind in ("cpu", "cuda", "mps")] == [False, True, False]

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from tests.helpers.reference import norm
-from worker.engine.architecture.rope import Rope, pair_channels
 from worker.engine.device import Device
 from worker.engine.torch.linear import PACK_FROM_ELEMENTS, PackedLinear, PlainLinear, linear
 from worker.engine.torch.norm import rms_norm
+from worker.engine.torch.rope import Rope, pair_channels
 
 CPU = Device("cpu")
 
@@ -18,7 +18,7 @@ CPU = Device("cpu")
 class Real(Device):
     """A CPU that is as bad at complex numbers as some accelerators are."""
 
-    complex_products = False
+    uses_complex = False
 
 
 @pytest.mark.skipif(not CPU.packs, reason="this torch has no oneDNN")

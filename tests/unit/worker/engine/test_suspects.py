@@ -13,7 +13,7 @@ from torch import Tensor
 from tasks.generation import FinishReason
 from tests.helpers.engines import Tampered, decode, engine, model, request, run_until_done
 from worker.engine.batch import Batch
-from worker.engine.engine import DecodingModel
+from worker.engine.decoding_model import DecodingModel
 from worker.engine.kv.cache import KvCache
 from worker.engine.request import SequenceRequest
 from worker.engine_process.main import serve
@@ -48,7 +48,7 @@ def test_its_mates_wait_with_what_they_have_and_everybody_gets_their_own_tokens(
     whole = undisturbed(folder, request("whole", tuple(range(30)), 12))
     suspect = decoding.add_request(request("suspect", tuple(range(30)), 12, generated=tuple(whole[:4]), alone=3))
     rows.clear()
-    while decoding.alone == "suspect" or len(suspect.tokens) == 4:
+    while decoding.suspect == "suspect" or len(suspect.tokens) == 4:
         decoding.step()
     assert rows == [0, 0, 1, 1, 1], "a prompt of 34 tokens in chunks of 16, and two more tokens"
     assert len(suspect.tokens) == 4 + 3
@@ -86,7 +86,7 @@ def test_one_that_ends_early_makes_way() -> None:
     decoding.step()
     assert mate.tokens == []
     decoding.abort("suspect")
-    assert decoding.alone is None
+    assert decoding.suspect is None
     assert run_until_done(decoding, mate).finish is FinishReason.LENGTH
 
 
@@ -99,9 +99,9 @@ def test_a_step_tells_what_it_runs_alone_also_what_it_has_just_admitted_or_ended
     decoding.add_request(request("suspect", max_tokens=40, alone=40, time_limit_s=5.0))
     decoding.step(told.append)
     decoding.step(told.append)
-    assert decoding.alone is None, "it waits for the row that is free now"
+    assert decoding.suspect is None, "it waits for the row that is free now"
     decoding.step(told.append)
-    assert decoding.alone == "suspect"
+    assert decoding.suspect == "suspect"
     now = 105.0
     decoding.step(told.append)
     assert told == [None, None, "suspect", None]
