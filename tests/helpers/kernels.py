@@ -1,4 +1,4 @@
-"""The compiled kernels, called one by one."""
+"""Calls of single compiled kernels, and the logits after a prompt."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from worker.engine.native.library import Matrix
 
 
 def packed(kernels: ctypes.CDLL, *weights: Tensor, group: int = 0) -> Matrix:
-    """The packed matrix of some matrices one below the other; `group` 0: fp32, else int8."""
+    """The packed matrix of several matrices stacked by rows. `group` 0: fp32, else int8."""
     outputs, depth = sum(weight.shape[0] for weight in weights), weights[0].shape[1]
     matrix = Matrix(
         outputs, depth, kernels.celeriac_reserve(kernels.celeriac_packed_bytes(outputs, depth, group)), group
     )
-    at = 0
+    row = 0
     for weight in weights:
         kernels.celeriac_pack(
-            ctypes.byref(matrix), at, weight.data_ptr(), weight.shape[0], weight.dtype is torch.bfloat16, 2
+            ctypes.byref(matrix), row, weight.data_ptr(), weight.shape[0], weight.dtype is torch.bfloat16, 2
         )
-        at += weight.shape[0]
+        row += weight.shape[0]
     return matrix
 
 
@@ -35,7 +35,7 @@ def multiply(kernels: ctypes.CDLL, matrix: Matrix, x: Tensor, threads: int) -> T
 
 
 def prompt_logits(decoding: DecodingModel, prompt: tuple[int, ...], *, chunk: int, mates: int = 0) -> Tensor:
-    """The logits after a prompt that goes through the model in chunks, beside others that decode or prefill."""
+    """The logits after a prompt that is prefilled in chunks, while `mates` other sequences decode or prefill."""
     running = engine(decoding, slots=mates + 1, kv_tokens=4096, prefill_chunk_tokens=chunk)
     for mate in range(mates):
         running.add_request(

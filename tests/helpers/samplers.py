@@ -1,4 +1,4 @@
-"""Samplers of both kinds, and rows for them to draw for."""
+"""Samplers on torch and on compiled kernels, and sequences that they draw for."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from worker.engine.sequence import Sequence
 from worker.engine.stop_criteria import StopCriteria
 from worker.engine.vocabulary import NO_TOKEN, Vocabulary
 
-#: Kinds of processor that this one is, where kernels can be built.
+#: Kinds of processor that this machine supports; empty if kernels cannot be built.
 KINDS = [] if library() is None else processor_kinds()
 
 TEXT = Vocabulary(8, tuple(bytes([97 + i]) if i < 6 else None for i in range(8)), frozenset({6}))
@@ -34,17 +34,17 @@ def torch_sampler(vocabulary: Vocabulary) -> TorchSampler:
 
 
 def native_sampler(kind: str, vocabulary: Vocabulary) -> NativeSampler:
-    """One that takes as many threads as torch has now."""
+    """A sampler that uses as many threads as torch has now."""
     return NativeSampler(vocabulary, kernels_for(kind), fixed_threads=True)
 
 
 def drawn(sampler: Sampler, logits: Tensor, batch: list[Sequence]) -> list[int | None]:
-    """What a sampler draws; None where a row is not finite."""
+    """The ids that a sampler draws; None for rows that are not finite."""
     return [None if token == NO_TOKEN else token for token in sampler.draw(logits, batch).tolist()]
 
 
 def sequence(vocabulary: Vocabulary = TEXT, generated: tuple[int, ...] = (), **fields: object) -> Sequence:
-    """A sequence that has `generated` already, with a request of `fields`."""
+    """A sequence that has already generated `generated`, for a request with `fields`."""
     fields.setdefault("max_tokens", 100)
     request = sequence_request(id="s", prompt=(0,), generated=generated, **fields)  # type: ignore[arg-type]
     return Sequence(

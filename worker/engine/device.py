@@ -36,7 +36,7 @@ class Device:
     def choose(cls, name: Literal["auto", "cpu", "cuda", "mps"] = "auto", *, threads: int = 0) -> Device:
         """The named device, or the fastest available one for `auto`. Sets the number of torch's threads.
 
-        With `threads` 0 that is the number of physical cores, and steps may use fewer if that is faster. Raises
+        With `threads` 0 it is the number of physical cores, and steps may use fewer threads if that is faster. Raises
         ValueError if the named device is not available.
         """
         availability: dict[Kind, bool] = {
@@ -107,7 +107,7 @@ class Device:
         return torch.zeros(shape, dtype=self.dtype, device=self.torch_device)
 
     def is_fatal(self, error: Exception) -> bool:
-        """Whether this process can no longer use the device after `error`, as a CUDA context after a fault."""
+        """Whether this process can no longer use the device after `error`, such as after a fault in a CUDA context."""
         accelerator_error = getattr(torch, "AcceleratorError", None)  # since torch 2.8
         return accelerator_error is not None and isinstance(error, accelerator_error)
 

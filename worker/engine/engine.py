@@ -118,7 +118,7 @@ class Engine:
         self._sequences[request.id] = sequence
         for token in request.generated:
             if (finish := sequence.stop_criteria.push(token)) is not None:
-                self._end(sequence, finish)  # an earlier attempt generated every token, but its end was not recorded
+                self._end(sequence, finish)  # an earlier attempt generated all its tokens, but its end was not recorded
                 break
         return sequence
 
@@ -150,7 +150,7 @@ class Engine:
         return report
 
     def check_idle(self) -> None:
-        """Raise RuntimeError if the engine has no sequence and still holds something."""
+        """Raise RuntimeError if the engine still holds something. To be called when no sequence is left."""
         held = {
             "reserved tokens": self.kv_budget.reserved,
             "extents of the cache": len(self._cache.allocator.used),
@@ -161,6 +161,7 @@ class Engine:
             raise RuntimeError(f"the engine is idle and still holds {held}")
 
     def _end_overdue(self) -> None:
+        """End the sequences that have reached their time limit."""
         now = self._clock()
         for sequence in [*self._sequences.values()]:
             if sequence.deadline is not None and now >= sequence.deadline:

@@ -1,8 +1,8 @@
-"""The same request gives the same ids alone, in any batch, in chunks or not, with a cache or without one.
+"""A request gives the same ids alone, in any batch, with or without chunked prefill, with or without a cache.
 
-Logits differ by rounding with the shape of a batch, so two candidates that are closer than that may be exchanged. Each
-token is therefore held against the slow twins of the model and of the sampler, given the tokens before it, and a
-difference is allowed only where they prove such a near tie.
+The rounding of logits depends on the shape of the batch, so two candidates that are closer than that may be swapped.
+Each token is therefore compared with the slow references of the model and of the sampler, given the tokens before it. A
+difference is allowed only if they prove such a near tie.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ from worker.engine.sequence import Sequence
 SEED, E7 = "E1b-seed/step_000102", "E7/step_000101"
 
 
-def assert_same_as_the_twins(folder: str, sequence: Sequence) -> None:
-    """Every token is the one that the slow twins choose after the tokens before it, near ties aside."""
+def assert_same_as_the_references(folder: str, sequence: Sequence) -> None:
+    """Every token is the one that the slow references choose after the tokens before it, except near ties."""
     found, one = checkpoint(folder), sequence.request
     words = vocabulary(found.config)
     tokens = list(sequence.tokens)
     if sequence.finish is FinishReason.STOP and not one.sampling.stop:
-        tokens.append(next(iter(words.stop_ids)))  # which one is drawn is known, as there is only one
+        tokens.append(next(iter(words.stop_ids)))  # there is only one, so it is the one that was drawn
     if not tokens:
         return
     logits = reference_logits(found.config, found.weights, [*one.prompt, *tokens[:-1]])[len(one.prompt) - 1 :]
@@ -60,7 +60,7 @@ def assert_same_as_the_twins(folder: str, sequence: Sequence) -> None:
 
 @dataclass(frozen=True)
 class Arrival:
-    """A request, the step at which it comes, and the step at which it is aborted, if it is."""
+    """A request, the step before which it arrives, and the step before which it is aborted, if any."""
 
     request: SequenceRequest
     at: int
@@ -92,10 +92,10 @@ def arrivals(vocab_size: int) -> st.SearchStrategy[list[Arrival]]:
 @pytest.mark.parametrize("load", [model, torch_model, graph_model])
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
-def test_any_order_of_arrival_gives_everybody_their_own_tokens(
+def test_any_order_of_arrival_gives_every_sequence_its_own_tokens(
     load: Callable[[str], DecodingModel], folder: str, data: st.DataObject
 ) -> None:
-    """Little memory, so that sequences wait for each other and the cache is compacted; chunks of any size."""
+    """KV memory is scarce, so that sequences wait for each other and the cache is compacted. Chunks have any size."""
     decoding = engine(
         load(folder),
         slots=data.draw(st.integers(1, 5), label="slots"),
@@ -114,7 +114,7 @@ def test_any_order_of_arrival_gives_everybody_their_own_tokens(
             if arrival.aborted_at == step:
                 decoding.abort(arrival.request.id)
         for update in decoding.step().updates:
-            assert update.id not in finished, "nothing is told of a sequence after its end"
+            assert update.id not in finished, "no update follows the end of a sequence"
             reported.setdefault(update.id, []).extend(update.tokens)
             if update.finish is not None:
                 finished[update.id] = update.finish
@@ -128,7 +128,7 @@ def test_any_order_of_arrival_gives_everybody_their_own_tokens(
             sequence.finish is FinishReason.CANCELLED and arrival.aborted_at is not None
         )
         assert len(sequence.tokens) == arrival.request.sampling.max_tokens or sequence.finish is not FinishReason.LENGTH
-        assert_same_as_the_twins(folder, sequence)
+        assert_same_as_the_references(folder, sequence)
 
 
 @pytest.mark.parametrize("folder", [SEED, E7])
@@ -140,7 +140,7 @@ def test_any_order_of_arrival_gives_everybody_their_own_tokens(
     split=st.integers(0, 12),
     chunk=st.integers(1, 20),
 )
-def test_a_resumed_sequence_goes_on_as_if_nothing_had_happened(
+def test_a_resumed_sequence_continues_with_the_same_tokens(
     folder: str, prompt: tuple[int, ...], temperature: float, seed: int, split: int, chunk: int
 ) -> None:
     whole = request("whole", prompt, 12, temperature=temperature, seed=seed)
@@ -150,11 +150,11 @@ def test_a_resumed_sequence_goes_on_as_if_nothing_had_happened(
     reported = [token for _ in range(80) if decoding.has_work for u in decoding.step().updates for token in u.tokens]
     assert rest.finish is FinishReason.LENGTH
     assert rest.tokens[:split] == tokens[:split]
-    assert reported == rest.tokens[split:], "tokens of earlier attempts are not told again"
-    assert_same_as_the_twins(folder, rest)
+    assert reported == rest.tokens[split:], "tokens of earlier attempts are not reported again"
+    assert_same_as_the_references(folder, rest)
 
 
-def test_a_sequence_that_lacked_only_its_end_ends_without_a_forward_pass() -> None:
+def test_a_resumed_sequence_with_all_its_tokens_ends_without_a_forward_pass() -> None:
     passes = 0
 
     def count(batch: Batch, logits: Tensor) -> Tensor:
@@ -178,8 +178,8 @@ def test_a_sequence_that_lacked_only_its_end_ends_without_a_forward_pass() -> No
     assert not decoding.has_work
 
 
-def test_nothing_is_computed_that_nobody_needs() -> None:
-    """Each position goes through the model once, the last token never, and only rows that sample have logits."""
+def test_nothing_is_computed_that_is_not_needed() -> None:
+    """Each position goes through the model once, the last token never does, and only rows that sample have logits."""
     positions = rows = 0
 
     def count(batch: Batch, logits: Tensor) -> Tensor:
@@ -209,18 +209,18 @@ def test_a_stop_string_that_began_in_an_earlier_attempt_is_found() -> None:
 
 
 def steer(*script: int) -> Tampered:
-    """A model that writes `script` after a prompt of one token."""
+    """A model that generates `script` after a prompt of one token."""
 
-    def write(batch: Batch, logits: Tensor) -> Tensor:
+    def choose(batch: Batch, logits: Tensor) -> Tensor:
         for row, output in enumerate(batch.outputs):
             logits[row] = 0
             logits[row, script[len(output.sequence.tokens)]] = 9
         return logits
 
-    return Tampered(model(SEED), write)
+    return Tampered(model(SEED), choose)
 
 
-def test_a_stop_id_ends_the_text_and_is_no_part_of_it() -> None:
+def test_a_stop_id_ends_the_text_and_is_not_part_of_it() -> None:
     stop = next(iter(vocabulary(model(SEED).config).stop_ids))
     ended = decode(engine(steer(5, 6, stop, 5)), request("a", (1,), 4, ignore_eos=False))
     assert (ended.finish, ended.tokens) == (FinishReason.STOP, [5, 6])
@@ -238,7 +238,7 @@ def test_the_newline_of_stop_on_newline_is_the_last_token() -> None:
     assert (kept.finish, kept.tokens) == (FinishReason.LENGTH, [5, newline, 6, 6])
 
 
-def test_the_memory_is_moved_together_when_it_is_in_pieces() -> None:
+def test_fragmented_memory_is_compacted() -> None:
     decoding = engine(model(E7), slots=3, kv_tokens=96)
     short = [decoding.add_request(request(name, (1, 2, 3), length)) for name, length in (("a", 3), ("b", 20), ("c", 3))]
     long = decoding.add_request(request("long", tuple(range(40)), 10))
@@ -246,10 +246,10 @@ def test_the_memory_is_moved_together_when_it_is_in_pieces() -> None:
     assert short[1].finish is None
     assert long.extent is None
     decoding.step()
-    assert long.extent is not None, "what fits by the sum is admitted at once"
+    assert long.extent is not None, "a sequence that fits the free memory is admitted at once"
     run_until_idle(decoding)
     for sequence in (*short, long):
-        assert_same_as_the_twins(E7, sequence)
+        assert_same_as_the_references(E7, sequence)
 
 
 def test_aborting_frees_the_row_and_keeps_the_tokens() -> None:
@@ -262,7 +262,7 @@ def test_aborting_frees_the_row_and_keeps_the_tokens() -> None:
     updates = {update.id: update for update in decoding.step().updates}
     assert (updates["a"].tokens, updates["a"].finish) == ((), FinishReason.CANCELLED)
     assert updates["b"].finish is FinishReason.CANCELLED
-    assert len(updates["c"].tokens) == 1, "the row is taken in the same step"
+    assert len(updates["c"].tokens) == 1, "the free row is used in the same step"
     assert (len(running.tokens), waiting.tokens) == (3, [])
     decoding.abort(next_one.id)
     run_until_idle(decoding)
@@ -285,7 +285,7 @@ def test_a_time_limit_ends_running_and_waiting_sequences() -> None:
     assert run_until_done(decoding, unlimited).finish is FinishReason.LENGTH
 
 
-def test_the_logits_after_the_prompt_are_kept_also_when_a_sequence_is_resumed() -> None:
+def test_the_logits_after_the_prompt_are_kept_even_if_a_sequence_is_resumed() -> None:
     found = checkpoint(E7)
     prompt = tuple(range(20))
     expected = reference_logits(found.config, found.weights, list(prompt))[-1]
@@ -320,7 +320,7 @@ def test_the_logits_after_the_prompt_are_kept_also_when_a_sequence_is_resumed() 
         ({"id": "taken"}, "already a sequence 'taken'"),
     ],
 )
-def test_what_can_never_run_is_refused_and_leaves_no_trace(fields: dict[str, object], message: str) -> None:
+def test_a_request_that_can_never_run_is_refused_and_leaves_no_trace(fields: dict[str, object], message: str) -> None:
     decoding = engine(model(SEED), kv_tokens=224)
     decoding.add_request(request("taken"))
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""Reference checkpoints of every era through the cached, batched engine, as their README asks."""
+"""Reference checkpoints of every era in the cached, batched engine, within the tolerances of their README."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from worker.engine.engine import Engine
 from worker.engine.torch.model import Model
 from worker.engine.vocabulary import Vocabulary
 
-#: What the README calls agreement.
+#: The tolerance of the README, and the margin below which a greedy token may differ.
 LOGITS_WITHIN = 2e-3
 MARGIN_THAT_COUNTS = 1e-2
 
 
-def test_there_is_a_checkpoint_of_every_era() -> None:
+def test_every_era_has_a_checkpoint() -> None:
     assert {folder.split("/")[0] for folder in FOLDERS} == {
         *("E1a", "E1b", "E1b-seed", "E2", "E3", "E4", "E5", "E6", "E7")
     }
@@ -38,14 +38,14 @@ def test_an_era_agrees_with_nanochat(load: Callable[[str], DecodingModel], folde
 
 @pytest.mark.parametrize("folder", ["E1b-seed/step_000102", "E7/step_000102"])
 def test_packed_matrices_agree_too(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of these checkpoints are too small to be packed otherwise."""
+    """The matrices of these checkpoints are too small to be packed by default."""
     monkeypatch.setattr("worker.engine.torch.linear.PACK_FROM_ELEMENTS", 1)
     found = checkpoint(folder)
     assert_agreement(folder, Model.load(found.config, found.weights, Device("cpu")), chunk=64)
 
 
 def assert_agreement(folder: str, decoding: DecodingModel, chunk: int) -> None:
-    """All cases of a checkpoint in one batch."""
+    """Compare all cases of a checkpoint, in one batch."""
     expected: dict[str, Any] = json.loads((GOLDEN / folder / "expected.json").read_text())
     cases = expected["cases"]
     config = decoding.config
@@ -77,4 +77,4 @@ def assert_agreement(folder: str, decoding: DecodingModel, chunk: int) -> None:
         if case["min_margin"] > MARGIN_THAT_COUNTS:
             assert sequence.tokens == case["greedy"]
     longest = max(len(case["prompt"]) for case in cases)
-    assert longest > min(config.windows) or min(config.windows) == config.sequence_len, "beyond the short windows"
+    assert longest > min(config.windows) or min(config.windows) == config.sequence_len, "longer than the short windows"

@@ -1,4 +1,4 @@
-"""The warm-up leaves nothing behind."""
+"""The warm-up leaves the engine as it was."""
 
 from __future__ import annotations
 
