@@ -168,7 +168,7 @@ class Engine:
                 self._end(sequence, FinishReason.DEADLINE)
 
     def _admit(self) -> None:
-        """Give rows and KV memory to waiting sequences while there are any left."""
+        """Give rows and KV memory to waiting sequences, as far as both are free."""
         for sequence in self._scheduler.admit():
             sequence.extent = self._cache.allocate(self._extent_size or self._scheduler.need(sequence))
 

@@ -41,7 +41,11 @@ class Era:
 
     @property
     def smear(self) -> bool:
-        """Whether the era has smear and backout (see `worker.engine.torch.model`)."""
+        """Whether the era has smear and backout.
+
+        Smear adds to each embedding a part of the one before it. Backout takes the stream in the middle of the layers
+        and subtracts a part of it after the last layer.
+        """
         return self.smear_width > 0
 
     def short_window(self, sequence_len: int) -> int:

@@ -97,7 +97,7 @@ class Model:
     embedding: Embedding
     smear: Smear | None
     blocks: tuple[Block, ...]
-    #: Factor of the stream in the middle, which is subtracted at the end.
+    #: Factor of the stream in the middle of the layers, which is subtracted after the last layer.
     backout: float
     head: Linear
     rope: Rope
