@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 
+from worker.engine.philox import uniforms
 from worker.engine.request import SequenceRequest
-from worker.engine.sampling.philox import uniforms
 from worker.engine.vocabulary import Vocabulary
 
 #: Candidates closer than this are a near tie: as a difference of logits, and as a share of the total probability.

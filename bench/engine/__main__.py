@@ -42,8 +42,9 @@ from worker.checkpoints.folder import find
 from worker.engine.architecture.config import ModelConfig
 from worker.engine.architecture.weight_form import INT8_GROUP
 from worker.engine.backends import load_weights
+from worker.engine.decoding_model import DecodingModel
 from worker.engine.device import Device, physical_cores
-from worker.engine.engine import DecodingModel, Engine
+from worker.engine.engine import Engine
 from worker.engine.native.library import processor_kinds
 from worker.engine.vocabulary import Vocabulary
 

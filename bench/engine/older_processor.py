@@ -6,12 +6,11 @@ kernels are built for one kind of processor, which is chosen when they are loade
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
+from dataclasses import replace
 
 from worker.engine.device import Device
-from worker.engine.native.library import built, opened
 
 #: Environment variables that limit the libraries, for each kind of processor in `worker.engine.native.library`.
 ENVIRONMENTS = {
@@ -35,10 +34,4 @@ def restart_as(kind: str) -> None:
 def older_device(kind: str, *, threads: int) -> Device:
     """Return this machine's CPU with the kernels for another `kind` of processor, and `threads` compute threads."""
 
-    class OlderDevice(Device):
-        @property
-        def kernels(self) -> ctypes.CDLL:
-            return opened(built(kind))
-
-    chosen = Device.choose("cpu", threads=threads)
-    return OlderDevice(chosen.kind, chosen.fixed_threads)
+    return replace(Device.choose("cpu", threads=threads), processor=kind)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from worker.engine.batch import Batch
-from worker.engine.engine import DecodingModel
+from worker.engine.decoding_model import DecodingModel
 from worker.engine.kv.cache import KvCache
 from worker.engine_process import main as engine_process
 from worker.engine_process.messages import Start

@@ -1,4 +1,4 @@
-"""Small real models and engines around them, for tests of decoding."""
+"""Small real models and engines for tests of decoding."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tests.helpers.fake_graph import FakeGraph
 from tests.helpers.requests import sequence_request
-from tests.helpers.tape import Tape
 from worker.checkpoints.folder import find
 from worker.checkpoints.formats import Checkpoint, load
 from worker.engine.architecture.config import ModelConfig
 from worker.engine.backends import load_weights
 from worker.engine.batch import Batch
+from worker.engine.decoding_model import DecodingModel
 from worker.engine.device import Device
-from worker.engine.engine import DecodingModel, Engine
+from worker.engine.engine import Engine
 from worker.engine.kv.cache import KvCache
 from worker.engine.request import SequenceRequest
-from worker.engine.torch.graph_decode import StaticDecode
+from worker.engine.sequence import Sequence
+from worker.engine.torch.graph_decode import GraphDecode
 from worker.engine.torch.model import Model
 from worker.engine.vocabulary import Vocabulary
 
@@ -29,46 +31,46 @@ GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
 #: Every reference checkpoint, as `<era>/<step folder>`.
 FOLDERS = sorted(path.parent.relative_to(GOLDEN).as_posix() for path in GOLDEN.glob("*/*/expected.json"))
 
-# The models are tiny: a second thread would mostly wait for a core that other tests keep busy.
+# The models are tiny. A second thread would mostly wait for a core that other tests use.
 torch.set_num_threads(1)
 
 
 @cache
 def checkpoint(folder: str) -> Checkpoint:
-    """A reference checkpoint. E5 is E4 with another softcap, which the file does not tell."""
+    """A reference checkpoint. E5 is E4 with another softcap, which the file does not contain."""
     return load(find(str(GOLDEN / folder), GOLDEN), softcap=20.0 if folder.startswith("E5") else None)
 
 
 @cache
 def model(folder: str) -> DecodingModel:
-    """A reference checkpoint on the CPU, as it is served."""
+    """A reference checkpoint on the CPU, on the backend that serves it."""
     found = checkpoint(folder)
     return load_weights(found.config, found.weights, Device("cpu"))
 
 
 @cache
 def torch_model(folder: str) -> Model:
-    """A reference checkpoint on the CPU, on torch alone."""
+    """A reference checkpoint on the CPU, on torch."""
     found = checkpoint(folder)
     return Model.load(found.config, found.weights, Device("cpu"))
 
 
 @cache
-def recorded_model(folder: str) -> StaticDecode:
-    """A reference checkpoint on the CPU as a GPU runs it, with tapes for graphs."""
-    return StaticDecode(torch_model(folder), Tape.record)
+def graph_model(folder: str) -> GraphDecode:
+    """A reference checkpoint on the CPU with the code path of CUDA graphs, and fake graphs."""
+    return GraphDecode(torch_model(folder), FakeGraph.capture)
 
 
-class Narrow(Device):
-    """The number format of a GPU on a CPU, with the operations that a GPU gets."""
+class Bf16Cpu(Device):
+    """A CPU with the number format and the operations of a GPU."""
 
     dtype = torch.bfloat16
     packs = False
-    complex_products = False
+    uses_complex = False
 
 
 def vocabulary(config: ModelConfig) -> Vocabulary:
-    """Every id but the last four is a letter or a newline; the last but one ends the text."""
+    """A vocabulary in which all ids but the last four are letters or newlines, and the last but one is the stop id."""
     text = [b"\n" if token % 16 == 7 else bytes([97 + token % 26]) for token in range(config.vocab_size - 4)]
     return Vocabulary(config.vocab_size, (*text, None, None, None, None), frozenset({config.vocab_size - 2}))
 
@@ -81,7 +83,7 @@ def engine(
     prefill_chunk_tokens: int = 16,
     clock: Callable[[], float] = time.monotonic,
 ) -> Engine:
-    """An engine with the vocabulary above."""
+    """An engine with the vocabulary of `vocabulary`."""
     return Engine(
         decoding,
         vocabulary(decoding.config),
@@ -93,13 +95,32 @@ def engine(
 
 
 def request(name: str, prompt: tuple[int, ...] = (1, 2, 3), max_tokens: int = 8, **fields: object) -> SequenceRequest:
-    """A request with defaults; greedy and never at an end before `max_tokens`, unless `fields` say otherwise."""
+    """A request with defaults: greedy, and it ends only at `max_tokens`. `fields` override them."""
     fields.setdefault("ignore_eos", True)
     return sequence_request(id=name, prompt=prompt, max_tokens=max_tokens, **fields)  # type: ignore[arg-type]
 
 
+def run_until_done(running: Engine, sequence: Sequence) -> Sequence:
+    """Step an engine until one of its sequences has ended."""
+    while sequence.finish is None:
+        running.step()
+    return sequence
+
+
+def run_until_idle(running: Engine) -> None:
+    """Step an engine until it has no work left, and check that it then holds nothing."""
+    while running.has_work:
+        running.step()
+    running.check_idle()
+
+
+def decode(running: Engine, one: SequenceRequest) -> Sequence:
+    """Submit a request to an engine and return its sequence, which has ended."""
+    return run_until_done(running, running.add_request(one))
+
+
 class Tampered:
-    """A model with something done to its batches or its logits."""
+    """A model that calls `tamper` with each batch and its logits, and returns the logits that `tamper` returns."""
 
     def __init__(self, decoding: DecodingModel, tamper: Callable[[Batch, Tensor], Tensor]) -> None:
         self._decoding = decoding

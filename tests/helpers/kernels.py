@@ -1,4 +1,4 @@
-"""The compiled kernels, called one by one."""
+"""Calls of single compiled kernels, and the logits after a prompt."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import ctypes
 import torch
 from torch import Tensor
 
-from tests.helpers.engines import engine, request
-from worker.engine.engine import DecodingModel
+from tests.helpers.engines import decode, engine, request
+from worker.engine.decoding_model import DecodingModel
 from worker.engine.native.library import Matrix
 
 
 def packed(kernels: ctypes.CDLL, *weights: Tensor, group: int = 0) -> Matrix:
-    """The packed matrix of some matrices one below the other; `group` 0: fp32, else int8."""
+    """The packed matrix of several matrices stacked by rows. `group` 0: fp32, else int8."""
     outputs, depth = sum(weight.shape[0] for weight in weights), weights[0].shape[1]
     matrix = Matrix(
         outputs, depth, kernels.celeriac_allocate(kernels.celeriac_packed_bytes(outputs, depth, group)), group
     )
-    at = 0
+    row = 0
     for weight in weights:
         kernels.celeriac_pack(
-            ctypes.byref(matrix), at, weight.data_ptr(), weight.shape[0], weight.dtype is torch.bfloat16, 2
+            ctypes.byref(matrix), row, weight.data_ptr(), weight.shape[0], weight.dtype is torch.bfloat16, 2
         )
-        at += weight.shape[0]
+        row += weight.shape[0]
     return matrix
 
 
@@ -35,12 +35,12 @@ def multiply(kernels: ctypes.CDLL, matrix: Matrix, x: Tensor, threads: int) -> T
 
 
 def prompt_logits(decoding: DecodingModel, prompt: tuple[int, ...], *, chunk: int, mates: int = 0) -> Tensor:
-    """The logits after a prompt that goes through the model in chunks, beside others that decode or prefill."""
+    """The logits after a prompt that is prefilled in chunks, while `mates` other sequences decode or prefill."""
     running = engine(decoding, slots=mates + 1, kv_tokens=4096, prefill_chunk_tokens=chunk)
     for mate in range(mates):
         running.add_request(
             request(f"mate {mate}", tuple(position % 30 for position in range(1 + 9 * mate)), 60, every_id=True)
         )
         running.step()
-    one = running.add_request(request("one", prompt, 2, keep_prompt_logits=True, every_id=True)).wait()
+    one = decode(running, request("one", prompt, 2, keep_prompt_logits=True, every_id=True))
     return torch.tensor(one.prompt_logits)

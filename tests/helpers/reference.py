@@ -1,6 +1,6 @@
-"""The slow twin of the engine: nanochat's forward pass of every era as plain fp32 formulas, always over the whole text.
+"""The slow reference of the engine: the forward pass of every era as plain fp32 formulas over the whole text.
 
-It shares no code with `worker.engine` but the shape and the table of eras, and has neither cache nor batch.
+It has neither cache nor batch, and shares only `ModelConfig` and the table of eras with `worker.engine`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def logits(config: ModelConfig, weights: Mapping[str, Tensor], ids: Sequence[int
 
 
 def greedy(config: ModelConfig, weights: Mapping[str, Tensor], prompt: Sequence[int], count: int) -> list[int]:
-    """The next `count` ids, each the one with the largest logit."""
+    """The next `count` ids, each with the largest logit."""
     ids = list(prompt)
     for _ in range(count):
         ids.append(int(logits(config, weights, ids)[-1].argmax()))
@@ -45,7 +45,7 @@ def greedy(config: ModelConfig, weights: Mapping[str, Tensor], prompt: Sequence[
 
 
 def attention(config: ModelConfig, w: Mapping[str, Tensor], i: int, h: Tensor, ids: Sequence[int]) -> Tensor:
-    """What layer `i` adds to the stream for its normed input h (positions, channels)."""
+    """The output of attention in layer `i` for its normed input h (positions, channels)."""
     era, dim, layer = config.era, config.head_dim, f"transformer.h.{i}.attn."
     positions = len(ids)
     q = (h @ w[f"{layer}c_q.weight"].T).view(positions, config.n_head, dim)
@@ -66,7 +66,7 @@ def attention(config: ModelConfig, w: Mapping[str, Tensor], i: int, h: Tensor, i
 
 
 def rotate(config: ModelConfig, x: Tensor) -> Tensor:
-    """Turn channel j and channel j + D/2 of x (positions, heads, D) by minus the position's angle."""
+    """Rotate channels j and j + D/2 of x (positions, heads, D) by the negative angle of the position."""
     half = config.head_dim // 2
     frequencies = config.era.rope_base ** (-torch.arange(half, dtype=torch.float32) / half)
     angles = torch.arange(x.shape[0], dtype=torch.float32)[:, None] * frequencies

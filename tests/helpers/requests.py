@@ -1,4 +1,4 @@
-"""Short ways to write requests: sampling fields as keywords, greedy unless they say otherwise."""
+"""Shortcuts for building requests. Sampling fields are keywords; the default is greedy."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ _NAMES = frozenset(one.name for one in SAMPLING_FIELDS)
 
 
 def make_generation(prompt: str, **sampling: Any) -> Generation:
-    """A request as the record has it."""
+    """A request as the job record holds it."""
     return Generation(prompt=prompt, sampling=SamplingParams(**{"temperature": 0.0, "seed": 0, **sampling}))
 
 
 def sequence_request(**fields: Any) -> SequenceRequest:
-    """A request as the engine has it; sampling fields and those of SequenceRequest stand side by side."""
+    """A request to the engine. Accepts the sampling fields and those of SequenceRequest."""
     sampling = {name: value for name, value in fields.items() if name in _NAMES}
     rest = {name: value for name, value in fields.items() if name not in _NAMES}
     return SequenceRequest(sampling=SamplingParams(**{"temperature": 0.0, "seed": 0, **sampling}), **rest)
 
 
 def changed(request: SequenceRequest, **fields: Any) -> SequenceRequest:
-    """`request` with other fields, of sampling or its own."""
+    """A copy of `request` with other values of sampling fields or of its own."""
     sampling = {name: value for name, value in fields.items() if name in _NAMES}
     rest = {name: value for name, value in fields.items() if name not in _NAMES}
     return replace(request, sampling=replace(request.sampling, **sampling), **rest)

@@ -1,4 +1,4 @@
-"""Samplers of both kinds, and rows for them to draw for."""
+"""Samplers on torch and on compiled kernels, and sequences that they draw for."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from torch import Tensor
 
 from tests.helpers.requests import sequence_request
 from worker.engine.native.library import built, library, opened, processor_kinds
+from worker.engine.philox import UniformStream
 from worker.engine.sampling.native_sampler import NativeSampler
-from worker.engine.sampling.philox import UniformStream
-from worker.engine.sampling.torch_sampler import Sampler
+from worker.engine.sampling.sampler import Sampler
+from worker.engine.sampling.torch_sampler import TorchSampler
 from worker.engine.sequence import Sequence
-from worker.engine.stop_criteria import EndOfText
+from worker.engine.stop_criteria import StopCriteria
 from worker.engine.vocabulary import NO_TOKEN, Vocabulary
 
-#: Kinds of processor that this one is, where kernels can be built.
+#: Kinds of processor that this machine supports; empty if kernels cannot be built.
 KINDS = [] if library() is None else processor_kinds()
 
 TEXT = Vocabulary(8, tuple(bytes([97 + i]) if i < 6 else None for i in range(8)), frozenset({6}))
@@ -28,31 +29,29 @@ def kernels_for(kind: str) -> ctypes.CDLL:
     return opened(built(kind))
 
 
-def torch_sampler(vocabulary: Vocabulary) -> Sampler:
-    return Sampler(vocabulary, torch.device("cpu"))
+def torch_sampler(vocabulary: Vocabulary) -> TorchSampler:
+    return TorchSampler(vocabulary, torch.device("cpu"))
 
 
 def native_sampler(kind: str, vocabulary: Vocabulary) -> NativeSampler:
-    """One that takes as many threads as torch has now."""
+    """A sampler that uses as many threads as torch has now."""
     return NativeSampler(vocabulary, kernels_for(kind), fixed_threads=True)
 
 
-def drawn(sampler: Sampler | NativeSampler, logits: Tensor, batch: list[Sequence]) -> list[int | None]:
-    """What a sampler draws; None where a row is not finite."""
+def drawn(sampler: Sampler, logits: Tensor, batch: list[Sequence]) -> list[int | None]:
+    """The ids that a sampler draws; None for rows that are not finite."""
     return [None if token == NO_TOKEN else token for token in sampler.draw(logits, batch).tolist()]
 
 
 def sequence(vocabulary: Vocabulary = TEXT, generated: tuple[int, ...] = (), **fields: object) -> Sequence:
-    """A sequence that has `generated` already, with a request of `fields`."""
+    """A sequence that has already generated `generated`, for a request with `fields`."""
     fields.setdefault("max_tokens", 100)
     request = sequence_request(id="s", prompt=(0,), generated=generated, **fields)  # type: ignore[arg-type]
     return Sequence(
         request=request,
         tokens=list(generated),
-        end_of_text=EndOfText(request, vocabulary),
+        stop_criteria=StopCriteria(request, vocabulary),
         uniforms=UniformStream(request.sampling.seed or 0),
         deadline=None,
         reported=0,
-        drive=lambda: None,
-        cancel=lambda _: None,
     )

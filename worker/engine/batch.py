@@ -1,4 +1,4 @@
-"""What goes through the model in one step, as tensors: all positions of all chunks in one row."""
+"""The input of the model in one step, as tensors: the positions of all chunks, one after the other."""
 
 from __future__ import annotations
 
@@ -15,57 +15,43 @@ from worker.engine.sequence import Sequence
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """A row of logits that is wanted."""
+    """What one row of logits is for."""
 
     sequence: Sequence
-    #: Whether the next token is drawn from it.
+    #: Whether the sequence's next token is drawn from it.
     draws: bool
-    #: Whether these are the logits after the prompt, to be kept.
+    #: Whether it is kept as the logits after the prompt.
     keeps: bool
 
 
 @dataclass(slots=True)
 class Batch:
-    """T positions, of which R give logits."""
+    """T positions, of which R have logits."""
 
-    #: The four rows of figures that follow.
+    #: The four tensors `tokens`, `previous`, `positions` and `places` as rows of one (4, T).
     columns: Tensor
     #: Token ids (T,).
     tokens: Tensor
-    #: The token before each (T,); -1 in front of the first.
+    #: The token before each one (T,); -1 before the first of a sequence.
     previous: Tensor
-    #: Positions in their sequences (T,), and the largest.
+    #: Positions in their sequences (T,), and the largest one.
     positions: Tensor
     last_position: int
     #: Places in the KV cache (T,).
     places: Tensor
-    #: What the positions are of, in order: chunks of one position first, in the order of their places.
+    #: The chunks that the positions belong to, in order: chunks of one position first, in the order of their places.
     chunks: list[Chunk]
-    #: Positions of the longest of them.
+    #: Number of positions of the longest chunk.
     longest: int
-    #: Positions of the batch that give logits (R,); None: all of them, in order.
+    #: Indices of the positions that have logits (R,); None: all of them, in order.
     wanted: Tensor | None
     #: What each row of logits is for.
     outputs: list[Output]
 
     @property
     def decodes_only(self) -> bool:
-        """Whether each position is that of a row that decodes, so that `feed` and `advance` make the
-        next batch of it."""
+        """Whether every position belongs to a row that decodes, and no logits are kept."""
         return self.wanted is None and all(output.draws and not output.keeps for output in self.outputs)
-
-    def feed(self, ids: Tensor) -> None:
-        """Make the tensors those of the next step, in which the same rows decode the `ids` (T,) that they have drawn:
-        without them ever being on the host."""
-        self.columns[1].copy_(self.columns[0])
-        self.columns[0].copy_(ids)
-        self.columns[2:].add_(1)
-
-    def advance(self) -> None:
-        """Make the rest of it that of the next step, too."""
-        self.last_position += 1
-        for chunk in self.chunks:
-            chunk.start += 1
 
     @classmethod
     def of(cls, chunks: Rows[Chunk], device: torch.device) -> Batch:
@@ -102,8 +88,8 @@ class Batch:
             if chunk.draws or keeps:
                 wanted.append(len(tokens) - 1)
                 outputs.append(Output(sequence, draws=chunk.draws, keeps=keeps))
-        figures = array("q", tokens + previous + positions + places)
-        columns = torch.frombuffer(figures, dtype=torch.int64).view(4, -1).to(device)
+        values = array("q", tokens + previous + positions + places)
+        columns = torch.frombuffer(values, dtype=torch.int64).view(4, -1).to(device)
         return cls(
             columns=columns,
             tokens=columns[0],

@@ -1,4 +1,4 @@
-"""Giving pages of a mapped file back while its tensors are copied, so that a load does not hold the weights twice."""
+"""Releases pages of a mapped file while its tensors are copied, so that loading does not hold the weights twice."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 
 
 class MappedPages:
-    """The parts of this process's memory that are unchanged pages of files, as they are when this is made.
+    """The address ranges of this process that map files, as they are at construction.
 
-    Where the system does not tell (no /proc), nothing is given back: the pages are the system's to take anyway.
+    Without /proc the ranges are unknown and nothing is released: the system may still reclaim the pages by itself.
     """
 
     def __init__(self) -> None:
@@ -30,9 +30,9 @@ class MappedPages:
                 self._ends.append(end)
 
     def release(self, tensor: Tensor) -> None:
-        """Let the system take the whole pages under `tensor`; they are read from the file again when used again.
+        """Let the system reclaim the whole pages under `tensor`. A later access reads them from the file again.
 
-        Tensors in ordinary memory are left alone. A tensor of a file must not have been written to.
+        Tensors in ordinary memory are not affected. A mapped tensor must not have been written to.
         """
         start = tensor.data_ptr()
         end = start + tensor.nbytes

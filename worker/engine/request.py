@@ -1,4 +1,4 @@
-"""What the engine is asked to do with one sequence: token ids and sampling fields, nothing of queues or HTTP."""
+"""A request to the engine: token ids and sampling fields. It knows nothing of queues or HTTP."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from tasks.sampling_params import SamplingParams
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SequenceRequest:
-    """One sequence. Plain data: it crosses the pipe to the engine process as it is."""
+    """A request to decode one sequence. Plain data: it is sent through the pipe to the engine process as it is."""
 
     id: str
-    #: Prompt ids, BOS included where the card asks for it; at least one.
+    #: Ids of the prompt, at least one. BOS is included if the card asks for it.
     prompt: tuple[int, ...]
-    #: With a seed unless it is greedy. `max_tokens` includes the tokens of `generated`; prompt + max_tokens fits the
-    #: context. The tokens that spell a stop text are kept (the text is cut elsewhere).
+    #: Has a seed unless the temperature is 0. `max_tokens` counts the tokens of `generated` too, and prompt +
+    #: max_tokens must fit the context. Tokens that spell a stop string are kept; the worker cuts them from the text.
     sampling: SamplingParams
-    #: Tokens that earlier attempts generated: prefilled after the prompt, and counted.
+    #: Tokens that earlier attempts generated. They are prefilled after the prompt and count as generated.
     generated: tuple[int, ...] = ()
-    #: Sample over every id of the vocabulary, also those without text.
+    #: Sample from every id of the vocabulary, including ids without text.
     every_id: bool = False
     #: Keep the logits after the prompt in `Sequence.prompt_logits`.
     keep_prompt_logits: bool = False
-    #: Time left for decoding, in seconds from the request's arrival; None for no limit.
+    #: Time limit in seconds, counted from the arrival of the request; None: no limit.
     time_limit_s: float | None = None
-    #: The first so many new tokens are decoded with no other sequence in the step: if the process dies then, this
-    #: sequence is the reason.
+    #: How many new tokens this sequence decodes alone, as a suspect: its steps then contain no other sequence, so that
+    #: a crash during them can only be its own. 0: it is no suspect.
     alone: int = 0

@@ -1,11 +1,13 @@
-"""Who decodes, who prefills, who waits. Plain Python: the whole policy can be tested without a model.
+"""Decides which sequences decode, prefill or wait in each step. Plain Python: it needs no model and no torch.
 
-- First come, first served: the head of the queue waits until a row and its KV memory are free, and nobody overtakes it.
-- What a sequence may need is reserved when it is admitted, so a running sequence is never pushed out.
-- Each step, every sequence that has its prompt in the cache decodes one token; beside them at most
-  `prefill_chunk_tokens` of the prompts are prefilled, the oldest first. So no decoding row waits for more than a chunk.
-- As long as a running sequence is to be alone, it has the steps for itself, those of its prompt included. The others
-  keep their rows and their memory. Of several the first comes first.
+- Sequences are admitted in order of arrival. The first one in the queue waits until a row and enough KV memory are
+  free, and no other sequence overtakes it.
+- A sequence reserves all the KV memory that it may need when it is admitted, so a running sequence is never evicted.
+- In each step, every sequence whose prompt is in the cache decodes one token. In the same step at most
+  `prefill_chunk_tokens` tokens of prompts are prefilled, oldest sequence first. So a decoding row never waits for more
+  than one chunk.
+- While a running sequence is a suspect, the steps contain it alone, those of its prompt included. The others keep their
+  rows and their KV memory. Of several suspects, the first to be admitted runs first.
 """
 
 from __future__ import annotations
@@ -20,73 +22,76 @@ from worker.engine.sequence import Sequence
 
 @dataclass(slots=True, eq=False)
 class Chunk:
-    """Positions `start` to `start + length - 1` of a sequence, to go through the model in this step.
+    """Positions `start` to `start + length - 1` of a sequence, which go through the model in one step.
 
-    Those of a step that only decodes are used again, one position on, while the same sequences decode.
+    The chunks of a step that only decodes are reused, one position further, while the same sequences decode.
     """
 
     sequence: Sequence
     start: int
     length: int
-    #: Whether it reaches the sequence's last token, so that the next one can be drawn.
+    #: Whether it contains the sequence's last token, so that the next token can be drawn.
     draws: bool
 
     @property
     def end(self) -> int:
+        """The position after the last one."""
         return self.start + self.length
 
     @property
     def extent(self) -> Extent:
-        """Where the sequence lies in the KV memory."""
+        """The sequence's places in the KV memory."""
         extent = self.sequence.extent
-        assert extent is not None, "a running sequence has its place"
+        assert extent is not None, "a running sequence has an extent"
         return extent
 
 
 class Scheduler:
     """The waiting and the running sequences."""
 
-    def __init__(self, budget: KvBudget, *, slots: int, prefill_chunk_tokens: int) -> None:
+    def __init__(self, kv_budget: KvBudget, *, slots: int, prefill_chunk_tokens: int) -> None:
         if slots < 1 or prefill_chunk_tokens < 1:
-            raise ValueError("at least one slot and one prefill token a step are needed")
-        self.budget = budget
+            raise ValueError("slots and prefill_chunk_tokens must be at least 1")
+        self.kv_budget = kv_budget
         self.slots = slots
         self.prefill_chunk_tokens = prefill_chunk_tokens
         self.waiting: deque[Sequence] = deque()
         #: In order of admission.
         self.running: list[Sequence] = []
-        #: Changes whenever `running` does.
+        #: A number that changes whenever `running` changes.
         self.revision = 0
 
     def add(self, sequence: Sequence) -> None:
-        """Put a sequence at the end of the queue. ValueError if all of the KV memory would not do for it."""
-        if (need := self.need(sequence)) > self.budget.capacity:
+        """Add a sequence to the end of the queue. Raises ValueError if it needs more KV memory than there is."""
+        if (need := self.need(sequence)) > self.kv_budget.capacity:
             raise ValueError(
-                f"prompt and answer need KV memory for {need} tokens and there is room for {self.budget.capacity}: "
+                f"prompt and answer need KV memory for {need} tokens and there is room for {self.kv_budget.capacity}: "
                 "ask for fewer tokens, or give the worker more KV memory"
             )
         self.waiting.append(sequence)
 
     def admit(self) -> list[Sequence]:
-        """Move sequences from the queue to the batch while there are rows and memory for them."""
+        """Move sequences from the queue to the running ones while there are rows and KV memory for them."""
         admitted = []
-        while self.waiting and len(self.running) < self.slots and self.budget.try_reserve(self.need(self.waiting[0])):
+        while (
+            self.waiting and len(self.running) < self.slots and self.kv_budget.try_reserve(self.need(self.waiting[0]))
+        ):
             admitted.append(self.waiting.popleft())
             self.running.append(admitted[-1])
             self.revision += 1
         return admitted
 
     @property
-    def alone(self) -> Sequence | None:
-        """The running sequence that has the steps for itself."""
-        return next((one for one in self.running if one.request.alone and one.alone), None)
+    def suspect(self) -> Sequence | None:
+        """The running sequence that the next step runs alone."""
+        return next((one for one in self.running if one.request.alone and one.is_suspect), None)
 
     def plan(self) -> list[Chunk]:
-        """What goes through the model in the next step, decoding rows first."""
+        """The chunks of the next step, those of decoding rows first."""
         decode, prefill = [], []
         prefill_left = self.prefill_chunk_tokens
-        alone = self.alone
-        for sequence in self.running if alone is None else [alone]:
+        suspect = self.suspect
+        for sequence in self.running if suspect is None else [suspect]:
             cached = sequence.cached
             left = sequence.length - cached
             if left == 1:
@@ -98,14 +103,14 @@ class Scheduler:
         return decode + prefill
 
     def remove(self, sequence: Sequence) -> None:
-        """Take a sequence out, waiting or running, and give its reservation back."""
+        """Remove a waiting or running sequence and release its reservation."""
         if sequence in self.running:
             self.running.remove(sequence)
             self.revision += 1
-            self.budget.release(self.need(sequence))
+            self.kv_budget.release(self.need(sequence))
         else:
             self.waiting.remove(sequence)
 
     def need(self, sequence: Sequence) -> int:
         """Tokens of KV memory that a sequence reserves."""
-        return self.budget.need(len(sequence.request.prompt), sequence.request.sampling.max_tokens)
+        return self.kv_budget.need(len(sequence.request.prompt), sequence.request.sampling.max_tokens)

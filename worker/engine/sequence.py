@@ -1,43 +1,41 @@
-"""One sequence on its way through the engine."""
+"""One sequence and its state in the engine."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from tasks.generation import FinishReason
 from worker.engine.kv.allocator import Extent
+from worker.engine.philox import UniformStream
 from worker.engine.request import SequenceRequest
-from worker.engine.sampling.philox import UniformStream
-from worker.engine.stop_criteria import EndOfText
+from worker.engine.stop_criteria import StopCriteria
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Sequence:
-    """What the engine knows of a request. `tokens` and `finish` are for callers to read, the rest is the engine's."""
+    """A request and what the engine has done for it.
+
+    Callers may read `tokens`, `finish`, `error` and `prompt_logits`; only the engine changes anything.
+    """
 
     request: SequenceRequest
-    #: Generated so far, those of earlier attempts included.
+    #: Generated tokens so far, including those of earlier attempts.
     tokens: list[int]
     #: Why it ended; None while it waits or runs.
     finish: FinishReason | None = None
-    #: What went wrong, where `finish` is `FinishReason.ERROR`.
+    #: What went wrong, if `finish` is `FinishReason.ERROR`.
     error: str | None = None
-    #: Logits after the prompt, one for each id, where the request asked for them.
+    #: Logits after the prompt, one for each id, if the request asked for them.
     prompt_logits: list[float] | None = None
 
-    end_of_text: EndOfText
+    stop_criteria: StopCriteria
     uniforms: UniformStream
     #: Time of the engine's clock at which it must end.
     deadline: float | None
-    #: Its place in the KV memory while it runs.
+    #: Its places in the KV memory while it runs.
     extent: Extent | None = None
-    #: Tokens that were reported to the caller.
+    #: How many of its tokens have been reported.
     reported: int
-    #: One step of the engine that it was submitted to.
-    drive: Callable[[], object]
-    #: Its own abort at that engine.
-    cancel: Callable[[str], None]
 
     @property
     def id(self) -> str:
@@ -50,25 +48,15 @@ class Sequence:
 
     @property
     def cached(self) -> int:
-        """How many of these have keys and values in the cache."""
+        """How many of its tokens have keys and values in the cache, counted from the first."""
         return 0 if self.extent is None else self.extent.filled
 
     @property
-    def alone(self) -> bool:
-        """Whether its next token is one of those that it decodes with no other sequence in the step."""
+    def is_suspect(self) -> bool:
+        """Whether it must decode its next token alone in the step (see `SequenceRequest.alone`)."""
         return len(self.tokens) - len(self.request.generated) < self.request.alone
 
     def token(self, position: int) -> int:
-        """The id at `position`, counted from the beginning of the prompt."""
+        """The id at `position`, counted from the start of the prompt."""
         prompt = self.request.prompt
         return prompt[position] if position < len(prompt) else self.tokens[position - len(prompt)]
-
-    def wait(self) -> Sequence:
-        """Step the engine until this sequence is over. For programs of one thread that own the engine."""
-        while self.finish is None:
-            self.drive()
-        return self
-
-    def abort(self) -> None:
-        """End it before the next step, keeping its tokens; nothing happens if it is over."""
-        self.cancel(self.id)

@@ -1,4 +1,4 @@
-"""When a text ends: stop ids, stop strings, the newline, and the number of tokens."""
+"""Stop criteria: when a text ends because of stop ids, stop strings, a newline, or the number of tokens."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from worker.engine.vocabulary import Vocabulary
 
 
 class StopMatcher:
-    """Finds the first of several byte strings in a growing text, also where it spans pieces."""
+    """Finds the first of several byte strings in a growing text, even if it spans several pieces."""
 
     def __init__(self, stops: tuple[bytes, ...]) -> None:
-        """ValueError for an empty stop string, which would be found everywhere."""
+        """Raises ValueError for an empty stop string, which would match everywhere."""
         if not all(stops):
             raise ValueError("a stop string must not be empty")
         self._stops = stops
@@ -19,7 +19,7 @@ class StopMatcher:
         self._tail = b""
 
     def push(self, piece: bytes) -> bool:
-        """Add `piece` to the text; whether a stop string lies in it that was not complete before."""
+        """Add `piece` to the text. True if it completes a stop string."""
         text = self._tail + piece
         if any(stop in text for stop in self._stops):
             return True
@@ -27,8 +27,8 @@ class StopMatcher:
         return False
 
 
-class EndOfText:
-    """Judges each token of one sequence, in order."""
+class StopCriteria:
+    """Checks each token of one sequence, in order, for the end of its text."""
 
     def __init__(self, request: SequenceRequest, vocabulary: Vocabulary) -> None:
         stops = tuple(text.encode() for text in request.sampling.stop)
@@ -39,13 +39,14 @@ class EndOfText:
         self._left = request.sampling.max_tokens
 
     def is_stop(self, token: int) -> bool:
-        """Whether `token` ends the text without being part of it."""
+        """Whether `token` ends the text and is not part of it."""
         return token in self._stop_ids
 
     def push(self, token: int) -> FinishReason | None:
-        """Count `token`, which is part of the text, and tell whether the text ends after it.
+        """Count `token`, which is part of the text, and return why the text ends after it, or None if it continues.
 
-        A stop string goes before a newline (the text is cut there), and both before the limit of tokens.
+        If several reasons apply, a stop string comes before a newline (the text is cut there), and both come before
+        the token limit.
         """
         self._left -= 1
         if self._matcher is not None and self._matcher.push(self._vocabulary.text[token] or b""):

@@ -1,7 +1,7 @@
-"""Figures on their way to the device that draws, and drawn ids on their way back, without waiting until it must be.
+"""Copies of small data between host and device that do not stall the device's queue.
 
-With a GPU, a copy from or to ordinary memory of the host waits for all that the device has to do before it; one from or
-to pinned memory is queued like everything else.
+On CUDA, a copy between the device and ordinary host memory waits until the device has finished its queued work. A copy
+between the device and pinned memory is queued like all other work.
 """
 
 from __future__ import annotations
@@ -10,29 +10,29 @@ import torch
 from torch import Tensor
 
 
-def send(figures: list[float], device: torch.device) -> Tensor:
-    """The figures on `device`, float64; whatever is queued there afterwards finds them."""
-    # torch keeps the pinned memory until the copy is done, and uses it again then.
-    host = torch.tensor(figures, dtype=torch.float64, pin_memory=device.type == "cuda")
+def send(values: list[float], device: torch.device) -> Tensor:
+    """The values as a float64 tensor on `device`. Work that is queued there afterwards sees them."""
+    # torch keeps the pinned memory until the copy is done, and then reuses it.
+    host = torch.tensor(values, dtype=torch.float64, pin_memory=device.type == "cuda")
     return host.to(device, non_blocking=True)
 
 
-class Arrival:
-    """Ids that were asked for and may still have to be computed."""
+class PendingIds:
+    """Drawn ids on their way to the host; the device may still have to compute them."""
 
     def __init__(self, ids: Tensor) -> None:
-        """Queues the copy of `ids`, a tensor of any device."""
+        """Queues the copy of `ids`, a tensor on any device."""
         self._ids = ids
-        self._arrived: torch.cuda.Event | None = None
+        self._copied: torch.cuda.Event | None = None
         if ids.is_cuda:
             self._ids = torch.empty(ids.shape, dtype=ids.dtype, pin_memory=True)
             self._ids.copy_(ids, non_blocking=True)
-            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._arrived.record()
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()
 
     def wait(self) -> list[int]:
-        """The ids, once they are here."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
+        """Wait for the copy and return the ids."""
+        if self._copied is not None:
+            self._copied.synchronize()
         ids: list[int] = self._ids.tolist()
         return ids

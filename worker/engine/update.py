@@ -1,4 +1,4 @@
-"""What a step of the engine tells about one sequence. Free of torch: it crosses the pipe to the Celery side."""
+"""The progress of one sequence, as the engine reports it. Free of torch: it is sent through the pipe to the worker."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from tasks.generation import FinishReason
 
 
 class Update(NamedTuple):
-    """What happened to one sequence in a step."""
+    """What happened to one sequence since its last update."""
 
     id: str
     #: New tokens.
     tokens: tuple[int, ...]
-    #: Why it is over; None while it goes on.
+    #: Why it ended; None while it continues.
     finish: FinishReason | None = None
-    #: What went wrong, with `FinishReason.ERROR`.
+    #: What went wrong, if `finish` is `FinishReason.ERROR`.
     error: str | None = None

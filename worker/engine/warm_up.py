@@ -1,4 +1,4 @@
-"""The first step takes memory, starts threads and loads code; the warm-up lets it do so before anybody waits for it."""
+"""Warm-up: the first step allocates memory, starts threads and loads code. Do that before the first request."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from tasks.sampling_params import SamplingParams
 from worker.engine.engine import Engine
 from worker.engine.request import SequenceRequest
 
-#: The second token is decoded beside another row, as most are.
+#: Tokens of each text. The second one is decoded in a batch of two rows, like most tokens later.
 _TOKENS = 2
 
 
 def warm_up(engine: Engine) -> None:
-    """Decode two short texts, one greedy and one with every way of sampling, and forget them."""
-    prompt, most = (0,), min(_TOKENS, engine.model.config.sequence_len - 1)
-    if most < 1:
+    """Decode two short texts, one greedy and one with every sampling field, and discard them."""
+    prompt, max_tokens = (0,), min(_TOKENS, engine.model.config.sequence_len - 1)
+    if max_tokens < 1:
         return
-    every_way = SamplingParams(max_tokens=most, temperature=1.0, top_k=2, top_p=0.9, seed=0)
-    for name, sampling in (("greedy", replace(every_way, temperature=0.0)), ("drawn", every_way)):
+    drawn = SamplingParams(max_tokens=max_tokens, temperature=1.0, top_k=2, top_p=0.9, seed=0)
+    for name, sampling in (("greedy", replace(drawn, temperature=0.0)), ("drawn", drawn)):
         engine.add_request(SequenceRequest(id=f"warm-up {name}", prompt=prompt, sampling=sampling, every_id=True))
     while engine.has_work:
         engine.step()

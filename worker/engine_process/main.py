@@ -73,7 +73,7 @@ def serve(pipe: Connection, engine: Engine) -> None:
             step = engine.step(before_run, hold_until=told_at + REPORT_EVERY_S)
             updates, held = step.updates, step.held
         if refused or not held:
-            report((*refused, *updates), engine.alone)
+            report((*refused, *updates), engine.suspect)
 
 
 def submit(engine: Engine, request: SequenceRequest) -> list[Update]:

@@ -1,4 +1,4 @@
-"""The shape of one model: the numbers of its meta file, its era, and what follows from both."""
+"""The shape of a model: the numbers of its meta file, its era, and what follows from both."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from worker.engine.architecture.era import Era
 
-#: Largest values that are taken for a model and not for a broken file.
+#: Upper limits. A larger value means a broken file.
 LIMITS = {
     "sequence_len": 1 << 20,
     "vocab_size": 1 << 22,
@@ -20,31 +20,32 @@ LIMITS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """Checked when it is made: ValueError says which value is wrong."""
+    """The shape of a model. The constructor raises ValueError if a value is wrong, and names it."""
 
-    #: The longest sequence, prompt and answer together, in tokens.
+    #: The context: the longest sequence, prompt and answer together, in tokens.
     sequence_len: int
-    #: Ids 0 to vocab_size - 1 exist.
+    #: Number of ids, which are 0 to vocab_size - 1.
     vocab_size: int
-    #: Rows of the embedding and the head: `vocab_size`, or more where the trainer padded them.
+    #: Rows of the embedding and of the head: `vocab_size`, or more if the trainer padded them.
     rows: int
     n_layer: int
     n_head: int
     n_kv_head: int
     n_embd: int
     era: Era
-    #: The era's, or the operator's.
+    #: That of the era, or the one that the operator set.
     softcap: float
-    #: One letter a layer, repeated: `L` sees everything, `S` a short window. The last layer is always `L`.
+    #: One letter for each layer, repeated: `L` attends to all keys, `S` to a short window. The last layer is always
+    #: `L`.
     window_pattern: str = "L"
-    #: For each layer how many keys before its own position a query sees (itself comes on top).
+    #: For each layer, how many keys before its own a query attends to.
     windows: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         for name, limit in LIMITS.items():
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= limit:
-                raise ValueError(f"{name} is {value!r}, which is no whole number from 1 to {limit}")
+                raise ValueError(f"{name} is {value!r}, which is not an integer between 1 and {limit}")
         if self.rows < self.vocab_size:
             raise ValueError(f"the embedding has {self.rows} rows, fewer than vocab_size {self.vocab_size}")
         if self.n_embd % self.n_head:
@@ -59,27 +60,27 @@ class ModelConfig:
         if self.n_embd < widest:
             raise ValueError(f"n_embd {self.n_embd} is less than the {widest} channels that the gates of its era read")
         if not 0 < self.softcap < float("inf"):
-            raise ValueError(f"softcap is {self.softcap!r}, which is no finite number above 0")
+            raise ValueError(f"softcap is {self.softcap!r}, which is not a finite number above 0")
         if (
             not isinstance(self.window_pattern, str)
             or not self.window_pattern
             or set(self.window_pattern.upper()) - set("SL")
         ):
-            raise ValueError(f"window_pattern is {self.window_pattern!r}; only the letters S and L are known")
+            raise ValueError(f"window_pattern is {self.window_pattern!r}; only the letters S and L are allowed")
         object.__setattr__(self, "windows", tuple(self._window(layer) for layer in range(self.n_layer)))
 
     @property
     def head_dim(self) -> int:
-        """Channels of one head."""
+        """Number of channels of a head."""
         return self.n_embd // self.n_head
 
     @property
     def kv_dim(self) -> int:
-        """Channels of the keys, and of the values, of one layer."""
+        """Number of channels of the keys of a layer, and of its values."""
         return self.n_kv_head * self.head_dim
 
     def has_value_embedding(self, layer: int) -> bool:
-        """Whether `layer` adds a value embedding: every second one, counted back from the last."""
+        """Whether `layer` adds a value embedding: every second layer does, counted back from the last."""
         return self.era.gate_width > 0 and layer % 2 == (self.n_layer - 1) % 2
 
     def _window(self, layer: int) -> int:

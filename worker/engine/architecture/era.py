@@ -1,51 +1,55 @@
-"""The architecture eras of nanochat as data: what differs between them beside the tensors that a checkpoint has.
+"""The architecture eras of nanochat as data: how they differ, apart from the tensors of their checkpoints.
 
-`docs/reference/checkpoints.md` has the table with dates. E4x (bigram embeddings), mixtures of experts and shapes that
-lived in branches alone are no eras here: `worker.checkpoints.formats` refuses them by name.
+The table in `docs/reference/checkpoints.md` has their dates. E4x (bigram embeddings), mixtures of experts and shapes
+that existed only in branches are not supported: `worker.checkpoints.formats` rejects them by name.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: Channels of an embedding that the smear gate reads.
+#: Number of channels of an embedding that the smear gate reads.
 SMEAR_WIDTH = 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Era:
-    """One architecture. Defaults are those of the first era."""
+    """One architecture. The defaults are the values of the first era."""
 
     #: `E1a` to `E7`.
     name: str
-    #: Whether `resid_lambdas` and `x0_lambdas` mix the stream with the embedding in front of each layer.
+    #: Whether `resid_lambdas` and `x0_lambdas` mix the residual stream with the embedding before each layer.
     lambdas: bool = False
-    #: Channels of a layer's normed input that the gate of its value embedding reads; 0: no value embeddings.
+    #: Number of channels of a layer's normed input that the gate of its value embedding reads; 0: no value embeddings.
     gate_width: int = 0
     #: Factor of that gate's sigmoid.
     gate_scale: float = 0.0
-    #: Channels of an embedding that the smear gate reads; 0: neither smear nor backout.
+    #: Number of channels of an embedding that the smear gate reads; 0: neither smear nor backout.
     smear_width: int = 0
-    #: Factor of queries, and of keys, behind their norm.
+    #: Factor by which queries, and keys, are multiplied after their norm.
     qk_scale: float = 1.0
     #: Logits are `softcap * tanh(raw / softcap)`.
     softcap: float = 15.0
     #: Angles are `position * rope_base ** (-2 j / head_dim)`.
     rope_base: float = 10_000.0
-    #: Whether sines and cosines were rounded to bf16 at inference on a CPU too.
+    #: Whether sines and cosines are rounded to bf16 at inference, even on a CPU.
     rope_bf16: bool = True
     #: A short window is `sequence_len` divided by this ...
     window_divisor: int = 2
-    #: ... rounded up to a multiple of this, in keys; 0: rounded down to a whole number.
+    #: ... rounded up to a multiple of this number of keys; 0: rounded down to an integer.
     window_multiple: int = 0
 
     @property
     def smear(self) -> bool:
-        """Whether embeddings are smeared and the middle of the stream is backed out."""
+        """Whether the era has smear and backout.
+
+        Smear adds to each embedding a part of the one before it. Backout takes the stream in the middle of the layers
+        and subtracts a part of it after the last layer.
+        """
         return self.smear_width > 0
 
     def short_window(self, sequence_len: int) -> int:
-        """How far back a layer marked `S` sees, in keys before its own position."""
+        """How many keys before its own a query of a layer marked `S` attends to."""
         if not self.window_multiple:
             return sequence_len // self.window_divisor
         return -(-sequence_len // (self.window_divisor * self.window_multiple)) * self.window_multiple

@@ -1,4 +1,4 @@
-"""Where in the KV memory each sequence lies: one contiguous stretch of token places a sequence, first fit."""
+"""Assigns places of the KV memory to sequences: each gets one contiguous extent, first fit."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from dataclasses import dataclass
 
 @dataclass(slots=True, eq=False)
 class Extent:
-    """The token places `start` to `start + size - 1`.
+    """The places `start` to `start + size - 1` of the KV memory; each holds the keys and values of one token.
 
-    `start` changes when the memory is compacted, so keep the extent and not its number.
+    `start` changes when the memory is compacted, so keep the extent instead of its start.
     """
 
     start: int
     size: int
-    #: Places, from the first on, that hold keys and values.
+    #: How many places, counted from the first, hold keys and values.
     filled: int = 0
-    #: Places that a step has begun to write; more than are filled if it failed.
+    #: How many places, counted from the first, a step has begun to write. More than `filled` if the step failed.
     touched: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Copy `length` places from `source` down to `target`; the two may overlap."""
+    """Copy `length` places from `source` down to `target`. The two ranges may overlap."""
 
     source: int
     target: int
@@ -31,7 +31,7 @@ class Move:
 
 
 class KvAllocator:
-    """The stretches in use, in order of their start."""
+    """The extents in use, in order of their start."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
@@ -39,11 +39,11 @@ class KvAllocator:
 
     @property
     def end(self) -> int:
-        """The place behind the last stretch."""
+        """The place after the last extent."""
         return self.used[-1].start + self.used[-1].size if self.used else 0
 
     def allocate(self, size: int) -> Extent | None:
-        """The first gap that is large enough, or None: compact then, or there is too little room in all."""
+        """An extent in the first gap that is large enough. None if there is no such gap; compacting may create one."""
         end = 0
         for extent in self.used:
             if extent.start - end >= size:
@@ -56,11 +56,11 @@ class KvAllocator:
         return found
 
     def free(self, extent: Extent) -> None:
-        """Give a stretch back. ValueError if it is not in use."""
+        """Free an extent. Raises ValueError if it is not in use."""
         self.used.remove(extent)
 
     def compact(self) -> list[Move]:
-        """Close all gaps. The moves are to be done in this order: none overwrites what a later one reads."""
+        """Close all gaps. Execute the moves in the returned order: no move overwrites what a later one reads."""
         moves = []
         end = 0
         for extent in self.used:

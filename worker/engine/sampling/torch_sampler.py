@@ -1,9 +1,9 @@
-"""Choosing the next token of each row.
+"""Sampling on torch.
 
-Temperature 0 takes the largest logit. Else the order is temperature, top-k, top-p, and then one uniform number a token
-is looked up in the cumulative distribution, in float64 and in the order of ids. Ties go to the lower id throughout, so
-the choice depends on the logits, the request and the index of the token alone. `native_sampler` draws the
-same ids on a CPU.
+Temperature 0 takes the largest logit. Above it, temperature, top-k and top-p are applied in this order. Then one
+uniform number for each token is looked up in the cumulative distribution, in float64 and in the order of ids. Of equal
+logits the lower id wins, so the result depends only on the logits, the request and the index of the token.
+`native_sampler` draws the same ids on a CPU.
 
 Shapes: R rows, V ids.
 """
@@ -16,17 +16,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from worker.engine.device import Device
 from worker.engine.request import SequenceRequest
 from worker.engine.sampling.forbidden_ids import ForbiddenIds
-from worker.engine.sampling.native_sampler import NativeSampler
 from worker.engine.sequence import Sequence
 from worker.engine.transfer import send
 from worker.engine.vocabulary import NO_TOKEN, Vocabulary
 
 
 def keep_top_k(scores: Tensor, k: Tensor, largest_k: int) -> Tensor:
-    """Mask (R, V) of the `k` (R,) highest scores of each row, exactly as many, 1 <= k <= largest_k <= V."""
+    """Mask (R, V) of exactly `k` (R,) highest scores in each row, 1 <= k <= largest_k <= V."""
     highest = scores.topk(largest_k).values
     threshold = highest.gather(1, k[:, None] - 1)
     above = scores > threshold
@@ -36,7 +34,7 @@ def keep_top_k(scores: Tensor, k: Tensor, largest_k: int) -> Tensor:
 
 
 def keep_top_p(weights: Tensor, p: Tensor) -> Tensor:
-    """Mask (R, V) of the fewest ids whose share of the row's weight reaches `p` (R,); always at least one."""
+    """Mask (R, V) of the fewest ids whose share of the row's weight reaches `p` (R,); at least one."""
     ordered, ids = weights.sort(dim=1, descending=True, stable=True)
     reached = ordered.cumsum(1)
     keep = torch.ones_like(ordered, dtype=torch.bool)
@@ -45,24 +43,24 @@ def keep_top_p(weights: Tensor, p: Tensor) -> Tensor:
 
 
 def invert_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
-    """The id (R,) at which the running sum of `weights` (R, V) first exceeds `uniform` (R,) of the whole."""
+    """The first id (R,) at which the running sum of `weights` (R, V) exceeds the share `uniform` (R,) of the total."""
     reached = weights.cumsum(1)
     total = reached[:, -1]
-    # The product may round up to the total itself, which no sum exceeds.
+    # The multiplication may round up to the total itself, which no sum exceeds.
     target = torch.minimum(uniform * total, total.nextafter(torch.zeros_like(total)))
     return (reached <= target[:, None]).sum(1)
 
 
 @dataclass(frozen=True, slots=True)
 class _Drawing:
-    """Some rows above temperature 0, and what their requests say."""
+    """The rows above temperature 0 and the sampling fields of their requests, as tensors."""
 
     #: Rows of the batch.
     rows: list[int]
     index: Tensor
-    #: One for each of the rows, as all that follows.
+    #: One for each of these rows.
     temperature: Tensor
-    #: Which of the rows have a top-k, and theirs; the same for top-p.
+    #: Which of these rows have a top-k, and its values; then the same for top-p.
     with_k: Tensor | None
     k: Tensor
     largest_k: int
@@ -70,11 +68,11 @@ class _Drawing:
     p: Tensor
 
 
-class Sampler:
-    """Draws for a batch. What depends on the requests alone is kept while the batch stays the same."""
+class TorchSampler:
+    """A `Sampler` on torch. What depends only on the requests is kept while the batch stays the same."""
 
     def __init__(self, vocabulary: Vocabulary, device: torch.device) -> None:
-        """`device` must know float64; logits are brought there."""
+        """`device` must support float64. Logits are copied there."""
         self._device = device
         self._size = vocabulary.size
         self._forbidden = ForbiddenIds(vocabulary, torch.bool, device)
@@ -83,19 +81,21 @@ class Sampler:
         self._drawing: _Drawing | None = None
 
     def check(self, request: SequenceRequest) -> None:
-        """ValueError if there is no id that `request` may sample."""
+        """Raise ValueError if there is no id that `request` may sample."""
         self._forbidden.check(request)
 
     def draw(self, logits: Tensor, batch: Rows[Sequence]) -> Tensor:
-        """The next token for each row of `logits` (R, V), as ids (R,) on its device; NO_TOKEN where the row is not
-        finite. While the batch stays the same the host sends the uniform numbers, and waits for nothing."""
+        """The next token of each row of `logits` (R, V): ids (R,) on the device, NO_TOKEN where a row is not finite.
+
+        While the batch stays the same, the host sends only the uniform numbers, and does not wait for the device.
+        """
         if self._batch != batch:
             self._prepare(list(batch))
         logits = logits.to(self._device)
         finite = logits.sum(1).isfinite()
         if self._mask is not None:
             logits = logits.masked_fill(self._mask, -torch.inf)
-        ids = logits.argmax(1)  # of equal logits the first
+        ids = logits.argmax(1)  # the first of equal logits
         if self._drawing is not None:
             uniform = [batch[row].uniforms[len(batch[row].tokens)] for row in self._drawing.rows]
             ids[self._drawing.index] = self._draw(logits[self._drawing.index], self._drawing, uniform)
@@ -110,7 +110,7 @@ class Sampler:
         if drawing.with_p is not None:
             weights[drawing.with_p] *= keep_top_p(weights[drawing.with_p], drawing.p)
         ids = invert_cdf(weights, send(uniform, self._device))
-        return ids.clamp_(max=self._size - 1)  # beyond it lie only rows that are not finite
+        return ids.clamp_(max=self._size - 1)  # only rows that are not finite exceed it
 
     def _prepare(self, batch: list[Sequence]) -> None:
         requests = [sequence.request for sequence in batch]
@@ -118,8 +118,8 @@ class Sampler:
         if all(mask is masks[0] for mask in masks):
             self._mask = masks[0]
         else:
-            nothing = torch.zeros(self._size, dtype=torch.bool, device=self._device)
-            self._mask = torch.stack([nothing if mask is None else mask for mask in masks])
+            all_allowed = torch.zeros(self._size, dtype=torch.bool, device=self._device)
+            self._mask = torch.stack([all_allowed if mask is None else mask for mask in masks])
         rows = [row for row, request in enumerate(requests) if request.sampling.temperature > 0]
         self._drawing = self._drawing_of([requests[row] for row in rows], rows) if rows else None
         self._batch = batch
@@ -145,11 +145,3 @@ class Sampler:
             with_p=integers(with_p) if with_p else None,
             p=floats([shares[row] for row in with_p]),
         )
-
-
-def fastest_sampler(vocabulary: Vocabulary, device: Device) -> Sampler | NativeSampler:
-    """On compiled kernels where the device has them, else on torch."""
-    kernels = device.kernels
-    if kernels is None:
-        return Sampler(vocabulary, device.sampling_device)
-    return NativeSampler(vocabulary, kernels, fixed_threads=device.fixed_threads)

@@ -1,0 +1,1 @@
+"""The model on torch, for every device, and CUDA graphs of its decoding steps."""

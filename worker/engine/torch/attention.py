@@ -1,9 +1,9 @@
-"""Attention of a flattened batch: decoding rows and prompt chunks of any length, each over its own stretch of cache.
+"""Attention of a flattened batch: decoding rows and prompt chunks of any length, each over its own extent of the cache.
 
-Which keys a position sees depends on the window of the layer alone, so the calls are planned once for each window that
-the model has, and used by all of its layers.
+The keys that a position attends to depend only on the window of the layer. So the calls are planned once for each
+window of the model, and all layers with that window use them.
 
-Shapes: T positions of the batch, H heads, G key-value heads, D channels a head, P places of the cache.
+Shapes: T positions of the batch, H heads, G key-value heads, D channels of a head, P places of the cache.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worker.engine.scheduler import Chunk
-from worker.engine.torch.row_groups import Span, readings
+from worker.engine.torch.row_groups import Span, group_rows
 
-#: What an attention call costs by itself, as the bytes of keys and values that are read in the same time.
+#: The fixed cost of an attention call, as the bytes of keys and values that are read in the same time.
 CALL_COST_BYTES = 120_000
 
 
@@ -36,16 +36,16 @@ class Call:
     """One call of scaled dot-product attention for positions `first` to `first + count * queries - 1` of the batch."""
 
     first: int
-    #: Rows of the call, each with `queries` positions.
+    #: Number of rows of the call, each with `queries` positions.
     count: int
     queries: int
     #: Row i reads the places `start + i * gap` to `start + i * gap + keys - 1`.
     start: int
     gap: int
     keys: int
-    #: What is added to the scores, (count or 1, 1, queries, keys); None: every query sees every key.
+    #: Added to the scores, (count or 1, 1, queries, keys); None: every query attends to every key.
     mask: Tensor | None
-    #: Query i sees the keys 0 to i; there is no mask then.
+    #: Whether query i attends to keys 0 to i; `mask` is then None.
     causal: bool = False
 
     def __call__(self, q: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
@@ -69,7 +69,7 @@ class Call:
 
 
 def attend(q: Tensor, keys: Tensor, values: Tensor, calls: Rows[AttentionCall], scale: float) -> Tensor:
-    """q (T, H, D), keys and values (G, P, D) -> (T, H * D), by calls that cover the batch in order."""
+    """Run the calls, which cover the batch in order: q (T, H, D), keys and values (G, P, D) -> (T, H * D)."""
     parts = [call(q, keys, values, scale) for call in calls]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -77,9 +77,10 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, calls: Rows[AttentionCall], 
 def plan_calls(
     chunks: Rows[Chunk], windows: frozenset[int], call_cost_places: int, like: Tensor
 ) -> dict[int, list[Call]]:
-    """The calls for `chunks` by window (a position sees itself and `window` positions before it).
+    """The calls for `chunks` for each window: a position attends to itself and to `window` positions before it.
 
-    Chunks of one position come first, in the order of their places. `like` has the masks' dtype and device.
+    Chunks of one position come first, in the order of their places. `like` has the dtype and the device of the
+    masks.
     """
     longest = max(chunk.end for chunk in chunks)
     by_reach: dict[int, list[Call]] = {}
@@ -95,13 +96,13 @@ def plan_calls(
 
 
 def _single_calls(chunks: Rows[Chunk], reach: int, call_cost_places: int, like: Tensor) -> list[Call]:
-    """Calls for chunks of one position, which see `reach` keys at most."""
+    """Calls for chunks of one position, which attends to at most `reach` keys."""
     spans = []
     for chunk in chunks:
         hidden = max(0, chunk.end - reach)
         extent = chunk.extent
         spans.append(Span(extent.start + hidden, chunk.end - hidden, extent.size - hidden))
-    groups = readings(spans, call_cost_places)
+    groups = group_rows(spans, call_cost_places)
     if all(group.even for group in groups):
         masks = None
     else:
@@ -125,14 +126,14 @@ def _single_calls(chunks: Rows[Chunk], reach: int, call_cost_places: int, like: 
 
 
 def _chunk_call(chunk: Chunk, first: int, reach: int, like: Tensor) -> Call:
-    """The call for a chunk of several positions, which see `reach` keys at most."""
+    """The call for a chunk of several positions, each of which attends to at most `reach` keys."""
     hidden = max(0, chunk.start + 1 - reach)
     keys = chunk.end - hidden
     place = chunk.extent.start + hidden
     if chunk.start == 0 and reach >= chunk.end:
         return Call(first, 1, chunk.length, place, 0, keys, None, causal=True)
-    behind = torch.arange(chunk.start, chunk.end, device=like.device)[:, None] - torch.arange(
+    distance = torch.arange(chunk.start, chunk.end, device=like.device)[:, None] - torch.arange(
         hidden, chunk.end, device=like.device
     )
-    mask = like.new_zeros(1).masked_fill((behind < 0) | (behind >= reach), -torch.inf)
+    mask = like.new_zeros(1).masked_fill((distance < 0) | (distance >= reach), -torch.inf)
     return Call(first, 1, chunk.length, place, 0, keys, mask[None, None])

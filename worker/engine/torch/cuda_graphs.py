@@ -1,4 +1,4 @@
-"""CUDA graphs: a step that was recorded once is repeated by one launch, instead of one for each of its kernels."""
+"""CUDA graphs: a captured step runs with one launch instead of one launch for each of its kernels."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-#: Reads its inputs where they lie, and returns its output.
+#: Reads its inputs from fixed addresses and returns its output.
 Step = Callable[[], Tensor]
 
 
 class CudaGraphs:
-    """Records steps. All share their memory: they run one after the other, and each output is used before the next."""
+    """Captures steps. All share one memory pool: they run in turn, and each output is used before the next."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
 
-    def record(self, step: Step) -> Step:
-        """A callable that does on the device what `step` does, with whatever lies at the same addresses by then.
+    def capture(self, step: Step) -> Step:
+        """Capture `step`. The result runs the same operations on whatever its inputs contain by then.
 
-        RuntimeError where `step` cannot be captured, or memory is short; the device is as usable as before, unless the
-        error was one of the device's own, which the next use of it would tell.
+        Raises RuntimeError if `step` cannot be captured or memory is short. The device is as usable as before, unless
+        the error was one of the device itself; the next use of the device then raises too.
         """
-        # The first run loads kernels and takes workspaces, which must not happen during a capture; it wants a stream
-        # of its own.
+        # The first run loads kernels and allocates workspaces, which must not happen during the capture. It needs its
+        # own stream.
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

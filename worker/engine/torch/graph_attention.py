@@ -1,9 +1,10 @@
-"""Attention of rows that decode, in shapes that do not depend on where the rows are: what a graph can hold.
+"""Attention of decoding rows for CUDA graphs: its shapes do not depend on where the rows lie.
 
-`worker.engine.torch.attention` reads each row's keys in place, in calls that are planned anew for every step. Here every
-row reads a fixed number of places, chosen on the device from its position, at the price of a copy of what is read.
+`worker.engine.torch.attention` reads the keys of each row in place, in calls that are planned anew for every step. Here
+every row reads a fixed number of places, which the device computes from the row's position. The price is a copy of the
+keys and values that are read.
 
-Shapes: R rows, H heads, G key-value heads, D channels a head, P places of the cache, K places that a row reads.
+Shapes: R rows, H heads, G key-value heads, D channels of a head, P places of the cache, K places that a row reads.
 """
 
 from __future__ import annotations
@@ -15,53 +16,53 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: Rows of a mask are this many numbers or a multiple: the kernels copy others first.
+#: The length of a mask's rows is a multiple of this: the kernels first copy masks of other lengths.
 _MASK_MULTIPLE = 8
 
 
 @dataclass(frozen=True, slots=True)
-class GatheredCall:
+class GraphAttentionCall:
     """One call of scaled dot-product attention for all rows, each with one position."""
 
-    #: What each row reads (R, K).
+    #: The places that each row reads (R, K).
     places: Tensor
-    #: What is added to the scores (R, 1, 1, K).
+    #: Added to the scores (R, 1, 1, K).
     mask: Tensor
 
     def __call__(self, q: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
         """q (R, H, D), keys and values (G, P, D) -> (R, H * D)."""
         rows, heads, dim = q.shape
-        # The heads of a group stand where the kernel expects queries: they see the same keys, which need no copies.
+        # The heads of a group take the dimension of the queries: they attend to the same keys, which are not repeated.
         y = F.scaled_dot_product_attention(
             q.view(rows, keys.shape[0], -1, dim),
-            self._gather(keys),
-            self._gather(values),
+            self._read(keys),
+            self._read(values),
             attn_mask=self.mask,
             scale=scale,
         )
         return y.reshape(rows, heads * dim)
 
-    def _gather(self, figures: Tensor) -> Tensor:
-        """(G, P, D) -> (R, G, K, D)."""
-        groups, _, dim = figures.shape
-        read = figures.index_select(1, self.places.flatten())
+    def _read(self, memory: Tensor) -> Tensor:
+        """Copy the places of each row: (G, P, D) -> (R, G, K, D)."""
+        groups, _, dim = memory.shape
+        read = memory.index_select(1, self.places.flatten())
         return read.view(groups, *self.places.shape, dim).transpose(0, 1)
 
 
-def gathered_calls(
-    positions: Tensor, places: Tensor, most_keys: int, windows: Iterable[int], like: Tensor
-) -> dict[int, list[GatheredCall]]:
-    """The call by window, for rows at `positions` (R,), all below `most_keys`, that write to `places` (R,).
+def graph_attention_calls(
+    positions: Tensor, places: Tensor, max_keys: int, windows: Iterable[int], like: Tensor
+) -> dict[int, list[GraphAttentionCall]]:
+    """The call for each window, for rows at `positions` (R,), all below `max_keys`, that write to `places` (R,).
 
-    A row whose keys are fewer than K reads its own newest place instead, under the mask: never one of somebody else,
-    whose figures might not be finite. `like` has the masks' dtype and device.
+    A row with fewer keys than K reads its own newest place instead, under the mask. It never reads a place of another
+    sequence, whose values may be NaN or infinite. `like` has the dtype and the device of the masks.
     """
     by_reach = {}
-    for reach in {min(window + 1, most_keys) for window in windows}:
+    for reach in {min(window + 1, max_keys) for window in windows}:
         offsets = torch.arange(-(-reach // _MASK_MULTIPLE) * _MASK_MULTIPLE, device=like.device)
-        before = positions.clamp(max=reach - 1)  # keys in front of its own that it sees
-        seen = offsets <= before[:, None]
-        read = torch.where(seen, (places - before)[:, None] + offsets, places[:, None])
-        mask = like.new_zeros(1).masked_fill(~seen, -torch.inf)
-        by_reach[reach] = [GatheredCall(read, mask[:, None, None])]
-    return {window: by_reach[min(window + 1, most_keys)] for window in windows}
+        before = positions.clamp(max=reach - 1)  # keys before its own that a row attends to
+        visible = offsets <= before[:, None]
+        read = torch.where(visible, (places - before)[:, None] + offsets, places[:, None])
+        mask = like.new_zeros(1).masked_fill(~visible, -torch.inf)
+        by_reach[reach] = [GraphAttentionCall(read, mask[:, None, None])]
+    return {window: by_reach[min(window + 1, max_keys)] for window in windows}

@@ -1,7 +1,7 @@
-"""Decoding in steps of a few fixed shapes, each recorded once and then repeated.
+"""Decoding with CUDA graphs: steps of a few fixed shapes, each captured once and then replayed.
 
-Rows and keys are rounded up to the next rung of a ladder. Rows that only fill up a rung write to a place of the cache
-that is no sequence's. Steps with prompts in them go through the model as they are.
+Rows and keys are rounded up to fixed sizes. Rows that only pad a step write to a place of the cache that belongs to no
+sequence. Steps that contain prompts go through the model without a graph.
 """
 
 from __future__ import annotations
@@ -18,50 +18,50 @@ from worker.engine.batch import Batch
 from worker.engine.device import Device
 from worker.engine.kv.cache import KvCache
 from worker.engine.torch.cuda_graphs import Step
-from worker.engine.torch.graph_attention import gathered_calls
+from worker.engine.torch.graph_attention import graph_attention_calls
 from worker.engine.torch.model import Model
 
 log = logging.getLogger(__name__)
 
-#: Rungs of rows; above, multiples of the second figure.
+#: Numbers of rows that steps are captured with; beyond the last one, multiples of `_ROW_MULTIPLE`.
 _ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64)
-_MANY_ROWS = 32
-#: The lowest rung of keys; above, powers of two up to the context.
-_FEWEST_KEYS = 128
+_ROW_MULTIPLE = 32
+#: The smallest number of keys; beyond it, powers of two up to the context.
+_MIN_KEYS = 128
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A rung: the step has `rows` rows, which see `keys` keys at most."""
+    """The shape of a captured step: `rows` rows, each of which attends to at most `keys` keys."""
 
     rows: int
     keys: int
 
     @classmethod
     def of(cls, rows: int, keys: int, context: int) -> Shape:
-        """The smallest that has room for `rows` rows and `keys` keys, of `context` at most."""
-        rung = next((rung for rung in _ROWS if rung >= rows), -(-rows // _MANY_ROWS) * _MANY_ROWS)
-        return cls(rung, min(context, max(_FEWEST_KEYS, 1 << (keys - 1).bit_length())))
+        """The smallest shape that has room for `rows` rows and `keys` keys, of at most `context`."""
+        rounded = next((size for size in _ROWS if size >= rows), -(-rows // _ROW_MULTIPLE) * _ROW_MULTIPLE)
+        return cls(rounded, min(context, max(_MIN_KEYS, 1 << (keys - 1).bit_length())))
 
 
-class StaticStep:
-    """A decoding step of one shape, whose inputs lie at fixed addresses."""
+class CapturedStep:
+    """A decoding step of one shape, with its inputs at fixed addresses, so that it can be captured."""
 
     def __init__(self, shape: Shape, model: Model, cache: KvCache) -> None:
         self._shape = shape
         self._model = model
         self._cache = cache
         device = model.device.torch_device
-        #: The figures of a row that only fills up: it reads and writes the spare place, whatever its token.
-        self._filler = torch.tensor([[0], [-1], [0], [cache.spare]], device=device)
-        columns = self._filler.repeat(1, shape.rows)
+        #: The inputs of a padding row: it reads and writes the spare place, and its token does not matter.
+        self._padding = torch.tensor([[0], [-1], [0], [cache.spare]], device=device)
+        columns = self._padding.repeat(1, shape.rows)
         tokens, previous, positions, places = columns
         self._batch = Batch(
             columns=columns,
             tokens=tokens,
             previous=previous,
             positions=positions,
-            # The table of angles is made for all positions before it is recorded where it lies.
+            # The table of angles is built for all positions before the step is captured, so that it never moves.
             last_position=model.config.sequence_len - 1,
             places=places,
             chunks=[],
@@ -70,40 +70,40 @@ class StaticStep:
             outputs=[],
         )
 
-    def take(self, batch: Batch) -> None:
-        """Put the rows of `batch`, no more than the shape has, in place."""
+    def set_inputs(self, batch: Batch) -> None:
+        """Copy the rows of `batch`, at most as many as the shape has, to the inputs."""
         rows = batch.columns.shape[1]
         self._batch.columns[:, :rows].copy_(batch.columns)
-        self._batch.columns[:, rows:].copy_(self._filler)
+        self._batch.columns[:, rows:].copy_(self._padding)
 
     def __call__(self) -> Tensor:
-        """The logits (rows, V), fp32."""
+        """Run the step on its inputs: the logits (rows, V), fp32."""
         batch, config = self._batch, self._model.config
-        calls = gathered_calls(
+        calls = graph_attention_calls(
             batch.positions, batch.places, self._shape.keys, frozenset(config.windows), self._cache.memory
         )
         return self._model.run(batch, self._cache, calls)
 
 
-class StaticDecode:
-    """A model that records its decoding steps, each shape at its first step.
+class GraphDecode:
+    """A model that captures its decoding steps. Each shape is captured at the first step that needs it.
 
-    Where one cannot be recorded, a warning says why and no more are tried: what has no record then goes through the
-    model as it is, which takes longer and gives the same tokens. If the device itself is broken, that raises.
+    If a capture fails, a warning gives the reason and no more captures are tried. Steps without a graph then go through
+    the model directly, which takes longer and gives the same tokens. If the device itself is broken, that raises.
     """
 
-    #: Steps with prompts do.
+    #: Steps that contain prompts do.
     reads_beyond = True
 
-    def __init__(self, model: Model, record: Callable[[Step], Step]) -> None:
-        """`record` is as `worker.engine.torch.cuda_graphs.CudaGraphs.record`."""
+    def __init__(self, model: Model, capture: Callable[[Step], Step]) -> None:
+        """`capture` works like `worker.engine.torch.cuda_graphs.CudaGraphs.capture`."""
         self._model = model
-        self._record = record
-        self._records = True
-        #: The cache that the recorded steps read and write.
+        self._capture = capture
+        self._can_capture = True
+        #: The cache that the captured steps read and write.
         self._cache: KvCache | None = None
-        #: By shape: the step, which takes the inputs, and its record, which runs it.
-        self._recorded: dict[Shape, tuple[StaticStep, Step]] = {}
+        #: For each shape, the step, which holds the inputs, and its graph, which runs it.
+        self._captured: dict[Shape, tuple[CapturedStep, Step]] = {}
 
     @property
     def config(self) -> ModelConfig:
@@ -114,37 +114,37 @@ class StaticDecode:
         return self._model.device
 
     def forward(self, batch: Batch, cache: KvCache) -> Tensor:
-        """As `worker.engine.torch.model.Model.forward`; the logits of a decoding step are valid until the next one."""
+        """Like `Model.forward`. The logits of a decoding step are valid until the next one."""
         if not batch.decodes_only:
             return self._model.forward(batch, cache)
         if cache is not self._cache:
             self._cache = cache
-            self._recorded = {}
+            self._captured = {}
         rows = batch.columns.shape[1]
         shape = Shape.of(rows, batch.last_position + 1, self.config.sequence_len)
-        if shape in self._recorded:
-            step, run = self._recorded[shape]
-            step.take(batch)
-            return run()[:rows]
-        if self._records:
+        if shape in self._captured:
+            step, replay = self._captured[shape]
+            step.set_inputs(batch)
+            return replay()[:rows]
+        if self._can_capture:
             try:
-                return self._first(shape, batch, cache)[:rows]
-            except RuntimeError as error:  # that of the device's memory and of its driver are such, too
-                self._records = False
+                return self._capture_and_run(shape, batch, cache)[:rows]
+            except RuntimeError as error:  # includes errors of the driver and out of memory
+                self._can_capture = False
                 log.warning(
-                    "the decoding step of %d rows and %d keys could not be recorded, and no more will be tried: "
-                    "decoding goes on without: %s",
+                    "cannot capture the decoding step of %d rows and %d keys; no more captures are tried, "
+                    "and decoding continues without them: %s",
                     shape.rows,
                     shape.keys,
                     error,
                 )
         return self._model.forward(batch, cache)
 
-    def _first(self, shape: Shape, batch: Batch, cache: KvCache) -> Tensor:
-        """Record the step of a shape and run it for `batch`."""
-        step = StaticStep(shape, self._model, cache)
-        step.take(batch)
-        run = self._record(step)
-        logits = run()
-        self._recorded[shape] = step, run
+    def _capture_and_run(self, shape: Shape, batch: Batch, cache: KvCache) -> Tensor:
+        """Capture the step of a shape and run it for `batch`."""
+        step = CapturedStep(shape, self._model, cache)
+        step.set_inputs(batch)
+        replay = self._capture(step)
+        logits = replay()
+        self._captured[shape] = step, replay
         return logits

@@ -1,7 +1,7 @@
-"""Products with the model's matrices.
+"""Linear layers: gemms with the model's matrices.
 
-On a CPU, large matrices are packed once into the layout that oneDNN's kernels read: at a batch of 8 that doubles the
-speed of a plain product. A packed product costs some microseconds more to start, so small ones stay plain.
+On a CPU, large matrices are packed once into the layout that oneDNN's kernels read: at a batch of 8 that is twice as
+fast as a plain gemm. A packed gemm takes some microseconds more to start, so small matrices stay plain.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from torch import Tensor
 
 from worker.engine.device import Device
 
-#: Matrices with fewer elements are not packed: they stay in the processor's cache, and starting the product dominates.
+#: Matrices with fewer elements are not packed: they stay in the processor's cache, and the start of the gemm dominates.
 PACK_FROM_ELEMENTS = 1 << 19
-#: Rows that the packed layout is chosen for. Layouts for 8 rows and more are the same; the one for a single row is
-#: no faster there and slower everywhere else.
+#: Rows that the packed layout is optimized for. The layouts for 8 or more rows are the same; the one for a single row
+#: is no faster with one row and slower with more.
 _PACK_FOR_ROWS = 32
 
 
 class Linear(Protocol):
-    """x (T, in) -> (T, out): a product with a matrix that it holds, without bias."""
+    """x (T, in) -> (T, out): a linear layer without bias."""
 
     def __call__(self, x: Tensor) -> Tensor: ...
 
 
 class PlainLinear:
-    """The product as torch does it, on any device."""
+    """A linear layer on any device, with torch's own gemm."""
 
     def __init__(self, weight: Tensor, *, relu: bool) -> None:
         self._weight = weight
@@ -40,7 +40,7 @@ class PlainLinear:
 
 
 class PackedLinear:
-    """The product by oneDNN with a matrix in its own layout, fp32 on a CPU."""
+    """A linear layer on a CPU, fp32, with oneDNN's gemm and a matrix in its layout."""
 
     def __init__(self, weight: Tensor, *, relu: bool) -> None:
         self._weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _PACK_FOR_ROWS)
@@ -52,7 +52,7 @@ class PackedLinear:
 
 
 def linear(weight: Tensor, device: Device, *, relu: bool = False) -> Linear:
-    """The product with `weight` (out, in), followed by max(0, y) where `relu` is set. `weight` is copied."""
+    """The linear layer of `weight` (out, in), followed by max(0, y) with `relu`. `weight` is copied."""
     if device.packs and weight.numel() >= PACK_FROM_ELEMENTS:
         return PackedLinear(weight.to(device.dtype), relu=relu)
     return PlainLinear(device.copy(weight), relu=relu)

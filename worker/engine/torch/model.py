@@ -1,7 +1,7 @@
-"""nanochat's GPT of every era, as one class: what an era adds is in `Era` and in the checkpoint's tensors.
+"""nanochat's GPT of every era, as one class. What differs by era is in `Era` and in the checkpoint's tensors.
 
-Shapes: T positions of the flattened batch, C channels, H heads, G key-value heads, D channels a head, R rows of logits,
-V ids.
+Shapes: T positions of the flattened batch, C channels, H heads, G key-value heads, D channels of a head, R rows of
+logits, V ids.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worker.engine.architecture.config import ModelConfig
-from worker.engine.architecture.rope import Rope, pair_channels
 from worker.engine.batch import Batch
 from worker.engine.device import Device
 from worker.engine.kv.cache import KvCache
@@ -24,13 +23,14 @@ from worker.engine.mapped_pages import MappedPages
 from worker.engine.torch.attention import CALL_COST_BYTES, AttentionCall, attend, plan_calls
 from worker.engine.torch.linear import Linear, linear
 from worker.engine.torch.norm import rms_norm
+from worker.engine.torch.rope import Rope, pair_channels
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
-    """A table with a row for each id, in the number format of its file where the device can read that."""
+    """A table with one row for each id, possibly in the number format of its file."""
 
     table: Tensor
     dtype: torch.dtype
@@ -42,10 +42,10 @@ class Embedding:
 
 @dataclass(frozen=True, slots=True)
 class ValueEmbedding:
-    """Adds to a layer's values a row for the token itself, scaled by a gate for each key-value head."""
+    """Adds to a layer's values an embedding of the token itself, scaled by one gate for each key-value head."""
 
     embedding: Embedding
-    #: (G, channels that it reads)
+    #: (G, number of channels that it reads)
     gate: Tensor
     gate_scale: float
 
@@ -57,14 +57,14 @@ class ValueEmbedding:
 
 @dataclass(frozen=True, slots=True)
 class Smear:
-    """Adds to each embedding some of the one before it."""
+    """Adds to each embedding a part of the one before it."""
 
-    #: (1, channels that it reads)
+    #: (1, number of channels that it reads)
     gate: Tensor
     strength: float
 
     def mix(self, x: Tensor, before: Tensor, has_before: Tensor) -> Tensor:
-        """Embeddings x and those before them (T, C), and whether there is one before (T,) -> (T, C)."""
+        """Embeddings x (T, C), those before them (T, C), and whether there is one before (T,) -> (T, C)."""
         gate = torch.sigmoid(F.linear(x[:, : self.gate.shape[1]], self.gate)).mul_(self.strength)
         return torch.addcmul(x, gate * has_before[:, None], before)
 
@@ -73,23 +73,23 @@ class Smear:
 class Block:
     """One layer."""
 
-    #: Queries, keys and values in one product: (T, C) -> (T, (H + 2 G) D).
+    #: Queries, keys and values in one gemm: (T, C) -> (T, (H + 2 G) D).
     qkv: Linear
     attention_out: Linear
-    #: With the max(0, y) of the squared activation.
+    #: Includes the max(0, y) of the squared activation.
     mlp_in: Linear
     mlp_out: Linear
     window: int
-    #: Factors of the stream and of the embedding, which are mixed in front of the layer; None: the stream alone.
+    #: Factors of the residual stream and of the embedding, which are mixed before the layer; None: only the stream.
     mix: tuple[float, float] | None
     value_embedding: ValueEmbedding | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A checkpoint's weights, ready to decode."""
+    """A checkpoint's weights on torch, ready to decode."""
 
-    #: Attention may read places behind a sequence's own, under a mask.
+    #: Attention may read places after a sequence's own, under a mask.
     reads_beyond: ClassVar[bool] = True
 
     config: ModelConfig
@@ -97,40 +97,43 @@ class Model:
     embedding: Embedding
     smear: Smear | None
     blocks: tuple[Block, ...]
-    #: How much of the stream in the middle is taken out at the end.
+    #: Factor of the stream in the middle of the layers, which is subtracted after the last layer.
     backout: float
     head: Linear
     rope: Rope
 
     @classmethod
     def load(cls, config: ModelConfig, weights: Mapping[str, Tensor], device: Device) -> Model:
-        """Copy the weights tensor by tensor into the form that the device is fastest with.
+        """Copy the weights, tensor by tensor, into the form that is fastest on the device.
 
-        `weights` are as on disk. Pages of a mapped file are given back as soon as they were copied, so that the peak is
-        little above the model's own size.
+        `weights` are as on disk. Pages of a mapped file are released as soon as they are copied, so that peak memory is
+        little more than the size of the model.
         """
         with torch.inference_mode():
             return _Loader(config, weights, device).load()
 
     def forward(self, batch: Batch, cache: KvCache) -> Tensor:
-        """Put the keys and values of `batch` in the cache and return the wanted logits (R, V), fp32."""
+        """Write the keys and values of `batch` to the cache and return its logits (R, V), fp32."""
         windows = frozenset(self.config.windows)
         return self.run(batch, cache, plan_calls(batch.chunks, windows, self._call_cost_places, cache.memory))
 
     def run(self, batch: Batch, cache: KvCache, calls: Mapping[int, Rows[AttentionCall]]) -> Tensor:
-        """`forward` with given calls of attention by window, which cover the batch in order. It asks `batch` for
-        nothing but its tensors and its last position, and is the same operations whatever these hold."""
+        """Like `forward`, with given attention calls for each window, which cover the batch in order.
+
+        It uses only the tensors and the last position of `batch`, and its operations do not depend on the values in the
+        tensors.
+        """
         x = rms_norm(self.embedding(batch.tokens))
         if self.smear is not None:
             before = rms_norm(self.embedding(batch.previous.clamp(min=0)))
             x = self.smear.mix(x, before, batch.previous >= 0)
         embedded = x
         middle = x
-        turns = self.rope.at(batch.positions, batch.last_position)
+        rotations = self.rope.at(batch.positions, batch.last_position)
         for i, block in enumerate(self.blocks):
             if block.mix is not None:
                 x = torch.add(x * block.mix[0], embedded, alpha=block.mix[1])
-            x = x + self._attention(block, rms_norm(x), turns, batch, calls[block.window], cache.layers[i])
+            x = x + self._attention(block, rms_norm(x), rotations, batch, calls[block.window], cache.layers[i])
             hidden = block.mlp_in(rms_norm(x))
             x = x.add_(block.mlp_out(hidden.square_()))
             if i == len(self.blocks) // 2:
@@ -146,29 +149,29 @@ class Model:
 
     @property
     def _call_cost_places(self) -> int:
-        """What an attention call costs by itself, in places that could be read instead."""
+        """The fixed cost of an attention call, as the number of places that could be read in the same time."""
         return CALL_COST_BYTES * self.config.n_layer // self.device.kv_bytes_per_token(self.config)
 
     def _attention(
         self,
         block: Block,
         h: Tensor,
-        turns: Tensor,
+        rotations: Tensor,
         batch: Batch,
         calls: Rows[AttentionCall],
         layer: tuple[Tensor, Tensor],
     ) -> Tensor:
-        """The attention of a layer on its normed input h (T, C) -> (T, C)."""
+        """Attention of a layer: its normed input h (T, C) -> (T, C)."""
         keys, values = layer
         heads, groups, dim = self.config.n_head, self.config.n_kv_head, self.config.head_dim
         qkv = block.qkv(h).view(-1, heads + 2 * groups, dim)
-        qk = rms_norm(self.rope.rotate(qkv[:, : heads + groups], turns))
+        qk = rms_norm(self.rope.rotate(qkv[:, : heads + groups], rotations))
         v = qkv[:, heads + groups :]
         if block.value_embedding is not None:
             v = block.value_embedding.add_to(v, h, batch.tokens)
         keys.index_copy_(1, batch.places, qk[:, heads:].transpose(0, 1))
         values.index_copy_(1, batch.places, v.transpose(0, 1))
-        # Queries and keys are both multiplied with the era's factor; here it is part of the scale of their product.
+        # The era multiplies both queries and keys by a factor; here it is part of the scale of their dot product.
         scale = self.config.era.qk_scale**2 * dim**-0.5
         return block.attention_out(attend(qk[:, :heads], keys, values, calls, scale))
 
@@ -189,7 +192,7 @@ class _Loader:
         if config.era.smear:
             smear = Smear(self._use("smear_gate.weight", self._device.copy), self._floats("smear_lambda")[0])
             backout = self._floats("backout_lambda")[0]
-        # The largest matrix goes first, while little else is held.
+        # The largest matrix comes first, while little other memory is in use.
         head = self._use("lm_head.weight", lambda weight: linear(weight[: config.vocab_size], self._device))
         return Model(
             config=config,
@@ -232,10 +235,10 @@ class _Loader:
         dim = self._config.head_dim
         names = [f"{layer}attn.c_{part}.weight" for part in "qkv"]
         q, k, v = (self._weights[name] for name in names)
-        product = linear(torch.cat((pair_channels(q, dim), pair_channels(k, dim), v)), self._device)
+        qkv = linear(torch.cat((pair_channels(q, dim), pair_channels(k, dim), v)), self._device)
         for part in (q, k, v):
             self._pages.release(part)
-        return product
+        return qkv
 
     def _linear(self, name: str, *, relu: bool = False) -> Linear:
         return self._use(name, lambda weight: linear(weight, self._device, relu=relu))
@@ -248,7 +251,7 @@ class _Loader:
         return values
 
     def _use(self, name: str, copy: Callable[[Tensor], T]) -> T:
-        """What `copy` makes of a tensor, whose pages are no longer needed then."""
+        """The result of `copy` on a tensor. Afterwards the tensor's pages are released."""
         tensor = self._weights[name]
         copied = copy(tensor)
         self._pages.release(tensor)

@@ -1,8 +1,8 @@
-"""Which rows read which places of the KV memory, in as few attention calls as is sensible. Plain arithmetic.
+"""Groups decoding rows that can share one attention call. Plain arithmetic.
 
-An attention call costs some time by itself, whatever it reads. Rows whose stretches lie at equal distances can share a
-call, since a tensor view has one distance between its rows; the shorter of them then read a little beyond their own
-keys, under a mask. They never read beyond their own stretch: a row can spoil its own answer but nobody else's.
+An attention call has a fixed cost, however little it reads. Rows whose extents lie at equal distances can share a call,
+because a tensor view has one distance between its rows. The shorter rows then read a little beyond their own keys,
+under a mask. They never read beyond their own extent: a row can corrupt its own answer, but not that of another row.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The keys that one decoding row sees: `length` places from `start` on, and `room` places that are its own."""
+    """The keys that one decoding row attends to: `length` places from `start` on, of the `room` places that it owns."""
 
     start: int
     length: int
@@ -21,22 +21,22 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """One attention call for decoding rows `first` to `first + count - 1`: row i reads from `start + i * gap` on."""
+class RowGroup:
+    """Rows `first` to `first + count - 1`, which share a call: the i-th of them reads from `start + i * gap` on."""
 
     first: int
     count: int
     start: int
     gap: int
-    #: Places that each row reads, the longest row's.
+    #: Places that each row reads: those of the longest row.
     longest: int
-    #: Whether all rows see exactly `longest` keys, so that no mask is needed.
+    #: Whether all rows attend to exactly `longest` keys, so that no mask is needed.
     even: bool
 
 
-def readings(spans: Rows[Span], waste: int) -> list[Reading]:
-    """Group rows, given in the order of their starts, into calls that read at most `waste` places a row in vain."""
-    found = []
+def group_rows(spans: Rows[Span], max_waste: int) -> list[RowGroup]:
+    """Group rows, given in the order of their starts, so that each reads at most `max_waste` extra places per row."""
+    groups = []
     first = 0
     while first < len(spans):
         head = spans[first]
@@ -49,11 +49,11 @@ def readings(spans: Rows[Span], waste: int) -> list[Reading]:
             new_longest, new_room, new_live = max(longest, span.length), min(room, span.room), live + span.length
             evenly_spaced = count == 1 or distance == count * gap
             wasted = new_longest * (count + 1) - new_live
-            if not evenly_spaced or new_longest > new_room or wasted > waste * (count + 1):
+            if not evenly_spaced or new_longest > new_room or wasted > max_waste * (count + 1):
                 break
             gap = distance if count == 1 else gap
             longest, shortest, room, live = new_longest, min(shortest, span.length), new_room, new_live
             count += 1
-        found.append(Reading(first, count, head.start, gap, longest, longest == shortest))
+        groups.append(RowGroup(first, count, head.start, gap, longest, longest == shortest))
         first += count
-    return found
+    return groups

@@ -1,8 +1,8 @@
-"""The same request gives the same ids alone, in any batch, in chunks or not, with a cache or without one.
+"""A request gives the same ids alone, in any batch, with or without chunked prefill, with or without a cache.
 
-Logits differ by rounding with the shape of a batch, so two candidates that are closer than that may be exchanged. Each
-token is therefore held against the slow twins of the model and of the sampler, given the tokens before it, and a
-difference is allowed only where they prove such a near tie.
+The rounding of logits depends on the shape of the batch, so two candidates that are closer than that may be swapped.
+Each token is therefore compared with the slow references of the model and of the sampler, given the tokens before it. A
+difference is allowed only if they prove such a near tie.
 """
 
 from __future__ import annotations
@@ -18,11 +18,24 @@ from torch import Tensor
 
 from bench.slow_sampling import LOGIT_TIE, slow_draw
 from tasks.generation import FinishReason
-from tests.helpers.engines import Tampered, checkpoint, engine, model, recorded_model, request, torch_model, vocabulary
+from tests.helpers.engines import (
+    Tampered,
+    checkpoint,
+    decode,
+    engine,
+    graph_model,
+    model,
+    request,
+    run_until_done,
+    run_until_idle,
+    torch_model,
+    vocabulary,
+)
 from tests.helpers.reference import logits as reference_logits
 from tests.helpers.requests import changed, sequence_request
 from worker.engine.batch import Batch
-from worker.engine.engine import DecodingModel, Engine
+from worker.engine.decoding_model import DecodingModel
+from worker.engine.engine import Engine
 from worker.engine.request import SequenceRequest
 from worker.engine.sequence import Sequence
 
@@ -30,13 +43,13 @@ from worker.engine.sequence import Sequence
 SEED, E7 = "E1b-seed/step_000102", "E7/step_000101"
 
 
-def assert_same_as_the_twins(folder: str, sequence: Sequence) -> None:
-    """Every token is the one that the slow twins choose after the tokens before it, near ties aside."""
+def assert_same_as_the_references(folder: str, sequence: Sequence) -> None:
+    """Every token is the one that the slow references choose after the tokens before it, except near ties."""
     found, one = checkpoint(folder), sequence.request
     words = vocabulary(found.config)
     tokens = list(sequence.tokens)
     if sequence.finish is FinishReason.STOP and not one.sampling.stop:
-        tokens.append(next(iter(words.stop_ids)))  # which one is drawn is known, as there is only one
+        tokens.append(next(iter(words.stop_ids)))  # there is only one, so it is the one that was drawn
     if not tokens:
         return
     logits = reference_logits(found.config, found.weights, [*one.prompt, *tokens[:-1]])[len(one.prompt) - 1 :]
@@ -45,15 +58,9 @@ def assert_same_as_the_twins(folder: str, sequence: Sequence) -> None:
         assert token == draw.token or draw.near_tie, f"token {index} of {one}: {token} for {draw}"
 
 
-def finish_all(decoding: Engine) -> None:
-    while decoding.has_work:
-        decoding.step()
-    decoding.check_idle()
-
-
 @dataclass(frozen=True)
 class Arrival:
-    """A request, the step at which it comes, and the step at which it is aborted, if it is."""
+    """A request, the step before which it arrives, and the step before which it is aborted, if any."""
 
     request: SequenceRequest
     at: int
@@ -82,13 +89,13 @@ def arrivals(vocab_size: int) -> st.SearchStrategy[list[Arrival]]:
 
 
 @pytest.mark.parametrize("folder", [SEED, E7])
-@pytest.mark.parametrize("load", [model, torch_model, recorded_model])
+@pytest.mark.parametrize("load", [model, torch_model, graph_model])
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
-def test_any_order_of_arrival_gives_everybody_their_own_tokens(
+def test_any_order_of_arrival_gives_every_sequence_its_own_tokens(
     load: Callable[[str], DecodingModel], folder: str, data: st.DataObject
 ) -> None:
-    """Little memory, so that sequences wait for each other and the cache is compacted; chunks of any size."""
+    """KV memory is scarce, so that sequences wait for each other and the cache is compacted. Chunks have any size."""
     decoding = engine(
         load(folder),
         slots=data.draw(st.integers(1, 5), label="slots"),
@@ -107,7 +114,7 @@ def test_any_order_of_arrival_gives_everybody_their_own_tokens(
             if arrival.aborted_at == step:
                 decoding.abort(arrival.request.id)
         for update in decoding.step().updates:
-            assert update.id not in finished, "nothing is told of a sequence after its end"
+            assert update.id not in finished, "no update follows the end of a sequence"
             reported.setdefault(update.id, []).extend(update.tokens)
             if update.finish is not None:
                 finished[update.id] = update.finish
@@ -121,7 +128,7 @@ def test_any_order_of_arrival_gives_everybody_their_own_tokens(
             sequence.finish is FinishReason.CANCELLED and arrival.aborted_at is not None
         )
         assert len(sequence.tokens) == arrival.request.sampling.max_tokens or sequence.finish is not FinishReason.LENGTH
-        assert_same_as_the_twins(folder, sequence)
+        assert_same_as_the_references(folder, sequence)
 
 
 @pytest.mark.parametrize("folder", [SEED, E7])
@@ -133,21 +140,21 @@ def test_any_order_of_arrival_gives_everybody_their_own_tokens(
     split=st.integers(0, 12),
     chunk=st.integers(1, 20),
 )
-def test_a_resumed_sequence_goes_on_as_if_nothing_had_happened(
+def test_a_resumed_sequence_continues_with_the_same_tokens(
     folder: str, prompt: tuple[int, ...], temperature: float, seed: int, split: int, chunk: int
 ) -> None:
     whole = request("whole", prompt, 12, temperature=temperature, seed=seed)
-    tokens = engine(model(folder)).add_request(whole).wait().tokens
+    tokens = decode(engine(model(folder)), whole).tokens
     decoding = engine(model(folder), prefill_chunk_tokens=chunk)
     rest = decoding.add_request(replace(whole, generated=tuple(tokens[:split])))
     reported = [token for _ in range(80) if decoding.has_work for u in decoding.step().updates for token in u.tokens]
     assert rest.finish is FinishReason.LENGTH
     assert rest.tokens[:split] == tokens[:split]
-    assert reported == rest.tokens[split:], "tokens of earlier attempts are not told again"
-    assert_same_as_the_twins(folder, rest)
+    assert reported == rest.tokens[split:], "tokens of earlier attempts are not reported again"
+    assert_same_as_the_references(folder, rest)
 
 
-def test_a_sequence_that_lacked_only_its_end_ends_without_a_forward_pass() -> None:
+def test_a_resumed_sequence_with_all_its_tokens_ends_without_a_forward_pass() -> None:
     passes = 0
 
     def count(batch: Batch, logits: Tensor) -> Tensor:
@@ -171,8 +178,8 @@ def test_a_sequence_that_lacked_only_its_end_ends_without_a_forward_pass() -> No
     assert not decoding.has_work
 
 
-def test_nothing_is_computed_that_nobody_needs() -> None:
-    """Each position goes through the model once, the last token never, and only rows that sample have logits."""
+def test_nothing_is_computed_that_is_not_needed() -> None:
+    """Each position goes through the model once, the last token never does, and only rows that sample have logits."""
     positions = rows = 0
 
     def count(batch: Batch, logits: Tensor) -> Tensor:
@@ -184,7 +191,7 @@ def test_nothing_is_computed_that_nobody_needs() -> None:
     decoding = engine(Tampered(model(E7), count), prefill_chunk_tokens=7)
     for name, length in (("a", 30), ("b", 1), ("c", 16)):
         decoding.add_request(request(name, (1,) * length, 5))
-    finish_all(decoding)
+    run_until_idle(decoding)
     assert positions == (30 + 4) + (1 + 4) + (16 + 4)
     assert rows == 15
 
@@ -192,57 +199,57 @@ def test_nothing_is_computed_that_nobody_needs() -> None:
 def test_a_stop_string_that_began_in_an_earlier_attempt_is_found() -> None:
     words = vocabulary(model(SEED).config)
     one = request("a", (3, 1, 4), 12)
-    tokens = engine(model(SEED)).add_request(one).wait().tokens
+    tokens = decode(engine(model(SEED)), one).tokens
     stop = words.spell(tokens[4:7])
     first = next(n for n in range(13) if stop in words.spell(tokens[:n]))
     for split in range(first):
         resumed = changed(one, stop=(stop.decode(),), generated=tuple(tokens[:split]))
-        sequence = engine(model(SEED)).add_request(resumed).wait()
+        sequence = decode(engine(model(SEED)), resumed)
         assert (sequence.finish, sequence.tokens) == (FinishReason.STOP, tokens[:first])
 
 
 def steer(*script: int) -> Tampered:
-    """A model that writes `script` after a prompt of one token."""
+    """A model that generates `script` after a prompt of one token."""
 
-    def write(batch: Batch, logits: Tensor) -> Tensor:
+    def choose(batch: Batch, logits: Tensor) -> Tensor:
         for row, output in enumerate(batch.outputs):
             logits[row] = 0
             logits[row, script[len(output.sequence.tokens)]] = 9
         return logits
 
-    return Tampered(model(SEED), write)
+    return Tampered(model(SEED), choose)
 
 
-def test_a_stop_id_ends_the_text_and_is_no_part_of_it() -> None:
+def test_a_stop_id_ends_the_text_and_is_not_part_of_it() -> None:
     stop = next(iter(vocabulary(model(SEED).config).stop_ids))
-    ended = engine(steer(5, 6, stop, 5)).add_request(request("a", (1,), 4, ignore_eos=False)).wait()
+    ended = decode(engine(steer(5, 6, stop, 5)), request("a", (1,), 4, ignore_eos=False))
     assert (ended.finish, ended.tokens) == (FinishReason.STOP, [5, 6])
-    ignored = engine(steer(5, 6, stop, 5)).add_request(request("a", (1,), 4)).wait()
+    ignored = decode(engine(steer(5, 6, stop, 5)), request("a", (1,), 4))
     assert (ignored.finish, ignored.tokens) == (FinishReason.LENGTH, [5, 6, 0, 5])
-    every = engine(steer(5, 6, stop, 5)).add_request(request("a", (1,), 4, every_id=True)).wait()
+    every = decode(engine(steer(5, 6, stop, 5)), request("a", (1,), 4, every_id=True))
     assert (every.finish, every.tokens) == (FinishReason.LENGTH, [5, 6, stop, 5])
 
 
 def test_the_newline_of_stop_on_newline_is_the_last_token() -> None:
     newline = 7
-    ended = engine(steer(5, newline, 6, 6)).add_request(request("a", (1,), 4, stop_on_newline=True)).wait()
+    ended = decode(engine(steer(5, newline, 6, 6)), request("a", (1,), 4, stop_on_newline=True))
     assert (ended.finish, ended.tokens) == (FinishReason.NEWLINE, [5, newline])
-    kept = engine(steer(5, newline, 6, 6)).add_request(request("a", (1,), 4)).wait()
+    kept = decode(engine(steer(5, newline, 6, 6)), request("a", (1,), 4))
     assert (kept.finish, kept.tokens) == (FinishReason.LENGTH, [5, newline, 6, 6])
 
 
-def test_the_memory_is_moved_together_when_it_is_in_pieces() -> None:
+def test_fragmented_memory_is_compacted() -> None:
     decoding = engine(model(E7), slots=3, kv_tokens=96)
     short = [decoding.add_request(request(name, (1, 2, 3), length)) for name, length in (("a", 3), ("b", 20), ("c", 3))]
     long = decoding.add_request(request("long", tuple(range(40)), 10))
-    short[0].wait()
+    run_until_done(decoding, short[0])
     assert short[1].finish is None
     assert long.extent is None
     decoding.step()
-    assert long.extent is not None, "what fits by the sum is admitted at once"
-    finish_all(decoding)
+    assert long.extent is not None, "a sequence that fits the free memory is admitted at once"
+    run_until_idle(decoding)
     for sequence in (*short, long):
-        assert_same_as_the_twins(E7, sequence)
+        assert_same_as_the_references(E7, sequence)
 
 
 def test_aborting_frees_the_row_and_keeps_the_tokens() -> None:
@@ -250,17 +257,16 @@ def test_aborting_frees_the_row_and_keeps_the_tokens() -> None:
     running, waiting, next_one = (decoding.add_request(request(name, (1, 2), 40)) for name in "abc")
     for _ in range(3):
         decoding.step()
-    running.abort()
-    waiting.abort()
-    decoding.abort("nobody")
+    for sequence_id in (running.id, waiting.id, "unknown"):
+        decoding.abort(sequence_id)
     updates = {update.id: update for update in decoding.step().updates}
     assert (updates["a"].tokens, updates["a"].finish) == ((), FinishReason.CANCELLED)
     assert updates["b"].finish is FinishReason.CANCELLED
-    assert len(updates["c"].tokens) == 1, "the row is taken in the same step"
+    assert len(updates["c"].tokens) == 1, "the free row is used in the same step"
     assert (len(running.tokens), waiting.tokens) == (3, [])
-    next_one.abort()
-    finish_all(decoding)
-    assert decoding.free_kv_tokens == decoding.budget.capacity
+    decoding.abort(next_one.id)
+    run_until_idle(decoding)
+    assert decoding.free_kv_tokens == decoding.kv_budget.capacity
 
 
 def test_a_time_limit_ends_running_and_waiting_sequences() -> None:
@@ -276,32 +282,32 @@ def test_a_time_limit_ends_running_and_waiting_sequences() -> None:
     now = 105.0
     decoding.step()
     assert (running.finish, len(running.tokens)) == (FinishReason.DEADLINE, 2)
-    assert unlimited.wait().finish is FinishReason.LENGTH
+    assert run_until_done(decoding, unlimited).finish is FinishReason.LENGTH
 
 
-def test_the_logits_after_the_prompt_are_kept_also_when_a_sequence_is_resumed() -> None:
+def test_the_logits_after_the_prompt_are_kept_even_if_a_sequence_is_resumed() -> None:
     found = checkpoint(E7)
     prompt = tuple(range(20))
     expected = reference_logits(found.config, found.weights, list(prompt))[-1]
     for generated in ((), (4, 5, 6)):
         one = request("a", prompt, 6, generated=generated, keep_prompt_logits=True)
         for chunk in (1, 20, 21, 100):
-            sequence = engine(model(E7), prefill_chunk_tokens=chunk).add_request(one).wait()
+            sequence = decode(engine(model(E7), prefill_chunk_tokens=chunk), one)
             torch.testing.assert_close(torch.tensor(sequence.prompt_logits), expected, atol=LOGIT_TIE, rtol=0)
-    assert engine(model(E7)).add_request(request("b", prompt, 2)).wait().prompt_logits is None
+    assert decode(engine(model(E7)), request("b", prompt, 2)).prompt_logits is None
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"prompt": ()}, "the prompt has no tokens"),
-        ({"prompt": (1, 32)}, "within 0 to 31"),
-        ({"prompt": (-1,)}, "within 0 to 31"),
+        ({"prompt": (1, 32)}, "between 0 and 31"),
+        ({"prompt": (-1,)}, "between 0 and 31"),
         ({"max_tokens": 0}, "at least 1"),
-        ({"prompt": (1,) * 250, "max_tokens": 7}, "over the context of 256"),
+        ({"prompt": (1,) * 250, "max_tokens": 7}, "exceed the context of 256"),
         ({"prompt": (1,) * 150, "max_tokens": 100}, "there is room for 224"),
-        ({"generated": (1,) * 9}, "more than 8"),
-        ({"generated": (77,)}, "within 0 to 31"),
+        ({"generated": (1,) * 9}, "more than max_tokens 8"),
+        ({"generated": (77,)}, "between 0 and 31"),
         ({"temperature": -0.1}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
         ({"temperature": float("inf")}, "temperature"),
@@ -311,15 +317,15 @@ def test_the_logits_after_the_prompt_are_kept_also_when_a_sequence_is_resumed() 
         ({"seed": -1}, "seed"),
         ({"seed": 2**64}, "seed"),
         ({"stop": ("",)}, "must not be empty"),
-        ({"id": "taken"}, "a sequence 'taken' already"),
+        ({"id": "taken"}, "already a sequence 'taken'"),
     ],
 )
-def test_what_can_never_run_is_refused_and_leaves_no_trace(fields: dict[str, object], message: str) -> None:
+def test_a_request_that_can_never_run_is_refused_and_leaves_no_trace(fields: dict[str, object], message: str) -> None:
     decoding = engine(model(SEED), kv_tokens=224)
     decoding.add_request(request("taken"))
     with pytest.raises(ValueError, match=message):
         decoding.add_request(changed(request("a"), **fields))
-    finish_all(decoding)
+    run_until_idle(decoding)
 
 
 def test_a_vocabulary_without_text_needs_every_id() -> None:
@@ -328,7 +334,7 @@ def test_a_vocabulary_without_text_needs_every_id() -> None:
     decoding = Engine(model(SEED), bare, slots=1, kv_tokens=256, prefill_chunk_tokens=8)
     with pytest.raises(ValueError, match="no id with text"):
         decoding.add_request(request("a"))
-    assert len(decoding.add_request(request("a", every_id=True)).wait().tokens) == 8
+    assert len(decode(decoding, request("a", every_id=True)).tokens) == 8
 
 
 def test_a_vocabulary_of_another_size_is_refused() -> None:

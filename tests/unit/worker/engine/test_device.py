@@ -1,4 +1,4 @@
-"""What differs by device: the choice, memory and threads."""
+"""What differs by device: selection, memory, threads and number format."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers.engines import Narrow, checkpoint, vocabulary
+from tests.helpers.engines import Bf16Cpu, checkpoint, decode, run_until_done, vocabulary
 from tests.helpers.requests import sequence_request
 from worker.engine import device as devices
 from worker.engine.device import Device, physical_cores
@@ -26,13 +26,13 @@ def same_threads() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def test_a_device_that_is_not_there_is_refused_by_name() -> None:
+def test_an_unavailable_device_is_refused_by_name() -> None:
     missing = "mps" if torch.cuda.is_available() else "cuda"
-    with pytest.raises(ValueError, match=f"device '{missing}' is not there; this machine's torch has: .*cpu"):
+    with pytest.raises(ValueError, match=f"device '{missing}' is not available; this machine's torch has: .*cpu"):
         Device.choose(missing)  # type: ignore[arg-type]
 
 
-def test_threads_are_those_asked_for_or_the_physical_cores() -> None:
+def test_torch_gets_the_requested_threads_or_one_for_each_physical_core() -> None:
     Device.choose("cpu", threads=1)
     assert torch.get_num_threads() == 1
     Device.choose("cpu")
@@ -40,10 +40,10 @@ def test_threads_are_those_asked_for_or_the_physical_cores() -> None:
     assert 1 <= physical_cores() <= (os.cpu_count() or 1)
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no such control here")
-def test_a_cgroup_that_grants_one_core_gives_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    granted = {"cpu.max": "150000 100000", "memory.max": "1073741824"}
-    monkeypatch.setattr(devices, "_cgroup", granted.get)
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no CPU affinity")
+def test_a_cgroup_with_a_quota_of_one_core_limits_threads_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"cpu.max": "150000 100000", "memory.max": "1073741824"}
+    monkeypatch.setattr(devices, "_cgroup", files.get)
     assert physical_cores() == 1
     assert Device("cpu").memory_bytes() == 2**30
 
@@ -59,7 +59,7 @@ def test_the_cache_has_room_for_full_contexts_up_to_a_quarter_of_the_memory(monk
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
-def test_zeros_take_no_memory_before_they_are_written_to() -> None:
+def test_zeros_take_no_memory_until_they_are_written_to() -> None:
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
@@ -71,10 +71,10 @@ def test_zeros_take_no_memory_before_they_are_written_to() -> None:
 
 
 @pytest.mark.parametrize("folder", [E7, "E1b-seed/step_000102"])
-def test_the_form_that_a_gpu_runs_is_near_the_exact_one(folder: str) -> None:
+def test_logits_in_the_number_format_of_a_gpu_are_close_to_those_in_fp32(folder: str) -> None:
     found = checkpoint(folder)
     logits = []
-    for device in (Device("cpu"), Narrow("cpu")):
+    for device in (Device("cpu"), Bf16Cpu("cpu")):
         engine = Engine(
             Model.load(found.config, found.weights, device),
             vocabulary(found.config),
@@ -82,12 +82,12 @@ def test_the_form_that_a_gpu_runs_is_near_the_exact_one(folder: str) -> None:
             kv_tokens=512,
             prefill_chunk_tokens=16,
         )
-        others = engine.add_request(sequence_request(id="b", prompt=(1, 2), max_tokens=9))
+        other = engine.add_request(sequence_request(id="b", prompt=(1, 2), max_tokens=9))
         prompt = tuple(range(30))
-        one = engine.add_request(sequence_request(id="a", prompt=prompt, max_tokens=4, keep_prompt_logits=True)).wait()
-        others.wait()
+        one = decode(engine, sequence_request(id="a", prompt=prompt, max_tokens=4, keep_prompt_logits=True))
+        run_until_done(engine, other)
         engine.step()
         logits.append(torch.tensor(one.prompt_logits))
     error = (logits[0] - logits[1]).abs()
     assert error.mean() < 0.05
-    assert error.max() > 0, "it is another number format indeed"
+    assert error.max() > 0, "the number format differs"

@@ -1,4 +1,4 @@
-"""What goes wrong in a step stays with the sequence that it belongs to."""
+"""An error in a step affects only the sequence that causes it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,20 @@ import torch
 from torch import Tensor
 
 from tasks.generation import FinishReason
-from tests.helpers.engines import Tampered, engine, model, recorded_model, request, torch_model
+from tests.helpers.engines import (
+    Tampered,
+    decode,
+    engine,
+    graph_model,
+    model,
+    request,
+    run_until_done,
+    run_until_idle,
+    torch_model,
+)
 from worker.engine.batch import Batch
+from worker.engine.decoding_model import DecodingModel
 from worker.engine.device import Device
-from worker.engine.engine import DecodingModel, Engine
 from worker.engine.request import SequenceRequest
 
 E7 = "E7/step_000101"
@@ -22,13 +32,7 @@ POISON = 11
 
 
 def undisturbed(one: SequenceRequest) -> list[int]:
-    return engine(model(E7)).add_request(one).wait().tokens
-
-
-def finish_all(decoding: Engine) -> None:
-    while decoding.has_work:
-        decoding.step()
-    decoding.check_idle()
+    return decode(engine(model(E7)), one).tokens
 
 
 def raise_at_poison(batch: Batch, logits: Tensor) -> Tensor:
@@ -37,38 +41,38 @@ def raise_at_poison(batch: Batch, logits: Tensor) -> Tensor:
     return logits
 
 
-def test_the_sequence_that_makes_a_step_raise_fails_alone(caplog: pytest.LogCaptureFixture) -> None:
+def test_only_the_sequence_that_makes_a_step_raise_fails(caplog: pytest.LogCaptureFixture) -> None:
     healthy = [request("a", (1, 2, 3)), request("b", tuple(range(10)), 12), request("c", (5,), 6)]
     decoding = engine(Tampered(model(E7), raise_at_poison))
     sequences = [decoding.add_request(one) for one in (*healthy, request("poison", (4, POISON, 6)))]
     with caplog.at_level(logging.WARNING):
-        finish_all(decoding)
+        run_until_idle(decoding)
     assert sequences[-1].finish is FinishReason.ERROR
     assert sequences[-1].error == "RuntimeError: an illegal instruction"
     for sequence, one in zip(sequences, healthy, strict=False):
         assert sequence.finish is FinishReason.LENGTH
         assert sequence.tokens == undisturbed(one)
-    assert "sequence poison failed alone" in caplog.text
+    assert "sequence poison failed again when it ran alone" in caplog.text
 
 
-def test_a_step_that_raises_once_costs_nobody_anything() -> None:
+def test_a_step_that_raises_once_fails_no_sequence() -> None:
     steps = 0
 
     def raise_once(batch: Batch, logits: Tensor) -> Tensor:
         nonlocal steps
         steps += 1
         if steps == 3:
-            raise MemoryError("just now")
+            raise MemoryError("only this time")
         return logits
 
     requests = [request("a", (1, 2, 3)), request("b", tuple(range(40)), 12, temperature=1.0, seed=5)]
     decoding = engine(Tampered(model(E7), raise_once))
     sequences = [decoding.add_request(one) for one in requests]
-    finish_all(decoding)
+    run_until_idle(decoding)
     assert [sequence.tokens for sequence in sequences] == [undisturbed(one) for one in requests]
 
 
-def test_tokens_drawn_before_the_fault_are_kept_and_reported_once() -> None:
+def test_tokens_drawn_before_the_error_are_kept_and_reported_once() -> None:
     def raise_late(batch: Batch, logits: Tensor) -> Tensor:
         if batch.last_position >= 6:
             raise RuntimeError("too far")
@@ -84,59 +88,59 @@ def test_tokens_drawn_before_the_fault_are_kept_and_reported_once() -> None:
     assert reported == sequence.tokens == undisturbed(request("a", (1, 2, 3), 4))
 
 
-def test_a_device_that_is_lost_is_not_blamed_on_a_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_that_breaks_the_device_fails_no_sequence_and_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Device, "is_fatal", lambda self, error: isinstance(error, RuntimeError))
     decoding = engine(Tampered(model(E7), raise_at_poison))
     sequence = decoding.add_request(request("poison", (POISON, 1)))
     with pytest.raises(RuntimeError, match="illegal instruction"):
-        sequence.wait()
+        run_until_done(decoding, sequence)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_logits_that_are_not_finite_end_their_row_alone(temperature: float, bad: float) -> None:
-    def spoil(batch: Batch, logits: Tensor) -> Tensor:
+def test_logits_that_are_not_finite_end_only_their_own_row(temperature: float, bad: float) -> None:
+    def corrupt(batch: Batch, logits: Tensor) -> Tensor:
         rows = [row for row, output in enumerate(batch.outputs) if POISON in output.sequence.request.prompt]
         logits[rows, 5] = bad
         return logits
 
     healthy = request("a", (1, 2, 3), 10, temperature=temperature, seed=3)
-    decoding = engine(Tampered(model(E7), spoil))
+    decoding = engine(Tampered(model(E7), corrupt))
     sequence = decoding.add_request(healthy)
     poison = decoding.add_request(request("poison", (POISON, 6), temperature=temperature))
-    finish_all(decoding)
+    run_until_idle(decoding)
     assert (poison.finish, poison.error, poison.tokens) == (FinishReason.ERROR, "the model's logits are not finite", [])
     assert sequence.tokens == undisturbed(healthy)
 
 
-@pytest.mark.parametrize("load", [model, torch_model, recorded_model])
-def test_figures_that_are_not_finite_never_reach_another_sequence_through_the_cache(
+@pytest.mark.parametrize("load", [model, torch_model, graph_model])
+def test_values_that_are_not_finite_never_reach_another_sequence_through_the_cache(
     load: Callable[[str], DecodingModel],
 ) -> None:
-    """A NaN in one row's keys and values: not its neighbours', nor the next owner's of the same places."""
+    """A NaN in the keys and values of one row reaches neither its neighbours nor the next sequence in its places."""
     decoding = engine(load(E7), slots=3, kv_tokens=96, prefill_chunk_tokens=100)
-    before, spoilt, after = (decoding.add_request(request(name, tuple(range(1, 17)), 16)) for name in ("a", "b", "c"))
+    before, broken, after = (decoding.add_request(request(name, tuple(range(1, 17)), 16)) for name in ("a", "b", "c"))
     decoding.step()
-    extent = spoilt.extent
+    extent = broken.extent
     assert extent is not None
     for keys, values in decoding._cache.layers:
-        for figures in (keys, values):
-            figures[:, extent.start : extent.start + extent.filled] = torch.nan
-    finish_all(decoding)
-    assert spoilt.finish is FinishReason.ERROR
+        for memory in (keys, values):
+            memory[:, extent.start : extent.start + extent.filled] = torch.nan
+    run_until_idle(decoding)
+    assert broken.finish is FinishReason.ERROR
     for sequence in (before, after):
         assert sequence.tokens == undisturbed(sequence.request)
-    # The one in the middle reads as far as its neighbours do, over places that the spoilt one left.
-    heirs = [
+    # The one in the middle reads as many places as its neighbours, including places that held NaN before.
+    next_ones = [
         decoding.add_request(request(name, tuple(range(length)), 12)) for name, length in (("d", 9), ("e", 2), ("f", 9))
     ]
-    finish_all(decoding)
-    for heir in heirs:
-        assert heir.tokens == undisturbed(heir.request)
+    run_until_idle(decoding)
+    for sequence in next_ones:
+        assert sequence.tokens == undisturbed(sequence.request)
 
 
-def test_the_engine_says_when_it_holds_something_while_idle() -> None:
+def test_an_idle_engine_that_still_holds_something_raises() -> None:
     decoding = engine(model(E7))
-    decoding.budget.try_reserve(32)
+    decoding.kv_budget.try_reserve(32)
     with pytest.raises(RuntimeError, match="'reserved tokens': 32"):
         decoding.check_idle()

@@ -1,4 +1,4 @@
-"""Loading a large model holds it once, not twice."""
+"""Loading a large model holds its weights in memory once, not twice."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 
 from worker.engine.mapped_pages import MappedPages
 
-#: A model of 12 layers x 1024 with a large vocabulary: 0.8 GB, its embedding in bf16.
+#: A model of 12 layers and 1024 channels with a large vocabulary: 0.8 GB, with the embedding in bf16.
 SHAPE = {"sequence_len": 256, "vocab_size": 32_768, "n_layer": 12, "n_head": 8, "n_kv_head": 8, "n_embd": 1024}
 MOST_TIMES_THE_WEIGHTS = 1.2
 
-#: Loads the model of the folder in argv[1] and prints bytes of this process's memory while it does.
+#: Loads the model of the folder argv[1] and prints how many bytes of memory this process takes meanwhile.
 PROGRAM = """
 import json, sys, threading
 from pathlib import Path
@@ -28,7 +28,6 @@ from worker.engine.engine import Engine
 from worker.engine.backends import load_weights
 from worker.engine.torch.model import Model
 from tests.helpers.requests import sequence_request
-from tests.helpers.requests import sequence_request
 from worker.engine.vocabulary import Vocabulary
 
 def memory():
@@ -36,29 +35,31 @@ def memory():
     fields = {line.split(":")[0]: line.split()[1] for line in lines if line.startswith("Rss")}
     return {"anonymous": int(fields["RssAnon"]) * 1024, "mapped": int(fields["RssFile"]) * 1024}
 
-peaks, over = [], threading.Event()
-def watch():
-    while not over.wait(0.002):
-        peaks.append(memory())
+samples, loaded = [], threading.Event()
+def sample():
+    while not loaded.wait(0.002):
+        samples.append(memory())
 
 device = Device.choose("cpu", threads=1)
 torch.nn.functional.linear(torch.ones(8, 8), torch.ones(8, 8))
 before = memory()
-watcher = threading.Thread(target=watch)
-watcher.start()
+sampler = threading.Thread(target=sample)
+sampler.start()
 checkpoint = load(find(sys.argv[1], Path(sys.argv[1]).parent))
 form = Model.load if sys.argv[2] == "torch" else load_weights
 model = form(checkpoint.config, checkpoint.weights, device)
-over.set()
-watcher.join()
+loaded.set()
+sampler.join()
 engine = Engine(model, Vocabulary.without_text(32768), slots=1, kv_tokens=256, prefill_chunk_tokens=64)
-tokens = engine.add_request(sequence_request(id="a", prompt=(1, 2), max_tokens=2, every_id=True)).wait().tokens
+sequence = engine.add_request(sequence_request(id="a", prompt=(1, 2), max_tokens=2, every_id=True))
+while engine.has_work:
+    engine.step()
 print(json.dumps({
-    "anonymous": max(peak["anonymous"] for peak in peaks) - before["anonymous"],
-    "all": max(peak["anonymous"] + peak["mapped"] for peak in peaks) - sum(before.values()),
+    "anonymous": max(one["anonymous"] for one in samples) - before["anonymous"],
+    "all": max(one["anonymous"] + one["mapped"] for one in samples) - sum(before.values()),
     "after": memory()["anonymous"] - before["anonymous"],
     "weights": sum(weight.nbytes for weight in checkpoint.weights.values()),
-    "tokens": tokens,
+    "tokens": sequence.tokens,
 }))
 """
 
@@ -83,7 +84,7 @@ def write_checkpoint(folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 @pytest.mark.parametrize("form", ["torch", "fastest"])
-def test_a_load_peaks_at_little_more_than_the_weights(form: str, tmp_path: Path) -> None:
+def test_peak_memory_of_loading_is_little_more_than_the_weights(form: str, tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "step_000001")
     result = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(tmp_path / "step_000001"), form], capture_output=True, text=True, check=True
@@ -97,7 +98,7 @@ def test_a_load_peaks_at_little_more_than_the_weights(form: str, tmp_path: Path)
     assert len(measured["tokens"]) == 2
 
 
-def test_pages_of_a_file_are_given_back_and_read_again(tmp_path: Path) -> None:
+def test_released_pages_of_a_file_are_read_again(tmp_path: Path) -> None:
     torch.save({"a": torch.arange(100_000), "b": torch.arange(10)}, tmp_path / "w.pt")
     mapped = torch.load(tmp_path / "w.pt", mmap=True, weights_only=True)
     ordinary = torch.arange(100_000)

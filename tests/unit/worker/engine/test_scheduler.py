@@ -1,4 +1,4 @@
-"""The policy: who decodes, who prefills, who waits. No model and no torch."""
+"""The scheduler: which sequences decode, prefill and wait. No model and no torch."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from tests.helpers.requests import sequence_request
 from worker.engine.kv.allocator import Extent
 from worker.engine.kv.budget import BLOCK_TOKENS, KvBudget
-from worker.engine.sampling.philox import UniformStream
+from worker.engine.philox import UniformStream
 from worker.engine.scheduler import Chunk, Scheduler
 from worker.engine.sequence import Sequence
-from worker.engine.stop_criteria import EndOfText
+from worker.engine.stop_criteria import StopCriteria
 from worker.engine.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(4, (b"a",) * 4)
@@ -26,12 +26,10 @@ def sequence(name: str, prompt: int, answer: int, *, alone: int = 0, resumed: in
     return Sequence(
         request=request,
         tokens=list(request.generated),
-        end_of_text=EndOfText(request, VOCABULARY),
+        stop_criteria=StopCriteria(request, VOCABULARY),
         uniforms=UniformStream(0),
         deadline=None,
         reported=0,
-        drive=lambda: None,
-        cancel=lambda _: None,
     )
 
 
@@ -40,7 +38,7 @@ def scheduler(*, tokens: int = 10_000, slots: int = 4, chunk: int = 8) -> Schedu
 
 
 def admit(policy: Scheduler) -> list[str]:
-    """Admit as the engine does: with a place in the cache."""
+    """Admit sequences and give each an extent, like the engine."""
     admitted = policy.admit()
     for one in admitted:
         one.extent = Extent(0, policy.need(one))
@@ -48,7 +46,7 @@ def admit(policy: Scheduler) -> list[str]:
 
 
 def run(policy: Scheduler) -> list[Chunk]:
-    """One step in which every drawn token is 1."""
+    """Run one step in which every drawn token is 1."""
     chunks = policy.plan()
     for chunk in chunks:
         chunk.extent.filled = chunk.end
@@ -65,7 +63,7 @@ def test_it_works_without_torch() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_rows_are_given_in_the_order_of_arrival() -> None:
+def test_sequences_are_admitted_in_order_of_arrival() -> None:
     policy = scheduler(slots=2)
     for name in "abc":
         policy.add(sequence(name, 3, 3))
@@ -75,7 +73,7 @@ def test_rows_are_given_in_the_order_of_arrival() -> None:
     assert admit(policy) == ["c"]
 
 
-def test_nobody_overtakes_a_sequence_that_waits_for_memory() -> None:
+def test_no_sequence_overtakes_one_that_waits_for_memory() -> None:
     policy = scheduler(tokens=4 * BLOCK_TOKENS)
     policy.add(sequence("a", 2 * BLOCK_TOKENS, BLOCK_TOKENS))
     policy.add(sequence("large", 2 * BLOCK_TOKENS, BLOCK_TOKENS))
@@ -86,14 +84,14 @@ def test_nobody_overtakes_a_sequence_that_waits_for_memory() -> None:
     assert admit(policy) == ["large", "small"]
 
 
-def test_what_can_never_run_is_refused_when_it_comes() -> None:
+def test_a_sequence_that_needs_too_much_memory_is_refused_at_once() -> None:
     policy = scheduler(tokens=4 * BLOCK_TOKENS)
     with pytest.raises(ValueError, match="there is room for 128"):
         policy.add(sequence("a", 4 * BLOCK_TOKENS, 1))
     policy.add(sequence("b", 4 * BLOCK_TOKENS - 1, 1))
 
 
-def test_prompts_go_in_chunks_beside_decoding_rows() -> None:
+def test_prompts_are_prefilled_in_chunks_while_other_rows_decode() -> None:
     policy = scheduler(chunk=8)
     policy.add(sequence("short", 2, 10))
     policy.add(sequence("long", 20, 10))
@@ -108,23 +106,23 @@ def test_prompts_go_in_chunks_beside_decoding_rows() -> None:
     ]
 
 
-def test_removing_a_waiting_sequence_gives_nothing_back_and_a_running_one_its_memory() -> None:
+def test_removing_a_running_sequence_releases_its_memory_and_a_waiting_one_has_none() -> None:
     policy = scheduler(tokens=2 * BLOCK_TOKENS)
     a, b = sequence("a", 1, BLOCK_TOKENS), sequence("b", 1, 1)
     policy.add(a)
     policy.add(b)
     admit(policy)
     policy.remove(b)
-    assert policy.budget.free == 0
+    assert policy.kv_budget.free == 0
     policy.remove(a)
-    assert policy.budget.free == 2 * BLOCK_TOKENS
+    assert policy.kv_budget.free == 2 * BLOCK_TOKENS
 
 
 def ids(chunks: list[Chunk]) -> list[str]:
     return [chunk.sequence.id for chunk in chunks]
 
 
-def test_a_sequence_that_is_to_be_alone_has_the_steps_for_itself_and_the_others_wait_inside() -> None:
+def test_a_suspect_runs_alone_while_the_others_keep_their_rows() -> None:
     policy = scheduler(chunk=8)
     mate = sequence("mate", 3, 10)
     policy.add(mate)
@@ -138,8 +136,8 @@ def test_a_sequence_that_is_to_be_alone_has_the_steps_for_itself_and_the_others_
         ("suspect", 8, 4, True),
         ("suspect", 12, 1, True),
     ]
-    assert (mate.cached, len(mate.tokens)) == (3, 1), "it keeps what it has"
-    assert policy.alone is None
+    assert (mate.cached, len(mate.tokens)) == (3, 1), "its state does not change"
+    assert policy.suspect is None
     assert ids(run(policy)) == ["mate", "suspect", "late"]
 
 
@@ -152,16 +150,16 @@ def test_tokens_of_earlier_attempts_do_not_count_as_decoded_alone() -> None:
     assert ids(run(policy)) == ["suspect", "mate"]
 
 
-def test_of_two_that_are_to_be_alone_the_first_comes_first_and_makes_way_when_it_ends() -> None:
+def test_of_two_suspects_the_first_runs_first_and_the_second_after_its_end() -> None:
     policy = scheduler()
     first, second = sequence("first", 1, 10, alone=2), sequence("second", 1, 10, alone=1)
     for one in (first, sequence("mate", 1, 10), second):
         policy.add(one)
     admit(policy)
     assert ids(run(policy)) == ["first"]
-    assert policy.alone is first
+    assert policy.suspect is first
     policy.remove(first)
-    assert policy.alone is second
+    assert policy.suspect is second
     assert ids(run(policy)) == ["second"]
     assert ids(run(policy)) == ["mate", "second"]
 
@@ -173,7 +171,7 @@ def test_of_two_that_are_to_be_alone_the_first_comes_first_and_makes_way_when_it
     st.integers(1, 5),
     st.integers(1, 40),
 )
-def test_everybody_is_served_in_bounded_steps_and_the_bounds_hold(
+def test_every_sequence_finishes_in_bounded_steps_and_all_limits_hold(
     sizes: list[tuple[int, int, int]], slots: int, chunk: int
 ) -> None:
     policy = scheduler(tokens=6 * BLOCK_TOKENS, slots=slots, chunk=chunk)
@@ -183,19 +181,21 @@ def test_everybody_is_served_in_bounded_steps_and_the_bounds_hold(
     bound = sum(prompt + answer for prompt, answer, _ in sizes)
     for _ in range(bound):
         order += admit(policy)
-        planned = policy.running if policy.alone is None else [policy.alone]
+        planned = policy.running if policy.suspect is None else [policy.suspect]
         ready = {one.id for one in planned if one.length - one.cached == 1}
         chunks = run(policy)
         assert {chunk.sequence for chunk in chunks} <= {*planned}
-        assert chunks, "as long as there is work, a step does some"
+        assert chunks, "a step runs something while there is work"
         assert len(policy.running) <= slots
-        assert 0 <= policy.budget.free <= 6 * BLOCK_TOKENS
+        assert 0 <= policy.kv_budget.free <= 6 * BLOCK_TOKENS
         assert sum(chunk.length for chunk in chunks if chunk.sequence.id not in ready) <= policy.prefill_chunk_tokens
-        assert ready == {chunk.sequence.id for chunk in chunks[: len(ready)]}, "every decoding row decodes, first"
+        assert ready == {chunk.sequence.id for chunk in chunks[: len(ready)]}, (
+            "every decoding row decodes and comes first"
+        )
         for one in [*policy.running]:
             if len(one.tokens) == one.request.sampling.max_tokens:
                 policy.remove(one)
         if not policy.running and not policy.waiting:
             break
     assert order == [str(number) for number in range(len(sizes))]
-    assert policy.budget.reserved == 0
+    assert policy.kv_budget.reserved == 0

@@ -1,10 +1,10 @@
-"""The warm-up leaves nothing behind."""
+"""The warm-up leaves the engine as it was."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.helpers.engines import engine, model, request
+from tests.helpers.engines import decode, engine, model, request
 from worker.engine.warm_up import warm_up
 
 
@@ -16,4 +16,4 @@ def test_after_the_warm_up_the_engine_is_idle_and_decodes_as_before(slots: int) 
     warm_up(warm)
     assert not warm.has_work
     warm.check_idle()
-    assert warm.add_request(one).wait().tokens == fresh.add_request(one).wait().tokens
+    assert decode(warm, one).tokens == decode(fresh, one).tokens

@@ -167,7 +167,7 @@ def test_without_kernels_int8_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     found = checkpoint(FOLDERS[0])
     with pytest.raises(ValueError, match="int8 weights need the compiled kernels, and cuda has none: use cpu"):
         load_weights(found.config, found.weights, Device("cuda"), "int8")
-    monkeypatch.setattr("worker.engine.device.library", lambda: None)
+    monkeypatch.setattr("worker.engine.backends.library", lambda: None)
     with pytest.raises(ValueError, match="install a C compiler, or set CELERIAC_WEIGHTS to exact"):
         load_weights(found.config, found.weights, CPU, "int8")
 
@@ -197,7 +197,7 @@ def test_run_decodes_with_int8_from_the_option_or_the_setting(monkeypatch: pytes
 
 
 def test_run_says_why_int8_is_not_possible(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.engine.device.library", lambda: None)
+    monkeypatch.setattr("worker.engine.backends.library", lambda: None)
     result = run("run", str(SEED), "--prompt", "1", "--weights", "int8")
     assert result.exit_code == 1
     assert "step_000102 cannot be loaded: int8 weights need the compiled kernels" in result.stderr

@@ -24,8 +24,8 @@ from tests.helpers.kernels import multiply, packed, prompt_logits
 from worker.engine.architecture.config import ModelConfig
 from worker.engine.architecture.era import ERAS
 from worker.engine.backends import load_weights
+from worker.engine.decoding_model import DecodingModel
 from worker.engine.device import Device
-from worker.engine.engine import DecodingModel
 from worker.engine.native import library as libraries
 from worker.engine.native.library import build, library, opened, processor_kinds
 from worker.engine.native.model import NativeModel
@@ -147,7 +147,7 @@ def test_without_a_compiler_the_model_runs_on_torch(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr("worker.engine.device.library", libraries.library.__wrapped__)
+    monkeypatch.setattr("worker.engine.backends.library", libraries.library.__wrapped__)
     found = checkpoint(FOLDERS[0])
     with caplog.at_level(logging.WARNING):
         assert isinstance(load_weights(found.config, found.weights, CPU), Model)
@@ -167,19 +167,13 @@ def test_a_library_is_built_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 def test_a_forked_process_starts_its_own_threads() -> None:
     program = (
         "import os, torch\n"
-        "from tests.helpers.engines import engine, model, request\n"
+        "from tests.helpers.engines import decode, engine, model, request\n"
         "torch.set_num_threads(2)\n"
         f"decoding = model({FOLDERS[0]!r})\n"
-        "def tokens():\n"
-        "    running = engine(decoding)\n"
-        "    sequence = running.add_request(request('a'))\n"
-        "    while running.has_work:\n"
-        "        running.step()\n"
-        "    return sequence.tokens\n"
-        "expected = [tokens() for _ in range(3)][0]\n"
+        "tokens = [decode(engine(decoding), request('a')).tokens for _ in range(3)][0]\n"
         "child = os.fork()\n"
         "if not child:\n"
-        "    os._exit(tokens() != expected)\n"
+        "    os._exit(decode(engine(decoding), request('a')).tokens != tokens)\n"
         "os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60, cwd=ROOT)

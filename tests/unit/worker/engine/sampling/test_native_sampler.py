@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers.engines import engine, model, request
+from tests.helpers.engines import engine, model, request, run_until_done
 from tests.helpers.samplers import KINDS, drawn, kernels_for, native_sampler, sequence, torch_sampler
+from worker.engine.backends import fastest_sampler
 from worker.engine.device import Device
+from worker.engine.philox import uniforms
 from worker.engine.sampling.native_sampler import NativeSampler
-from worker.engine.sampling.philox import uniforms
-from worker.engine.sampling.torch_sampler import Sampler, fastest_sampler
+from worker.engine.sampling.torch_sampler import TorchSampler
 from worker.engine.sequence import Sequence
 from worker.engine.vocabulary import Vocabulary
 
@@ -176,8 +177,8 @@ def test_the_inverse_cdf_always_finds_an_id_with_weight(kind: str) -> None:
 def test_the_device_determines_the_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
     vocabulary = vocabulary_of(8)
     assert isinstance(fastest_sampler(vocabulary, Device("cpu")), NativeSampler)
-    monkeypatch.setattr("worker.engine.device.library", lambda: None)
-    assert isinstance(fastest_sampler(vocabulary, Device("cpu")), Sampler)
+    monkeypatch.setattr("worker.engine.backends.library", lambda: None)
+    assert isinstance(fastest_sampler(vocabulary, Device("cpu")), TorchSampler)
 
 
 def test_an_engine_draws_the_same_with_both_samplers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,12 +189,10 @@ def test_an_engine_draws_the_same_with_both_samplers(monkeypatch: pytest.MonkeyP
         sequences = [
             running.add_request(request(f"{seed}", (1, 2), 20, temperature=1.0, seed=seed)) for seed in range(6)
         ]
-        while running.has_work:
-            running.step()
-        return [sequence.tokens for sequence in sequences]
+        return [run_until_done(running, one).tokens for one in sequences]
 
     native = texts()
-    monkeypatch.setattr("worker.engine.device.library", lambda: None)
+    monkeypatch.setattr("worker.engine.backends.library", lambda: None)
     assert texts() == native
 
 

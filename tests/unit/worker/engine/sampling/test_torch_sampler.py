@@ -1,4 +1,4 @@
-"""The draw: Philox against published vectors, and the batched samplers against a slow one in plain Python."""
+"""Philox against published vectors, and both samplers against a slow one in plain Python."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from bench.slow_sampling import slow_draw
 from tests.helpers.samplers import KINDS, TEXT, drawn, native_sampler, sequence, torch_sampler
-from worker.engine.sampling.philox import UniformStream, philox4x32, uniforms
+from worker.engine.philox import UniformStream, philox4x32, uniforms
 from worker.engine.sampling.torch_sampler import invert_cdf
 from worker.engine.sequence import Sequence
 
@@ -24,14 +24,14 @@ Draw = Callable[[list[list[float]], list[Sequence]], list[int | None]]
 
 @pytest.fixture(scope="module", params=["torch", *KINDS])
 def draw(request: pytest.FixtureRequest) -> Draw:
-    """What a sampler of each kind draws from logits."""
+    """A function that draws from logits with one of the samplers."""
     make = torch_sampler if request.param == "torch" else partial(native_sampler, request.param)
     return lambda logits, batch: drawn(make(TEXT), torch.tensor(logits, dtype=torch.float32), batch)
 
 
 @pytest.mark.parametrize(
     ("counter", "key", "words"),
-    [  # the known-answer vectors that the authors publish with their code
+    [  # the test vectors that the authors publish with their code
         ([0] * 4, (0, 0), [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
         ([0xFFFFFFFF] * 4, (0xFFFFFFFF, 0xFFFFFFFF), [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
         (
@@ -45,7 +45,7 @@ def test_philox_gives_the_published_words(counter: list[int], key: tuple[int, in
     assert philox4x32(np.array(counter, dtype=np.uint64)[:, None], key)[:, 0].tolist() == words
 
 
-def test_the_uniform_numbers_of_a_seed_do_not_depend_on_how_they_are_asked_for() -> None:
+def test_the_uniform_numbers_of_a_seed_do_not_depend_on_the_order_of_access() -> None:
     numbers = uniforms(12345, 0, 300)
     stream = UniformStream(12345)
     assert [stream[i] for i in reversed(range(300))] == numbers[::-1]
@@ -55,12 +55,12 @@ def test_the_uniform_numbers_of_a_seed_do_not_depend_on_how_they_are_asked_for()
     assert not set(numbers) & set(uniforms(12345 + 2**32, 0, 300))
 
 
-def test_greedy_takes_the_largest_and_of_equal_ones_the_lowest_id(draw: Draw) -> None:
+def test_greedy_takes_the_largest_logit_and_of_equal_ones_the_lowest_id(draw: Draw) -> None:
     assert draw([[0, 3, 1, 3, 0, 0, 0, 0]], [sequence()]) == [1]
     assert draw([[2] * 8], [sequence()]) == [0]
 
 
-def test_ids_without_text_are_never_drawn_unless_asked_for(draw: Draw) -> None:
+def test_ids_without_text_are_drawn_only_with_every_id(draw: Draw) -> None:
     logits = [[0.0, 0, 0, 0, 0, 1, 5, 9]]
     assert draw(logits, [sequence()]) == [6]
     assert draw(logits, [sequence(ignore_eos=True)]) == [5]
@@ -79,21 +79,21 @@ def test_rows_with_different_candidates_share_a_batch(draw: Draw) -> None:
     assert draw([[0.0, 0, 0, 0, 0, 1, 5, 9]] * 4, batch) == [6, 5, 7, 5]
 
 
-def test_top_k_keeps_exactly_k_and_of_equal_ones_the_lowest_ids(draw: Draw) -> None:
+def test_top_k_keeps_exactly_k_ids_and_of_equal_logits_the_lowest_ids(draw: Draw) -> None:
     logits = [[1.0, 5, 5, 5, 5, 1, 0, 0]]
     drawn = Counter(draw(logits, [sequence(temperature=1.0, top_k=2, seed=seed)])[0] for seed in range(100))
     assert set(drawn) == {1, 2}
     assert draw(logits, [sequence(temperature=2.0, top_k=1, seed=3)]) == [1]
 
 
-def test_top_p_keeps_the_fewest_ids_that_reach_it_and_never_none(draw: Draw) -> None:
+def test_top_p_keeps_the_fewest_ids_that_reach_it_and_at_least_one(draw: Draw) -> None:
     logits = [[math.log(p) for p in (0.1, 0.4, 0.2, 0.1, 0.1, 0.05, 0.04, 0.01)]]
     drawn = {draw(logits, [sequence(temperature=1.0, top_p=0.59, seed=seed)])[0] for seed in range(100)}
     assert drawn == {1, 2}
     assert {draw(logits, [sequence(temperature=1.0, top_p=0.0, seed=seed)])[0] for seed in range(30)} == {1}
 
 
-def test_a_row_that_is_not_finite_spoils_nobody_else(draw: Draw) -> None:
+def test_a_row_that_is_not_finite_does_not_affect_other_rows(draw: Draw) -> None:
     good = [0.0, 1, 0, 0, 0, 0, 0, 0]
     for bad in (math.nan, math.inf, -math.inf):
         logits = [good, [0.0, bad, 0, 0, 0, 0, 0, 0], good]
@@ -102,7 +102,7 @@ def test_a_row_that_is_not_finite_spoils_nobody_else(draw: Draw) -> None:
             assert draw(logits, batch) == [1, None, 1]
 
 
-def test_the_smallest_temperature_is_greedy_and_no_error(draw: Draw) -> None:
+def test_the_smallest_temperature_is_greedy(draw: Draw) -> None:
     assert draw([[0.0, 15, -15, 3, 0, 0, 0, 0]], [sequence(temperature=5e-324, seed=9)]) == [1]
 
 

@@ -1,4 +1,4 @@
-"""The packed product against the plain one, and the two forms of rotation."""
+"""Packed linear layers against plain ones, the norm, and both forms of rotation."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import torch
 import torch.nn.functional as F
 
 from tests.helpers.reference import norm
-from worker.engine.architecture.rope import Rope, pair_channels
 from worker.engine.device import Device
 from worker.engine.torch.linear import PACK_FROM_ELEMENTS, PackedLinear, PlainLinear, linear
 from worker.engine.torch.norm import rms_norm
+from worker.engine.torch.rope import Rope, pair_channels
 
 CPU = Device("cpu")
 
 
-class Real(Device):
-    """A CPU that is as bad at complex numbers as some accelerators are."""
+class RealCpu(Device):
+    """A CPU that rotates without complex numbers, like an accelerator."""
 
-    complex_products = False
+    uses_complex = False
 
 
 @pytest.mark.skipif(not CPU.packs, reason="this torch has no oneDNN")
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("rows", [1, 2, 8, 33, 300])
-def test_a_packed_product_is_the_plain_one(rows: int, relu: bool) -> None:
+def test_a_packed_layer_gives_the_result_of_a_plain_one(rows: int, relu: bool) -> None:
     weight = torch.randn(PACK_FROM_ELEMENTS // 512 + 3, 512)
     x = torch.randn(rows, 512)
     packed = linear(weight, CPU, relu=relu)
@@ -43,23 +43,23 @@ def test_small_matrices_stay_plain_and_are_copied() -> None:
     torch.testing.assert_close(plain(x), expected)
 
 
-def test_the_norm_is_that_of_the_slow_twin() -> None:
+def test_the_norm_is_that_of_the_reference() -> None:
     x = torch.randn(5, 96) * torch.tensor([1e-6, 1e-3, 1.0, 1e3, 0.0])[:, None]
     torch.testing.assert_close(rms_norm(x), norm(x), atol=1e-6, rtol=1e-5)
 
 
-def test_both_forms_of_rotation_agree_at_positions_far_apart() -> None:
+def test_both_forms_of_rotation_agree_at_distant_positions() -> None:
     head_dim, context = 16, 5000
     x = torch.randn(4, 3, head_dim)
     for positions in ([0, 3, 255, 7], [256, 4999, 1, 300]):
-        turned = []
-        for device in (CPU, Real("cpu")):
+        rotated = []
+        for device in (CPU, RealCpu("cpu")):
             rope = Rope(head_dim, 10_000.0, bf16=True, context=context, device=device)
-            turned.append(rope.rotate(x, rope.at(torch.tensor(positions), max(positions))))
-        torch.testing.assert_close(turned[0], turned[1], atol=1e-5, rtol=1e-5)
+            rotated.append(rope.rotate(x, rope.at(torch.tensor(positions), max(positions))))
+        torch.testing.assert_close(rotated[0], rotated[1], atol=1e-5, rtol=1e-5)
 
 
-def test_pairing_channels_changes_no_product_of_a_query_and_a_key() -> None:
+def test_pairing_channels_changes_no_dot_product_of_a_query_and_a_key() -> None:
     q, k = torch.randn(12, 5), torch.randn(12, 5)
     paired_q, paired_k = pair_channels(q, 6), pair_channels(k, 6)
     assert paired_q[:6].equal(q[[0, 3, 1, 4, 2, 5]])

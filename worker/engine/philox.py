@@ -1,4 +1,4 @@
-"""Counter-based uniform numbers: the same (seed, index) gives the same number on every machine, in every batch.
+"""Counter-based uniform numbers: the same seed and index give the same number on every machine and in every batch.
 
 Philox4x32-10 of Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011): ten rounds of
 multiplication and exclusive or turn a 128-bit counter and a 64-bit key into 128 random bits.
@@ -14,14 +14,14 @@ SEED_BITS = 64
 
 _ROUNDS = 10
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
-#: What is added to the two halves of the key after each round.
+#: Added to the two halves of the key after each round.
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 
 
 def philox4x32(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint64]:
-    """Random words for the counters in the columns of `counter` (4, n), 32-bit words held in uint64; also (4, n)."""
+    """Random words (4, n) for the counters in the columns of `counter` (4, n). Words have 32 bits, held in uint64."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
@@ -47,9 +47,9 @@ def uniforms(seed: int, first: int, count: int) -> list[float]:
 
 
 class UniformStream:
-    """The uniform numbers of one sequence by index of the generated token, computed some at a time."""
+    """The uniform numbers of one sequence, by index of the generated token. They are computed in blocks."""
 
-    #: A block costs little more than a single number.
+    #: Numbers of a block. A block costs little more than a single number.
     _BLOCK = 64
 
     def __init__(self, seed: int) -> None:
