@@ -43,7 +43,7 @@ def pause(cluster: Cluster, workers: list[Process], *, whole: bool) -> None:
 
     heard = len(paused.output)
     send(SIGCONT)
-    until(lambda: paused.output[heard:].count('"job_left"') == len(held), "the end of the jobs that it lost")
+    until(lambda: paused.output[heard:].count('"job_removed"') == len(held), "the end of the jobs that it lost")
     assert paused.output[heard:].count('"fenced"') + paused.output[heard:].count('"lease_lost"') == len(held)
     cluster.until_idle(paused)
     cluster.assert_undisturbed(*finished)

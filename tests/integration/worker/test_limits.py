@@ -72,7 +72,7 @@ def until_idle(cluster: Cluster) -> None:
 
 def heard(worker: Process, job_id: str) -> bool:
     """Whether a worker has told its engine to stop a job."""
-    return any('"cancel_heard"' in line and job_id in line for line in worker.output.splitlines())
+    return any('"cancel_received"' in line and job_id in line for line in worker.output.splitlines())
 
 
 def test_how_quickly_a_cancel_takes_effect_is_told(cluster: Cluster, worker: Process) -> None:

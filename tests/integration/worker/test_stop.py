@@ -117,7 +117,7 @@ def test_an_engine_that_hangs_is_killed_and_its_jobs_go_on(cluster: Cluster) -> 
     job = cluster.finished(job_id)
     cluster.assert_undisturbed(job)
     assert job.attempt == 2
-    assert '"engine_hangs"' in worker.output
+    assert '"engine_unresponsive"' in worker.output
     assert end(worker) == 0
 
 
@@ -129,7 +129,7 @@ def test_three_quick_deaths_of_the_engine_end_the_worker(cluster: Cluster) -> No
             until(lambda seen=death: worker.output.count('"engine_restarted"') == seen, "the restart")  # type: ignore[misc]
         Engine(worker).kill()
     assert worker.wait(STOP_S) == 1
-    assert "died 3 times within 60 s" in worker.output
+    assert "crashed 3 times within 60 s" in worker.output
     assert "signal 9" in worker.output
     assert "Traceback" not in worker.output
 
@@ -155,7 +155,7 @@ def test_the_worker_by_celerys_own_command_and_ctrl_c(cluster: Cluster) -> None:
     assert worker.wait(STOP_S) == 0
     until(lambda: engine.gone, "the engine's end")
     assert "Traceback" not in worker.output
-    assert "engine_died" not in worker.output
+    assert "engine_crashed" not in worker.output
 
 
 def test_redis_may_come_late_go_and_come_back(tmp_path: Path, socket_folder: Path) -> None:
@@ -209,7 +209,7 @@ def test_a_stop_that_hangs_is_ended_the_hard_way(tmp_path: Path, socket_folder: 
             cluster.decode_a_little([engine], [job_id])
             os.kill(server, signal.SIGSTOP)
             assert end(worker) == 1
-            assert "stop_hangs" in worker.output
+            assert "stop_timed_out" in worker.output
         finally:
             os.kill(server, signal.SIGCONT)
             cluster.close()
