@@ -253,7 +253,7 @@ def tokens_alone(job: Job, max_tokens: int) -> int:
     """How many new tokens a job decodes alone: 0 unless it lost a worker or an engine since its last new token."""
     if job.losses_in_a_row == 0:
         return 0
-    # One token clears most suspects, which only ran together with the real reason. But a job may crash its engine some
-    # tokens after each start. It looks innocent after one token, and could take the others with it ten times. So the
-    # number doubles with each loss, until the job is alone when the crash happens.
+    # One token clears most suspects: they only ran together with the job that is the reason. But that job may crash its
+    # engine some tokens after each start. One token would clear it each time, and ten crashes would each count a loss
+    # for the jobs beside it. So the number doubles with each loss, until the job runs alone when the crash happens.
     return min(1 << (job.losses - 1), max_tokens)
