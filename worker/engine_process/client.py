@@ -73,7 +73,7 @@ class EngineClient:
         import Celery's main module again, and it reads the end of the file when this process ends for any reason.
         """
         ours, theirs = socket.socketpair()
-        # A terminal sends SIGINT to the whole process group, and a service manager SIGTERM. The engine must not end by
+        # A terminal sends SIGINT to the whole process group, and a service manager SIGTERM. The engine must not end on
         # them: this process decides when it ends. A child inherits blocked signals, so they are blocked from its start.
         unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
@@ -122,9 +122,8 @@ class EngineClient:
                     )
             first: FromEngine = connection.recv()
         except (EOFError, OSError):
-            raise EngineLoadError(
-                f"The engine process ended while it loaded the checkpoint ({describe_exit(self._reap(process))})."
-            ) from None
+            reason = describe_exit(self._wait_for_exit(process))
+            raise EngineLoadError(f"The engine process ended while it loaded the checkpoint ({reason}).") from None
         if isinstance(first, LoadFailed):
             raise EngineLoadError(first.message)
         if not isinstance(first, Ready):
@@ -189,10 +188,10 @@ class EngineClient:
             if isinstance(report, Report):
                 self._on_report(report)
         if not self._stopping.is_set():
-            self._on_crash(self._reap(process))
+            self._on_crash(self._wait_for_exit(process))
 
-    def _reap(self, process: subprocess.Popen[bytes]) -> int:
-        """The exit code of a process that closed its pipe. It is killed if it does not exit."""
+    def _wait_for_exit(self, process: subprocess.Popen[bytes]) -> int:
+        """The exit code of a process that closed its pipe. A process that does not exit in time is killed."""
         try:
             return process.wait(timeout=EXIT_GRACE_S)
         except subprocess.TimeoutExpired:

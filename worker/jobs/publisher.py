@@ -119,7 +119,7 @@ class Publisher:
         self._inbox.put(_EngineCrashed(suspect))
 
     def cancel(self, job_id: str) -> None:
-        """Stop the sequence of a job; the engine's next report ends the job. Does nothing for a job of others."""
+        """Stop the sequence of a job; the engine's next report ends the job. Does nothing if no such job runs here."""
         for job in tuple(self._jobs.values()):
             if job.job_id == job_id:
                 self._abort(job.sequence_id)
