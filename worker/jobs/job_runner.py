@@ -68,7 +68,7 @@ class JobRunner:
             try:
                 self._run_or_reject(job_id)
             except RetryStoppedError as error:
-                # The job stays in the state that Redis last saved. The reaper requeues it, or its lease runs out.
+                # The job stays as it is in Redis: its message is pushed again, or its lease runs out.
                 log.warning("stopped_while_redis_away", job_id=job_id, error=str(error))
 
     def close(self) -> None:
@@ -102,7 +102,7 @@ class JobRunner:
                 self._idle.notify_all()
 
     def _run_or_reject(self, job_id: str) -> None:
-        """Run a job. It fails if it cannot run: then another worker could not run it either."""
+        """Run a job. A job that cannot be prepared fails, or it would wait for ever."""
         try:
             self._run(job_id)
         except PromptError as error:
