@@ -64,7 +64,7 @@ class EagerConsumer(Consumer):
             super().on_connection_error_after_connected(exc)
 
     def on_send_event_buffered(self) -> None:
-        """Called in any thread after an event. Celery itself publishes in the next turn of the loop, about once each."""
+        """Called in any thread after an event. Celery itself then publishes in the next turn of the loop."""
         now = time.monotonic()
         # This is a time and not a flag, because Celery may cancel pending calls when a connection breaks.
         if now >= self._events_due:
