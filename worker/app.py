@@ -9,10 +9,12 @@ import logging
 import secrets
 import socket
 import threading
+import warnings
 from contextlib import suppress
 from typing import Any
 
 from celery import signals
+from celery.exceptions import SecurityWarning
 from kombu import Queue
 
 from tasks.celery_app import TASK_NAME, make_app
@@ -21,29 +23,40 @@ from tasks.settings import settings
 from tasks.store import keys
 from worker.checkpoints.errors import CheckpointError
 from worker.checkpoints.folder import name_of
-from worker.transport import bootstep, current
-from worker.transport.channel import install_reuse
+from worker.transport import current
+from worker.transport.bootstep import EngineStep
+from worker.transport.channel import ReusingAMQP
 from worker.transport.consumer import BRPOP_S
-from worker.transport.task_request import GenerationRequest, install_revoke
+from worker.transport.shutdown import begin_stop
+from worker.transport.task_request import GenerationRequest
 
 app = make_app(settings())
-app.steps["worker"].add(bootstep.EngineStep)
-install_revoke()
-install_reuse()
+app.amqp_cls = ReusingAMQP
+app.steps["worker"].add(EngineStep)
 app.conf.update(
     worker_pool="threads",
     worker_concurrency=settings().slots,
     worker_consumer="worker.transport.consumer:EagerConsumer",
-    # After an outage, too: how many messages there are at once is what the queue's dispatch bounds.
+    # Celery would take fewer messages after an outage. Here the queue's dispatch limits the number of messages.
     worker_enable_prefetch_count_reduction=False,
-    # kombu's name for the length of one BRPOP.
+    # For kombu's Redis transport this is the length of one BRPOP.
     broker_transport_options={**app.conf.broker_transport_options, "polling_interval": BRPOP_S},
 )
 
 
+def run_worker() -> int:
+    """Run a worker until a signal stops it. Returns the exit code."""
+    # Celery warns a worker of the root user about pickled messages. Ours are JSON and carry an id.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
+    worker = app.Worker(loglevel=settings().log_level.upper(), quiet=True, without_gossip=True, without_mingle=True)
+    worker.start()
+    exit_code: int = worker.exitcode
+    return exit_code
+
+
 @app.task(name=TASK_NAME, bind=True, Request=GenerationRequest, acks_late=True, ignore_result=True)  # type: ignore[untyped-decorator]
 def generate(self: Any, job_id: str) -> None:
-    """Run one job. The message carries the id alone; everything else stands in the record."""
+    """Run one job. The message carries its id alone; everything else is in the record."""
     current.require().run(job_id)
 
 
@@ -51,25 +64,25 @@ def generate(self: Any, job_id: str) -> None:
 def _serve_checkpoint(instance: Any, conf: Any, **_: Any) -> None:
     """Consume the checkpoint's queue, under a name that says what this worker serves."""
     config = settings()
-    # A name that cannot be used is the bootstep's to report.
+    # The bootstep reports a name that cannot be used.
     with suppress(CheckpointError):
         checkpoint = name_of(config.checkpoint)
         conf.task_queues = [Queue(keys.queue(checkpoint), routing_key="")]
-        # Celery's own name is the same for all workers of a machine.
+        # Celery's default name is the same for all workers of a machine.
         if instance.hostname.startswith("celery@"):
             name = config.worker_name or f"{checkpoint}-{secrets.token_hex(2)}"
             instance.hostname = name if "@" in name else f"{name}@{socket.gethostname()}"
 
 
 @signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]
-def _stop_soon(**_: Any) -> None:
-    """In the signal handler. A thread, because this one may be inside the very loop that is to be woken."""
-    threading.Thread(target=bootstep.hurry, name="hurry", daemon=True).start()
+def _begin_stop(**_: Any) -> None:
+    """Runs in the signal handler, which may interrupt the very loop that is to be woken. Hence the thread."""
+    threading.Thread(target=begin_stop, name="begin-stop", daemon=True).start()
 
 
 @signals.setup_logging.connect  # type: ignore[untyped-decorator]
-def _own_logging(**_: Any) -> None:
+def _set_up_logging(**_: Any) -> None:
     setup_logging(settings())
-    # We say ourselves what becomes of a job.
+    # The worker logs the end of each job itself.
     for name in ("celery.app.trace", "celery.worker.strategy"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,7 +1,7 @@
-"""Whether the worker on this machine lives: `python -m worker.health` for containers, exit code 0 or 1.
+"""Whether the worker on this machine works: `python -m worker.health` for containers, exit code 0 or 1.
 
-The worker touches a file while both of its halves make progress. A file, because a probe that asks Redis would restart
-workers for an outage of Redis, and one that asks Celery imports it each time.
+The worker touches a file while both of its processes make progress. The probe reads the file, and does not ask Redis
+or Celery: a probe that needs Redis would restart workers in an outage of Redis, and importing Celery takes a while.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from pathlib import Path
 
 from tasks.settings import settings
 
-#: An older sign of life than this, in seconds, is none.
+#: A worker whose file is older than this, in seconds, is unhealthy.
 STALE_S = 15.0
 
 
 def touch(path: Path) -> None:
-    """Give a sign of life."""
+    """Record that the worker makes progress."""
     path.touch()
 
 
 def main() -> int:
-    """Print and return the verdict."""
+    """Check the file. Prints what is wrong, and returns the exit code."""
     path = settings().health_file
     if path is None:
-        print("CELERIAC_HEALTH_FILE is not set, for the worker and for this probe", file=sys.stderr)
+        print("CELERIAC_HEALTH_FILE is not set; set it for the worker and for this probe", file=sys.stderr)
         return 1
     try:
         age_s = time.time() - path.stat().st_mtime
@@ -33,7 +33,7 @@ def main() -> int:
         print(f"{path} does not exist: the worker has not loaded its checkpoint yet", file=sys.stderr)
         return 1
     if age_s > STALE_S:
-        print(f"the last sign of life is {age_s:.0f} s old", file=sys.stderr)
+        print(f"the worker last touched {path} {age_s:.0f} s ago", file=sys.stderr)
         return 1
     return 0
 

@@ -1,4 +1,4 @@
-"""A cluster with short times, for tests that kill, stop and cut off its parts."""
+"""A cluster with short times, for tests that kill and stop its parts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.helpers.requests import make_generation
 from tests.integration.cluster import Cluster
 from tests.integration.stack import CHECKPOINTS, SHIPPED
 
-#: Times of the processes, much shorter than their defaults.
+#: Time settings of the processes, much shorter than the defaults.
 QUICK = {
     "lease_s": "1",
     "worker_ttl_s": "1",
@@ -21,13 +21,13 @@ QUICK = {
     "reap_gap_s": "0.5",
     "dispatch_timeout_s": "2",
 }
-#: A shipped checkpoint: its context has room for jobs that last.
+#: A shipped checkpoint, whose context has room for long jobs.
 CHECKPOINT = CHECKPOINTS / SHIPPED
-#: Tokens of a job that lasts longer than it takes to send a signal.
+#: Tokens of a job that runs for longer than it takes to send a signal.
 LONG = 1500
-#: Lease and sign of life together, and time for a busy machine, in seconds.
-TAKEN_OVER_S = 15.0
-#: Tokens that a job has when something happens to it, at least.
+#: When jobs of a dead worker run again at the latest, in seconds: its lease, and time for a busy machine.
+RECLAIMED_S = 15.0
+#: Number of tokens, at least, that a job has before a fault.
 BEGUN = 20
 
 
@@ -39,7 +39,7 @@ def lasting(seed: int, temperature: float = 0.8, *, max_tokens: int = LONG) -> G
 
 
 def quick_cluster(redis_url: str, folder: Path, **settings: str) -> Cluster:
-    """No process yet. Close it."""
+    """A cluster without processes. Close it."""
     return Cluster(redis_url, folder, CHECKPOINT, **{"slots": "4", **QUICK, **settings})
 
 

@@ -1,4 +1,4 @@
-"""Everything is killed, again and again, and no job is lost, done twice, or has another text."""
+"""All parts are killed again and again, and no job is lost, runs twice, or gets another text."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from bench.chaos.experiment import Plan, run_experiment
 from bench.processes import Process, is_gone, until
 
 ROUNDS = 200
-#: More than the rounds take on two busy cores, in seconds.
+#: More time than the rounds take on two busy cores, in seconds.
 LONGEST_S = 2400
 
 
 @pytest.fixture
 def temporary() -> Iterator[Path]:
-    """Where the command puts its files; its path is short, for the socket's sake."""
+    """A folder for the files of the command. Its path is short, because paths of sockets must be."""
     with tempfile.TemporaryDirectory(prefix="cel-") as name:
         yield Path(name)
 
 
 def started(temporary: Path) -> list[int]:
-    """Processes that the command has started and that are still there."""
+    """Processes that the command has started and that still run."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -60,7 +60,7 @@ def test_the_command_reports_and_leaves_nothing_behind(temporary: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_whatever_ends_the_command_its_processes_end_too(temporary: Path, number: signal.Signals) -> None:
+def test_the_processes_of_the_command_end_with_it_for_any_signal(temporary: Path, number: signal.Signals) -> None:
     process = command(temporary, "--minutes", "5")
     try:
         process.wait_for_line("round 1:")

@@ -1,4 +1,4 @@
-"""What is left after a burst of jobs with kills, cancels and failures: nothing that does not go by itself."""
+"""A burst of jobs with kills, cancels and failures leaves nothing that does not expire."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from tests.faults.conftest import lasting, quick_cluster
 from tests.integration.cluster import DEADLINE_S, Cluster, Engine
 from tests.integration.stack import SHIPPED, Process, until
 
-#: What has no expiry: the layout's version, the names of checkpoints and their cards.
+#: Keys without expiry: the version of the layout, the names of checkpoints, and their cards.
 LASTING = {keys.SCHEMA, keys.CHECKPOINTS, keys.card(SHIPPED)}
-#: kombu's own tables of who listens for control commands, a fixed set of keys; it tidies them up itself.
+#: kombu's own tables of the receivers of control commands, a fixed set of keys. kombu cleans them up.
 KOMBU = "_kombu.binding"
-#: Streams that are left in the middle, in each burst: more than an API process has connections to Redis.
-FOLLOWERS = MAX_CONNECTIONS + 8
+#: Streams that are closed before their end, in each burst: more than an API process has connections to Redis.
+STREAMS = MAX_CONNECTIONS + 8
 
 
 @pytest.fixture
 def cluster(own_redis: OwnRedis, tmp_path: Path) -> Iterator[Cluster]:
-    """On a Redis of its own, for pub/sub channels are shared by all databases of a server."""
+    """A cluster on its own Redis server, because all databases of a server share the pub/sub channels."""
     own_redis.start()
     cluster = quick_cluster(own_redis.url, tmp_path, visibility_timeout_s="1")
     yield cluster
@@ -39,19 +39,19 @@ def cluster(own_redis: OwnRedis, tmp_path: Path) -> Iterator[Cluster]:
 
 
 def handles(process: Process) -> tuple[int, int]:
-    """Open files and threads of a process."""
+    """Number of open files and of threads of a process."""
     folder = Path(f"/proc/{process.pid}")
     return len(list((folder / "fd").iterdir())), len(list((folder / "task").iterdir()))
 
 
 def job_channels(cluster: Cluster) -> list[bytes]:
-    """Channels of jobs that somebody listens to."""
+    """Channels of jobs that have subscribers."""
     found: list[bytes] = cluster.redis.pubsub_channels(f"{keys.PREFIX}bell:job_*")
     return found
 
 
 def burst(cluster: Cluster, client: httpx.Client, workers: list[Process]) -> list[str]:
-    """Jobs that are followed, waited for, cancelled, too slow, and lost with their worker. Ids of all."""
+    """Ids of jobs that were streamed, waited for, cancelled, too slow, or lost with their worker."""
     engines = [Engine(worker) for worker in workers]
     job_ids = cluster.begin(engines, (lasting(seed) for seed in range(6)), tokens=1)
     job_ids += cluster.submit_all(lasting(seed, max_tokens=20) for seed in range(10, 30))
@@ -63,19 +63,19 @@ def burst(cluster: Cluster, client: httpx.Client, workers: list[Process]) -> lis
     with ExitStack() as open_streams:
         streams = [
             open_streams.enter_context(client.stream("GET", f"/v1/jobs/{job_id}/stream")).iter_raw()
-            for job_id in islice(cycle(job_ids), FOLLOWERS)
+            for job_id in islice(cycle(job_ids), STREAMS)
         ]
         for stream in streams:
             next(stream)
         until(lambda: job_channels(cluster), "the subscriptions")
-        # One that runs, one that waits.
+        # One job that runs, and one that waits.
         for job_id in (job_ids[0], job_ids[-2]):
             client.post(f"/v1/jobs/{job_id}/cancel")
         cluster.holder(job_ids[1]).kill()
         for engine in engines:
             if not engine.gone:
                 engine.resume()
-    # The streams were left in the middle.
+    # Here the streams are closed before their end.
     for job_id in job_ids:
         client.get(f"/v1/jobs/{job_id}", params={"wait": DEADLINE_S})
     return job_ids
@@ -100,12 +100,12 @@ def test_a_burst_leaves_nothing_behind(cluster: Cluster) -> None:
 
     cluster.until_idle(survivor)
     until(lambda: not job_channels(cluster), "the end of the subscriptions", timeout_s=DEADLINE_S)
-    # It keeps its connections to Redis, of which it never has more than these.
+    # The API process keeps its connections to Redis, at most this many.
     files += MAX_CONNECTIONS
     until(lambda: handles(api)[0] <= files, f"the end of all but {files} open files", timeout_s=DEADLINE_S)
     until(lambda: handles(api)[1] <= threads, f"the end of all but {threads} threads", timeout_s=DEADLINE_S)
-    # What the killed ones had taken is tidied up by the visibility timeout.
-    until(lambda: not cluster.redis.exists("unacked"), "the end of what was not acknowledged", timeout_s=DEADLINE_S)
+    # Messages of killed workers are restored after the visibility timeout.
+    until(lambda: not cluster.redis.exists("unacked"), "the acknowledgement of all messages", timeout_s=DEADLINE_S)
     assert endless(cluster) == []
     survivor.signal(signal.SIGTERM)
     assert survivor.wait() == 0
@@ -113,7 +113,7 @@ def test_a_burst_leaves_nothing_behind(cluster: Cluster) -> None:
 
 
 def endless(cluster: Cluster) -> list[str]:
-    """Keys that stay for ever and should not."""
+    """Keys without expiry that should have one."""
     client: Any = cluster.redis
     names = [raw.decode() for raw in client.scan_iter()]
     return [name for name in names if name not in LASTING and not name.startswith(KOMBU) and client.pttl(name) == -1]

@@ -1,4 +1,4 @@
-"""Redis is killed in the middle of everything and comes back with its files: nothing is lost, and no lease either."""
+"""Redis is killed while jobs run, and restarts with its files: no job and no lease is lost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.faults.conftest import BEGUN, lasting, quick_cluster
 from tests.integration.cluster import Cluster, Engine
 from tests.integration.stack import SHIPPED, until
 
-#: How soon a worker and an API process are back after Redis is, in seconds.
+#: How soon a worker and an API process work again after Redis has restarted, in seconds.
 BACK_S = 5.0
 BODY = {"prompt": "123+456=", "max_tokens": 500, "seed": 7, "ignore_eos": True}
 KEY = {"Idempotency-Key": '"the same"'}
@@ -28,7 +28,9 @@ def cluster(own_redis: OwnRedis, tmp_path: Path) -> Iterator[Cluster]:
     cluster.close()
 
 
-def test_everything_is_there_again_and_no_job_loses_its_worker(cluster: Cluster, own_redis: OwnRedis) -> None:
+def test_all_jobs_continue_after_a_restart_of_redis_and_none_loses_its_worker(
+    cluster: Cluster, own_redis: OwnRedis
+) -> None:
     worker = cluster.worker(wait=False)
     _, url = cluster.stack.api()
     worker.wait_for_line(" ready.")
@@ -66,7 +68,7 @@ def test_everything_is_there_again_and_no_job_loses_its_worker(cluster: Cluster,
         beat = cluster.redis.time()[0]
         until(
             lambda: (info := cluster.heartbeat(worker)) is not None and info.heartbeat_at >= beat * 1000,
-            "a sign of life of the worker",
+            "a heartbeat of the worker",
             timeout_s=BACK_S - (time.monotonic() - back_at),
         )
         assert cluster.job(finished.id) == finished

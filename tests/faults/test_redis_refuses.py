@@ -1,4 +1,4 @@
-"""A Redis that is there and refuses to write: whoever notices names it, and what runs is finished when it is over."""
+"""Redis refuses to write: errors and logs name the refusal, and running jobs finish after it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_redis_that_cannot_save(socket_folder: Path, tmp_path: Path) -> None:
         admin.bgsave()
         until(lambda: admin.info("persistence")["rdb_last_bgsave_status"] == "err", "the failed snapshot")
 
-    def mend(admin: redis.Redis) -> None:
+    def repair(admin: redis.Redis) -> None:
         disk.mkdir()
         admin.config_set("dir", str(disk))
         admin.bgsave()
@@ -54,20 +54,20 @@ def test_a_redis_that_cannot_save(socket_folder: Path, tmp_path: Path) -> None:
     with running_redis(folder) as url:
         cluster = quick_cluster(f"{url}?db=0", tmp_path)
         try:
-            refuse(cluster, word="MISCONF", begin=fail, end=mend)
+            refuse(cluster, word="MISCONF", begin=fail, end=repair)
         finally:
             cluster.close()
 
 
-def told(worker: Process, word: str) -> bool:
-    """Whether the worker named the refusal."""
+def named(worker: Process, word: str) -> bool:
+    """Whether the worker's log names the refusal."""
     return any('"redis_away"' in line and word in line for line in worker.output.splitlines())
 
 
 def refuse(
     cluster: Cluster, *, word: str, begin: Callable[[redis.Redis], object], end: Callable[[redis.Redis], object]
 ) -> None:
-    """From `begin` to `end` writes are refused with `word`."""
+    """Run jobs while Redis refuses writes with the error `word`, from `begin` to `end`."""
     worker = cluster.worker(wait=False)
     _, url = cluster.stack.api()
     worker.wait_for_line(" ready.")
@@ -81,12 +81,10 @@ def refuse(
             assert word in answer.json()["detail"]
             assert float(answer.headers["retry-after"]) > 0
         assert word in client.post("/generate", json=BODY).json()["detail"]
-        # What only reads goes on.
+        # Reads still work.
         assert client.get(f"/v1/jobs/{running[0]}").json()["status"] == "running"
         assert client.get("/health/live").status_code == 200
-        until(
-            lambda: [line for line in worker.output.splitlines() if '"redis_away"' in line and word in line], "the log"
-        )
+        until(lambda: named(worker, word), "the log")
         end(cluster.redis)
         jobs = [cluster.finished(job_id) for job_id in running]
         cluster.assert_undisturbed(*jobs)

@@ -1,4 +1,4 @@
-"""Workers are restarted one after the other under load: nobody who asks over HTTP notices."""
+"""Workers are restarted one after the other while clients send requests: no request fails."""
 
 from __future__ import annotations
 
@@ -12,47 +12,47 @@ import httpx
 from tests.integration.cluster import Cluster
 from tests.integration.stack import until
 
-CUSTOMERS = 6
-#: How long one of them waits for its job, in seconds.
-PATIENCE_S = 120
-#: Texts that take longer than a worker waits for its last message before it hands back what runs.
+CLIENTS = 6
+#: How long a client waits for its job, in seconds.
+WAIT_S = 120
+#: These texts take longer than a worker waits for its last BRPOP before it releases its jobs.
 BODY = {"prompt": "123+456=", "max_tokens": 1200, "ignore_eos": True}
 
 
 @contextmanager
-def load(url: str) -> Iterator[Callable[[], list[httpx.Response]]]:
-    """Customers that ask again as soon as they have their answer. The function has the answers so far."""
+def requests(url: str) -> Iterator[Callable[[], list[httpx.Response]]]:
+    """Clients that each send a request after the other. The function returns the answers until now."""
     answers: list[httpx.Response] = []
     stop = threading.Event()
 
-    def ask(number: int) -> None:
-        with httpx.Client(base_url=url, timeout=PATIENCE_S + 10) as client:
+    def send(number: int) -> None:
+        with httpx.Client(base_url=url, timeout=WAIT_S + 10) as client:
             while not stop.is_set():
-                headers = {"Prefer": f"wait={PATIENCE_S}"}
+                headers = {"Prefer": f"wait={WAIT_S}"}
                 body = {**BODY, "seed": number, "temperature": 0.8 * (number % 2)}
                 answers.append(client.post("/v1/jobs", json=body, headers=headers))
 
-    with ThreadPoolExecutor(CUSTOMERS) as pool:
-        asking = [pool.submit(ask, number) for number in range(CUSTOMERS)]
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        clients = [pool.submit(send, number) for number in range(CLIENTS)]
         try:
             yield lambda: list(answers)
         finally:
             stop.set()
-        for customer in asking:
-            customer.result()
+        for client in clients:
+            client.result()
 
 
 def test_no_request_fails_and_no_loss_is_counted(cluster: Cluster) -> None:
     workers = cluster.workers(2)
     _, url = cluster.stack.api()
-    with load(url) as answers:
+    with requests(url) as answers:
         for worker in workers:
-            # Never without a job that it could lose.
+            # The worker must have jobs that it could lose.
             running = cluster.until_busy(worker)
             assert worker.terminate() == 0
             served = len(answers())
             cluster.worker()
-            # Meanwhile, or now, others serve on.
+            # The other worker serves jobs meanwhile.
             until(lambda served=served: len(answers()) > served, "further answers")  # type: ignore[misc]
             assert {cluster.finished(job_id).losses for job_id in running} == {0}
     jobs = [answer.json() for answer in answers()]
@@ -60,9 +60,9 @@ def test_no_request_fails_and_no_loss_is_counted(cluster: Cluster) -> None:
     assert {(job["status"], job["losses"], job["usage"]["completion_tokens"]) for job in jobs} == {
         ("succeeded", 0, BODY["max_tokens"])
     }
-    # What was handed over is compared, and some of what was not.
+    # Compare the texts of all jobs that were released, and of some others.
     found = [cluster.job(job["id"]) for job in jobs]
-    handed_over = [job for job in found if job.attempt > 1]
-    assert handed_over
-    cluster.assert_undisturbed(*handed_over, *found[:CUSTOMERS])
+    released = [job for job in found if job.attempt > 1]
+    assert released
+    cluster.assert_undisturbed(*released, *found[:CLIENTS])
     cluster.until_quiet()

@@ -1,22 +1,22 @@
-"""A worker that stands still for longer than its leases: others finish its jobs, and what it says later is refused."""
+"""A worker is paused for longer than its leases: others finish its jobs, and its later writes are refused."""
 
 from __future__ import annotations
 
 from signal import SIGCONT, SIGSTOP
 
-from tests.faults.conftest import BEGUN, TAKEN_OVER_S, lasting
+from tests.faults.conftest import BEGUN, RECLAIMED_S, lasting
 from tests.integration.cluster import Cluster, Engine
 from tests.integration.stack import Process, until
 
 JOBS = 3
 
 
-def test_what_a_worker_says_after_its_leases_were_over_is_refused(cluster: Cluster) -> None:
+def test_writes_of_a_worker_whose_leases_ran_out_are_refused(cluster: Cluster) -> None:
     workers = cluster.workers(2, slots=str(2 * JOBS))
-    # The Celery side alone, whose engine goes on and has much to tell; then both.
+    # First the Celery side alone: its engine continues, and has much to report. Then both processes.
     pause(cluster, workers, whole=False)
     pause(cluster, workers, whole=True)
-    # Both take jobs as before.
+    # Both workers take jobs as before.
     engines = [Engine(worker) for worker in workers]
     job_ids = cluster.begin(engines, (lasting(seed) for seed in range(3 * JOBS)))
     assert {cluster.holder(job_id) for job_id in job_ids} == set(workers)
@@ -38,17 +38,17 @@ def pause(cluster: Cluster, workers: list[Process], *, whole: bool) -> None:
     for worker, engine in engines.items():
         if worker is not paused or not whole:
             engine.resume()
-    until(lambda: {cluster.job(job_id).attempt for job_id in held} == {2}, "new attempts", timeout_s=TAKEN_OVER_S)
+    until(lambda: {cluster.job(job_id).attempt for job_id in held} == {2}, "new attempts", timeout_s=RECLAIMED_S)
     finished = [cluster.finished(job_id) for job_id in job_ids]
 
-    heard = len(paused.output)
+    length = len(paused.output)
     send(SIGCONT)
-    until(lambda: paused.output[heard:].count('"job_left"') == len(held), "the end of the jobs that it lost")
-    assert paused.output[heard:].count('"fenced"') + paused.output[heard:].count('"lease_lost"') == len(held)
+    until(lambda: paused.output[length:].count('"job_removed"') == len(held), "the end of the jobs that it lost")
+    assert paused.output[length:].count('"fenced"') + paused.output[length:].count('"lease_lost"') == len(held)
     cluster.until_idle(paused)
     cluster.assert_undisturbed(*finished)
     for job in finished:
-        # Nothing that it wrote since has changed anything.
+        # Its late writes have changed nothing.
         assert cluster.job(job.id) == job
         marks = [entry.attempt for entry in cluster.log(job.id).entries if entry.attempt]
         assert (job.attempt, job.losses, marks) == ((2, 1, [2]) if job.id in held else (1, 0, []))

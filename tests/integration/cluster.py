@@ -1,4 +1,4 @@
-"""Workers in real processes on one Redis, with the front end's store in this one."""
+"""Workers in real processes on one Redis, with the front end's store in the test's process."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from tests.integration.stack import ROOT, START_S, Process, Stack, until
 
 __all__ = ["DEADLINE_S", "TINY", "Cluster", "Engine", "children", "creep", "long_generation", "stopped"]
 
-#: A reference checkpoint of the guide's vocabulary and a context of 256 tokens.
+#: A reference checkpoint with the vocabulary of the guide and a context of 256 tokens.
 TINY = ROOT / "tests" / "fixtures" / "golden" / "E1b-seed" / "step_000102"
-#: Waiting for something that takes milliseconds on a quiet machine.
+#: How long to wait for something that takes milliseconds on a quiet machine, in seconds.
 DEADLINE_S = 30.0
 
 
@@ -36,11 +36,11 @@ def long_generation(seed: int = 7, *, prompt: str = "12+3", max_tokens: int = 20
 
 
 class Cluster:
-    """Workers of one checkpoint, and a client of theirs."""
+    """Workers of one checkpoint, and a client of their queue."""
 
     def __init__(self, redis_url: str, log_dir: Path, checkpoint: Path = TINY, **settings: str) -> None:
-        """`settings` are as `Stack` has them."""
-        # What was decoded shows soon, also where nobody follows: a test can stop an engine after a few tokens.
+        """`settings` are those of `Stack`."""
+        # Tokens are written soon even if no client streams them: a test can then stop an engine after a few tokens.
         self.stack = Stack(redis_url, log_dir, **{"flush_interval_ms": "1", **settings})
         self.settings = Settings(redis_url=redis_url)
         self.redis = make_sync(self.settings)
@@ -57,11 +57,11 @@ class Cluster:
         self.redis.close()
 
     def worker(self, *, wait: bool = True, **settings: str) -> Process:
-        """Start a worker."""
+        """Start a worker; with `wait`, return when it takes jobs."""
         return self.stack.worker(str(self.checkpoint), wait=wait, **settings)
 
     def workers(self, count: int, **settings: str) -> list[Process]:
-        """Start workers side by side, and wait for all of them."""
+        """Start several workers at once, and wait until all of them take jobs."""
         started = [self.worker(wait=False, **settings) for _ in range(count)]
         for process in started:
             process.wait_for_line(" ready.")
@@ -86,7 +86,7 @@ class Cluster:
         return [self.submit(generation) for generation in generations]
 
     def begin(self, engines: Sequence[Engine], generations: Iterable[Generation], *, tokens: int = 5) -> list[str]:
-        """Ids of new jobs that have some tokens; the engines stand still then."""
+        """Ids of new jobs that have at least `tokens` tokens. The engines are stopped afterwards."""
         stop_all(engines)
         job_ids = self.submit_all(generations)
         self.decode_a_little(engines, job_ids, tokens=tokens)
@@ -124,7 +124,7 @@ class Cluster:
         return self.log(job_id).token_ids
 
     def heartbeat(self, worker: Process) -> WorkerInfo | None:
-        """What a worker last said of itself; None where it counts as gone."""
+        """The last heartbeat of a worker; None if the worker counts as gone."""
         return next((info for info in self.workers_now() if info.pid == worker.pid), None)
 
     def holder(self, job_id: str) -> Process:
@@ -135,7 +135,7 @@ class Cluster:
         return found
 
     def assert_undisturbed(self, *jobs: Job) -> None:
-        """Each job has succeeded with the text that the engine in this process gives it; its log tells the same."""
+        """Assert that each job has succeeded with the text of an engine in this process, also in its log."""
         assert_undisturbed(self.checkpoint, jobs, [self.log(job.id) for job in jobs])
 
     def finished(self, job_id: str) -> Job:
@@ -167,7 +167,7 @@ class Cluster:
         return until(busy, f"jobs of {worker.name}", timeout_s=DEADLINE_S)
 
     def until_idle(self, worker: Process) -> None:
-        """Wait until a worker says that it holds nothing."""
+        """Wait until the heartbeat of a worker says that it runs nothing and all its KV memory is free."""
 
         def idle() -> bool:
             beat = self.heartbeat(worker)
@@ -175,8 +175,8 @@ class Cluster:
 
         until(idle, f"an idle {worker.name}", timeout_s=DEADLINE_S)
 
-    def when_taken_up(self, job_id: str, attempt: int) -> Job:
-        """The job, once this attempt of it runs."""
+    def when_attempt(self, job_id: str, attempt: int) -> Job:
+        """The job, once this attempt runs."""
 
         def there() -> Job | None:
             job = self.job(job_id)
@@ -185,13 +185,13 @@ class Cluster:
         return until(there, f"attempt {attempt} of {job_id}", timeout_s=START_S)
 
     def until_quiet(self) -> None:
-        """Wait until no message is on the list, and none is taken but not acknowledged."""
+        """Wait until no message is on the list, and all taken messages are acknowledged."""
         queue = keys.queue(self.checkpoint.name)
         until(lambda: not self.redis.exists(queue, "unacked"), "the end of all messages", timeout_s=DEADLINE_S)
 
     def decode_a_little(self, engines: Sequence[Engine], job_ids: Sequence[str], *, tokens: int = 5) -> None:
-        """Let stopped engines go on until each of these jobs has some tokens, and stop them again."""
-        # First all of them run: otherwise the first may be over before the last has begun.
+        """Resume stopped engines until each of these jobs has at least `tokens` tokens, and stop them again."""
+        # Wait until all of them run, or the first may be over before the last one starts.
         for job_id in job_ids:
             self.when(job_id, Status.RUNNING)
         creep(engines, lambda: min(self.job(job_id).tokens for job_id in job_ids) >= tokens)
@@ -200,7 +200,7 @@ class Cluster:
 
 @contextmanager
 def stopped(engines: Sequence[Engine]) -> Iterator[None]:
-    """Engines that make no step meanwhile: what runs stays running, whatever the machine's speed."""
+    """Stop engines inside the `with` block: jobs that run cannot end, however fast the machine is."""
     for engine in engines:
         engine.stop()
     try:
@@ -212,7 +212,7 @@ def stopped(engines: Sequence[Engine]) -> Iterator[None]:
 
 
 def creep(engines: Sequence[Engine], condition: Callable[[], object], *, timeout_s: float = DEADLINE_S) -> None:
-    """Let stopped engines go on by a few steps at a time, until `condition` holds; they are stopped then."""
+    """Resume stopped engines for a few steps at a time until `condition` is true. They are stopped afterwards."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline

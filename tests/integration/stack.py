@@ -1,4 +1,4 @@
-"""Real processes for the integration tests: workers and API processes on a free port, and their end."""
+"""Real processes for the integration tests: workers and API processes, which end with the test."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Stack:
     """Workers and API processes that share one Redis."""
 
     def __init__(self, redis_url: str, log_dir: Path, **settings: str) -> None:
-        """`settings` are CELERIAC_* settings of all processes, in lower case and without the prefix."""
+        """`settings` are CELERIAC_* settings for all processes, in lower case and without the prefix."""
         self.redis_url = redis_url
         self._log_dir = log_dir
         self._env = {
@@ -40,7 +40,7 @@ class Stack:
         return process
 
     def worker(self, checkpoint: str = SHIPPED, *, wait: bool = True, **settings: str) -> Process:
-        """Start a worker; with `wait`, until it takes jobs."""
+        """Start a worker; with `wait`, return when it takes jobs."""
         command = (sys.executable, "-m", "celeriac", "worker", "--checkpoint", checkpoint)
         process = self.run("worker", *command, **settings)
         if wait:
@@ -48,7 +48,7 @@ class Stack:
         return process
 
     def api(self, *, port: int | None = None, **settings: str) -> tuple[Process, str]:
-        """Start an API process; returns it and its URL when it answers."""
+        """Start an API process on `port`, or on a free one. Returns it and its URL when it answers."""
         port = free_port() if port is None else port
         command = (sys.executable, "-m", "celeriac", "api", "--port", str(port))
         process = self.run("api", *command, **settings)
@@ -64,6 +64,6 @@ class Stack:
         return process, url
 
     def close(self) -> None:
-        """End what still runs."""
+        """Kill the processes that still run."""
         for process in self.processes:
             process.kill()

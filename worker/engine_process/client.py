@@ -1,4 +1,4 @@
-"""The Celery side's handle on the engine process: start it, talk to it, notice its death."""
+"""The Celery side's handle on one engine process: start it, exchange messages with it, detect its crash."""
 
 from __future__ import annotations
 
@@ -15,16 +15,25 @@ from pathlib import Path
 
 import structlog
 
-from worker.engine.request import SequenceRequest
-from worker.engine_process.messages import Abort, FromEngine, LoadFailed, Ready, Report, Start, Submit, ToEngine
+from worker.engine_process.messages import (
+    Abort,
+    AddRequest,
+    FromEngine,
+    LoadFailed,
+    Ready,
+    Report,
+    SequenceRequest,
+    Start,
+    ToEngine,
+)
 
 log = structlog.get_logger(__name__)
 
-#: What the engine process runs.
+#: The module that the engine process runs.
 ENGINE_MODULE = "worker.engine_process.main"
-#: How often a loading is asked whether it shall go on, in seconds.
+#: How often `should_stop` is called while a checkpoint loads, in seconds.
 POLL_S = 0.1
-#: How long a process that closed its pipe may take to end, in seconds.
+#: How long a process that closed its pipe may take to exit, in seconds.
 EXIT_GRACE_S = 5.0
 
 
@@ -32,40 +41,40 @@ class EngineLoadError(Exception):
     """The engine process could not load the checkpoint. The message is for people."""
 
 
-class EngineDiedError(Exception):
-    """The engine process is gone, and with it every sequence that it held."""
+class EngineCrashedError(Exception):
+    """The engine process has crashed, and every sequence in it is lost."""
 
 
 class EngineClient:
     """One engine process. A new process needs a new client."""
 
-    def __init__(self, start: Start, *, on_report: Callable[[Report], None], on_death: Callable[[int], None]) -> None:
-        """`on_report` and `on_death` (with the exit code) are called from the reader thread."""
+    def __init__(self, start: Start, *, on_report: Callable[[Report], None], on_crash: Callable[[int], None]) -> None:
+        """`on_report` and `on_crash`, which gets the exit code, are called from the reader thread."""
         self._start = start
         self._on_report = on_report
-        self._on_death = on_death
+        self._on_crash = on_crash
         self._send_lock = threading.Lock()
         self._stopping = threading.Event()
         self._connection: Connection | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._reader: threading.Thread | None = None
-        #: `time.monotonic()` of the last message from the engine: its sign of progress.
+        #: `time.monotonic()` at the last message from the engine, which shows that it makes progress.
         self.last_report_at = time.monotonic()
 
     @property
     def pid(self) -> int | None:
-        """Process id of the engine, None before `launch`."""
+        """Process id of the engine; None before `launch`."""
         return None if self._process is None else self._process.pid
 
     def launch(self) -> None:
-        """Spawn the process and tell it what to load. Returns at once; `wait_ready` has the outcome.
+        """Spawn the process and send it what to load. Returns at once; `wait_ready` returns the outcome.
 
-        A fresh interpreter and a socket pair instead of `multiprocessing`: nothing of Celery's main module is imported
-        again in the child, and the child sees the end of the file when this process ends, however it ends.
+        It is a fresh interpreter with a socket pair, and not `multiprocessing`, for two reasons: the child does not
+        import Celery's main module again, and it reads the end of the file when this process ends for any reason.
         """
         ours, theirs = socket.socketpair()
-        # A terminal sends Ctrl-C to the whole group, and service managers SIGTERM: this process alone decides when the
-        # engine ends. What is blocked here is blocked in the child from its first moment.
+        # A terminal sends SIGINT to the whole process group, and a service manager SIGTERM. The engine must not end on
+        # them: this process decides when it ends. A child inherits blocked signals, so they are blocked from its start.
         unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             self._process = subprocess.Popen(
@@ -78,14 +87,15 @@ class EngineClient:
             signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
             theirs.close()
         self._connection = Connection(ours.detach())
-        # A process that is gone already shows in `wait_ready`.
-        with suppress(EngineDiedError):
+        # If the process has already ended, `wait_ready` reports it.
+        with suppress(EngineCrashedError):
             self._send(self._start)
 
     def wait_ready(self, *, timeout_s: float, should_stop: Callable[[], bool]) -> Ready:
-        """Wait until the checkpoint is loaded. Call `listen` then.
+        """Wait until the checkpoint is loaded. Call `listen` afterwards.
 
-        Raises EngineLoadError where it cannot be loaded in time, or when `should_stop` answers yes; no process is left.
+        Raises EngineLoadError if it cannot be loaded, if that takes longer than `timeout_s`, or when `should_stop`
+        returns True; the process has then ended.
         """
         try:
             return self._first_message(timeout_s, should_stop)
@@ -94,7 +104,7 @@ class EngineClient:
             raise
 
     def listen(self) -> None:
-        """Begin to call `on_report` and `on_death`."""
+        """Start the reader thread, which calls `on_report` and `on_crash`."""
         self.last_report_at = time.monotonic()
         self._reader = threading.Thread(target=self._read, name="engine-reader", daemon=True)
         self._reader.start()
@@ -105,52 +115,51 @@ class EngineClient:
         try:
             while not connection.poll(POLL_S):
                 if should_stop():
-                    raise EngineLoadError("The worker was told to stop while it loaded the checkpoint.")
+                    raise EngineLoadError("The worker received a signal to stop while it loaded the checkpoint.")
                 if time.monotonic() > deadline:
                     raise EngineLoadError(
                         f"Loading took longer than {timeout_s:g} s. If the disk is slow, raise CELERIAC_LOAD_TIMEOUT_S."
                     )
             first: FromEngine = connection.recv()
         except (EOFError, OSError):
-            raise EngineLoadError(
-                f"The engine process ended while it loaded the checkpoint ({describe_exit(self._reap(process))})."
-            ) from None
+            reason = describe_exit(self._wait_for_exit(process))
+            raise EngineLoadError(f"The engine process ended while it loaded the checkpoint ({reason}).") from None
         if isinstance(first, LoadFailed):
             raise EngineLoadError(first.message)
         if not isinstance(first, Ready):
-            raise EngineLoadError(f"The engine process spoke out of turn: {type(first).__name__}.")
+            raise EngineLoadError(f"The engine process sent {type(first).__name__} before the checkpoint was loaded.")
         return first
 
-    def submit(self, request: SequenceRequest) -> None:
-        """Hand a sequence to the engine. Raises EngineDiedError."""
-        self._send(Submit(request))
+    def add_request(self, request: SequenceRequest) -> None:
+        """Send a request to the engine. Raises EngineCrashedError."""
+        self._send(AddRequest(request))
 
     def abort(self, sequence_id: str) -> None:
-        """Stop a sequence before the next step. A dead engine holds no sequence: nothing to do then."""
+        """Stop a sequence before the next step. Does nothing after a crash, which ended all sequences."""
         try:
             self._send(Abort(sequence_id))
-        except EngineDiedError:
-            log.debug("abort_after_death", job_id=sequence_id)
+        except EngineCrashedError:
+            log.debug("abort_after_crash", sequence=sequence_id)
 
     def stop(self) -> None:
-        """End the process at once: it holds nothing that is needed. `on_death` is not called."""
+        """Kill the process and wait for its end. Its state is not needed. `on_crash` is not called."""
         self.kill()
         if self._process is None or self._connection is None:
             return
         self._process.wait()
-        # Whoever reads finds the end of the file. Closing is not for another thread to do under a read.
+        # The reader thread reads the end of the file and returns. Closing the connection during its read is not safe.
         if self._reader is not None:
             self._reader.join()
             self._connection.close()
 
     def kill(self) -> None:
-        """As `stop`, but without waiting for the end."""
+        """Kill the process without waiting for its end. `on_crash` is not called."""
         self._stopping.set()
         if self._process is not None:
             self._process.kill()
 
-    def kill_hung(self) -> None:
-        """Kill a process that makes no progress. Its death is noticed like any other."""
+    def kill_unresponsive(self) -> None:
+        """Kill a process that makes no progress. `on_crash` is called, as for any crash."""
         if self._process is not None:
             self._process.kill()
 
@@ -165,10 +174,10 @@ class EngineClient:
             with self._send_lock:
                 connection.send(message)
         except OSError as error:
-            raise EngineDiedError("The engine process is gone.") from error
+            raise EngineCrashedError("The engine process has ended.") from error
 
     def _read(self) -> None:
-        """Thread: deliver reports until the pipe ends."""
+        """Call `on_report` until the pipe ends, then `on_crash`. The body of the reader thread."""
         connection, process = self._launched()
         while True:
             try:
@@ -179,10 +188,10 @@ class EngineClient:
             if isinstance(report, Report):
                 self._on_report(report)
         if not self._stopping.is_set():
-            self._on_death(self._reap(process))
+            self._on_crash(self._wait_for_exit(process))
 
-    def _reap(self, process: subprocess.Popen[bytes]) -> int:
-        """The exit code of a process that closed its pipe; one that then does not end is killed."""
+    def _wait_for_exit(self, process: subprocess.Popen[bytes]) -> int:
+        """The exit code of a process that closed its pipe. A process that does not exit in time is killed."""
         try:
             return process.wait(timeout=EXIT_GRACE_S)
         except subprocess.TimeoutExpired:
@@ -191,7 +200,7 @@ class EngineClient:
 
 
 def describe_exit(code: int) -> str:
-    """An exit code in words: which signal, where it was one, and what that commonly means."""
+    """An exit code in words. For a signal: its number, and what it usually means."""
     if code >= 0:
         return f"exit code {code}"
     hint = {-9: ", often the kernel's out-of-memory killer", -11: ", a crash in native code"}.get(code, "")

@@ -1,6 +1,6 @@
-"""The engine process: torch, one checkpoint, one decode loop. It ends when its pipe closes.
+"""The engine process: torch, one checkpoint and one decode loop. It ends when its pipe closes.
 
-Started by `worker.engine_process.client` as `python -m worker.engine_process.main FD`, where FD is its end of a socket
+`worker.engine_process.client` starts it as `python -m worker.engine_process.main FD`, where FD is its end of a socket
 pair.
 """
 
@@ -20,49 +20,47 @@ from worker.checkpoints import meta
 from worker.checkpoints.errors import CheckpointError
 from worker.checkpoints.tokenizers import load_tokenizer
 from worker.engine.engine import Engine
-from worker.engine.request import SequenceRequest
-from worker.engine.update import Update
-from worker.engine_process.messages import Abort, LoadFailed, Ready, Report, Start, Submit
+from worker.engine_process.messages import Abort, AddRequest, LoadFailed, Ready, Report, SequenceRequest, Start, Update
 from worker.model_loader import LoadedModel, load_model
 
 log = structlog.get_logger(__name__)
 
-#: An idle engine reports this often, in seconds: its sign of life.
+#: How often an idle engine reports, in seconds, to show that it is alive.
 IDLE_TICK_S = 0.5
-#: Steps that take less are reported together, in seconds: what a report costs both processes is then spent a hundred
-#: times a second, however small the model. First tokens and ends do not wait for it.
+#: Steps within this time, in seconds, are reported together. Both processes then pay for at most a hundred reports a
+#: second, however small the model is. First tokens and ends of sequences are reported at once.
 REPORT_EVERY_S = 0.01
 
 
 def serve(pipe: Connection, engine: Engine) -> None:
-    """The decode loop: take what came in, do one step, report. Raises EOFError when the other side is gone."""
-    told: str | None = None
-    told_at = time.monotonic()
+    """The decode loop: receive messages, run one step, report. Raises EOFError when the other side closes the pipe."""
+    reported_suspect: str | None = None
+    reported_at = time.monotonic()
 
-    def report(updates: tuple[Update, ...], alone: str | None) -> None:
-        nonlocal told, told_at
-        told, told_at = alone, time.monotonic()
+    def report(updates: tuple[Update, ...], suspect: str | None) -> None:
+        nonlocal reported_suspect, reported_at
+        reported_suspect, reported_at = suspect, time.monotonic()
         pipe.send(
             Report(
                 updates=updates,
-                alone=alone,
+                suspect=suspect,
                 running=engine.running,
                 waiting=engine.waiting,
                 kv_tokens_free=engine.free_kv_tokens,
             )
         )
 
-    def before_run(alone: str | None) -> None:
-        # Whoever hears of this process's death then knows whether one sequence is to blame.
-        if alone != told:
-            report((), alone)
+    def before_run(suspect: str | None) -> None:
+        # If this process crashes in the step, the other side must know already which sequence ran alone.
+        if suspect != reported_suspect:
+            report((), suspect)
 
     while True:
         refused: list[Update] = []
         while pipe.poll(0.0 if refused or engine.has_work else IDLE_TICK_S):
             message = pipe.recv()
-            if isinstance(message, Submit):
-                refused.extend(submit(engine, message.request))
+            if isinstance(message, AddRequest):
+                refused.extend(add_request(engine, message.request))
             elif isinstance(message, Abort):
                 engine.abort(message.sequence_id)
             else:
@@ -70,24 +68,27 @@ def serve(pipe: Connection, engine: Engine) -> None:
         updates: list[Update] = []
         held = False
         if engine.has_work:
-            step = engine.step(before_run, hold_until=told_at + REPORT_EVERY_S)
+            step = engine.step(before_run, hold_until=reported_at + REPORT_EVERY_S)
             updates, held = step.updates, step.held
         if refused or not held:
             report((*refused, *updates), engine.suspect)
 
 
-def submit(engine: Engine, request: SequenceRequest) -> list[Update]:
-    """Hand a request to the engine; one that can never run ends here, and not the process with all the others."""
+def add_request(engine: Engine, request: SequenceRequest) -> list[Update]:
+    """Add a request to the engine. Returns the end of a request that can never run, and nothing otherwise.
+
+    Such a request must end alone, without ending this process and all other sequences.
+    """
     try:
         engine.add_request(request)
     except ValueError as error:
-        log.warning("refused", sequence=request.id, reason=str(error))
+        log.warning("request_refused", sequence=request.id, reason=str(error))
         return [Update(request.id, (), FinishReason.ERROR, str(error))]
     return []
 
 
 def load(start: Start) -> LoadedModel:
-    """Load what `start` names. Raises CheckpointError, ValueError, and what torch raises."""
+    """Load the checkpoint that `start` names. Raises CheckpointError, ValueError, and the errors of torch."""
     vocab_size = meta.read(start.folder.meta_file).sizes["vocab_size"]
     return load_model(
         start.folder,
@@ -103,7 +104,7 @@ def load(start: Start) -> LoadedModel:
 
 
 def main() -> int:
-    """Load, then decode until the pipe closes. Exit code 1 where loading failed."""
+    """Load the checkpoint, then decode until the pipe closes. Returns the exit code: 1 if loading failed."""
     setup_logging(settings())
     pipe = Connection(int(sys.argv[1]))
     try:
@@ -112,7 +113,7 @@ def main() -> int:
         try:
             loaded = load(start)
         except (CheckpointError, OSError, ValueError, MemoryError, RuntimeError) as error:
-            # RuntimeError is what torch raises for a missing or exhausted device.
+            # torch raises RuntimeError for a device that is missing or out of memory.
             pipe.send(LoadFailed(str(error) or type(error).__name__))
             return 1
         for warning in loaded.warnings:
@@ -127,8 +128,8 @@ def main() -> int:
         )
         serve(pipe, loaded.engine)
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        # Nobody is left to hear of anything: taking the interpreter and torch apart in good order would hold the
-        # device's memory for seconds, which the next worker may need.
+        # The worker has ended. An orderly exit of the interpreter and torch would hold the device's memory for seconds,
+        # and the next worker may need it.
         os._exit(0)
     return 0
 

@@ -1,4 +1,7 @@
-"""The seam between a worker's two processes: every message that crosses the pipe, as plain data."""
+"""The messages between the two processes of a worker, as plain data: all that both processes share.
+
+The Celery side imports `SequenceRequest` and `Update` from here, so that this file alone shows what crosses the pipe.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,19 @@ from worker.checkpoints.folder import CheckpointFolder
 from worker.engine.architecture.weight_form import WeightForm
 from worker.engine.request import SequenceRequest
 from worker.engine.update import Update
+
+__all__ = [
+    "Abort",
+    "AddRequest",
+    "FromEngine",
+    "LoadFailed",
+    "Ready",
+    "Report",
+    "SequenceRequest",
+    "Start",
+    "ToEngine",
+    "Update",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +43,7 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
-class Submit:
+class AddRequest:
     """Decode this sequence."""
 
     request: SequenceRequest
@@ -35,7 +51,7 @@ class Submit:
 
 @dataclass(frozen=True, slots=True)
 class Abort:
-    """Stop decoding a sequence before the next step; it is reported as cancelled. An unknown id is ignored."""
+    """Stop decoding a sequence before the next step. It is reported as cancelled; an unknown id is ignored."""
 
     sequence_id: str
 
@@ -46,28 +62,34 @@ class Ready:
 
     card: Card
     device: str
+    #: Size of the KV cache in tokens.
     kv_tokens: int
+    #: How long loading took, in seconds.
     load_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class LoadFailed:
-    """First and last message from an engine process that cannot serve: why, for people."""
+    """First and last message from an engine process that cannot serve. The message is for people."""
 
     message: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """One engine step, for all of its rows together; without updates it is an idle tick, or tells `alone` in time."""
+    """What one or more engine steps did, for all rows together.
+
+    Without updates it is an idle tick, or announces a change of `suspect`.
+    """
 
     updates: tuple[Update, ...]
-    #: The sequence that runs alone in the next step, told before that begins. None: whoever is there runs.
-    alone: str | None
+    #: Id of the sequence that runs alone in the next step; None where sequences run together. A change is reported
+    #: before that step begins.
+    suspect: str | None
     running: int
     waiting: int
     kv_tokens_free: int
 
 
-ToEngine = Start | Submit | Abort
+ToEngine = Start | AddRequest | Abort
 FromEngine = Ready | LoadFailed | Report

@@ -1,35 +1,40 @@
-"""Counts an engine's deaths, and tells when the worker should give up."""
+"""How many crashes of the engine a worker tolerates before it gives up."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-#: So much blame within so many seconds, and the worker gives up.
-MAX_DEATHS = 3
+#: The worker gives up at this many crashes (see `RestartBudget` for how they are counted) ...
+MAX_CRASHES = 3
+#: ... within this time, in seconds.
 WITHIN_S = 60.0
 
 
-class Deaths:
-    """The deaths of the last minute, each with the job that it was put down to.
+class RestartBudget:
+    """The crashes of the last minute, each with the job that was suspected of it.
 
-    All deaths of one job count once: they are its own fault, and the queue fails it after some. So a job that kills
-    engines ends before the worker does, while an engine that dies with one job after the other ends the worker.
+    All crashes of one suspect count once: the job is the reason, and the queue fails it after some crashes. So a job
+    that crashes engines ends before the worker gives up, while an engine that crashes with one job after another ends
+    the worker.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """`clock` gives seconds."""
+        """`clock` returns seconds."""
         self._clock = clock
-        self._deaths: list[tuple[float, str | None]] = []
+        self._crashes: list[tuple[float, str | None]] = []
 
     @property
     def count(self) -> int:
-        """How many there were, as of the last one."""
-        return len(self._deaths)
+        """Number of crashes within `WITHIN_S` before the last one, which is included."""
+        return len(self._crashes)
 
-    def add(self, job_id: str | None) -> bool:
-        """Take down a death; `job_id` is None where nobody knows whose fault it was. Whether that was one too many."""
+    def add(self, suspect: str | None) -> bool:
+        """Record a crash, and return whether the budget is used up.
+
+        `suspect` is the id of the job that ran alone; None where several jobs ran.
+        """
         now = self._clock()
-        self._deaths = [*(death for death in self._deaths if now - death[0] <= WITHIN_S), (now, job_id)]
-        culprits = [job for _, job in self._deaths]
-        return culprits.count(None) + len({*culprits} - {None}) >= MAX_DEATHS
+        self._crashes = [*(crash for crash in self._crashes if now - crash[0] <= WITHIN_S), (now, suspect)]
+        suspects = [job_id for _, job_id in self._crashes]
+        return suspects.count(None) + len({*suspects} - {None}) >= MAX_CRASHES

@@ -1,74 +1,83 @@
-"""Keeps an engine process alive: restarts one that died, and gives up where that does not help."""
+"""Keeps one engine process running: restarts it after a crash, and gives up where that does not help."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol
 
 import structlog
 
-from worker.engine.request import SequenceRequest
-from worker.engine.update import Update
-from worker.engine_process.client import EngineClient, EngineDiedError, EngineLoadError, describe_exit
-from worker.engine_process.messages import Ready, Report, Start
-from worker.engine_process.restart_budget import WITHIN_S, Deaths
-from worker.jobs.running_job import RunningJob
+from worker.engine_process.client import EngineClient, EngineCrashedError, EngineLoadError, describe_exit
+from worker.engine_process.messages import Ready, Report, SequenceRequest, Start, Update
+from worker.engine_process.restart_budget import WITHIN_S, RestartBudget
+from worker.engine_process.sequence_id import job_id_of
 
 log = structlog.get_logger(__name__)
 
 
-class EngineSupervisor:
-    """One engine at a time. Sequences that a dead engine held are reported through `on_death`, not kept."""
+class EngineListener(Protocol):
+    """Receives what the engine decodes. All methods are called from the reader thread of an engine."""
 
-    def __init__(
-        self,
-        start: Start,
-        *,
-        load_timeout_s: float,
-        on_updates: Callable[[Sequence[Update]], None],
-        on_death: Callable[[str | None], None],
-        on_give_up: Callable[[str], None],
-    ) -> None:
-        """All three are called from the reader thread of an engine. `on_death` gets the sequence that the engine ran
-        alone, None where the fault may be anybody's."""
+    def engine_decoded(self, updates: Sequence[Update], /) -> None:
+        """The engine decoded tokens, or sequences ended."""
+
+    def engine_crashed(self, suspect: str | None, /) -> None:
+        """The engine crashed; every sequence in it is lost.
+
+        `suspect` is the id of the sequence that ran alone; None where any sequence may be the reason.
+        """
+
+
+class EngineSupervisor:
+    """Runs one engine at a time. Sequences of a crashed engine are lost; the listener is called for them.
+
+    Call `start` once. The other methods may be called from any thread.
+    """
+
+    def __init__(self, start: Start, *, load_timeout_s: float, on_give_up: Callable[[str], None]) -> None:
+        """`on_give_up` is called from the reader thread of an engine, with a message for people."""
         self._start = start
         self._load_timeout_s = load_timeout_s
-        self._on_updates = on_updates
-        self._on_death = on_death
         self._on_give_up = on_give_up
-        self._deaths = Deaths()
+        self._restarts = RestartBudget()
         self._changed = threading.Condition()
         self._client: EngineClient | None = None
-        #: Whether `_client` has loaded and, for all we know, lives.
+        #: Whether `_client` has loaded its checkpoint and has not crashed, as far as this process knows.
         self._available = False
         self._stopping = False
-        #: The newest report, None before the first.
+        #: The newest report of the current engine; None before the first.
         self.report: Report | None = None
 
     @property
     def pid(self) -> int | None:
-        """Process id of the engine, also while it loads; None before there was one."""
+        """Process id of the engine, also while it loads; None before the first engine."""
         return None if self._client is None else self._client.pid
 
-    def start(self, *, should_stop: Callable[[], bool]) -> Ready:
+    def start(self, listener: EngineListener, *, should_stop: Callable[[], bool]) -> Ready:
         """Start the engine and wait until it is loaded. Raises EngineLoadError."""
-        client = EngineClient(self._start, on_report=self._took_report, on_death=self._died)
+        client = EngineClient(
+            self._start,
+            on_report=partial(self._handle_report, listener),
+            on_crash=partial(self._handle_crash, listener),
+        )
         with self._changed:
             if self._stopping:
-                raise EngineLoadError("The worker stops.")
+                raise EngineLoadError("The worker is stopping.")
             client.launch()
             self._client = client
         ready = client.wait_ready(timeout_s=self._load_timeout_s, should_stop=should_stop)
         with self._changed:
             self._available = True
             self._changed.notify_all()
-        # Only now, so that a death is noticed after what it ends.
+        # Last, so that a crash is handled after `_available` is set, and resets it.
         client.listen()
         return ready
 
     def stop(self) -> None:
-        """End the engine, with whatever it holds, and start no other. Whoever waits for one is turned away."""
+        """End the engine with all its sequences, and start no other. `wait_available` returns False from now on."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
@@ -76,67 +85,70 @@ class EngineSupervisor:
             self._client.stop()
 
     def kill(self) -> None:
-        """End the engine process, and wait for nothing."""
+        """Kill the engine process without waiting for its end."""
         if self._client is not None:
             self._client.kill()
 
-    def end_hung(self, silence_s: float) -> bool:
-        """Kill an engine that reported nothing for so long; idle ones report twice a second. Whether it hung."""
+    def kill_if_unresponsive(self, silence_s: float) -> bool:
+        """Kill an engine that has sent no report for `silence_s`; an idle engine reports twice a second.
+
+        Returns whether it was killed. It is then replaced as after any crash.
+        """
         with self._changed:
             client = self._client if self._available else None
         if client is None or time.monotonic() - client.last_report_at < silence_s:
             return False
-        log.error("engine_hangs", silent_s=silence_s)
-        client.kill_hung()
+        log.error("engine_unresponsive", silent_s=silence_s)
+        client.kill_unresponsive()
         return True
 
-    def submit(self, request: SequenceRequest) -> None:
-        """Hand a sequence to the engine. Raises EngineDiedError, also while a new engine is being loaded."""
+    def add_request(self, request: SequenceRequest) -> None:
+        """Send a request to the engine. Raises EngineCrashedError, also while a new engine loads."""
         with self._changed:
             client = self._client if self._available else None
         if client is None:
-            raise EngineDiedError("The engine is being restarted.")
-        client.submit(request)
+            raise EngineCrashedError("The engine is being restarted.")
+        client.add_request(request)
 
     def wait_available(self) -> bool:
-        """Wait while a dead engine is being replaced. False: the worker stops."""
+        """Wait while a crashed engine is replaced. Returns False where the worker is stopping."""
         with self._changed:
             self._changed.wait_for(lambda: self._available or self._stopping)
             return not self._stopping
 
     def abort(self, sequence_id: str) -> None:
-        """Stop a sequence before the next step."""
+        """Stop a sequence before the next step. Does nothing where no engine holds it."""
         if self._client is not None:
             self._client.abort(sequence_id)
 
-    def _took_report(self, report: Report) -> None:
-        if report.alone is not None and (self.report is None or self.report.alone != report.alone):
-            log.info("runs_alone", sequence=report.alone)
+    def _handle_report(self, listener: EngineListener, report: Report) -> None:
+        if report.suspect is not None and (self.report is None or self.report.suspect != report.suspect):
+            log.info("runs_alone", sequence=report.suspect)
         self.report = report
         if report.updates:
-            self._on_updates(report.updates)
+            listener.engine_decoded(report.updates)
 
-    def _died(self, exit_code: int) -> None:
-        """In the dead engine's reader thread, after its last report."""
+    def _handle_crash(self, listener: EngineListener, exit_code: int) -> None:
+        """Report a crash and restart the engine. Runs in the crashed engine's reader thread, after its last report."""
         with self._changed:
             if self._stopping:
                 return
-            # First: whoever submits from now on learns of the death, and hands its own job back.
+            # First: a caller of `add_request` then gets EngineCrashedError, and releases its own job.
             self._available = False
-        culprit = None if self.report is None else self.report.alone
+        suspect = None if self.report is None else self.report.suspect
         self.report = None
-        log.error("engine_died", exit=describe_exit(exit_code), ran_alone=culprit)
-        self._on_death(culprit)
-        if self._deaths.add(None if culprit is None else RunningJob.job_of(culprit)):
+        log.error("engine_crashed", exit=describe_exit(exit_code), suspect=suspect)
+        listener.engine_crashed(suspect)
+        if self._restarts.add(None if suspect is None else job_id_of(suspect)):
             self._on_give_up(
-                f"The engine process died {self._deaths.count} times within {WITHIN_S:g} s, "
-                f"last by {describe_exit(exit_code)}. The jobs are back in the queue."
+                f"The engine process crashed {self._restarts.count} times within {WITHIN_S:g} s, "
+                f"most recently with {describe_exit(exit_code)}. The jobs are back in the queue."
             )
             return
         try:
-            self.start(should_stop=lambda: self._stopping)
+            self.start(listener, should_stop=lambda: self._stopping)
         except EngineLoadError as error:
             if not self._stopping:
-                self._on_give_up(f"The engine process died and could not be started again: {error}")
+                self._on_give_up(f"The engine process crashed and could not be started again: {error}")
             return
         log.info("engine_restarted", pid=self.pid)

@@ -1,4 +1,7 @@
-"""Hears at once that a job of this worker was cancelled. A bell that is lost is covered by the next renewal."""
+"""Receives notifications that a job of this worker was cancelled.
+
+A lost notification only delays the cancel: the next renewal of the leases reports it as well.
+"""
 
 from __future__ import annotations
 
@@ -12,29 +15,29 @@ from redis.exceptions import RedisError
 
 log = structlog.get_logger(__name__)
 
-#: How long one read waits, in seconds.
+#: How long one read waits, and how long to wait after an error, in seconds.
 POLL_S = 1.0
 
 
-class BellListener:
+class CancelListener:
     """A thread with one pub/sub connection."""
 
-    def __init__(self, redis: Redis, channel: str, on_ring: Callable[[str], None]) -> None:
-        """`on_ring` gets the message, which is a job id."""
+    def __init__(self, redis: Redis, channel: str, on_cancel: Callable[[str], None]) -> None:
+        """`on_cancel` is called in the thread, with the job id that each notification carries."""
         self._redis = redis
         self._channel = channel
-        self._on_ring = on_ring
+        self._on_cancel = on_cancel
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="bell-listener", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="cancel-listener", daemon=True)
 
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread."""
+        """Stop the thread and wait for its end."""
         self._stopping.set()
-        # Ends the read; without Redis it ends by itself.
+        # This ends the thread's read. Without Redis the read fails, which ends it as well.
         with suppress(RedisError):
             self._redis.publish(self._channel, "")
         self._thread.join()
@@ -44,7 +47,7 @@ class BellListener:
             try:
                 self._listen()
             except RedisError as error:
-                log.warning("bell_listener_failed", error=str(error))
+                log.warning("cancel_listener_failed", error=str(error))
                 self._stopping.wait(POLL_S)
 
     def _listen(self) -> None:
@@ -53,4 +56,4 @@ class BellListener:
             while not self._stopping.is_set():
                 message = pubsub.get_message(timeout=POLL_S)
                 if message is not None and not self._stopping.is_set():
-                    self._on_ring(message["data"].decode())
+                    self._on_cancel(message["data"].decode())

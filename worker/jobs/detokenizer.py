@@ -1,4 +1,4 @@
-"""From token ids to text, one piece a token, with everything that shall not be shown held back or cut."""
+"""From token ids to text, one piece for each token, up to a stop string or a newline."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ class Decoder(Protocol):
     """Incremental decoding: the text that is complete after each token."""
 
     def push(self, token_id: int) -> str:
-        """Text that `token_id` completes; empty while a character is unfinished."""
+        """Text that `token_id` completes; empty while a character is incomplete."""
 
 
 class Detokenizer:
-    """Text of one sequence. The concatenation of all pieces and the tail is the completion.
+    """Text of one sequence. All pieces and then the tail, joined, are the completion.
 
-    A piece never ends inside a UTF-8 character, and never shows text that may still turn out to be the beginning of a
-    stop string. Pieces depend on the tokens alone, so that pushing the tokens of an earlier attempt restores the state
-    in which that attempt was.
+    A piece never ends inside a UTF-8 character, and never contains text that may be the beginning of a stop string.
+    Pieces depend on the tokens alone: pushing the tokens of an earlier attempt restores its state.
     """
 
     def __init__(self, decoder: Decoder, *, stop: Sequence[str] = (), stop_on_newline: bool = False) -> None:
         self._decoder = decoder
         self._stop = tuple(stop)
         self._stop_on_newline = stop_on_newline
+        #: Text that may be the beginning of a stop string.
         self._held = ""
-        #: A stop string or the ending newline was met: nothing more is shown.
+        #: Whether a stop string or the final newline was found. All later pieces are empty.
         self.ended = False
 
     def push(self, token_id: int) -> str:
-        """The piece of `token_id`: text that may be shown now that it is known."""
+        """The piece of `token_id`. It may contain text of earlier tokens that was held back until now."""
         if self.ended:
             return ""
         text = self._held + self._decoder.push(token_id)
@@ -44,8 +44,8 @@ class Detokenizer:
         return text[: len(text) - keep]
 
     def push_all(self, token_ids: Sequence[int]) -> list[str]:
-        """The pieces of several tokens: fewer than there are tokens where the text ends, then the rest is not part of
-        it."""
+        """The pieces of several tokens. There are fewer pieces than tokens if the text ends before the last token: the
+        tokens after its end are not part of it."""
         if not self._stop and not self._stop_on_newline:
             return [*map(self._decoder.push, token_ids)]  # nothing is ever held back
         pieces = []
@@ -56,19 +56,19 @@ class Detokenizer:
         return pieces
 
     def finish(self) -> str:
-        """The tail: text that was held back and, as the sequence is over, is no stop string."""
+        """The tail: text that was held back. The sequence is over, so it is no stop string."""
         tail, self._held = self._held, ""
         return tail
 
     def _end_of_text(self, text: str) -> int | None:
-        """Where the completion ends in `text`: in front of the first stop string, or behind the first newline."""
+        """Where the completion ends in `text`: before the first stop string, or after the first newline."""
         ends = [index for stop in self._stop if (index := text.find(stop)) >= 0]
         if self._stop_on_newline and (index := text.find("\n")) >= 0:
             ends.append(index + 1)
         return min(ends, default=None)
 
     def _possible_stop(self, text: str) -> int:
-        """Length of the longest end of `text` with which a stop string begins."""
+        """Length of the longest end of `text` that is the beginning of a stop string."""
         longest = max((len(stop) for stop in self._stop), default=1) - 1
         for length in range(min(longest, len(text)), 0, -1):
             if any(stop.startswith(text[-length:]) for stop in self._stop):

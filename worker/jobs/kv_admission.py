@@ -1,8 +1,8 @@
-"""The door in front of the engine: a job is claimed only when KV memory for it is reserved, in order of arrival.
+"""Admission by KV memory: a job is claimed only when memory for it is reserved, in order of arrival.
 
-A suspect, a job that lost workers or engines since its last new token, is watched from when it goes in until it is
-cleared, and nobody goes in behind it meanwhile. So whatever dies, at most one job that nobody has cleared was inside,
-and those that wait in line, unclaimed, lose nothing.
+A suspect is a job that lost workers or engines since its last new token. While one suspect runs and is not cleared, no
+other job is admitted. So when an engine or a worker crashes, at most one job in it was not cleared, and jobs that wait
+for admission are not claimed and count no loss.
 """
 
 from __future__ import annotations
@@ -15,95 +15,103 @@ from contextlib import contextmanager
 from worker.engine.kv.budget import KvBudget
 
 
-class GateClosedError(Exception):
+class AdmissionClosedError(Exception):
     """The worker takes no more jobs."""
 
 
-class WithdrawnError(Exception):
-    """The job was called out of the line."""
+class ReservationRemovedError(Exception):
+    """The job was removed while it waited."""
 
 
-class Ticket:
-    """One job's place: in line, and then inside."""
+class Reservation:
+    """The KV memory of one job: first it waits for the memory, then it holds it."""
 
-    def __init__(self, gate: KvGate, name: str) -> None:
-        self._gate = gate
-        self.name = name
-        #: Whether it was called out of the line.
-        self.withdrawn = False
+    def __init__(self, admission: KvAdmission, job_id: str) -> None:
+        self._admission = admission
+        self.job_id = job_id
+        #: Whether `KvAdmission.remove` was called for it.
+        self.removed = False
 
     def clear(self) -> None:
-        """The suspicion was wrong: others may go in. Nothing happens where there is none."""
-        self._gate.clear(self)
+        """The job is no suspect any more: admit others. Does nothing for a job that is no suspect."""
+        self._admission.clear(self)
 
 
-class KvGate:
-    """First come, first served: a long sequence at the head makes short ones behind it wait, and so never starves."""
+class KvAdmission:
+    """Reserves KV memory, first come, first served: a long sequence waits for its memory and is never overtaken.
+
+    Safe for use by several threads. It owns the budget: nothing else may reserve or release.
+    """
 
     def __init__(self, budget: KvBudget) -> None:
         self._budget = budget
-        # Reentrant: a visit that ends clears itself.
+        # Its lock is reentrant, which `reserve` needs when it calls `clear`.
         self._condition = threading.Condition()
-        self._line: deque[Ticket] = deque()
-        #: The suspect inside.
-        self._watched: Ticket | None = None
-        self._open = True
+        self._waiting: deque[Reservation] = deque()
+        #: The suspect that holds memory and is not cleared.
+        self._suspect: Reservation | None = None
+        self._closed = False
 
     @property
-    def waiting(self) -> tuple[Ticket, ...]:
-        """Jobs in line, the next one first."""
+    def waiting(self) -> tuple[Reservation, ...]:
+        """Reservations without memory, the next one first."""
         with self._condition:
-            return tuple(self._line)
+            return tuple(self._waiting)
 
     @contextmanager
-    def reserve(self, prompt_tokens: int, max_tokens: int, *, name: str = "", alone: bool = False) -> Iterator[Ticket]:
-        """Hold the memory of one sequence; `alone` for a suspect.
+    def reserve(
+        self, prompt_tokens: int, max_tokens: int, *, job_id: str, suspect: bool = False
+    ) -> Iterator[Reservation]:
+        """Wait for the memory of one sequence, and hold it inside the `with` block.
 
-        Waits for its turn and its memory. Raises GateClosedError and WithdrawnError.
+        Raises AdmissionClosedError and ReservationRemovedError, in both cases without memory.
         """
-        need = self._budget.need(prompt_tokens, max_tokens)
-        ticket = Ticket(self, name)
+        tokens = self._budget.need(prompt_tokens, max_tokens)
+        reservation = Reservation(self, job_id)
         with self._condition:
-            self._line.append(ticket)
+            self._waiting.append(reservation)
             try:
-                self._condition.wait_for(lambda: not self._open or ticket.withdrawn or self._lets_in(ticket, need))
-                if not self._open:
-                    raise GateClosedError
-                if ticket.withdrawn:
-                    raise WithdrawnError
-                if alone:
-                    self._watched = ticket
+                self._condition.wait_for(
+                    lambda: self._closed or reservation.removed or self._can_admit(reservation, tokens)
+                )
+                if self._closed:
+                    raise AdmissionClosedError
+                if reservation.removed:
+                    raise ReservationRemovedError
+                self._budget.try_reserve(tokens)
+                if suspect:
+                    self._suspect = reservation
             finally:
-                self._line.remove(ticket)
+                self._waiting.remove(reservation)
                 self._condition.notify_all()
         try:
-            yield ticket
+            yield reservation
         finally:
             with self._condition:
-                self._budget.release(need)
-                self.clear(ticket)
+                self._budget.release(tokens)
+                self.clear(reservation)
                 self._condition.notify_all()
 
-    def _lets_in(self, ticket: Ticket, need: int) -> bool:
-        """Whether it is a ticket's turn; its memory is reserved then."""
-        return self._line[0] is ticket and self._watched is None and self._budget.try_reserve(need)
-
-    def clear(self, ticket: Ticket) -> None:
-        """Stop watching a suspect; of anybody else there is nothing to clear."""
+    def clear(self, reservation: Reservation) -> None:
+        """Admit others again if this reservation is the suspect's."""
         with self._condition:
-            if self._watched is ticket:
-                self._watched = None
+            if self._suspect is reservation:
+                self._suspect = None
                 self._condition.notify_all()
 
-    def withdraw(self, tickets: Iterable[Ticket]) -> None:
-        """Call jobs out of the line. Who is inside by now stays."""
+    def remove(self, reservations: Iterable[Reservation]) -> None:
+        """Remove reservations that wait. Those that hold memory keep it."""
         with self._condition:
-            for ticket in tickets:
-                ticket.withdrawn = True
+            for reservation in reservations:
+                reservation.removed = True
             self._condition.notify_all()
 
     def close(self) -> None:
-        """Turn away everyone who waits, and everyone who comes."""
+        """Refuse all reservations that wait, and all later ones."""
         with self._condition:
-            self._open = False
+            self._closed = True
             self._condition.notify_all()
+
+    def _can_admit(self, reservation: Reservation, tokens: int) -> bool:
+        """Whether it is first, no suspect runs, and its memory is free. Changes nothing."""
+        return self._waiting[0] is reservation and self._suspect is None and tokens <= self._budget.free

@@ -1,5 +1,4 @@
-"""The keeper: tells Redis each second that this worker lives, renews its leases, hears who wants out or waits in vain,
-and calls the reaper."""
+"""The lease keeper: each second it sends the worker's heartbeat, renews the leases, and calls the reaper."""
 
 from __future__ import annotations
 
@@ -13,76 +12,83 @@ from redis.exceptions import RedisError
 from tasks.errors import CardConflictError, SchemaError
 from tasks.store.worker_store import WorkerStore
 from tasks.worker_info import WorkerInfo
+from worker.jobs.job_runner import JobRunner
 from worker.jobs.publisher import Publisher
 
 log = structlog.get_logger(__name__)
 
 
-class Keeper:
+class LeaseKeeper:
     """A thread for the heartbeat and the leases."""
 
     def __init__(
         self,
         store: WorkerStore,
         publisher: Publisher,
+        runner: JobRunner,
         *,
         info: Callable[[], WorkerInfo],
-        withdraw_over: Callable[[], None],
-        on_alive: Callable[[], None],
+        before_heartbeat: Callable[[], None],
         on_conflict: Callable[[str], None],
         period_s: float,
     ) -> None:
-        """`withdraw_over` calls off the waiting for jobs that need not run any more. `on_alive` is called before each
-        heartbeat, whether Redis is there or not. `on_conflict` is called, with a message, where other weights took the
-        checkpoint's name, or another version the Redis, while this worker was silent."""
+        """All callables are called in the thread. `info` returns what the heartbeat says.
+
+        `before_heartbeat` is called each time, even while Redis is away. `on_conflict` is called, with a message for
+        people, if this worker sent no heartbeat for so long that other weights took its checkpoint's name, or another
+        version of Celeriac took over the Redis. The thread then ends.
+        """
         self._store = store
         self._publisher = publisher
+        self._runner = runner
         self._info = info
-        self._withdraw_over = withdraw_over
-        self._on_alive = on_alive
+        self._before_heartbeat = before_heartbeat
         self._on_conflict = on_conflict
         self._period_s = period_s
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="lease-keeper", daemon=True)
 
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread."""
+        """Stop the thread and wait for its end."""
         self._stopping.set()
         self._thread.join()
 
     def _run(self) -> None:
         while not self._stopping.wait(self._period_s):
-            self._on_alive()
+            self._before_heartbeat()
             try:
-                self.beat()
+                self._beat()
             except RedisError as error:
                 log.warning("heartbeat_failed", error=str(error))
             except (CardConflictError, SchemaError) as error:
                 self._on_conflict(str(error))
                 return
 
-    def beat(self) -> None:
-        """A heartbeat, a renewal, a look at the line, then the reaper.
+    def _beat(self) -> None:
+        """One round. Raises RedisError, CardConflictError and SchemaError."""
+        self._send_heartbeat()
+        self._renew_leases()
+        self._runner.remove_ended()
+        self._reap()
 
-        Raises RedisError, CardConflictError and SchemaError.
-        """
+    def _send_heartbeat(self) -> None:
         if not self._store.heartbeat(self._info()):
-            log.error("redis_lost_its_data", what="every job is gone; registered again")
-        self._renew()
-        self._withdraw_over()
-        if reaped := self._store.reap():
-            log.info("reaped", **asdict(reaped))
+            log.error("redis_lost_its_data", what="every job is gone; this worker registered again")
 
-    def _renew(self) -> None:
+    def _renew_leases(self) -> None:
         running = {job.job_id: job for job in self._publisher.running()}
         if not running:
             return
         renewal = self._store.renew({job_id: job.attempt for job_id, job in running.items()})
         for job_id in renewal.lost:
-            self._publisher.drop(running[job_id].sequence_id)
+            self._publisher.lease_lost(running[job_id].sequence_id)
         for job_id in renewal.cancelled:
             self._publisher.cancel(job_id)
+
+    def _reap(self) -> None:
+        if reaped := self._store.reap():
+            log.info("reaped", **asdict(reaped))

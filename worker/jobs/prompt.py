@@ -1,4 +1,4 @@
-"""What a prompt must be to run on a checkpoint: the same rules for the queue and for `celeriac run`."""
+"""The rules for a prompt, which the queue and `celeriac run` share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from worker.checkpoints.tokenizers import Tokenizer, UnknownCharacterError
 
 
 class PromptError(Exception):
-    """A prompt that can never run on this checkpoint. The message is for its sender."""
+    """The prompt can never run on this checkpoint. The message is for its sender."""
 
     def __init__(self, code: ErrorCode, message: str) -> None:
         super().__init__(message)
@@ -17,7 +17,7 @@ class PromptError(Exception):
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Ids of a prompt, BOS in front where the checkpoint asks for it, and warnings. Raises PromptError."""
+    """The token ids of a prompt and warnings. BOS comes first if the checkpoint requires it. Raises PromptError."""
     try:
         encoding = tokenizer.encode(text)
     except UnknownCharacterError as error:
@@ -27,7 +27,7 @@ def encode_prompt(tokenizer: Tokenizer, text: str) -> tuple[tuple[int, ...], tup
 
 
 def answer_tokens(prompt: Sequence[int], max_tokens: int, *, context: int) -> int:
-    """How many of `max_tokens` there is room for behind `prompt`: at least one. Raises PromptError."""
+    """`max_tokens`, or the room that the context has after `prompt` if that is less. At least 1. Raises PromptError."""
     if not prompt:
         raise PromptError(ErrorCode.INVALID_REQUEST, "The prompt has no token that this checkpoint knows.")
     if len(prompt) >= context:

@@ -1,4 +1,4 @@
-"""The publisher: brings what the engine decoded into the jobs' logs, all jobs in one pipeline a flush."""
+"""The publisher: writes what the engine decoded to the logs of the jobs, all jobs in one pipeline per flush."""
 
 from __future__ import annotations
 
@@ -11,79 +11,82 @@ from functools import partial
 from typing import TypeVar
 
 import structlog
-from redis.exceptions import RedisError
 
 from tasks.store.worker_store import FlushReply, WorkerStore
-from worker.engine.update import Update
+from worker.engine_process.messages import Update
+from worker.jobs.retry import RetryStoppedError, retry_while_redis_is_away
 from worker.jobs.running_job import RunningJob
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-#: Wait between two tries while Redis is away, in seconds.
+#: Wait between two calls while Redis is away, in seconds.
 RETRY_S = 0.2
-#: Tokens that nobody reads yet are sent after so many flush intervals. Until then they would be lost with this worker,
-#: and decoded once more by another.
-UNREAD_INTERVALS = 10
+#: Tokens of jobs that no client streams are sent after this many flush intervals. Tokens that were not sent are lost
+#: if this worker is killed, and another worker decodes them again.
+UNSTREAMED_INTERVALS = 10
 
 
 class PublisherStoppedError(Exception):
-    """The worker stops: no job can be taken over any more."""
+    """The worker stops, and the publisher takes no more jobs."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Adopt:
+class _Add:
     job: RunningJob
 
 
 @dataclass(frozen=True, slots=True)
-class _HandBack:
+class _Release:
     sequence_id: str
 
 
 @dataclass(frozen=True, slots=True)
-class _EngineDied:
-    culprit: str | None
+class _EngineCrashed:
+    suspect: str | None
 
 
 @dataclass(frozen=True, slots=True)
-class _Drop:
+class _LeaseLost:
     sequence_id: str
 
 
 @dataclass(frozen=True, slots=True)
-class _CancelHeard:
+class _CancelRequested:
     job_id: str
 
 
-_Item = _Adopt | _HandBack | _EngineDied | _Drop | _CancelHeard | Sequence[Update]
+_Item = _Add | _Release | _EngineCrashed | _LeaseLost | _CancelRequested | Sequence[Update]
 
 
 class Publisher:
-    """One thread that owns every running job of this worker after its claim.
+    """One thread that owns each running job of this worker after its claim. An `EngineListener`.
 
-    The first token of a job and its end are sent at once; between them what somebody follows at most every
-    `flush_interval_s`, and what nobody follows less often. What Redis did not confirm is sent again; the scripts make
-    that harmless.
+    The first token of a job and its end are sent at once. Between them, tokens of a job that a client streams are sent
+    every `flush_interval_s`, and those of other jobs every `UNSTREAMED_INTERVALS` times as long. What Redis did not
+    confirm is sent again; the scripts make that harmless.
+
+    The public methods may be called from any thread. They put items into the inbox; the thread handles them in order.
     """
 
-    def __init__(self, store: WorkerStore, *, flush_interval_s: float, abort: Callable[[str], None]) -> None:
-        """`abort` tells the engine to stop a sequence."""
+    def __init__(self, store: WorkerStore, *, abort: Callable[[str], None], flush_interval_s: float) -> None:
+        """`abort` makes the engine stop the sequence with this id. It may be called from any thread."""
         self._store = store
-        self._flush_interval_s = flush_interval_s
         self._abort = abort
-        #: None comes last, and nothing is adopted behind it.
+        self._flush_interval_s = flush_interval_s
+        #: None is the last item: `stop` adds it, and no job is added after it.
         self._inbox: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         #: By sequence id.
         self._jobs: dict[str, RunningJob] = {}
-        #: When all that is followed was sent last, and when everything was.
+        #: Monotonic time of the last flush of the streamed jobs, and of the last flush of all jobs.
         self._last_flush = 0.0
         self._last_whole_flush = 0.0
         self._stopping = threading.Event()
-        self._door = threading.Lock()
+        #: Held by `add` and `stop`, so that None is the last item.
+        self._add_lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
-        #: Tokens that the engine decoded since the start, for the worker's speed.
+        #: Number of tokens that the engine has decoded since the start.
         self.tokens_decoded = 0
 
     def start(self) -> None:
@@ -91,50 +94,50 @@ class Publisher:
         self._thread.start()
 
     def stop(self) -> None:
-        """Flush, give every running job back, and end the thread. While Redis is away the jobs are left to it."""
-        with self._door:
+        """Flush, release every running job, and stop the thread. If Redis is away, the leases of the jobs run out."""
+        with self._add_lock:
             self._stopping.set()
             self._inbox.put(None)
         self._thread.join()
 
-    def adopt(self, job: RunningJob) -> None:
-        """Take over a claimed job. Call it before the engine hears of the sequence. Raises PublisherStoppedError."""
-        with self._door:
+    def add(self, job: RunningJob) -> None:
+        """Take a claimed job. Call it before the engine gets the sequence. Raises PublisherStoppedError."""
+        with self._add_lock:
             if self._stopping.is_set():
                 raise PublisherStoppedError
-            self._inbox.put(_Adopt(job))
+            self._inbox.put(_Add(job))
 
-    def take(self, updates: Sequence[Update]) -> None:
-        """Take in what the engine decoded in one step."""
+    def engine_decoded(self, updates: Sequence[Update], /) -> None:
+        """Add what the engine decoded to the jobs."""
         self._inbox.put(updates)
 
+    def engine_crashed(self, suspect: str | None, /) -> None:
+        """Flush and release every job that was added before this call.
+
+        A loss is counted for `suspect`, the sequence that ran alone; for each of the jobs if it is None.
+        """
+        self._inbox.put(_EngineCrashed(suspect))
+
     def cancel(self, job_id: str) -> None:
-        """Stop a job's sequence; what the engine then reports ends the job. Nothing where the job is not here."""
+        """Stop the sequence of a job; the engine's next report ends the job. Does nothing if no such job runs here."""
         for job in tuple(self._jobs.values()):
             if job.job_id == job_id:
                 self._abort(job.sequence_id)
 
-    def hear_cancel(self, job_id: str) -> None:
-        """As `cancel`, at the moment that the cancel is asked for: what was decoded by now was decoded before it."""
-        # Behind all that the engine has reported, which may wait for a flush.
-        self._inbox.put(_CancelHeard(job_id))
+    def cancel_requested(self, job_id: str) -> None:
+        """As `cancel`, called when a client has just requested it: record how many tokens the job has now."""
+        # Tokens that the engine has reported are before this item in the inbox, so they are counted.
+        self._inbox.put(_CancelRequested(job_id))
         self.cancel(job_id)
-        log.info("cancel_heard", job_id=job_id)
+        log.info("cancel_received", job_id=job_id)
 
-    def drop(self, sequence_id: str) -> None:
-        """Forget a job that is no longer ours, and stop its sequence. Nothing more is written for it."""
-        self._inbox.put(_Drop(sequence_id))
+    def lease_lost(self, sequence_id: str) -> None:
+        """Stop a job that is another worker's now. Nothing more is written for it."""
+        self._inbox.put(_LeaseLost(sequence_id))
 
-    def hand_back(self, sequence_id: str) -> None:
-        """Give a job that the engine never got back to the queue."""
-        self._inbox.put(_HandBack(sequence_id))
-
-    def engine_died(self, culprit: str | None) -> None:
-        """Flush and give every job that is adopted by now back to the queue.
-
-        It is a loss for the `culprit`, the sequence that the engine ran alone; without one for each of them.
-        """
-        self._inbox.put(_EngineDied(culprit))
+    def release(self, sequence_id: str) -> None:
+        """Release a job that the engine did not accept."""
+        self._inbox.put(_Release(sequence_id))
 
     def running(self) -> list[RunningJob]:
         """The jobs whose leases this worker holds."""
@@ -150,7 +153,7 @@ class Publisher:
             self._flush_due()
 
     def _next_items(self) -> list[_Item | None]:
-        """Wait for an item, or until a flush is due; then everything that has come in."""
+        """Wait for an item or until a flush is due. Returns all items that have arrived."""
         items: list[_Item | None] = []
         try:
             items.append(self._inbox.get(timeout=self._until_due()))
@@ -160,11 +163,11 @@ class Publisher:
             return items
 
     def _until_due(self) -> float | None:
-        """Seconds until something is to be sent; None where there is nothing."""
+        """Seconds until a flush is due; None where there is nothing to send."""
         dirty = self._dirty()
         if not dirty:
             return None
-        soon = any(job.followed or job.urgent for job in dirty)
+        soon = any(job.streamed or job.urgent for job in dirty)
         return max(0.0, (self._next_flush if soon else self._next_whole_flush) - time.monotonic())
 
     @property
@@ -173,28 +176,28 @@ class Publisher:
 
     @property
     def _next_whole_flush(self) -> float:
-        return self._last_whole_flush + UNREAD_INTERVALS * self._flush_interval_s
+        return self._last_whole_flush + UNSTREAMED_INTERVALS * self._flush_interval_s
 
     def _dirty(self) -> list[RunningJob]:
         return [job for job in self._jobs.values() if job.dirty]
 
     def _handle(self, item: _Item) -> None:
-        if isinstance(item, _Adopt):
+        if isinstance(item, _Add):
             for job in [job for job in self._jobs.values() if job.job_id == item.job.job_id]:
-                self._forget(job, "superseded")
+                self._remove(job, "superseded")
             self._jobs[item.job.sequence_id] = item.job
-        elif isinstance(item, _HandBack):
+        elif isinstance(item, _Release):
             self._release(job for job in self._jobs.values() if job.sequence_id == item.sequence_id)
-        elif isinstance(item, _EngineDied):
+        elif isinstance(item, _EngineCrashed):
             self._release(
-                self._jobs.values(), counts_loss=lambda job: item.culprit is None or job.sequence_id == item.culprit
+                self._jobs.values(), counts_loss=lambda job: item.suspect is None or job.sequence_id == item.suspect
             )
-        elif isinstance(item, _Drop):
-            if (dropped := self._jobs.get(item.sequence_id)) is not None:
-                self._forget(dropped, "lease_lost")
-        elif isinstance(item, _CancelHeard):
+        elif isinstance(item, _LeaseLost):
+            if (lost := self._jobs.get(item.sequence_id)) is not None:
+                self._remove(lost, "lease_lost")
+        elif isinstance(item, _CancelRequested):
             for job in self._jobs.values():
-                # The bell rings at each call; the first one counts.
+                # Each cancel of a client sends a notification; the first one counts.
                 if job.job_id == item.job_id and job.tokens_at_cancel is None:
                     job.tokens_at_cancel = len(job.token_ids)
         else:
@@ -203,7 +206,7 @@ class Publisher:
 
     def _extend(self, update: Update) -> None:
         job = self._jobs.get(update.id)
-        # Otherwise the engine sent it before it heard that the sequence is no longer wanted.
+        # The engine may report a sequence that was removed here, or whose text has ended, before it stops it.
         if job is None or job.finish is not None:
             return
         self.tokens_decoded += len(update.tokens)
@@ -220,7 +223,7 @@ class Publisher:
             self._flush(dirty)
         elif now >= self._next_flush:
             self._last_flush = now
-            self._flush([job for job in dirty if job.followed or job.urgent])
+            self._flush([job for job in dirty if job.streamed or job.urgent])
         else:
             self._flush([job for job in dirty if job.urgent])
 
@@ -229,18 +232,19 @@ class Publisher:
         if not dirty:
             return
         batch = [job.operation() for job in dirty]
-        replies = self._insist(lambda: self._store.flush(batch))
-        if replies is None:
+        try:
+            replies = self._retry(lambda: self._store.flush(batch))
+        except RetryStoppedError:
             return
         for job, reply in zip(dirty, replies, strict=True):
-            self._settle(job, reply)
+            self._apply(job, reply)
 
-    def _settle(self, job: RunningJob, reply: FlushReply) -> None:
+    def _apply(self, job: RunningJob, reply: FlushReply) -> None:
         if reply.fenced:
-            self._forget(job, "fenced")
+            self._remove(job, "fenced")
         elif reply.gap:
-            # Redis has less than it confirmed: it lost its last moments. Send from where its log ends.
-            log.warning("log_behind", job_id=job.job_id, logged=reply.length, expected=job.logged)
+            # The log is shorter than Redis had confirmed: Redis lost its last writes. Send from the end of its log.
+            log.warning("log_too_short", job_id=job.job_id, logged=reply.length, expected=job.logged)
             job.logged = reply.length
         elif job.finish is not None:
             del self._jobs[job.sequence_id]
@@ -248,7 +252,7 @@ class Publisher:
             log.info("job_finished", job_id=job.job_id, reason=job.finish.value, tokens=len(job.token_ids))
         else:
             job.confirm(reply.length)
-            job.followed = reply.has_subscribers
+            job.streamed = reply.has_subscribers
             if reply.cancel_requested:
                 self._abort(job.sequence_id)
 
@@ -260,22 +264,23 @@ class Publisher:
         for job in jobs:
             if job.over.is_set():
                 continue
-            release = partial(self._store.release, job.job_id, job.attempt, count_loss=counts_loss(job))
-            # Without Redis its lease will run out.
-            self._forget(job, "abandoned" if self._insist(release) is None else "handed_back")
-
-    def _insist(self, call: Callable[[], T]) -> T | None:
-        """`call`, again and again while Redis is away. None where the worker stops: then one try must do."""
-        while True:
             try:
-                return call()
-            except RedisError as error:
-                log.warning("redis_away", error=str(error), running=len(self._jobs))
-                if self._stopping.wait(RETRY_S):
-                    return None
+                self._retry(partial(self._store.release, job.job_id, job.attempt, count_loss=counts_loss(job)))
+            except RetryStoppedError:
+                # Its lease will run out.
+                self._remove(job, "redis_away")
+            else:
+                self._remove(job, "released")
 
-    def _forget(self, job: RunningJob, why: str) -> None:
-        log.info("job_left", job_id=job.job_id, why=why)
+    def _retry(self, call: Callable[[], T]) -> T:
+        """Raises RetryStoppedError if the worker stops: then one call must be enough."""
+        return retry_while_redis_is_away(
+            call, wait_s=RETRY_S, wait_for_stop=self._stopping.wait, running=len(self._jobs)
+        )
+
+    def _remove(self, job: RunningJob, why: str) -> None:
+        """Stop the work of this worker with a job that is not finished."""
+        log.info("job_removed", job_id=job.job_id, why=why)
         del self._jobs[job.sequence_id]
         self._abort(job.sequence_id)
         job.over.set()

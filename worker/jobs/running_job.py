@@ -1,4 +1,4 @@
-"""One claimed job inside a worker: what its log holds, what is still to be sent, and how it ends."""
+"""One claimed job in a worker: what its log in Redis holds, what must still be sent, and how it ends."""
 
 from __future__ import annotations
 
@@ -10,59 +10,55 @@ from tasks.failures import DEADLINE_EXCEEDED
 from tasks.generation import FinishReason
 from tasks.job import ErrorCode, JobError, Status
 from tasks.store.worker_store import AppendTokens, FinishJob
-from worker.engine.update import Update
+from worker.engine_process.messages import Update
+from worker.engine_process.sequence_id import sequence_id_of
 from worker.jobs.detokenizer import Detokenizer
 
-_SUCCESSES = {
-    FinishReason.STOP: FinishReason.STOP,
-    FinishReason.NEWLINE: FinishReason.NEWLINE,
-    FinishReason.LENGTH: FinishReason.LENGTH,
-}
+_SUCCESSES = {FinishReason.STOP, FinishReason.NEWLINE, FinishReason.LENGTH}
 
 
 @dataclass(slots=True)
 class RunningJob:
-    """State of one attempt. Only the publisher's thread changes it after the claim; `over` may be waited for."""
+    """State of one attempt at a job. After the claim only the publisher's thread changes it.
+
+    Any thread may wait for `over`.
+    """
 
     job_id: str
     attempt: int
-    assembler: Detokenizer
-    #: Tokens and pieces of the whole job, those of earlier attempts included.
+    detokenizer: Detokenizer
+    #: Tokens and pieces of the whole job, including those of earlier attempts.
     token_ids: list[int]
     pieces: list[str]
-    #: Tokens that Redis has confirmed.
+    #: Number of tokens that the log in Redis holds, by its last reply.
     logged: int
-    #: Whether somebody read along when its tokens were sent last.
-    followed: bool = False
-    #: Where the job is suspected of killing engines: the length of the log that clears it, and who is told.
+    #: Whether a client streamed the job when its tokens were last sent.
+    streamed: bool = False
+    #: For a suspect: the length of the log that clears it, and what to call then.
     cleared_at: int | None = None
     on_cleared: Callable[[], None] | None = None
-    #: Tokens that were known here when the bell of a cancel rang; None: it did not.
+    #: Number of tokens when the first notification of a cancel arrived; None without a notification.
     tokens_at_cancel: int | None = None
     tail: str = ""
     finish: FinishReason | None = None
     error: str | None = None
-    #: Set when this worker has nothing more to do for the job: it is finished, handed back, or no longer ours.
+    #: Set when this worker has no more work with the job: it is finished, released, or another worker's.
     over: threading.Event = field(default_factory=threading.Event)
 
     @property
     def sequence_id(self) -> str:
-        """The attempt's name in the engine: what an earlier attempt still reports is not taken for this one's."""
-        return f"{self.job_id}/{self.attempt}"
-
-    @staticmethod
-    def job_of(sequence_id: str) -> str:
-        """The job whose attempt has this name in the engine."""
-        return sequence_id.rpartition("/")[0]
+        """Id of its sequence in the engine."""
+        return sequence_id_of(self.job_id, self.attempt)
 
     @property
     def dirty(self) -> bool:
-        """Whether Redis lacks something."""
+        """Whether something must be sent to Redis."""
         return self.finish is not None or len(self.token_ids) > self.logged
 
     @property
     def urgent(self) -> bool:
-        """Whether somebody waits: readers for the first token of all and the end, other jobs for its being cleared."""
+        """Whether it must be sent at once: the first token and the end, which clients wait for, and the token that
+        clears a suspect, which other jobs wait for."""
         return (
             self.finish is not None
             or (self.logged == 0 and bool(self.token_ids))
@@ -70,7 +66,7 @@ class RunningJob:
         )
 
     def confirm(self, length: int) -> None:
-        """Redis has so many of its tokens."""
+        """Record that the log holds `length` tokens."""
         self.logged = length
         if self.cleared_at is not None and length >= self.cleared_at:
             self.cleared_at = None
@@ -78,29 +74,29 @@ class RunningJob:
                 self.on_cleared()
 
     def extend(self, update: Update) -> None:
-        """Take in what the engine decoded, and turn it into text."""
-        # What was decoded behind a stop string that the text alone showed is not part of the text.
-        pieces = self.assembler.push_all(update.tokens)
+        """Add what the engine decoded, and turn it into text."""
+        # The text may show a stop string that the engine did not find. Tokens after it are not part of the text.
+        pieces = self.detokenizer.push_all(update.tokens)
         self.pieces += pieces
         self.token_ids += update.tokens[: len(pieces)]
         if update.finish is None:
-            if self.assembler.ended:
+            if self.detokenizer.ended:
                 self.finish = FinishReason.STOP
             return
         self.finish = update.finish
         self.error = update.error
-        # Apart from the pieces, even where there is a last one: that piece may have reached Redis without the tail.
-        self.tail = self.assembler.finish()
+        # The tail is sent apart from the last piece, which may be in Redis already.
+        self.tail = self.detokenizer.finish()
 
     def operation(self) -> AppendTokens | FinishJob:
-        """What brings Redis up to date."""
+        """The write that brings Redis up to date."""
         token_ids = tuple(self.token_ids[self.logged :])
         pieces = tuple(self.pieces[self.logged :])
         if self.finish is None:
             return AppendTokens(
                 job_id=self.job_id, attempt=self.attempt, before=self.logged, token_ids=token_ids, pieces=pieces
             )
-        status, reason, error = self._outcome(self.finish)
+        status, error = self._outcome(self.finish)
         return FinishJob(
             job_id=self.job_id,
             attempt=self.attempt,
@@ -109,18 +105,18 @@ class RunningJob:
             pieces=pieces,
             tail=self.tail,
             status=status,
-            finish_reason=reason,
+            finish_reason=self.finish,
             completion="".join(self.pieces) + self.tail,
             error=error,
             tokens_at_cancel=self.tokens_at_cancel,
         )
 
-    def _outcome(self, finish: FinishReason) -> tuple[Status, FinishReason, JobError | None]:
+    def _outcome(self, finish: FinishReason) -> tuple[Status, JobError | None]:
         if finish in _SUCCESSES:
-            return Status.SUCCEEDED, _SUCCESSES[finish], None
+            return Status.SUCCEEDED, None
         if finish is FinishReason.CANCELLED:
-            return Status.CANCELLED, FinishReason.CANCELLED, None
+            return Status.CANCELLED, None
         if finish is FinishReason.DEADLINE:
-            return Status.FAILED, FinishReason.DEADLINE, DEADLINE_EXCEEDED
+            return Status.FAILED, DEADLINE_EXCEEDED
         message = f"Decoding failed: {self.error or 'no reason given'}"
-        return Status.FAILED, FinishReason.ERROR, JobError(ErrorCode.INTERNAL, message, retryable=True)
+        return Status.FAILED, JobError(ErrorCode.INTERNAL, message, retryable=True)

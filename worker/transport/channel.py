@@ -1,21 +1,30 @@
-"""kombu's Redis transport, with clients that are made once and not for each command."""
+"""kombu's Redis transport with one Redis client per pool, where kombu makes one for each command.
+
+Select it with `app.amqp_cls = ReusingAMQP`. Celery's setting `broker_transport` would not do: kombu ignores it for
+`redis+socket://` URLs.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import redis
+from celery.app.amqp import AMQP
+from kombu import Connection
 from kombu.transport.redis import Channel, Transport
 
 
 class ReusingChannel(Channel):  # type: ignore[misc]
-    """Keeps a client for each pool: kombu makes one for every publish, ack and delivery, which is a seventh of a short
-    job's work in this process. A client holds nothing but its pool, and may be used by several threads."""
+    """Keeps the client of its pool.
+
+    kombu makes a client for every publish, acknowledgement and delivery. That is a seventh of the work of a short job
+    in this process. A client has no state but its pool, and several threads may use it.
+    """
 
     _client_of_pool: redis.Redis | None = None
 
     def _create_client(self, asynchronous: bool = False) -> Any:
-        if asynchronous:  # kept by kombu
+        if asynchronous:  # kombu keeps this one itself
             return super()._create_client(asynchronous=True)
         client = self._client_of_pool
         if client is None or client.connection_pool is not self.pool:
@@ -23,6 +32,20 @@ class ReusingChannel(Channel):  # type: ignore[misc]
         return client
 
 
-def install_reuse() -> None:
-    """Have every connection of this process use such channels."""
-    Transport.Channel = ReusingChannel
+class ReusingTransport(Transport):  # type: ignore[misc]
+    """Opens such channels."""
+
+    Channel = ReusingChannel
+
+
+class ReusingConnection(Connection):  # type: ignore[misc]
+    """Uses this transport for every URL."""
+
+    def get_transport_cls(self) -> type[ReusingTransport]:
+        return ReusingTransport
+
+
+class ReusingAMQP(AMQP):  # type: ignore[misc]
+    """Makes Celery open such connections."""
+
+    Connection = ReusingConnection

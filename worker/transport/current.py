@@ -1,4 +1,4 @@
-"""The service of this worker process. Celery's task body and control commands are functions: they find it here."""
+"""The service of this worker process, for Celery's task body and control commands, which are plain functions."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from worker.service import WorkerService
 
+#: Set by the bootstep when the checkpoint is loaded.
 service: WorkerService | None = None
 
 

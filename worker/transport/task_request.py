@@ -1,29 +1,34 @@
-"""Celery's own ways to stop a task, turned into ours."""
+"""Celery's own ways to stop a task. Here they cancel the job, in its place in the queue or in the engine."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from celery.utils.functional import maybe_list
-from celery.worker.control import Panel, ok
+from celery.worker.control import control_command, ok
 from celery.worker.request import Request
 
 from worker.transport import current
 
 
 class GenerationRequest(Request):
-    """One delivered message. The threads pool cannot stop a task; the engine can stop a sequence."""
+    """One delivered message. Celery's thread pool cannot stop a task, but the engine can stop a sequence."""
 
     def terminate(self, pool: Any, signal: Any = None) -> None:
         """`revoke(terminate=True)`: cancel the job, which ends the task body."""
         current.require().cancel(self.id)
 
     def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
-        """Connection lost or cold shutdown: nothing. The job goes on, or the drain hands it back."""
+        """Do nothing when the connection is lost or on a cold shutdown: the job continues, or the drain releases it."""
 
 
+# The two commands below take the place of Celery's own, whose names they have. Celery's `revoke` makes workers skip the
+# message and does not change the job, which would then wait for ever.
+
+
+@control_command(name="revoke", variadic="task_id", signature="[id1 [id2 [... [idN]]]]")  # type: ignore[untyped-decorator]
 def revoke(state: Any, task_id: Any, terminate: bool = False, signal: Any = None, **_: Any) -> dict[str, str]:
-    """Celery's `revoke` on job ids, waiting or running, with or without terminate: cancel them."""
+    """Cancel jobs, waiting or running, with or without `terminate`."""
     job_ids = sorted(set(maybe_list(task_id) or []))
     for job_id in job_ids:
         current.require().cancel(job_id)
@@ -31,19 +36,10 @@ def revoke(state: Any, task_id: Any, terminate: bool = False, signal: Any = None
     return reply
 
 
+@control_command(  # type: ignore[untyped-decorator]
+    name="terminate", variadic="task_id", args=[("signal", str)], signature="<signal> [id1 [id2 [... [idN]]]]"
+)
 def terminate(state: Any, signal: Any, task_id: Any, **_: Any) -> dict[str, str]:
-    """Celery's `terminate` on job ids: cancel them."""
-    return revoke(state, task_id)
-
-
-def install_revoke() -> None:
-    """Replace Celery's control commands, which would only drop the message and leave the job waiting for ever."""
-    Panel.register(revoke, name="revoke", type="control", variadic="task_id", signature="[id1 [id2 [... [idN]]]]")
-    Panel.register(
-        terminate,
-        name="terminate",
-        type="control",
-        variadic="task_id",
-        args=[("signal", str)],
-        signature="<signal> [id1 [id2 [... [idN]]]]",
-    )
+    """Cancel jobs, waiting or running. `signal` has no effect."""
+    reply: dict[str, str] = revoke(state, task_id)
+    return reply

@@ -1,4 +1,4 @@
-"""Limits in time and cancels inside a real worker: the decode loop ends a text, keeps it, and frees its place."""
+"""Time limits and cancels in a real worker: the decode loop ends a text, keeps it, and frees its slot."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from tests.integration.cluster import DEADLINE_S, Cluster, Engine, long_generati
 from tests.integration.stack import CHECKPOINTS, SHIPPED, Process, until
 from worker.engine_process.main import REPORT_EVERY_S
 
-#: Long enough that no test here sees its end.
+#: More tokens than any test here decodes.
 TOKENS = 2000
-#: A limit in time that is over soon, and long enough to begin in.
+#: A time limit that is over soon, but long enough for the job to start.
 LIMIT_MS = 2500
 
 
@@ -40,7 +40,7 @@ def worker(cluster: Cluster) -> Process:
 def begin(
     cluster: Cluster, engine: Engine, *, limits: TimeLimits | None = None, seeds: Sequence[int] = (7,), tokens: int = 5
 ) -> list[str]:
-    """Ids of new jobs that have some tokens; the engine stands still then, so that none of them ends by itself."""
+    """Ids of new jobs that have some tokens. The engine is stopped afterwards, so that none of them ends by itself."""
     engine.stop()
     job_ids = [cluster.submit(long_generation(seed, max_tokens=TOKENS), limits) for seed in seeds]
     cluster.decode_a_little([engine], job_ids, tokens=tokens)
@@ -48,19 +48,19 @@ def begin(
 
 
 def assert_partial(cluster: Cluster, job: Job) -> None:
-    """Its text is the beginning of what an undisturbed run says."""
+    """Assert that the text is the beginning of the text of an undisturbed run."""
     assert 0 < job.tokens < TOKENS
     assert job.completion == assert_same_text(cluster.checkpoint, job.generation, cluster.token_ids(job.id))
 
 
 def now_ms(cluster: Cluster) -> int:
-    """Redis's clock."""
+    """The time of Redis's clock."""
     now: Any = cluster.redis.time()
     return int(now[0] * 1000 + now[1] // 1000)
 
 
 def until_idle(cluster: Cluster) -> None:
-    """Wait until a heartbeat says that nothing runs and all KV memory is free, and no message is left."""
+    """Wait until no message is left, and a heartbeat says that nothing runs and all KV memory is free."""
     cluster.until_quiet()
 
     def idle() -> bool:
@@ -70,12 +70,12 @@ def until_idle(cluster: Cluster) -> None:
     until(idle, "an idle worker", timeout_s=DEADLINE_S)
 
 
-def heard(worker: Process, job_id: str) -> bool:
-    """Whether a worker has told its engine to stop a job."""
-    return any('"cancel_heard"' in line and job_id in line for line in worker.output.splitlines())
+def received_cancel(worker: Process, job_id: str) -> bool:
+    """Whether a worker has received the cancel of a job, and has sent it to its engine."""
+    return any('"cancel_received"' in line and job_id in line for line in worker.output.splitlines())
 
 
-def test_how_quickly_a_cancel_takes_effect_is_told(cluster: Cluster, worker: Process) -> None:
+def test_a_cancelled_job_says_how_quickly_the_cancel_took_effect(cluster: Cluster, worker: Process) -> None:
     engine = Engine(worker)
     [job_id] = begin(cluster, engine)
     engine.resume()
@@ -90,7 +90,7 @@ def test_how_quickly_a_cancel_takes_effect_is_told(cluster: Cluster, worker: Pro
 
 
 @pytest.mark.parametrize("limits", [TimeLimits(run_timeout_ms=LIMIT_MS), TimeLimits(deadline_ms=LIMIT_MS)])
-def test_a_text_ends_where_its_time_is_over_and_is_kept(cluster: Cluster, worker: Process, limits: TimeLimits) -> None:
+def test_a_text_ends_when_its_time_is_over_and_is_kept(cluster: Cluster, worker: Process, limits: TimeLimits) -> None:
     engine = Engine(worker)
     mate = cluster.begin([engine], [long_generation(3, max_tokens=300)])[0]
     [job_id] = begin(cluster, engine, limits=limits)
@@ -102,19 +102,19 @@ def test_a_text_ends_where_its_time_is_over_and_is_kept(cluster: Cluster, worker
     assert job.error is not None
     assert job.error.code is ErrorCode.DEADLINE_EXCEEDED
     assert_partial(cluster, job)
-    # Its batch mate saw nothing of it.
+    # The other job in the batch was not affected.
     cluster.assert_undisturbed(cluster.finished(mate))
     until_idle(cluster)
     assert "Traceback" not in worker.output
 
 
-def test_running_time_goes_on_where_an_earlier_attempt_left_it(cluster: Cluster, worker: Process) -> None:
+def test_the_running_time_of_earlier_attempts_counts(cluster: Cluster, worker: Process) -> None:
     engine = Engine(worker)
     [job_id] = begin(cluster, engine, limits=TimeLimits(run_timeout_ms=3_600_000), tokens=20)
-    # All of its hour but a moment is used up.
+    # Now all but 1 ms of its hour is used up.
     cluster.redis.hincrby(keys.job(job_id), "attempt_started_at", -3_599_999)
     assert worker.terminate() == 0
-    # Given back after that, or by a claim with nothing left: it is over before another token.
+    # Its time is over at the release or at the next claim, before another token.
     cluster.worker()
     job = cluster.finished(job_id)
     assert (job.status, job.finish_reason) == (Status.FAILED, FinishReason.DEADLINE)
@@ -122,7 +122,7 @@ def test_running_time_goes_on_where_an_earlier_attempt_left_it(cluster: Cluster,
     assert_partial(cluster, job)
 
 
-def test_a_job_whose_deadline_passes_with_its_worker_dead_is_over_when_its_lease_is(
+def test_a_job_whose_deadline_passes_while_its_worker_is_dead_ends_with_its_lease(
     cluster: Cluster, worker: Process
 ) -> None:
     engine = Engine(worker)
@@ -132,45 +132,49 @@ def test_a_job_whose_deadline_passes_with_its_worker_dead_is_over_when_its_lease
     engine.resume()
     try:
         cluster.redis.hset(keys.job(job_id), "deadline_at", 1)
-        # Nobody takes it up again: whoever looks after the queue ends it.
+        # No worker claims it again: the reaper ends it.
         other = cluster.worker()
         job = cluster.finished(job_id)
         assert (job.status, job.finish_reason, job.attempt) == (Status.FAILED, FinishReason.DEADLINE, 1)
         assert job.tokens >= begun.tokens
     finally:
         worker.signal(signal.SIGCONT)
-    until(lambda: "lease_lost" in worker.output or "fenced" in worker.output, "that it notices", timeout_s=DEADLINE_S)
+    until(
+        lambda: "lease_lost" in worker.output or "fenced" in worker.output,
+        "the loss of its lease",
+        timeout_s=DEADLINE_S,
+    )
     assert cluster.job(job_id) == job
     assert other.returncode is None
 
 
-#: No model decodes a token in less, in seconds.
+#: No model decodes a token in less time, in seconds.
 FASTEST_STEP_S = 5e-5
 
 
-def test_a_cancel_stops_a_text_within_a_step_and_frees_its_place(cluster: Cluster, worker: Process) -> None:
+def test_a_cancel_ends_a_text_within_a_step_and_frees_its_slot(cluster: Cluster, worker: Process) -> None:
     engine = Engine(worker)
-    # It stands still somewhere in a step, which they all see to its end.
+    # The engine is stopped inside a step, which it will complete for all of them.
     jobs = begin(cluster, engine, seeds=range(4))
     waiting = cluster.submit(long_generation(9, max_tokens=5))
     for job_id in jobs:
         cluster.cancel(job_id)
     for job_id in jobs:
-        until(lambda job_id=job_id: heard(worker, job_id), "that the worker hears it")  # type: ignore[misc]
+        until(lambda job_id=job_id: received_cancel(worker, job_id), "the notification")  # type: ignore[misc]
     engine.resume()
     for job_id in jobs:
         job = cluster.finished(job_id)
         assert (job.status, job.finish_reason) == (Status.CANCELLED, FinishReason.CANCELLED)
         assert_partial(cluster, job)
         assert job.cancellation is not None
-        # The step that it was in, and what the engine had not told yet.
+        # The step that the engine was in, and steps that it had not reported yet.
         assert job.cancellation.tokens_after <= 1 + REPORT_EVERY_S / FASTEST_STEP_S < job.generation.sampling.max_tokens
-    # A slot was free for it at once.
+    # A slot was free for the next job.
     assert cluster.finished(waiting).status is Status.SUCCEEDED
     until_idle(cluster)
 
 
-def test_a_deleted_job_is_decoded_no_further(cluster: Cluster, worker: Process) -> None:
+def test_a_deleted_job_is_not_decoded_any_more(cluster: Cluster, worker: Process) -> None:
     engine = Engine(worker)
     [job_id] = begin(cluster, engine)
     cluster.delete(job_id)

@@ -1,7 +1,7 @@
-"""A job that kills whatever runs it: it fails in the end, and everybody who shared an engine with it succeeds.
+"""A job that kills each engine or worker that runs it: it fails after some losses, and all other jobs succeed.
 
-The test does the killing, while the job stands in its prompt. That is long and goes through the engine one token a
-step, so an engine that is stopped there had more than a thousand steps to go until the job's next token.
+The tests do the killing while the engine reads the prompt of that job. The prompt is long, and the engine reads one
+token per step. So an engine that is stopped there is more than a thousand steps away from the job's next token.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.integration.cluster import Cluster, Engine, creep, long_generation
 from tests.integration.stack import CHECKPOINTS, SHIPPED, START_S, Process, until
 
 POISON = make_generation(prompt="1+" * 900, max_tokens=50, temperature=0.0, seed=1)
-#: Tokens of its batch mates: more than they decode between two deaths.
+#: Tokens of the other jobs in the batch: more than they decode between two crashes.
 MATES_TOKENS = 400
 
 
@@ -46,7 +46,7 @@ def submit_mates(cluster: Cluster, seeds: range) -> list[str]:
 
 
 def poison_among_mates(cluster: Cluster, engines: list[Engine], before: int, after: int) -> tuple[str, list[str]]:
-    """The poison and its mates, those that came before it in mid-sentence; all run, and the engines are stopped."""
+    """Ids of the poison and of jobs before and after it. All run, the earlier ones with tokens, on stopped engines."""
     for engine in engines:
         engine.stop()
     early = submit_mates(cluster, range(before))
@@ -54,13 +54,13 @@ def poison_among_mates(cluster: Cluster, engines: list[Engine], before: int, aft
     poison = cluster.submit(POISON)
     mates = [*early, *submit_mates(cluster, range(before, before + after))]
     for job_id in (poison, *mates):
-        cluster.when_taken_up(job_id, 1)
+        cluster.when_attempt(job_id, 1)
     return poison, mates
 
 
 def engine_running_alone(cluster: Cluster, worker: Process, poison: str, attempt: int) -> Engine:
-    """The worker's engine, stopped where it runs this attempt of the poison alone."""
-    cluster.when_taken_up(poison, attempt)
+    """The worker's engine, stopped while it runs this attempt at the poison alone."""
+    cluster.when_attempt(poison, attempt)
     engine = Engine(worker)
     engine.stop()
     creep([engine], lambda: any(f'"{poison}/{attempt}"' in line for line in lines_of(worker, "runs_alone")))
@@ -70,12 +70,12 @@ def engine_running_alone(cluster: Cluster, worker: Process, poison: str, attempt
 
 
 def lines_of(worker: Process, event: str) -> list[str]:
-    """What a worker logged under this name."""
+    """The lines that a worker logged for this event."""
     return [line for line in worker.output.splitlines() if f'"{event}"' in line]
 
 
 def when_lost(cluster: Cluster, job_id: str, losses: int) -> Job:
-    """The job, once so many workers were lost with it."""
+    """The job, once it has this many losses."""
 
     def lost() -> Job | None:
         job = cluster.job(job_id)
@@ -97,12 +97,12 @@ def assert_failed_and_kept(job: Job) -> None:
     assert (job.expires_at or 0) > (job.finished_at or 0)
 
 
-def test_a_job_that_kills_its_engine_fails_alone_and_its_worker_lives_on(cluster: Cluster) -> None:
+def test_a_job_that_kills_its_engine_fails_alone_and_its_worker_continues(cluster: Cluster) -> None:
     worker = cluster.worker()
     engine = Engine(worker)
     poison, mates = poison_among_mates(cluster, [engine], before=3, after=2)
 
-    # Nobody knows whose fault the first death was.
+    # All jobs ran together at the first crash, so each is a suspect.
     engine.kill()
     when_lost(cluster, poison, 1)
     engine_running_alone(cluster, worker, poison, 2).kill()
@@ -114,7 +114,7 @@ def test_a_job_that_kills_its_engine_fails_alone_and_its_worker_lives_on(cluster
     for job_id in mates:
         job = cluster.finished(job_id)
         cluster.assert_undisturbed(job)
-        assert job.losses == 1, "the deaths of the poison alone are no losses of theirs"
+        assert job.losses == 1, "crashes while the poison ran alone are no losses of other jobs"
     cluster.assert_undisturbed(cluster.finished(cluster.submit(long_generation(99, max_tokens=10))))
     cluster.until_quiet()
     assert worker.returncode is None
@@ -122,7 +122,7 @@ def test_a_job_that_kills_its_engine_fails_alone_and_its_worker_lives_on(cluster
     assert "Traceback" not in worker.output
 
 
-def test_a_job_that_takes_whole_workers_along_fails_and_those_that_waited_behind_it_lose_nothing(
+def test_a_job_that_kills_whole_workers_fails_and_jobs_that_waited_for_it_have_no_losses(
     cluster: Cluster,
 ) -> None:
     names = ["first", "second"]

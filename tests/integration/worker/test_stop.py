@@ -1,4 +1,4 @@
-"""How a worker ends: told to stop, its engine killed, Redis away, a checkpoint that cannot be served."""
+"""How a worker ends: on a signal, after crashes of its engine, while Redis is away, and when it cannot serve."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.integration.cluster import DEADLINE_S, TINY, Cluster, Engine, childre
 from tests.integration.conftest import CARD, WORKER
 from tests.integration.stack import START_S, Process, Stack, until
 
-#: What a stop may take here. On a quiet machine it is under 2 s; the tests print what it was.
+#: How long a stop may take here, in seconds. On a quiet machine it is under 2 s; the tests print the time.
 STOP_S = 10.0
 
 
@@ -35,49 +35,49 @@ def cluster(redis_url: str, tmp_path: Path) -> Iterator[Cluster]:
 
 
 def end(worker: Process, number: signal.Signals = signal.SIGTERM) -> int:
-    """The exit code of a worker that is told to stop. No process is left of it."""
+    """Send a worker a signal to stop. Returns its exit code when it and its engine have ended."""
     engines = [Engine(worker)] if children(worker.pid) else []
     began = time.monotonic()
     worker.signal(number)
     code = worker.wait(STOP_S)
-    print(f"gone {time.monotonic() - began:.2f} s after {number.name}")
+    print(f"ended {time.monotonic() - began:.2f} s after {number.name}")
     until(lambda: all(engine.gone for engine in engines), "the engine's end")
     return code
 
 
-def test_a_worker_told_to_stop_hands_its_jobs_over_in_mid_sentence(cluster: Cluster) -> None:
+def test_a_worker_that_stops_releases_its_jobs_in_the_middle_of_a_text(cluster: Cluster) -> None:
     leaving = cluster.worker()
     engine = Engine(leaving)
     engine.stop()
     job_ids = cluster.submit_all(long_generation(seed) for seed in range(3))
     cluster.decode_a_little([engine], job_ids)
     staying = cluster.worker()
-    shown = {job_id: cluster.token_ids(job_id) for job_id in job_ids}
+    logged = {job_id: cluster.token_ids(job_id) for job_id in job_ids}
 
-    # Its engine stands still: handing over does not wait for a step.
+    # Its engine is stopped: the release does not wait for a step.
     assert end(leaving) == 0
 
     for job_id in job_ids:
         job = cluster.finished(job_id)
         cluster.assert_undisturbed(job)
         assert (job.attempt, job.losses) == (2, 0)
-        assert job.resumed_tokens >= len(shown[job_id]) >= 5
-        assert cluster.token_ids(job_id)[: len(shown[job_id])] == shown[job_id]
+        assert job.resumed_tokens >= len(logged[job_id]) >= 5
+        assert cluster.token_ids(job_id)[: len(logged[job_id])] == logged[job_id]
     assert "Traceback" not in leaving.output
-    # None of them came back to the one that leaves.
+    # The worker that stops received none of their messages again.
     assert "Requeuing" not in leaving.output
     cluster.until_quiet()
     assert end(staying, signal.SIGINT) == 0
 
 
-def test_jobs_of_the_only_worker_wait_at_the_head_for_the_next(cluster: Cluster) -> None:
+def test_jobs_of_the_only_worker_wait_at_the_head_of_the_queue_for_the_next_worker(cluster: Cluster) -> None:
     first = cluster.worker()
     engine = Engine(first)
     engine.stop()
     running = cluster.submit_all(long_generation(seed) for seed in range(4))
     cluster.decode_a_little([engine], running)
     waiting = cluster.submit_all(long_generation(seed, max_tokens=5) for seed in range(10, 20))
-    # Celery's cold shutdown, which would cancel what runs.
+    # For Celery this is a cold shutdown, which would cancel the tasks.
     assert end(first, signal.SIGQUIT) == 0
     assert [cluster.job(job_id).status for job_id in [*running, *waiting]] == [Status.QUEUED] * 14
     assert not cluster.redis.exists("unacked")
@@ -89,7 +89,7 @@ def test_jobs_of_the_only_worker_wait_at_the_head_for_the_next(cluster: Cluster)
     cluster.until_quiet()
 
 
-def test_a_killed_engine_is_replaced_and_its_jobs_go_on_with_a_loss_each(cluster: Cluster) -> None:
+def test_a_killed_engine_is_replaced_and_its_jobs_continue_with_a_loss_each(cluster: Cluster) -> None:
     worker = cluster.worker()
     engine = Engine(worker)
     engine.stop()
@@ -108,7 +108,7 @@ def test_a_killed_engine_is_replaced_and_its_jobs_go_on_with_a_loss_each(cluster
     assert end(worker) == 0
 
 
-def test_an_engine_that_hangs_is_killed_and_its_jobs_go_on(cluster: Cluster) -> None:
+def test_an_engine_that_hangs_is_killed_and_its_jobs_continue(cluster: Cluster) -> None:
     worker = cluster.worker(engine_silence_s="1.5")
     engine = Engine(worker)
     engine.stop()
@@ -117,24 +117,24 @@ def test_an_engine_that_hangs_is_killed_and_its_jobs_go_on(cluster: Cluster) -> 
     job = cluster.finished(job_id)
     cluster.assert_undisturbed(job)
     assert job.attempt == 2
-    assert '"engine_hangs"' in worker.output
+    assert '"engine_unresponsive"' in worker.output
     assert end(worker) == 0
 
 
-def test_three_quick_deaths_of_the_engine_end_the_worker(cluster: Cluster) -> None:
+def test_three_crashes_of_the_engine_within_a_minute_end_the_worker(cluster: Cluster) -> None:
     worker = cluster.worker()
-    for death in range(3):
-        if death:
+    for crashes in range(3):
+        if crashes:
             worker.wait_for_line('"engine_restarted"')
-            until(lambda seen=death: worker.output.count('"engine_restarted"') == seen, "the restart")  # type: ignore[misc]
+            until(lambda seen=crashes: worker.output.count('"engine_restarted"') == seen, "the restart")  # type: ignore[misc]
         Engine(worker).kill()
     assert worker.wait(STOP_S) == 1
-    assert "died 3 times within 60 s" in worker.output
+    assert "crashed 3 times within 60 s" in worker.output
     assert "signal 9" in worker.output
     assert "Traceback" not in worker.output
 
 
-def test_a_worker_told_to_stop_while_it_loads_is_gone_at_once(cluster: Cluster) -> None:
+def test_a_worker_that_is_stopped_while_it_loads_ends_at_once(cluster: Cluster) -> None:
     worker = cluster.worker(wait=False)
     worker.wait_for_line('"loading"')
     until(lambda: children(worker.pid), "the engine process")
@@ -142,7 +142,7 @@ def test_a_worker_told_to_stop_while_it_loads_is_gone_at_once(cluster: Cluster) 
     assert "Traceback" not in worker.output
 
 
-def test_the_worker_by_celerys_own_command_and_ctrl_c(cluster: Cluster) -> None:
+def test_a_worker_started_by_celerys_command_ends_on_ctrl_c(cluster: Cluster) -> None:
     command = "-m celery -A worker.app worker --pool threads --without-gossip --without-mingle"
     worker = cluster.stack.run("celery", sys.executable, *command.split(), checkpoint=str(TINY))
     worker.wait_for_line('"model_loaded"')
@@ -150,15 +150,15 @@ def test_the_worker_by_celerys_own_command_and_ctrl_c(cluster: Cluster) -> None:
     job = cluster.finished(cluster.submit(long_generation(max_tokens=20)))
     cluster.assert_undisturbed(job)
     assert (job.worker or "").startswith(TINY.name)
-    # A terminal sends it to the whole group.
+    # A terminal sends the signal to the whole process group.
     os.killpg(worker.pid, signal.SIGINT)
     assert worker.wait(STOP_S) == 0
     until(lambda: engine.gone, "the engine's end")
     assert "Traceback" not in worker.output
-    assert "engine_died" not in worker.output
+    assert "engine_crashed" not in worker.output
 
 
-def test_redis_may_come_late_go_and_come_back(tmp_path: Path, socket_folder: Path) -> None:
+def test_a_worker_waits_for_redis_at_its_start_and_after_an_outage(tmp_path: Path, socket_folder: Path) -> None:
     folder = socket_folder / "late"
     folder.mkdir()
     durable = ("--appendonly", "yes", "--appendfsync", "always")
@@ -180,12 +180,12 @@ def test_redis_may_come_late_go_and_come_back(tmp_path: Path, socket_folder: Pat
                 cluster.assert_undisturbed(job)
                 assert job.attempt == 1
             cluster.assert_undisturbed(cluster.finished(cluster.submit(long_generation(10))))
-            # What was taken before the outage stays listed there until the visibility timeout tidies up.
+            # Messages that were taken before the outage stay there until the visibility timeout.
             until(lambda: cluster.redis.hlen("unacked") == len(job_ids), "the end of the later message")
             engine.stop()
             held = cluster.submit(long_generation(11))
             cluster.decode_a_little([engine], [held])
-        # Nobody can be told, so the lease is left to run out; and nothing hangs.
+        # The job cannot be released, so its lease runs out. The worker ends without hanging.
         end(worker)
         assert "Warning" not in worker.output
         with running_redis(folder, *durable):
@@ -195,7 +195,7 @@ def test_redis_may_come_late_go_and_come_back(tmp_path: Path, socket_folder: Pat
         cluster.close()
 
 
-def test_a_stop_that_hangs_is_ended_the_hard_way(tmp_path: Path, socket_folder: Path) -> None:
+def test_a_worker_whose_stop_hangs_exits_at_the_deadline(tmp_path: Path, socket_folder: Path) -> None:
     folder = socket_folder / "hanging"
     folder.mkdir()
     with running_redis(folder) as url:
@@ -209,7 +209,7 @@ def test_a_stop_that_hangs_is_ended_the_hard_way(tmp_path: Path, socket_folder: 
             cluster.decode_a_little([engine], [job_id])
             os.kill(server, signal.SIGSTOP)
             assert end(worker) == 1
-            assert "stop_hangs" in worker.output
+            assert "stop_timed_out" in worker.output
         finally:
             os.kill(server, signal.SIGCONT)
             cluster.close()
@@ -231,16 +231,16 @@ def large_context(folder: Path) -> None:
     meta.write_text(json.dumps(content))
 
 
-def as_it_is(folder: Path) -> None:
-    """Served by others with other weights, under the same name."""
+def unchanged(folder: Path) -> None:
+    """Another worker serves other weights under the same name."""
 
 
-def test_what_cannot_be_served_ends_the_worker_with_one_clear_line(stack: Stack, tmp_path: Path) -> None:
+def test_a_checkpoint_that_cannot_be_served_ends_the_worker_with_a_clear_message(stack: Stack, tmp_path: Path) -> None:
     cases: dict[str, tuple[Callable[[Path], None], str]] = {
         "corrupt": (corrupt, "model_000102.pt"),
         "no-tokenizer": (without_tokenizer, "tokenizer_config.json"),
         "small-memory": (large_context, "CELERIAC_KV_MEMORY_MB"),
-        "conflict": (as_it_is, "other weights under the name 'conflict'"),
+        "conflict": (unchanged, "other weights under the name 'conflict'"),
     }
     with redis.Redis.from_url(stack.redis_url) as client:
         others = WorkerStore(client, Settings(redis_url=stack.redis_url, worker_ttl_s=600))
@@ -250,9 +250,9 @@ def test_what_cannot_be_served_ends_the_worker_with_one_clear_line(stack: Stack,
         "unknown": (stack.worker("nowhere", wait=False), "no such folder"),
         "unset": (stack.run("celery", sys.executable, *command.split()), "CELERIAC_CHECKPOINT"),
     }
-    for name, (spoil, message) in cases.items():
+    for name, (change, message) in cases.items():
         shutil.copytree(TINY, tmp_path / name)
-        spoil(tmp_path / name)
+        change(tmp_path / name)
         workers[name] = stack.worker(str(tmp_path / name), wait=False, kv_memory_mb="1"), message
     for name, (worker, message) in workers.items():
         assert worker.wait(START_S) == 1, f"{name}: {worker.output}"

@@ -1,4 +1,4 @@
-"""Jobs that a worker has taken and that wait for KV memory: who is over leaves, and the next one moves up."""
+"""Jobs that a worker has taken and that wait for KV memory: an ended one is removed, and the next one moves up."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tests.integration.stack import CHECKPOINTS, SHIPPED, until
 
 @pytest.fixture
 def cluster(redis_url: str, tmp_path: Path) -> Iterator[Cluster]:
-    """A worker whose memory holds one context, and not two."""
+    """A cluster whose workers have KV memory for one context, but not for two."""
     cluster = Cluster(redis_url, tmp_path, CHECKPOINTS / SHIPPED, slots="3", kv_memory_mb="15", heartbeat_s="0.2")
     yield cluster
     cluster.close()
 
 
-def test_a_job_that_is_cancelled_while_it_waits_for_memory_holds_no_slot(cluster: Cluster) -> None:
+def test_a_job_that_is_cancelled_while_it_waits_for_memory_frees_its_slot(cluster: Cluster) -> None:
     worker = cluster.worker()
     with stopped([Engine(worker)]):
         running = cluster.submit(long_generation(1, max_tokens=2000))
@@ -28,7 +28,7 @@ def test_a_job_that_is_cancelled_while_it_waits_for_memory_holds_no_slot(cluster
         waiting, next_one = cluster.submit_all(long_generation(seed, max_tokens=2000) for seed in (2, 3))
         until(lambda: cluster.redis.hlen("unacked") == 3, "that all messages are taken", timeout_s=DEADLINE_S)
         cluster.cancel(waiting)
-        until(lambda: cluster.redis.hlen("unacked") == 2, "that its message is done with", timeout_s=DEADLINE_S)
+        until(lambda: cluster.redis.hlen("unacked") == 2, "the acknowledgement of its message", timeout_s=DEADLINE_S)
         assert (cluster.job(waiting).status, cluster.job(waiting).attempt) == (Status.CANCELLED, 0)
         assert cluster.job(next_one).status is Status.QUEUED
     cluster.cancel(running)

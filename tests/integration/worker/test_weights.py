@@ -1,4 +1,4 @@
-"""Workers with int8 weights serve jobs, and never beside workers with exact ones."""
+"""Workers with int8 weights serve jobs, but not together with workers with exact weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
             cluster.close()
 
 
-@pytest.mark.skipif(library() is None, reason="there is no C compiler here, or none knows this processor")
+@pytest.mark.skipif(library() is None, reason="there is no C compiler, or it does not support this processor")
 def test_workers_of_a_checkpoint_have_equal_weights(cluster: Cluster) -> None:
     cluster.worker(weights="int8")
     exact = cluster.worker(wait=False)

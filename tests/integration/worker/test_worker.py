@@ -1,4 +1,4 @@
-"""Two real workers on a real Redis: jobs run, share, are cancelled and refused; messages carry ids and do no harm."""
+"""Two real workers on a real Redis: jobs run, are shared, cancelled and refused; messages carry ids alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.integration.cluster import DEADLINE_S, TINY, Cluster, Engine, long_ge
 from tests.integration.stack import Process, until
 
 SLOTS = 20
-#: Messages on Celery's list beyond the slots, for each worker.
+#: Messages on Celery's list for each worker in addition to its slots.
 SPARE = 2
 CHARACTERS = "0123456789+-HBL.\n"
 
@@ -54,18 +54,18 @@ def workers(cluster: Cluster) -> list[Process]:
 
 @pytest.fixture
 def engines(cluster: Cluster, workers: list[Process]) -> list[Engine]:
-    """The engine processes, with nothing to do."""
+    """The engine processes, idle."""
     cluster.until_quiet()
     return [Engine(worker) for worker in workers]
 
 
 def arguments(message: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
-    """What a Celery message passes to the task."""
+    """The arguments in a Celery message."""
     args, kwargs, _ = json.loads(base64.b64decode(message["body"]))
     return args, kwargs
 
 
-def test_one_job_from_end_to_end(cluster: Cluster) -> None:
+def test_one_job_from_start_to_end(cluster: Cluster) -> None:
     job = cluster.finished(cluster.submit(long_generation(prompt="12+3", max_tokens=50)))
     cluster.assert_undisturbed(job)
     assert job.attempt == 1
@@ -75,7 +75,7 @@ def test_one_job_from_end_to_end(cluster: Cluster) -> None:
     assert job.created_at <= (job.started_at or 0) <= (job.first_token_at or 0) <= (job.finished_at or 0)
 
 
-def test_forty_jobs_at_once_say_what_each_says_alone_and_the_workers_share_them(cluster: Cluster) -> None:
+def test_forty_jobs_at_once_have_the_same_texts_as_alone_and_the_workers_share_them(cluster: Cluster) -> None:
     generations = [
         make_generation(
             prompt=f"{seed}+{7 * seed}",
@@ -96,7 +96,7 @@ def test_forty_jobs_at_once_say_what_each_says_alone_and_the_workers_share_them(
     assert len({job.worker for job in jobs}) == 2
 
 
-def test_more_jobs_than_slots_fill_both_batches_and_the_rest_waits(cluster: Cluster, engines: list[Engine]) -> None:
+def test_more_jobs_than_slots_fill_both_batches_and_the_others_wait(cluster: Cluster, engines: list[Engine]) -> None:
     with stopped(engines):
         held = cluster.submit_all(long_generation(seed, max_tokens=20) for seed in range(2 * SLOTS + 2 * SPARE + 1))
         for job_id in held[: 2 * SLOTS]:
@@ -109,7 +109,7 @@ def test_more_jobs_than_slots_fill_both_batches_and_the_rest_waits(cluster: Clus
         assert cluster.finished(job_id).status is Status.SUCCEEDED
 
 
-def test_a_running_job_is_cancelled_with_what_it_has(cluster: Cluster, engines: list[Engine]) -> None:
+def test_a_cancelled_running_job_keeps_its_text(cluster: Cluster, engines: list[Engine]) -> None:
     with stopped(engines):
         job_id = cluster.submit(long_generation())
         cluster.when(job_id, Status.RUNNING)
@@ -163,12 +163,12 @@ def test_a_prompt_that_cannot_run_fails_with_its_code_before_it_is_claimed(
     assert job.attempt == 0
 
 
-def test_the_longest_prompt_gets_the_one_token_that_has_room(cluster: Cluster) -> None:
+def test_the_longest_prompt_gets_one_token(cluster: Cluster) -> None:
     job = cluster.finished(cluster.submit(long_generation(prompt="1" * 254)))
     assert (job.status, job.tokens, job.finish_reason) == (Status.SUCCEEDED, 1, FinishReason.LENGTH)
 
 
-def test_a_job_that_breaks_the_task_body_fails_instead_of_waiting_for_ever(cluster: Cluster) -> None:
+def test_a_job_that_raises_in_the_task_body_fails_and_does_not_wait_for_ever(cluster: Cluster) -> None:
     job = cluster.finished(
         cluster.submit(make_generation(prompt="1", max_tokens=5, temperature=0, seed=1, stop=("\ud800",)))
     )
@@ -178,7 +178,7 @@ def test_a_job_that_breaks_the_task_body_fails_instead_of_waiting_for_ever(clust
     cluster.assert_undisturbed(cluster.finished(cluster.submit(long_generation(max_tokens=5))))
 
 
-def test_messages_carry_the_id_alone(cluster: Cluster, engines: list[Engine]) -> None:
+def test_messages_carry_the_job_id_alone(cluster: Cluster, engines: list[Engine]) -> None:
     secret = "31415926"
     with stopped(engines):
         held = cluster.submit_all(long_generation(1, prompt=secret, max_tokens=5) for _ in range(2 * SLOTS + 2 * SPARE))
@@ -196,14 +196,14 @@ def test_messages_carry_the_id_alone(cluster: Cluster, engines: list[Engine]) ->
         cluster.finished(job_id)
 
 
-def test_a_doubled_message_of_a_running_job_does_nothing(cluster: Cluster, engines: list[Engine]) -> None:
+def test_a_duplicate_message_of_a_running_job_does_nothing(cluster: Cluster, engines: list[Engine]) -> None:
     message = Renderer(make_app(cluster.settings))
     with stopped(engines):
         job_id = cluster.submit(long_generation(max_tokens=30))
         cluster.when(job_id, Status.RUNNING)
         for _ in range(3):
             cluster.redis.lpush(keys.queue(cluster.checkpoint.name), message.render(job_id, cluster.checkpoint.name))
-        until(lambda: cluster.redis.hlen("unacked") == 1, "the end of the doubled messages", timeout_s=DEADLINE_S)
+        until(lambda: cluster.redis.hlen("unacked") == 1, "the end of the duplicate messages", timeout_s=DEADLINE_S)
     job = cluster.finished(job_id)
     cluster.assert_undisturbed(job)
     assert job.attempt == 1
@@ -218,13 +218,13 @@ def test_a_message_of_a_finished_or_an_unknown_job_does_nothing(cluster: Cluster
     assert cluster.job(done.id) == done
 
 
-def test_torch_is_in_the_engine_processes_alone(workers: list[Process], engines: list[Engine]) -> None:
+def test_only_engine_processes_load_torch(workers: list[Process], engines: list[Engine]) -> None:
     for worker, engine in zip(workers, engines, strict=True):
         assert "libtorch" not in Path(f"/proc/{worker.pid}/maps").read_text()
         assert "libtorch" in Path(f"/proc/{engine.pid}/maps").read_text()
 
 
-def test_the_log_tells_of_each_job_once_and_of_no_prompt(cluster: Cluster, workers: list[Process]) -> None:
+def test_the_log_has_the_start_and_the_end_of_each_job_and_no_prompt(cluster: Cluster, workers: list[Process]) -> None:
     job_id = cluster.submit(long_generation(prompt="27182818", max_tokens=5))
     cluster.finished(job_id)
     cluster.until_quiet()

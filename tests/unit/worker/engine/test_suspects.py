@@ -17,7 +17,7 @@ from worker.engine.decoding_model import DecodingModel
 from worker.engine.kv.cache import KvCache
 from worker.engine.request import SequenceRequest
 from worker.engine_process.main import serve
-from worker.engine_process.messages import Abort, Report, Submit
+from worker.engine_process.messages import Abort, AddRequest, Report
 
 #: Padded rows and full attention; grouped queries, windows, value embeddings and smear.
 FOLDERS = ["E1b-seed/step_000102", "E7/step_000101"]
@@ -126,7 +126,7 @@ class RecordingModel:
 
     def forward(self, batch: Batch, cache: KvCache) -> Tensor:
         self.read_reports()
-        self.steps.append((self.reports[-1].alone if self.reports else None, len(batch.outputs)))
+        self.steps.append((self.reports[-1].suspect if self.reports else None, len(batch.outputs)))
         return self._decoding.forward(batch, cache)
 
 
@@ -172,20 +172,20 @@ class EndingPipe:
 def test_the_worker_gets_the_suspect_of_a_step_before_the_step_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.engine_process.main.REPORT_EVERY_S", 0.0)
     served = Served()
-    served.ours.send(Submit(request("mate", max_tokens=4)))
-    served.ours.send(Submit(request("suspect", max_tokens=6, alone=3)))
+    served.ours.send(AddRequest(request("mate", max_tokens=4)))
+    served.ours.send(AddRequest(request("suspect", max_tokens=6, alone=3)))
     served.run()
     assert served.model.steps == [("suspect", 1)] * 3 + [(None, 2)] * 3 + [(None, 1)]
     assert served.model.reports[0].updates == ()
-    assert served.model.reports[-1].alone is None
+    assert served.model.reports[-1].suspect is None
     assert len(served.model.reports) == 1 + 7, "an extra report is sent only if the suspect changes"
 
 
 def test_short_steps_are_reported_together_except_first_tokens_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.engine_process.main.REPORT_EVERY_S", DEADLINE_S)
     served = Served()
-    served.ours.send(Submit(request("long", max_tokens=9)))
-    served.ours.send(Submit(request("short", max_tokens=4)))
+    served.ours.send(AddRequest(request("long", max_tokens=9)))
+    served.ours.send(AddRequest(request("short", max_tokens=4)))
     served.run()
     lengths = [{update.id: len(update.tokens) for update in report.updates} for report in served.model.reports]
     assert lengths == [{"long": 1, "short": 1}, {"long": 3, "short": 3}, {"long": 5}]
@@ -213,8 +213,8 @@ def test_a_long_step_is_reported_when_it_ends() -> None:
 
 def test_an_aborted_suspect_is_not_reported_as_running_alone() -> None:
     served = Served()
-    served.ours.send(Submit(request("suspect", max_tokens=6, alone=3)))
-    served.ours.send(Submit(request("mate", max_tokens=2)))
+    served.ours.send(AddRequest(request("suspect", max_tokens=6, alone=3)))
+    served.ours.send(AddRequest(request("mate", max_tokens=2)))
     served.ours.send(Abort("suspect"))
     served.run()
     assert served.model.steps == [(None, 1)] * 2

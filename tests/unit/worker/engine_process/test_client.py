@@ -1,4 +1,4 @@
-"""The engine process, a real one, through the Celery side's handle on it."""
+"""A real engine process, through the Celery side's handle on it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from tasks.generation import FinishReason
 from tasks.sampling_params import SamplingParams
 from tests.helpers.requests import changed, sequence_request
 from worker.checkpoints.folder import CheckpointFolder, find
-from worker.engine.update import Update
-from worker.engine_process.client import EngineClient, EngineDiedError, EngineLoadError
-from worker.engine_process.messages import Report, Start
+from worker.engine_process.client import EngineClient, EngineCrashedError, EngineLoadError
+from worker.engine_process.messages import Report, Start, Update
 from worker.engine_process.supervisor import EngineSupervisor
 from worker.local import LocalModel
 
 TINY = Path(__file__).parents[3] / "fixtures" / "golden" / "E1b-seed" / "step_000102"
-#: Starting a process imports torch; on a busy machine of two cores that takes its time.
+#: The process imports torch at its start, which takes long on a busy machine.
 LOAD_S = 120.0
 DEADLINE_S = 30.0
 LONG = sequence_request(id="long", prompt=(1, 2, 3), max_tokens=250, temperature=0.8, seed=7, ignore_eos=True)
@@ -42,16 +41,16 @@ def start_of(folder: CheckpointFolder) -> Start:
 
 
 class Conversation:
-    """A client, and what it heard from the engine."""
+    """A client, and what it received from the engine."""
 
     def __init__(self, start: Start) -> None:
         self.updates: queue.SimpleQueue[Update] = queue.SimpleQueue()
         self.reports: queue.SimpleQueue[Report] = queue.SimpleQueue()
-        self.deaths: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self.client = EngineClient(start, on_report=self._heard, on_death=self.deaths.put)
+        self.crashes: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self.client = EngineClient(start, on_report=self._on_report, on_crash=self.crashes.put)
         self.client.launch()
 
-    def _heard(self, report: Report) -> None:
+    def _on_report(self, report: Report) -> None:
         self.reports.put(report)
         for update in report.updates:
             self.updates.put(update)
@@ -67,7 +66,7 @@ class Conversation:
                     return tokens, update
 
     def when_idle(self) -> Report:
-        """The next report of an engine that has nothing to do."""
+        """The next report of an idle engine."""
         while True:
             report = self.reports.get(timeout=DEADLINE_S)
             if not report.running and not report.updates and self.reports.empty():
@@ -99,23 +98,23 @@ def is_running(pid: int | None) -> bool:
 def test_a_sequence_gets_the_same_tokens_as_in_process(shared: Conversation) -> None:
     local = LocalModel.load(str(TINY), TINY.parent, threads=1)
     expected = local.generate((1, 2, 3), SamplingParams(max_tokens=40, temperature=0.8, seed=7, ignore_eos=True))
-    shared.client.submit(changed(LONG, id="same", max_tokens=40))
+    shared.client.add_request(changed(LONG, id="same", max_tokens=40))
     tokens, last = shared.until_finished("same")
     assert tuple(tokens) == expected.token_ids
     assert last.finish is FinishReason.LENGTH
 
 
-def test_a_resumed_sequence_reports_the_new_tokens_alone(shared: Conversation) -> None:
-    shared.client.submit(changed(LONG, id="whole", max_tokens=20))
+def test_a_resumed_sequence_reports_only_new_tokens(shared: Conversation) -> None:
+    shared.client.add_request(changed(LONG, id="whole", max_tokens=20))
     whole, _ = shared.until_finished("whole")
-    shared.client.submit(changed(LONG, id="rest", max_tokens=20, generated=tuple(whole[:12])))
+    shared.client.add_request(changed(LONG, id="rest", max_tokens=20, generated=tuple(whole[:12])))
     rest, _ = shared.until_finished("rest")
     assert rest == whole[12:]
 
 
-def test_an_aborted_sequence_ends_as_cancelled_and_leaves_its_memory(shared: Conversation) -> None:
+def test_an_aborted_sequence_ends_as_cancelled_and_its_memory_is_free(shared: Conversation) -> None:
     free = shared.when_idle().kv_tokens_free
-    shared.client.submit(changed(LONG, id="aborted"))
+    shared.client.add_request(changed(LONG, id="aborted"))
     first = shared.updates.get(timeout=DEADLINE_S)
     assert first.id == "aborted"
     shared.client.abort("aborted")
@@ -125,22 +124,22 @@ def test_an_aborted_sequence_ends_as_cancelled_and_leaves_its_memory(shared: Con
     assert shared.when_idle().kv_tokens_free == free
 
 
-def test_aborting_an_unknown_sequence_is_nothing(shared: Conversation) -> None:
-    shared.client.abort("nobody")
-    shared.client.submit(changed(LONG, id="after", max_tokens=3))
+def test_aborting_an_unknown_sequence_does_nothing(shared: Conversation) -> None:
+    shared.client.abort("unknown")
+    shared.client.add_request(changed(LONG, id="after", max_tokens=3))
     assert shared.until_finished("after")[1].finish is FinishReason.LENGTH
 
 
 def test_a_request_that_can_never_run_fails_alone(shared: Conversation) -> None:
-    shared.client.submit(changed(LONG, id="mate", max_tokens=60))
-    shared.client.submit(changed(LONG, id="impossible", prompt=(1,) * 300))
+    shared.client.add_request(changed(LONG, id="mate", max_tokens=60))
+    shared.client.add_request(changed(LONG, id="impossible", prompt=(1,) * 300))
     _, impossible = shared.until_finished("impossible")
     assert impossible.finish is FinishReason.ERROR
     assert "context" in str(impossible.error)
     assert shared.until_finished("mate")[1].finish is FinishReason.LENGTH
 
 
-def test_an_idle_engine_gives_signs_of_life(shared: Conversation) -> None:
+def test_an_idle_engine_sends_reports(shared: Conversation) -> None:
     shared.when_idle()
     before = shared.client.last_report_at
     shared.when_idle()
@@ -151,32 +150,32 @@ def test_signals_of_a_terminal_or_a_service_manager_do_not_end_the_engine(shared
     assert shared.client.pid is not None
     os.kill(shared.client.pid, signal.SIGINT)
     os.kill(shared.client.pid, signal.SIGTERM)
-    shared.client.submit(changed(LONG, id="unmoved", max_tokens=5))
+    shared.client.add_request(changed(LONG, id="unmoved", max_tokens=5))
     assert shared.until_finished("unmoved")[1].finish is FinishReason.LENGTH
-    assert shared.deaths.empty()
+    assert shared.crashes.empty()
 
 
-def test_a_death_is_told_once_with_its_exit_code_and_further_requests_are_refused() -> None:
+def test_a_crash_is_reported_once_with_its_exit_code_and_later_requests_are_refused() -> None:
     conversation = Conversation(start_of(find(str(TINY), TINY.parent))).ready()
     assert conversation.client.pid is not None
-    conversation.client.submit(LONG)
+    conversation.client.add_request(LONG)
     conversation.updates.get(timeout=DEADLINE_S)
     os.kill(conversation.client.pid, signal.SIGKILL)
-    assert conversation.deaths.get(timeout=DEADLINE_S) == -signal.SIGKILL
-    with pytest.raises(EngineDiedError):
-        conversation.client.submit(changed(LONG, id="late"))
+    assert conversation.crashes.get(timeout=DEADLINE_S) == -signal.SIGKILL
+    with pytest.raises(EngineCrashedError):
+        conversation.client.add_request(changed(LONG, id="late"))
     conversation.client.abort("long")
     conversation.client.stop()
-    assert conversation.deaths.empty()
+    assert conversation.crashes.empty()
 
 
-def test_stopping_does_not_wait_for_the_engine_and_is_no_death() -> None:
+def test_stop_does_not_wait_for_a_step_and_is_no_crash() -> None:
     conversation = Conversation(start_of(find(str(TINY), TINY.parent))).ready()
     assert conversation.client.pid is not None
     os.kill(conversation.client.pid, signal.SIGSTOP)
     conversation.client.stop()
     assert not is_running(conversation.client.pid)
-    assert conversation.deaths.empty()
+    assert conversation.crashes.empty()
 
 
 def test_a_checkpoint_that_cannot_be_loaded_says_why_and_leaves_no_process(tmp_path: Path) -> None:
@@ -190,7 +189,7 @@ def test_a_checkpoint_that_cannot_be_loaded_says_why_and_leaves_no_process(tmp_p
     assert not is_running(conversation.client.pid)
 
 
-def test_a_process_that_ends_while_it_loads_is_told_as_such() -> None:
+def test_a_process_that_ends_while_it_loads_is_a_load_error() -> None:
     conversation = Conversation(start_of(find(str(TINY), TINY.parent)))
     assert conversation.client.pid is not None
     os.kill(conversation.client.pid, signal.SIGKILL)
@@ -198,9 +197,9 @@ def test_a_process_that_ends_while_it_loads_is_told_as_such() -> None:
         conversation.ready()
 
 
-def test_loading_stops_when_the_worker_is_to_stop() -> None:
+def test_loading_ends_when_the_worker_stops() -> None:
     conversation = Conversation(start_of(find(str(TINY), TINY.parent)))
-    with pytest.raises(EngineLoadError, match="told to stop"):
+    with pytest.raises(EngineLoadError, match="received a signal to stop"):
         conversation.client.wait_ready(timeout_s=LOAD_S, should_stop=lambda: True)
     assert not is_running(conversation.client.pid)
 
@@ -212,28 +211,30 @@ def test_loading_has_a_time_limit() -> None:
     assert not is_running(conversation.client.pid)
 
 
-def test_the_supervisor_replaces_a_dead_engine_and_turns_waiters_away_at_the_end() -> None:
-    deaths: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    reports: queue.SimpleQueue[Sequence[Update]] = queue.SimpleQueue()
+class Listener:
+    """What a supervisor reports."""
+
+    def __init__(self) -> None:
+        self.updates: queue.SimpleQueue[Sequence[Update]] = queue.SimpleQueue()
+        self.suspects: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self.engine_decoded, self.engine_crashed = self.updates.put, self.suspects.put
+
+
+def test_the_supervisor_replaces_a_crashed_engine_and_its_stop_ends_the_waiting_for_one() -> None:
+    listener = Listener()
     gave_up: queue.SimpleQueue[str] = queue.SimpleQueue()
-    supervisor = EngineSupervisor(
-        start_of(find(str(TINY), TINY.parent)),
-        load_timeout_s=LOAD_S,
-        on_updates=reports.put,
-        on_death=deaths.put,
-        on_give_up=gave_up.put,
-    )
-    supervisor.start(should_stop=lambda: False)
+    supervisor = EngineSupervisor(start_of(find(str(TINY), TINY.parent)), load_timeout_s=LOAD_S, on_give_up=gave_up.put)
+    supervisor.start(listener, should_stop=lambda: False)
     first = supervisor.pid
     assert first is not None
     os.kill(first, signal.SIGKILL)
-    assert deaths.get(timeout=DEADLINE_S) is None
-    with pytest.raises(EngineDiedError):
-        supervisor.submit(LONG)
+    assert listener.suspects.get(timeout=DEADLINE_S) is None
+    with pytest.raises(EngineCrashedError):
+        supervisor.add_request(LONG)
     assert supervisor.wait_available()
     assert supervisor.pid != first
-    supervisor.submit(changed(LONG, max_tokens=3))
-    assert reports.get(timeout=DEADLINE_S)[0].tokens
+    supervisor.add_request(changed(LONG, max_tokens=3))
+    assert listener.updates.get(timeout=DEADLINE_S)[0].tokens
     supervisor.stop()
     assert not supervisor.wait_available()
     assert gave_up.empty()

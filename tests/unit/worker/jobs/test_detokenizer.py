@@ -1,4 +1,4 @@
-"""The text of a sequence: pieces, what is held back, and where it ends."""
+"""The text of a sequence: its pieces, the text that is held back, and its end."""
 
 from collections.abc import Sequence
 
@@ -16,22 +16,22 @@ class Letters:
 
 
 def pieces_of(text: str, *, stop: Sequence[str] = (), stop_on_newline: bool = False) -> tuple[list[str], str]:
-    assembler = Detokenizer(Letters(), stop=stop, stop_on_newline=stop_on_newline)
-    pieces = [assembler.push(ord(char)) for char in text]
-    return pieces, assembler.finish()
+    detokenizer = Detokenizer(Letters(), stop=stop, stop_on_newline=stop_on_newline)
+    pieces = [detokenizer.push(ord(char)) for char in text]
+    return pieces, detokenizer.finish()
 
 
-def test_without_stops_each_token_shows_its_text_at_once() -> None:
+def test_without_a_stop_string_the_piece_of_a_token_is_its_text() -> None:
     assert pieces_of("579") == (["5", "7", "9"], "")
 
 
-def test_a_stop_string_is_never_shown_not_even_its_beginning() -> None:
+def test_a_stop_string_is_never_shown_and_neither_is_its_beginning() -> None:
     pieces, tail = pieces_of("12END34", stop=["END"])
     assert pieces == ["1", "2", "", "", "", "", ""]
     assert tail == ""
 
 
-def test_text_that_only_began_like_a_stop_string_is_shown_once_that_is_clear() -> None:
+def test_text_that_only_begins_like_a_stop_string_is_shown_later() -> None:
     pieces, tail = pieces_of("1EN2", stop=["END"])
     assert pieces == ["1", "", "", "EN2"]
     assert tail == ""
@@ -42,25 +42,26 @@ def test_text_held_back_at_the_end_is_the_tail() -> None:
     assert (pieces, tail) == (["1", "", ""], "EN")
 
 
-def test_the_earliest_of_several_stops_ends_the_text() -> None:
+def test_the_first_of_several_stop_strings_ends_the_text() -> None:
     pieces, _ = pieces_of("abcd", stop=["d", "bc"])
     assert "".join(pieces) == "a"
 
 
-def test_the_ending_newline_is_the_last_character() -> None:
+def test_the_newline_that_ends_the_text_is_its_last_character() -> None:
     class Lines:
         def push(self, token_id: int) -> str:
             return "7\n\nmore"
 
-    assembler = Detokenizer(Lines(), stop_on_newline=True)
-    assert assembler.push(0) == "7\n"
-    assert assembler.ended
+    detokenizer = Detokenizer(Lines(), stop_on_newline=True)
+    assert detokenizer.push(0) == "7\n"
+    assert detokenizer.ended
 
 
 @given(text=st.text("ab", max_size=30), stops=st.lists(st.text("ab", min_size=1, max_size=4), max_size=3))
-def test_the_completion_is_the_text_in_front_of_the_first_stop(text: str, stops: list[str]) -> None:
+def test_the_completion_is_the_text_before_the_first_stop_string(text: str, stops: list[str]) -> None:
     pieces, tail = pieces_of(text, stop=stops)
-    # A stop takes effect as soon as it is complete, so the one that ends first wins, then the one that begins first.
+    # A stop string ends the text as soon as it is complete. So the one that ends first counts, and of several that end
+    # there the one that begins first.
     prefixes = (text[:end] for end in range(len(text) + 1))
     whole = next((p for p in prefixes if any(p.endswith(stop) for stop in stops)), None)
     expected = text if whole is None else whole[: min(whole.find(stop) for stop in stops if stop in whole)]
@@ -68,7 +69,7 @@ def test_the_completion_is_the_text_in_front_of_the_first_stop(text: str, stops:
 
 
 @given(text=st.text("ab", max_size=30), stop=st.text("ab", min_size=1, max_size=4), cut=st.integers(0, 30))
-def test_pushing_earlier_tokens_again_restores_the_state(text: str, stop: str, cut: int) -> None:
+def test_pushing_the_tokens_of_an_earlier_attempt_restores_its_state(text: str, stop: str, cut: int) -> None:
     whole, tail = pieces_of(text, stop=[stop])
     resumed = Detokenizer(Letters(), stop=[stop])
     for char in text[:cut]:

@@ -1,4 +1,4 @@
-"""The task body before a queue and an engine that do what the test wants."""
+"""The task body, with a queue and an engine that the tests control."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tests.helpers.job_objects import QUEUED
 from tests.helpers.requests import make_generation
 from worker.checkpoints.tokenizers.characters import CharacterTokenizer
 from worker.engine.kv.budget import KvBudget
-from worker.engine.request import SequenceRequest
-from worker.engine_process.client import EngineDiedError
+from worker.engine_process.client import EngineCrashedError
+from worker.engine_process.messages import SequenceRequest
 from worker.engine_process.supervisor import EngineSupervisor
-from worker.jobs.job_runner import JobRunner, alone_tokens
-from worker.jobs.kv_admission import KvGate
+from worker.jobs.job_runner import JobRunner, tokens_alone
+from worker.jobs.kv_admission import KvAdmission
 from worker.jobs.publisher import Publisher, PublisherStoppedError
 from worker.jobs.running_job import RunningJob
 
@@ -37,7 +37,7 @@ JOB = replace(
 
 
 class Store(WorkerStore):
-    """One job, and what was done with it."""
+    """One job, and the calls that were made for it."""
 
     def __init__(self) -> None:
         self.job: Job | None = JOB
@@ -46,16 +46,16 @@ class Store(WorkerStore):
         self.requeued: list[str] = []
         self.releases: list[tuple[str, int, bool]] = []
         self.rejections: list[JobError] = []
-        #: Jobs that do not wait, and who was asked for.
-        self.done: set[str] = set()
-        self.asked: list[list[str]] = []
-        #: Called in each call: raises where Redis shall be away.
+        #: Jobs that `over` returns, and the job ids of each call of it.
+        self.ended: set[str] = set()
+        self.over_calls: list[list[str]] = []
+        #: Called first in each call; raises while Redis is away.
         self.before: Callable[[], None] = lambda: None
         self.before_claim: Callable[[], None] = lambda: None
 
     def read(self, job_id: str) -> Job | None:
         self.before()
-        return self.job
+        return None if self.job is None else replace(self.job, id=job_id)
 
     def claim(self, job_id: str, **fields: Any) -> Claimed | Refused:
         self.claims.append(fields)
@@ -71,8 +71,8 @@ class Store(WorkerStore):
         return True
 
     def no_longer_queued(self, job_ids: Sequence[str]) -> set[str]:
-        self.asked.append(list(job_ids))
-        return self.done & set(job_ids)
+        self.over_calls.append(list(job_ids))
+        return self.ended & set(job_ids)
 
     def reject(self, job_id: str, error: JobError, *, digest: str) -> None:
         self.before()
@@ -80,56 +80,58 @@ class Store(WorkerStore):
 
 
 class Engine(EngineSupervisor):
-    """Takes requests, and is there or not."""
+    """Accepts requests unless it crashed, and is available unless the worker stops."""
 
     def __init__(self) -> None:
         self.requests: list[SequenceRequest] = []
         self.aborted: list[str] = []
-        self.dead = False
-        self.stops = False
+        self.crashed = False
+        self.stopping = False
 
-    def submit(self, request: SequenceRequest) -> None:
-        if self.dead:
-            raise EngineDiedError("gone")
+    def add_request(self, request: SequenceRequest) -> None:
+        if self.crashed:
+            raise EngineCrashedError("gone")
         self.requests.append(request)
 
     def abort(self, sequence_id: str) -> None:
         self.aborted.append(sequence_id)
 
     def wait_available(self) -> bool:
-        return not self.stops
+        return not self.stopping
 
 
-class Book(Publisher):
-    """A publisher that finishes every job at once, unless it is told otherwise."""
+class FakePublisher(Publisher):
+    """Finishes every job at once, unless `finishes` is False."""
 
     def __init__(self) -> None:
-        self.adopted: list[RunningJob] = []
-        self.handed_back: list[str] = []
+        self.added: list[RunningJob] = []
+        self.released: list[str] = []
         self.stopped = False
         self.finishes = True
 
-    def adopt(self, job: RunningJob) -> None:
+    def add(self, job: RunningJob) -> None:
         if self.stopped:
             raise PublisherStoppedError
-        self.adopted.append(job)
+        self.added.append(job)
         if self.finishes:
             job.over.set()
 
-    def hand_back(self, sequence_id: str) -> None:
-        self.handed_back.append(sequence_id)
-        self.adopted[-1].over.set()
+    def release(self, sequence_id: str) -> None:
+        self.released.append(sequence_id)
+        self.added[-1].over.set()
 
 
 class World:
+    """A job runner with its store, engine, publisher and admission."""
+
     def __init__(self) -> None:
-        self.store, self.engine, self.publisher = Store(), Engine(), Book()
-        self.gate = KvGate(KvBudget(CARD.context * 2))
+        self.store, self.engine, self.publisher = Store(), Engine(), FakePublisher()
+        self.admission = KvAdmission(KvBudget(CARD.context * 2))
         self.runner = JobRunner(
             store=self.store,
             engine=self.engine,
             publisher=self.publisher,
-            gate=self.gate,
+            admission=self.admission,
             tokenizer=CharacterTokenizer.guide(),
             card=CARD,
             worker="worker@host",
@@ -159,7 +161,7 @@ def away_for(calls: int) -> Callable[[], None]:
     return before
 
 
-def test_a_job_is_claimed_and_its_request_cut_to_the_context(world: World) -> None:
+def test_a_job_is_claimed_and_its_max_tokens_are_cut_to_the_context(world: World) -> None:
     world.store.job = replace(
         JOB,
         generation=replace(
@@ -173,14 +175,14 @@ def test_a_job_is_claimed_and_its_request_cut_to_the_context(world: World) -> No
     assert (request.sampling.stop, request.sampling.top_k, request.generated) == (("B",), 5, ())
     assert world.store.claims[0]["prompt_tokens"] == 5
     assert world.runner.wait_idle(0)
-    assert world.gate.waiting == ()
+    assert world.admission.waiting == ()
 
 
-def test_a_resumed_job_goes_on_with_what_is_in_its_log(world: World) -> None:
+def test_a_resumed_job_continues_with_the_tokens_in_its_log(world: World) -> None:
     world.store.job = replace(JOB, attempt=2)
     world.store.answer = Claimed(3, (1, 2), ("1", "2"))
     world.runner.run("job_1")
-    [running], [request] = world.publisher.adopted, world.engine.requests
+    [running], [request] = world.publisher.added, world.engine.requests
     assert (running.attempt, running.token_ids, running.pieces, running.logged) == (3, [1, 2], ["1", "2"], 2)
     assert request.generated == (1, 2)
     assert request.id == running.sequence_id
@@ -193,7 +195,7 @@ def test_a_message_of_a_job_that_does_not_wait_does_nothing(world: World, status
     assert world.store.claims == []
 
 
-def test_a_message_of_a_job_that_is_gone_does_nothing(world: World) -> None:
+def test_a_message_of_a_job_that_does_not_exist_does_nothing(world: World) -> None:
     world.store.job = None
     world.runner.run("job_1")
     assert world.store.claims == []
@@ -202,11 +204,11 @@ def test_a_message_of_a_job_that_is_gone_does_nothing(world: World) -> None:
 def test_a_refused_claim_runs_nothing(world: World) -> None:
     world.store.answer = Refused("running")
     world.runner.run("job_1")
-    assert world.publisher.adopted == []
+    assert world.publisher.added == []
     assert world.engine.requests == []
 
 
-def test_all_tries_of_a_claim_have_one_name_so_that_a_lost_reply_is_no_second_claim(
+def test_a_claim_is_repeated_under_one_name_so_that_a_lost_reply_causes_no_second_claim(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.jobs.job_runner.RETRY_S", 0.001)
@@ -218,30 +220,30 @@ def test_all_tries_of_a_claim_have_one_name_so_that_a_lost_reply_is_no_second_cl
     assert len(world.engine.requests) == 1
 
 
-def test_an_engine_that_died_gives_the_job_back_without_a_loss(world: World) -> None:
+def test_a_job_is_released_without_a_loss_if_the_engine_crashed_before_it_got_the_request(world: World) -> None:
     world.publisher.finishes = False
-    world.engine.dead = True
+    world.engine.crashed = True
     world.runner.run("job_1")
-    assert world.publisher.handed_back == ["job_1/1"]
+    assert world.publisher.released == ["job_1/1"]
 
 
-def test_a_job_handed_back_before_the_engine_knew_it_is_stopped_there(world: World) -> None:
+def test_a_job_that_was_released_before_the_engine_got_it_is_aborted_there(world: World) -> None:
     world.runner.run("job_1")
     assert world.engine.aborted == ["job_1/1"]
 
 
-def test_a_closed_worker_requeues_what_it_has_not_claimed(world: World) -> None:
+def test_a_closed_runner_requeues_a_job_that_it_has_not_claimed(world: World) -> None:
     world.runner.close()
     world.runner.run("job_1")
     assert world.store.requeued == ["job_1"]
     assert world.store.claims == []
 
 
-def test_a_job_that_waits_for_an_engine_that_never_comes_is_requeued(world: World) -> None:
-    world.engine.stops = True
+def test_a_job_that_waits_for_the_engine_when_the_worker_stops_is_requeued(world: World) -> None:
+    world.engine.stopping = True
     world.runner.run("job_1")
     assert world.store.requeued == ["job_1"]
-    assert world.gate.waiting == ()
+    assert world.admission.waiting == ()
 
 
 def test_a_job_claimed_while_the_worker_stops_is_released_at_once(world: World) -> None:
@@ -250,7 +252,7 @@ def test_a_job_claimed_while_the_worker_stops_is_released_at_once(world: World) 
     assert world.store.releases == [("job_1", 1, False)]
 
 
-def test_a_closed_worker_without_redis_lets_the_body_go(world: World) -> None:
+def test_a_closed_runner_without_redis_lets_the_task_body_return(world: World) -> None:
     world.runner.close()
     world.store.before = away_for(1000)
     world.runner.run("job_1")
@@ -262,14 +264,14 @@ def test_a_closed_worker_without_redis_lets_the_body_go(world: World) -> None:
     ("prompt", "code"),
     [("", None), ("1" * 63, ErrorCode.PROMPT_TOO_LONG), ("1" * 62, None)],
 )
-def test_prompts_at_the_edge_of_the_context(world: World, prompt: str, code: ErrorCode | None) -> None:
+def test_prompts_that_almost_fill_the_context(world: World, prompt: str, code: ErrorCode | None) -> None:
     world.store.job = replace(JOB, generation=replace(JOB.generation, prompt=prompt))
     world.runner.run("job_1")
     assert [error.code for error in world.store.rejections] == ([] if code is None else [code])
     assert len(world.engine.requests) == (1 if code is None else 0)
 
 
-def test_our_own_fault_before_the_claim_fails_the_job_and_after_it_counts_a_loss(
+def test_a_bug_before_the_claim_fails_the_job_and_a_bug_after_it_counts_a_loss(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken_before(*_: object, **__: object) -> None:
@@ -284,18 +286,18 @@ def test_our_own_fault_before_the_claim_fails_the_job_and_after_it_counts_a_loss
         raise TypeError("broken")
 
     world.store.job = JOB
-    monkeypatch.setattr(world.engine, "submit", broken)
+    monkeypatch.setattr(world.engine, "add_request", broken)
     world.runner.run("job_1")
     assert world.store.releases == [("job_1", 1, True)]
 
 
-def test_bodies_inside_are_counted_until_they_return(world: World) -> None:
+def test_wait_idle_waits_until_all_task_bodies_have_returned(world: World) -> None:
     world.publisher.finishes = False
     body = threading.Thread(target=world.runner.run, args=("job_1",))
     body.start()
     eventually(lambda: world.engine.requests)
     assert not world.runner.wait_idle(0)
-    world.publisher.adopted[0].over.set()
+    world.publisher.added[0].over.set()
     assert world.runner.wait_idle(DEADLINE_S)
     body.join()
 
@@ -304,61 +306,61 @@ def test_bodies_inside_are_counted_until_they_return(world: World) -> None:
     ("losses", "in_a_row", "max_tokens", "alone"),
     [(0, 0, 50, 0), (1, 1, 50, 1), (2, 1, 50, 2), (4, 2, 50, 8), (9, 1, 50, 50), (9, 0, 50, 0)],
 )
-def test_a_job_with_losses_since_its_last_token_runs_alone_for_longer_each_time(
+def test_a_job_with_losses_since_its_last_token_runs_alone_for_longer_after_each_loss(
     losses: int, in_a_row: int, max_tokens: int, alone: int
 ) -> None:
     job = replace(JOB, losses=losses, losses_in_a_row=in_a_row)
-    assert alone_tokens(job, max_tokens) == alone
+    assert tokens_alone(job, max_tokens) == alone
 
 
-def test_a_suspect_lets_others_in_when_its_first_tokens_are_in_the_log(world: World) -> None:
+def test_other_jobs_are_admitted_when_the_first_tokens_of_a_suspect_are_in_the_log(world: World) -> None:
     world.store.job = replace(JOB, attempt=2, losses=2, losses_in_a_row=2)
     world.store.answer = Claimed(3, (1,), ("1",))
     world.publisher.finishes = False
     suspect = threading.Thread(target=world.runner.run, args=("job_1",))
     suspect.start()
-    eventually(lambda: world.publisher.adopted)
-    [running] = world.publisher.adopted
+    eventually(lambda: world.publisher.added)
+    [running] = world.publisher.added
     mate = threading.Thread(target=world.runner.run, args=("job_2",))
     mate.start()
-    eventually(lambda: world.gate.waiting)
+    eventually(lambda: world.admission.waiting)
     running.token_ids += [2, 3]
     running.confirm(2)
-    assert [ticket.name for ticket in world.gate.waiting] == ["job_2"]
+    assert [reservation.job_id for reservation in world.admission.waiting] == ["job_2"]
     running.confirm(3)
-    eventually(lambda: len(world.publisher.adopted) == 2)
+    eventually(lambda: len(world.publisher.added) == 2)
     assert [request.alone for request in world.engine.requests] == [2, 2]
-    for adopted in world.publisher.adopted:
-        adopted.over.set()
+    for job in world.publisher.added:
+        job.over.set()
     suspect.join(DEADLINE_S)
     mate.join(DEADLINE_S)
     assert world.runner.wait_idle(0)
 
 
-def test_a_job_that_others_had_while_it_waited_here_is_given_back_and_read_anew(world: World) -> None:
+def test_a_job_that_another_worker_ran_while_it_waited_here_is_released(world: World) -> None:
     world.store.answer = Claimed(3, (), ())
     world.runner.run("job_1")
     assert world.store.releases == [("job_1", 3, False)]
     assert world.engine.requests == []
 
 
-def test_a_job_that_is_over_while_it_waits_in_front_of_the_engine_leaves_without_a_claim(world: World) -> None:
-    with world.gate.reserve(CARD.context * 2 - 1, 1):
+def test_a_job_that_ends_while_it_waits_for_memory_is_removed_without_a_claim(world: World) -> None:
+    with world.admission.reserve(CARD.context * 2 - 1, 1, job_id="job_0"):
         bodies = {name: threading.Thread(target=world.runner.run, args=(name,)) for name in ("job_1", "job_2")}
         for number, body in enumerate(bodies.values()):
             body.start()
-            eventually(lambda line=number: len(world.gate.waiting) == line + 1)  # type: ignore[misc]
-        world.store.done = {"job_1"}
-        world.runner.withdraw_over()
+            eventually(lambda count=number: len(world.admission.waiting) == count + 1)  # type: ignore[misc]
+        world.store.ended = {"job_1"}
+        world.runner.remove_ended()
         bodies["job_1"].join(DEADLINE_S)
         assert not bodies["job_1"].is_alive()
-        assert world.store.asked == [["job_1", "job_2"]]
+        assert world.store.over_calls == [["job_1", "job_2"]]
         assert (world.store.claims, world.store.requeued) == ([], [])
-        assert [ticket.name for ticket in world.gate.waiting] == ["job_2"]
+        assert [reservation.job_id for reservation in world.admission.waiting] == ["job_2"]
     bodies["job_2"].join(DEADLINE_S)
     assert len(world.store.claims) == 1
 
 
-def test_nothing_is_asked_while_nobody_waits(world: World) -> None:
-    world.runner.withdraw_over()
-    assert world.store.asked == []
+def test_redis_is_not_asked_while_no_job_waits(world: World) -> None:
+    world.runner.remove_ended()
+    assert world.store.over_calls == []

@@ -1,4 +1,4 @@
-"""The door in front of the engine: reservations in order of arrival, and the way out."""
+"""Admission by KV memory: reservations in order of arrival, one suspect at a time, and removal while they wait."""
 
 from __future__ import annotations
 
@@ -10,205 +10,206 @@ from collections.abc import Iterator
 import pytest
 
 from worker.engine.kv.budget import BLOCK_TOKENS, KvBudget
-from worker.jobs.kv_admission import GateClosedError, KvGate, Ticket, WithdrawnError
+from worker.jobs.kv_admission import AdmissionClosedError, KvAdmission, Reservation, ReservationRemovedError
 
 DEADLINE_S = 10.0
-#: So long nothing happens where nothing is to happen.
+#: How long a test waits to see that nothing happens.
 QUIET_S = 0.05
-#: Blocks of KV memory behind the gate.
-ROOM = 4
+#: Blocks of KV memory.
+BLOCKS = 4
 
 
-class Door:
-    """A gate with room for four blocks, and visitors that are threads."""
+class Jobs:
+    """An admission with four blocks of memory, and a thread for each job."""
 
     def __init__(self) -> None:
-        self.budget = KvBudget(ROOM * BLOCK_TOKENS)
-        self.gate = KvGate(self.budget)
-        #: Of those who are inside.
-        self.tickets: dict[str, Ticket] = {}
-        self._heard: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._leaving: dict[str, threading.Event] = {}
+        self.budget = KvBudget(BLOCKS * BLOCK_TOKENS)
+        self.admission = KvAdmission(self.budget)
+        #: Of the jobs that hold memory.
+        self.reservations: dict[str, Reservation] = {}
+        self._events: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._ends: dict[str, threading.Event] = {}
         self._threads: dict[str, threading.Thread] = {}
 
-    def enter(self, name: str, blocks: int, *, alone: bool = False) -> None:
-        """A visitor who goes in at once."""
-        self._come(name, blocks, alone)
-        assert self.next() == f"{name} is in"
+    def start(self, name: str, blocks: int, *, suspect: bool = False) -> None:
+        """Start a job that is admitted at once."""
+        self._start(name, blocks, suspect)
+        assert self.next() == f"{name} admitted"
 
-    def queue_up(self, name: str, blocks: int, *, alone: bool = False) -> None:
-        """A visitor who has to wait; it stands in line when this returns."""
-        line = self.gate.waiting
-        self._come(name, blocks, alone)
+    def start_waiting(self, name: str, blocks: int, *, suspect: bool = False) -> None:
+        """Start a job that is not admitted at once, and return when it waits."""
+        before = self.admission.waiting
+        self._start(name, blocks, suspect)
         deadline = time.monotonic() + DEADLINE_S
-        while self.gate.waiting == line:
-            assert time.monotonic() < deadline, f"{name} never stood in line"
+        while self.admission.waiting == before:
+            assert time.monotonic() < deadline, f"{name} does not wait"
             time.sleep(0.001)
-        assert self._heard.empty()
+        assert self._events.empty()
 
-    def leave(self, name: str) -> None:
-        """The visitor gives its memory back."""
-        self._leaving[name].set()
+    def end(self, name: str) -> None:
+        """End a job, which releases its memory."""
+        self._ends[name].set()
         self._threads[name].join(DEADLINE_S)
         assert not self._threads[name].is_alive()
 
     def next(self) -> str:
-        """What happens next."""
-        return self._heard.get(timeout=DEADLINE_S)
+        """The next event."""
+        return self._events.get(timeout=DEADLINE_S)
 
-    def line(self) -> list[str]:
-        """Who waits, after everybody had the time to go in who may."""
+    def waiting(self) -> list[str]:
+        """The jobs that wait, when all that can be admitted have had the time for it."""
         with pytest.raises(queue.Empty):
-            self._heard.get(timeout=QUIET_S)
-        return [ticket.name for ticket in self.gate.waiting]
+            self._events.get(timeout=QUIET_S)
+        return [reservation.job_id for reservation in self.admission.waiting]
 
     def close(self) -> None:
-        self.gate.close()
+        self.admission.close()
         for name in self._threads:
-            self.leave(name)
+            self.end(name)
 
-    def _come(self, name: str, blocks: int, alone: bool) -> None:
-        self._leaving[name] = threading.Event()
-        self._threads[name] = threading.Thread(target=self._visit, args=(name, blocks, alone))
+    def _start(self, name: str, blocks: int, suspect: bool) -> None:
+        self._ends[name] = threading.Event()
+        self._threads[name] = threading.Thread(target=self._run, args=(name, blocks, suspect))
         self._threads[name].start()
 
-    def _visit(self, name: str, blocks: int, alone: bool) -> None:
+    def _run(self, name: str, blocks: int, suspect: bool) -> None:
         try:
-            with self.gate.reserve(blocks * BLOCK_TOKENS - 1, 1, name=name, alone=alone) as ticket:
-                self.tickets[name] = ticket
-                self._heard.put(f"{name} is in")
-                self._leaving[name].wait(DEADLINE_S)
-        except GateClosedError:
-            self._heard.put(f"{name} was turned away")
-        except WithdrawnError:
-            self._heard.put(f"{name} was called away")
+            with self.admission.reserve(
+                blocks * BLOCK_TOKENS - 1, 1, job_id=name, suspect=suspect
+            ) as self.reservations[name]:
+                self._events.put(f"{name} admitted")
+                self._ends[name].wait(DEADLINE_S)
+        except AdmissionClosedError:
+            self._events.put(f"{name} refused")
+        except ReservationRemovedError:
+            self._events.put(f"{name} removed")
 
 
 @pytest.fixture
-def door() -> Iterator[Door]:
-    door = Door()
-    yield door
-    door.close()
+def jobs() -> Iterator[Jobs]:
+    jobs = Jobs()
+    yield jobs
+    jobs.close()
 
 
-def test_whoever_fits_goes_in_and_gives_its_memory_back(door: Door) -> None:
-    door.enter("first", 3)
-    assert door.budget.free == BLOCK_TOKENS
-    door.enter("second", 1)
-    assert door.budget.free == 0
-    door.leave("first")
-    door.leave("second")
-    assert door.budget.free == ROOM * BLOCK_TOKENS
+def test_a_job_is_admitted_if_its_memory_is_free_and_releases_it_at_its_end(jobs: Jobs) -> None:
+    jobs.start("first", 3)
+    assert jobs.budget.free == BLOCK_TOKENS
+    jobs.start("second", 1)
+    assert jobs.budget.free == 0
+    jobs.end("first")
+    jobs.end("second")
+    assert jobs.budget.free == BLOCKS * BLOCK_TOKENS
 
 
-def test_a_large_one_at_the_head_is_not_overtaken_by_a_small_one(door: Door) -> None:
-    door.enter("early", 3)
-    door.queue_up("large", 4)
-    door.queue_up("small", 1)
-    door.leave("early")
-    assert door.next() == "large is in"
-    door.leave("large")
-    assert door.next() == "small is in"
+def test_a_small_job_does_not_overtake_a_large_one(jobs: Jobs) -> None:
+    jobs.start("early", 3)
+    jobs.start_waiting("large", 4)
+    jobs.start_waiting("small", 1)
+    jobs.end("early")
+    assert jobs.next() == "large admitted"
+    jobs.end("large")
+    assert jobs.next() == "small admitted"
 
 
-def test_one_departure_lets_in_all_that_then_fit(door: Door) -> None:
-    door.enter("early", 4)
-    door.queue_up("second", 2)
-    door.queue_up("third", 2)
-    door.leave("early")
-    assert door.next() == "second is in"
-    assert door.next() == "third is in"
+def test_the_end_of_one_job_admits_all_that_then_fit(jobs: Jobs) -> None:
+    jobs.start("early", 4)
+    jobs.start_waiting("second", 2)
+    jobs.start_waiting("third", 2)
+    jobs.end("early")
+    assert jobs.next() == "second admitted"
+    assert jobs.next() == "third admitted"
 
 
-def test_closing_turns_away_who_waits_and_who_comes_and_leaves_those_inside(door: Door) -> None:
-    door.enter("inside", 4)
-    door.queue_up("waiting", 1)
-    door.gate.close()
-    assert door.next() == "waiting was turned away"
-    with pytest.raises(GateClosedError), door.gate.reserve(1, 1):
-        pytest.fail("the gate is closed")
-    assert door.budget.free == 0
-    door.leave("inside")
-    assert door.budget.free == ROOM * BLOCK_TOKENS
+def test_close_refuses_waiting_and_later_jobs_and_admitted_jobs_continue(jobs: Jobs) -> None:
+    jobs.start("admitted", 4)
+    jobs.start_waiting("waiting", 1)
+    jobs.admission.close()
+    assert jobs.next() == "waiting refused"
+    with pytest.raises(AdmissionClosedError), jobs.admission.reserve(1, 1, job_id="late"):
+        pytest.fail("the admission is closed")
+    assert jobs.budget.free == 0
+    jobs.end("admitted")
+    assert jobs.budget.free == BLOCKS * BLOCK_TOKENS
 
 
-def test_memory_comes_back_also_where_the_visit_fails(door: Door) -> None:
-    with pytest.raises(RuntimeError, match="broke"), door.gate.reserve(1, 1):
+def test_memory_is_also_released_if_the_job_raises(jobs: Jobs) -> None:
+    with pytest.raises(RuntimeError, match="broke"), jobs.admission.reserve(1, 1, job_id="broken"):
         raise RuntimeError("broke")
-    assert door.budget.free == ROOM * BLOCK_TOKENS
+    assert jobs.budget.free == BLOCKS * BLOCK_TOKENS
 
 
-def test_nobody_goes_in_behind_a_suspect_until_it_is_cleared(door: Door) -> None:
-    door.enter("mate", 1)
-    door.enter("suspect", 1, alone=True)
-    door.queue_up("second", 1)
-    door.queue_up("third", 1)
-    assert door.line() == ["second", "third"]
-    door.tickets["suspect"].clear()
-    assert door.next() == "second is in"
-    assert door.next() == "third is in"
+def test_no_job_is_admitted_after_a_suspect_until_it_is_cleared(jobs: Jobs) -> None:
+    jobs.start("mate", 1)
+    jobs.start("suspect", 1, suspect=True)
+    jobs.start_waiting("second", 1)
+    jobs.start_waiting("third", 1)
+    assert jobs.waiting() == ["second", "third"]
+    jobs.reservations["suspect"].clear()
+    assert jobs.next() == "second admitted"
+    assert jobs.next() == "third admitted"
 
 
-def test_suspects_go_in_one_after_the_other(door: Door) -> None:
-    door.enter("first", 1, alone=True)
-    door.queue_up("second", 1, alone=True)
-    door.queue_up("innocent", 1)
-    door.tickets["first"].clear()
-    assert door.next() == "second is in"
-    assert door.line() == ["innocent"]
-    door.tickets["second"].clear()
-    assert door.next() == "innocent is in"
+def test_suspects_are_admitted_one_after_the_other(jobs: Jobs) -> None:
+    jobs.start("first", 1, suspect=True)
+    jobs.start_waiting("second", 1, suspect=True)
+    jobs.start_waiting("innocent", 1)
+    jobs.reservations["first"].clear()
+    assert jobs.next() == "second admitted"
+    assert jobs.waiting() == ["innocent"]
+    jobs.reservations["second"].clear()
+    assert jobs.next() == "innocent admitted"
 
 
-def test_a_suspect_that_leaves_is_watched_no_more(door: Door) -> None:
-    door.enter("suspect", 1, alone=True)
-    door.queue_up("second", 1)
-    door.leave("suspect")
-    assert door.next() == "second is in"
+def test_the_end_of_a_suspect_admits_others(jobs: Jobs) -> None:
+    jobs.start("suspect", 1, suspect=True)
+    jobs.start_waiting("second", 1)
+    jobs.end("suspect")
+    assert jobs.next() == "second admitted"
 
 
-def test_clearing_somebody_else_or_twice_is_nothing(door: Door) -> None:
-    door.enter("mate", 1)
-    door.enter("first", 1, alone=True)
-    door.queue_up("second", 1, alone=True)
-    door.tickets["mate"].clear()
-    assert door.line() == ["second"]
-    door.tickets["first"].clear()
-    assert door.next() == "second is in"
-    door.queue_up("third", 1)
-    door.tickets["first"].clear()
-    assert door.line() == ["third"]
+def test_clearing_a_job_that_is_no_suspect_or_twice_does_nothing(jobs: Jobs) -> None:
+    jobs.start("mate", 1)
+    jobs.start("first", 1, suspect=True)
+    jobs.start_waiting("second", 1, suspect=True)
+    jobs.reservations["mate"].clear()
+    assert jobs.waiting() == ["second"]
+    jobs.reservations["first"].clear()
+    assert jobs.next() == "second admitted"
+    jobs.start_waiting("third", 1)
+    jobs.reservations["first"].clear()
+    assert jobs.waiting() == ["third"]
 
 
-def test_a_suspect_at_the_head_waits_for_its_memory_and_is_not_overtaken(door: Door) -> None:
-    door.enter("early", 3)
-    door.queue_up("suspect", 2, alone=True)
-    door.queue_up("small", 1)
-    assert door.line() == ["suspect", "small"]
-    door.leave("early")
-    assert door.next() == "suspect is in"
-    assert door.line() == ["small"]
+def test_a_suspect_waits_for_its_memory_and_is_not_overtaken(jobs: Jobs) -> None:
+    jobs.start("early", 3)
+    jobs.start_waiting("suspect", 2, suspect=True)
+    jobs.start_waiting("small", 1)
+    assert jobs.waiting() == ["suspect", "small"]
+    jobs.end("early")
+    assert jobs.next() == "suspect admitted"
+    assert jobs.waiting() == ["small"]
 
 
-def test_closing_turns_away_who_waits_behind_a_suspect(door: Door) -> None:
-    door.enter("suspect", 1, alone=True)
-    door.queue_up("second", 1)
-    door.gate.close()
-    assert door.next() == "second was turned away"
+def test_close_refuses_a_job_that_waits_for_a_suspect(jobs: Jobs) -> None:
+    jobs.start("suspect", 1, suspect=True)
+    jobs.start_waiting("second", 1)
+    jobs.admission.close()
+    assert jobs.next() == "second refused"
 
 
-def test_who_is_called_away_leaves_its_place_to_the_next_and_reserves_nothing(door: Door) -> None:
-    door.enter("early", 3)
-    door.queue_up("large", 4)
-    door.queue_up("small", 1)
-    door.gate.withdraw(door.gate.waiting[:1])
-    assert {door.next(), door.next()} == {"large was called away", "small is in"}
-    assert door.budget.free == 0
+def test_a_removed_job_reserves_nothing_and_the_next_one_is_admitted(jobs: Jobs) -> None:
+    jobs.start("early", 3)
+    jobs.start_waiting("large", 4)
+    jobs.start_waiting("small", 1)
+    jobs.admission.remove(jobs.admission.waiting[:1])
+    assert {jobs.next(), jobs.next()} == {"large removed", "small admitted"}
+    assert jobs.budget.free == 0
 
 
-def test_calling_away_who_is_inside_is_nothing(door: Door) -> None:
-    door.enter("inside", 3)
-    door.gate.withdraw([door.tickets["inside"]])
-    assert door.budget.free == BLOCK_TOKENS
-    door.leave("inside")
-    assert door.budget.free == ROOM * BLOCK_TOKENS
+def test_removing_an_admitted_job_does_nothing(jobs: Jobs) -> None:
+    jobs.start("admitted", 3)
+    jobs.admission.remove([jobs.reservations["admitted"]])
+    assert jobs.budget.free == BLOCK_TOKENS
+    jobs.end("admitted")
+    assert jobs.budget.free == BLOCKS * BLOCK_TOKENS

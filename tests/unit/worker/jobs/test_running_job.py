@@ -1,4 +1,4 @@
-"""One claimed job inside a worker: what is still to be sent, and how it ends."""
+"""One claimed job in a worker: what must still be sent, and how it ends."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from tasks.generation import FinishReason
 from tasks.job import ErrorCode, Status
 from tasks.store.worker_store import AppendTokens, FinishJob
-from worker.engine.update import Update
+from worker.engine_process.messages import Update
 from worker.jobs.detokenizer import Detokenizer
 from worker.jobs.running_job import RunningJob
 
@@ -21,20 +21,20 @@ class Letters:
 
 def job(text: str = "", *, stop: tuple[str, ...] = (), attempt: int = 1) -> RunningJob:
     """A job whose log holds `text` from earlier attempts."""
-    assembler = Detokenizer(Letters(), stop=stop)
+    detokenizer = Detokenizer(Letters(), stop=stop)
     for char in text:
-        assembler.push(ord(char))
+        detokenizer.push(ord(char))
     return RunningJob(
         job_id="job_1",
         attempt=attempt,
-        assembler=assembler,
+        detokenizer=detokenizer,
         token_ids=[ord(char) for char in text],
         pieces=list(text),
         logged=len(text),
     )
 
 
-def said(text: str, finish: FinishReason | None = None, error: str | None = None) -> Update:
+def decoded(text: str, finish: FinishReason | None = None, error: str | None = None) -> Update:
     return Update("job_1/1", tuple(map(ord, text)), finish, error)
 
 
@@ -46,42 +46,42 @@ def test_a_new_job_has_nothing_to_send() -> None:
 
 def test_the_first_token_is_urgent_and_the_next_are_not() -> None:
     running = job()
-    running.extend(said("a"))
+    running.extend(decoded("a"))
     assert running.urgent
     running.logged = 1
-    running.extend(said("b"))
+    running.extend(decoded("b"))
     assert running.dirty
     assert not running.urgent
 
 
-def test_a_suspect_is_cleared_once_when_redis_has_its_first_new_tokens() -> None:
+def test_a_suspect_is_cleared_once_when_its_first_new_tokens_are_in_the_log() -> None:
     cleared: list[int] = []
     running = job("ab", attempt=2)
     running.cleared_at, running.on_cleared = 4, lambda: cleared.append(running.logged)
-    running.extend(said("c"))
+    running.extend(decoded("c"))
     assert not running.urgent
     running.confirm(3)
-    running.extend(said("d"))
-    assert running.urgent, "others wait for it"
+    running.extend(decoded("d"))
+    assert running.urgent, "other jobs wait for it"
     assert cleared == []
-    running.extend(said("e"))
+    running.extend(decoded("e"))
     for length in (5, 6):
         running.confirm(length)
     assert cleared == [5]
     assert not running.urgent
 
 
-def test_an_append_carries_what_the_log_lacks() -> None:
+def test_an_append_contains_the_tokens_that_the_log_lacks() -> None:
     running = job("ab", attempt=2)
-    running.extend(said("cd"))
+    running.extend(decoded("cd"))
     assert running.operation() == AppendTokens(
         job_id="job_1", attempt=2, before=2, token_ids=(ord("c"), ord("d")), pieces=("c", "d")
     )
 
 
-def test_the_end_carries_the_whole_text_and_the_last_tokens() -> None:
+def test_the_end_contains_the_whole_text_and_the_last_tokens() -> None:
     running = job("ab", attempt=2)
-    running.extend(said("c", FinishReason.LENGTH))
+    running.extend(decoded("c", FinishReason.LENGTH))
     assert running.urgent
     operation = running.operation()
     assert isinstance(operation, FinishJob)
@@ -92,16 +92,16 @@ def test_the_end_carries_the_whole_text_and_the_last_tokens() -> None:
 
 def test_text_held_back_for_a_stop_string_that_never_came_is_the_tail() -> None:
     running = job(stop=("END",))
-    running.extend(said("1EN"))
-    running.extend(said("", FinishReason.STOP))
+    running.extend(decoded("1EN"))
+    running.extend(decoded("", FinishReason.STOP))
     operation = running.operation()
     assert isinstance(operation, FinishJob)
     assert (operation.pieces, operation.tail, operation.completion) == (("1", "", ""), "EN", "1EN")
 
 
-def test_a_stop_string_that_the_text_alone_shows_ends_the_job_and_what_follows_is_left_out() -> None:
+def test_a_stop_string_that_the_engine_did_not_find_ends_the_job_and_later_text_is_left_out() -> None:
     running = job(stop=("END",))
-    running.extend(said("1ENDx"))
+    running.extend(decoded("1ENDx"))
     operation = running.operation()
     assert isinstance(operation, FinishJob)
     assert operation.completion == "1"
@@ -120,11 +120,11 @@ def test_a_stop_string_that_the_text_alone_shows_ends_the_job_and_what_follows_i
         (FinishReason.ERROR, Status.FAILED, FinishReason.ERROR, ErrorCode.INTERNAL),
     ],
 )
-def test_every_end_of_the_engine_is_an_end_of_the_job(
+def test_the_end_of_a_sequence_sets_status_reason_and_error_of_the_job(
     finish: FinishReason, status: Status, reason: FinishReason, code: ErrorCode | None
 ) -> None:
     running = job()
-    running.extend(said("a", finish, "the step raised"))
+    running.extend(decoded("a", finish, "the step raised"))
     operation = running.operation()
     assert isinstance(operation, FinishJob)
     assert (operation.status, operation.finish_reason, operation.completion) == (status, reason, "a")
@@ -134,5 +134,5 @@ def test_every_end_of_the_engine_is_an_end_of_the_job(
         assert "the step raised" in operation.error.message
 
 
-def test_two_attempts_have_different_names_in_the_engine() -> None:
+def test_two_attempts_at_a_job_have_different_sequence_ids() -> None:
     assert job(attempt=1).sequence_id != job(attempt=2).sequence_id

@@ -1,4 +1,4 @@
-"""When Celery's events leave a worker."""
+"""When a worker sends Celery's events."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from worker.transport.consumer import EVENTS_EVERY_S, EagerConsumer
 
 
 class Loop:
-    """A hub that does at once what is to be done soon, and keeps what is to be done later."""
+    """A hub that makes the calls of `call_soon` at once, and keeps those of `call_later`."""
 
     def __init__(self) -> None:
         self.later: list[tuple[float, Callable[[], None]]] = []
@@ -27,7 +27,7 @@ class Loop:
 
 @pytest.fixture
 def consumer(monkeypatch: pytest.MonkeyPatch) -> EagerConsumer:
-    """One without a connection, at time `now`."""
+    """A consumer without a connection, at time `now`."""
     consumer = EagerConsumer.__new__(EagerConsumer)
     consumer.hub, consumer.now, consumer.published = Loop(), 1000.0, 0
     monkeypatch.setattr("worker.transport.consumer.time", SimpleNamespace(monotonic=lambda: consumer.now))
@@ -39,7 +39,7 @@ def consumer(monkeypatch: pytest.MonkeyPatch) -> EagerConsumer:
     return consumer
 
 
-def test_events_of_some_time_leave_together(consumer: EagerConsumer) -> None:
+def test_events_of_an_interval_are_sent_together(consumer: EagerConsumer) -> None:
     for _ in range(2):
         for _ in range(5):
             consumer.on_send_event_buffered()
@@ -51,7 +51,7 @@ def test_events_of_some_time_leave_together(consumer: EagerConsumer) -> None:
     assert consumer.published == 2
 
 
-def test_events_leave_again_after_what_was_to_come_was_cancelled(consumer: EagerConsumer) -> None:
+def test_events_are_sent_after_the_pending_calls_were_cancelled(consumer: EagerConsumer) -> None:
     consumer.on_send_event_buffered()
     consumer.hub.later.clear()
     consumer.now += EVENTS_EVERY_S

@@ -1,0 +1,23 @@
+"""Which connections have channels that keep their Redis client."""
+
+from __future__ import annotations
+
+import pytest
+
+from tasks.celery_app import make_app
+from tasks.settings import Settings
+from worker.transport.channel import ReusingAMQP, ReusingChannel
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["redis://localhost:6379/1", "rediss://user:secret@localhost:6379/1", "unix:///run/redis.sock?db=1"],
+)
+def test_every_connection_of_the_application_has_such_channels(url: str) -> None:
+    app = make_app(Settings(redis_url=url))
+    plain = app.connection().info()
+    app = make_app(Settings(redis_url=url))
+    app.amqp_cls = ReusingAMQP
+    for connection in (app.connection(), app.connection().clone(), app.connection_for_write()):
+        assert connection.transport.Channel is ReusingChannel
+        assert connection.info() == plain

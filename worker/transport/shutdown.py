@@ -1,0 +1,53 @@
+"""The stop of a worker process: on a signal, or because it cannot continue."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import structlog
+from celery.worker import state
+from kombu.asynchronous import get_event_loop
+
+from worker.transport import current
+
+log = structlog.get_logger(__name__)
+
+#: A stop may take this long, in seconds; then the process exits at once. Something hangs then, most likely Redis. Jobs
+#: that were not released are reclaimed when their leases run out.
+STOP_DEADLINE_S = 5.0
+
+
+def should_stop() -> bool:
+    """Whether the worker stops. Celery's two flags are an exit code, which may be 0, or None or False."""
+    flags = (state.should_stop, state.should_terminate)
+    return any(flag is not None and flag is not False for flag in flags)
+
+
+def give_up(reason: str) -> None:
+    """Stop the worker with exit code 1. May be called from any thread but the main one."""
+    log.error("giving_up", reason=reason)
+    state.should_stop = 1
+    begin_stop()
+
+
+def begin_stop() -> None:
+    """Start the deadline of the stop, and wake the main loop so that it reads Celery's flags now.
+
+    Without that the loop may wait for seconds if all slots are taken. The deadline covers what Celery does before it
+    stops our bootstep, which includes calls to Redis.
+    """
+    deadline = threading.Timer(STOP_DEADLINE_S, exit_at_once)
+    deadline.daemon = True
+    deadline.start()
+    hub = get_event_loop()
+    if hub is not None:
+        hub.call_soon(lambda: None)
+
+
+def exit_at_once() -> None:
+    """Kill the engine and exit with code 1, whatever other threads do."""
+    log.error("stop_timed_out", after_s=STOP_DEADLINE_S)
+    if current.service is not None:
+        current.service.kill_engine()
+    os._exit(1)
