@@ -18,11 +18,12 @@ check: ## what a change must pass: lint, then test
 	$(MAKE) lint
 	$(MAKE) test
 
+# One process for each core, four at most. A file's tests stay together: they share servers and workers.
 test: $(VENV)/.dev ## the tests that finish in minutes
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile --durations 10
 
 test-slow: $(VENV)/.dev ## the long ones
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -m slow --durations 10
 
 lint: $(VENV)/.dev ## style, types, import rules
 	$(BIN)/ruff check .

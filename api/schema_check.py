@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import structlog
 
-from tasks.store.connections import redacted
+from tasks.connections import redacted
 from tasks.store.job_store import JobStore
 
 log = structlog.get_logger(__name__)

@@ -21,8 +21,8 @@ from api.jobs.waiter import Waiter
 from api.reaper import Reaper
 from api.schema_check import SchemaCheck
 from api.shutdown import Shutdown
+from tasks.connections import make_async
 from tasks.settings import Settings
-from tasks.store.connections import make_async
 from tasks.store.job_store import JobStore
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from celery import Celery
 
+from tasks.connections import broker_url
 from tasks.settings import Settings
-from tasks.store.connections import broker_url
 
 #: Name of the only task. Its only argument is a job id.
 TASK_NAME = "generate"

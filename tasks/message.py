@@ -14,7 +14,6 @@ from kombu.transport import virtual
 from kombu.utils.json import dumps
 
 from tasks.celery_app import TASK_NAME
-from tasks.store import keys
 
 
 class Renderer:
@@ -25,15 +24,15 @@ class Renderer:
         self._channel = Connection(transport=_CapturingTransport).channel()
         self._producer = Producer(self._channel, serializer=app.conf.task_serializer, auto_declare=False)
 
-    def render(self, job_id: str, checkpoint: str) -> str:
-        """The message to push to the list `keys.queue(checkpoint)`."""
+    def render(self, job_id: str, queue: str) -> str:
+        """The message to push to the Redis list of Celery's queue."""
         message = self._app.amqp.as_task_v2(
             job_id, TASK_NAME, args=(job_id,), kwargs={}, create_sent_event=False, ignore_result=True
         )
         self._producer.publish(
             message.body,
             exchange="",
-            routing_key=keys.queue(checkpoint),
+            routing_key=queue,
             headers=message.headers,
             delivery_mode=self._app.conf.task_default_delivery_mode,
             **message.properties,

@@ -15,9 +15,9 @@ import structlog
 from redis import Redis
 from redis.exceptions import RedisError
 
+from tasks.connections import make_sync, redacted
 from tasks.settings import Settings
 from tasks.store import keys
-from tasks.store.connections import make_sync, redacted
 from tasks.store.worker_store import WorkerStore
 from tasks.worker_info import WorkerInfo, WorkerState
 from worker import health

@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 import redis.asyncio
 from redis.exceptions import RedisError
 
+from tasks.connections import make_async
 from tasks.job import Job, Status
 from tasks.settings import Settings
 from tasks.store import keys
-from tasks.store.connections import make_async
 from tasks.store.job_store import JobStore
 from tasks.token_log import TokenLog
 from tasks.worker_info import WorkerInfo

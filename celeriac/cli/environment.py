@@ -37,8 +37,8 @@ def load_settings() -> Settings:
 
 def load_queue_settings() -> Settings:
     """The settings of a role that uses the queue. Also checks the Redis URL, without connecting to it."""
+    from tasks.connections import parse
     from tasks.errors import ConfigurationError
-    from tasks.store.connections import parse
 
     settings = load_settings()
     try:

@@ -145,7 +145,7 @@ class JobStore:
             "metadata": json.dumps(dict(new.metadata)),
             "warnings": json.dumps(new.warnings),
             "result_ttl_ms": ttl_ms,
-            "message": self._renderer.render(new.id, new.checkpoint),
+            "message": self._renderer.render(new.id, keys.queue(new.checkpoint)),
             "max_tokens": new.generation.sampling.max_tokens,
             **{name: ms for name, ms in asdict(new.limits).items() if ms is not None},
         }

@@ -14,9 +14,9 @@ import pytest
 
 from bench.own_redis import OwnRedis
 from bench.processes import children
+from tasks.connections import MAX_CONNECTIONS
 from tasks.job import ErrorCode, Status
 from tasks.store import keys
-from tasks.store.connections import MAX_CONNECTIONS
 from tests.faults.conftest import lasting, quick_cluster
 from tests.integration.cluster import DEADLINE_S, Cluster, Engine
 from tests.integration.stack import SHIPPED, Process, until

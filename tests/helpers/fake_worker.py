@@ -12,11 +12,11 @@ from dataclasses import replace
 import redis
 
 from tasks.card import Card, TokenizerCard
+from tasks.connections import make_sync
 from tasks.generation import FinishReason
 from tasks.job import Job, JobError, Status
 from tasks.settings import Settings
 from tasks.store import keys
-from tasks.store.connections import make_sync
 from tasks.store.worker_store import AppendTokens, Claimed, FinishJob, WorkerStore
 from tasks.worker_info import WorkerInfo, WorkerState
 

@@ -15,12 +15,12 @@ import redis
 from redis.asyncio import Redis as AsyncRedis
 
 from tasks.card import Card, TokenizerCard
+from tasks.connections import make_async, make_sync
 from tasks.generation import FinishReason
 from tasks.job import Job, JobError, Status
 from tasks.job_id import new_job_id
 from tasks.settings import Settings
 from tasks.store import keys
-from tasks.store.connections import make_async, make_sync
 from tasks.store.job_store import JobStore, NewJob
 from tasks.store.worker_store import AppendTokens, Claimed, FinishJob, FlushReply, Refused, WorkerStore
 from tasks.worker_info import WorkerInfo, WorkerState

@@ -17,8 +17,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tasks.connections import MAX_CONNECTIONS
 from tasks.store import keys
-from tasks.store.connections import MAX_CONNECTIONS
 from tests.helpers.event_streams import stream, text_of
 from tests.integration.conftest import QueueWorld
 from tests.integration.stack import START_S, Process, Stack, free_port, until

@@ -12,10 +12,10 @@ from structlog.testing import capture_logs
 
 from api.reaper import Reaper
 from api.schema_check import SchemaCheck
+from tasks.connections import make_async
 from tasks.job import Status
 from tasks.settings import Settings
 from tasks.store import keys
-from tasks.store.connections import make_async
 from tasks.store.job_store import JobStore
 from tests.conftest import running_redis
 from tests.helpers.api_client import DEADLINE_S, api, settings_for

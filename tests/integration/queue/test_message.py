@@ -10,10 +10,10 @@ import redis
 from kombu import Queue
 
 from tasks.celery_app import TASK_NAME, make_app
+from tasks.connections import broker_url
 from tasks.message import Renderer
 from tasks.settings import Settings
 from tasks.store import keys
-from tasks.store.connections import broker_url
 from tests.integration.conftest import QueueWorld
 
 #: Parts that differ between any two messages, or between two processes.
@@ -49,7 +49,7 @@ def published_by_celery(url: str, queue: str) -> bytes:
 
 @pytest.mark.parametrize("checkpoint", ["tiny", "step_002920", "a b/é"])
 def test_the_rendered_message_equals_celerys(redis_url: str, checkpoint: str) -> None:
-    ours = Renderer(make_app(Settings(redis_url=redis_url))).render(JOB_ID, checkpoint)
+    ours = Renderer(make_app(Settings(redis_url=redis_url))).render(JOB_ID, keys.queue(checkpoint))
     assert comparable(ours) == comparable(published_by_celery(redis_url, keys.queue(checkpoint)))
 
 
@@ -59,13 +59,13 @@ async def test_the_pushed_message_is_the_rendered_one_and_has_no_prompt(queue: Q
     new = queue.new_job()
     await queue.jobs.submit(new)
     pushed: Any = queue.redis.rpop(keys.queue("tiny"))
-    assert comparable(pushed) == comparable(Renderer(make_app(queue.settings)).render(new.id, "tiny"))
+    assert comparable(pushed) == comparable(Renderer(make_app(queue.settings)).render(new.id, keys.queue("tiny")))
     assert new.generation.prompt not in pushed.decode()
 
 
 def test_two_messages_have_different_delivery_tags(redis_url: str) -> None:
     renderer = Renderer(make_app(Settings(redis_url=redis_url)))
-    first, second = (json.loads(renderer.render(JOB_ID, "tiny")) for _ in range(2))
+    first, second = (json.loads(renderer.render(JOB_ID, keys.queue("tiny"))) for _ in range(2))
     assert first["properties"]["delivery_tag"] != second["properties"]["delivery_tag"]
 
 

@@ -11,8 +11,8 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from tasks.connections import make_async, make_sync
 from tasks.settings import Settings
-from tasks.store.connections import make_async, make_sync
 from tasks.store.job_store import JobStore
 from tasks.store.worker_store import WorkerStore
 from tests.conftest import running_redis

@@ -202,7 +202,9 @@ def test_a_duplicate_message_of_a_running_job_does_nothing(cluster: Cluster, eng
         job_id = cluster.submit(long_generation(max_tokens=30))
         cluster.when(job_id, Status.RUNNING)
         for _ in range(3):
-            cluster.redis.lpush(keys.queue(cluster.checkpoint.name), message.render(job_id, cluster.checkpoint.name))
+            cluster.redis.lpush(
+                keys.queue(cluster.checkpoint.name), message.render(job_id, keys.queue(cluster.checkpoint.name))
+            )
         until(lambda: cluster.redis.hlen("unacked") == 1, "the end of the duplicate messages", timeout_s=DEADLINE_S)
     job = cluster.finished(job_id)
     cluster.assert_undisturbed(job)
@@ -213,7 +215,9 @@ def test_a_message_of_a_finished_or_an_unknown_job_does_nothing(cluster: Cluster
     done = cluster.finished(cluster.submit(long_generation(max_tokens=5)))
     message = Renderer(make_app(cluster.settings))
     for job_id in (done.id, "job_00000000000000000000000000"):
-        cluster.redis.lpush(keys.queue(cluster.checkpoint.name), message.render(job_id, cluster.checkpoint.name))
+        cluster.redis.lpush(
+            keys.queue(cluster.checkpoint.name), message.render(job_id, keys.queue(cluster.checkpoint.name))
+        )
     cluster.until_quiet()
     assert cluster.job(done.id) == done
 

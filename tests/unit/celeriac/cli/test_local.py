@@ -99,7 +99,7 @@ def test_stop_on_newline_and_stop_texts_cut_the_text() -> None:
         (["inspect", "nothing-here"], "no such folder"),
         (["run", str(BARE), "--prompt", "1"], "no tokenizer"),
         (["run", str(BARE), "--token-ids", "1", "--stop", "x"], "no tokenizer"),
-        (["run", str(SEED), "--token-ids", "1,99"], "0 to 31"),
+        (["run", str(SEED), "--token-ids", "1,99"], "between 0 and 31"),
         (["run", str(SEED), "--prompt", "1" * 300], "256"),
         (["run", str(SEED), "--prompt", "€"], None),
         (["run", str(SEED), "--prompt", "1", "--device", "cuda"], "cuda"),

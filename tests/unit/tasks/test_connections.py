@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 
 from tasks.celery_app import make_app
+from tasks.connections import broker_url, make_async, make_sync, redacted
 from tasks.errors import ConfigurationError
 from tasks.settings import Settings
-from tasks.store.connections import broker_url, make_async, make_sync, redacted
 
 
 @pytest.mark.parametrize(
