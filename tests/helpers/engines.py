@@ -115,7 +115,7 @@ def run_until_idle(running: Engine) -> None:
 
 
 def decode(running: Engine, one: SequenceRequest) -> Sequence:
-    """Submit a request to an engine and return its sequence, which has ended."""
+    """Add a request to an engine and return its sequence, which has ended."""
     return run_until_done(running, running.add_request(one))
 
 

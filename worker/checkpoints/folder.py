@@ -28,7 +28,7 @@ class CheckpointFolder:
 
 
 def name_of(path_or_name: str | None) -> str:
-    """The name by which clients request the checkpoint at a path or of a name. Raises CheckpointError."""
+    """The name by which clients request the checkpoint that the operator gave. Raises CheckpointError."""
     if path_or_name is None or not path_or_name.strip():
         raise CheckpointError(
             "checkpoint", "no name or path is given: use --checkpoint NAME or set CELERIAC_CHECKPOINT"
@@ -47,8 +47,8 @@ def name_of(path_or_name: str | None) -> str:
 def find(path_or_name: str | None, root: Path) -> CheckpointFolder:
     """Find a checkpoint by its path, or by its name in the folder `root`. Raises CheckpointError.
 
-    Text with a separator is a path, and so are `.` and `..`. The operator gives it, and may read any folder. A name is
-    searched in `root` itself, then in the current folder. A name never leads out of `root`, not even by a link.
+    Text with a separator is a path, and so are `.` and `..`. A path may be any folder, because the operator gives it. A
+    name is looked up in `root`, and then in the current folder. It never leads out of `root`, not even by a link.
     """
     name = name_of(path_or_name)
     try:
@@ -93,7 +93,7 @@ def _files_of(path: Path, name: str) -> CheckpointFolder:
     meta_file = _meta_of(models[step])
     if not meta_file.is_file():
         raise CheckpointError(
-            meta_file, f"this file is missing beside {models[step].name}: it has the shape of the model"
+            meta_file, f"this file is missing beside {models[step].name}; it holds the shape of the model"
         )
     return CheckpointFolder(path=path, name=name, step=step, model_file=models[step], meta_file=meta_file)
 
@@ -104,7 +104,7 @@ def _meta_of(model_file: Path) -> Path:
 
 def _others(root: Path) -> str:
     if not root.is_dir():
-        return f" Names are searched in {root}, which does not exist (CELERIAC_CHECKPOINT_DIR)."
+        return f" Names are looked up in {root}, which does not exist (CELERIAC_CHECKPOINT_DIR)."
     names = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
     there = f"it has {', '.join(names)}" if names else "it has no checkpoints"
-    return f" Names are searched in {root}: {there}."
+    return f" Names are looked up in {root}; {there}."

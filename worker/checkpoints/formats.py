@@ -79,12 +79,12 @@ def _warnings(folder: CheckpointFolder, era: Era, found: Meta, softcap: float | 
     if era.lambdas and found.window_pattern is None:
         yield (
             f"{folder.meta_file.name} has no window_pattern, so full attention is used. nanochat's mid-training and "
-            "SFT of January 2026 omitted it for models trained with SSSL: if yours is one, add it to `model_config`."
+            "SFT of January 2026 omitted it for models trained with SSSL. If yours is one, add it to `model_config`."
         )
     if era is E4 and softcap is None:
         yield (
             f"{folder.model_file.name} may be of era E4 or E5, which have the same tensors. E4's softcap of "
-            f"{E4.softcap:g} is used: if it was trained from 3 to 9 March 2026, set CELERIAC_SOFTCAP={E5.softcap:g}."
+            f"{E4.softcap:g} is used. If it was trained from 3 to 9 March 2026, set CELERIAC_SOFTCAP={E5.softcap:g}."
         )
 
 
@@ -94,7 +94,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         wanted = _GLOBAL.search(str(error))
-        what = f"it wants {wanted[1]}" if wanted is not None else "its index cannot be read"
+        what = f"it refers to {wanted[1]}" if wanted is not None else "its index cannot be read"
         raise CheckpointError(
             path,
             f"holds more than tensors; {what}. Loading it could run code, so it was not loaded: save only the model's "
@@ -140,7 +140,7 @@ def _rows(path: Path, weights: dict[str, Tensor], found: Meta) -> int:
     rows, vocab_size = table.shape[0], found.sizes["vocab_size"]
     if rows < vocab_size:
         raise CheckpointError(
-            path, f"its embedding has {rows} rows; the meta file has more ids: vocab_size {vocab_size}"
+            path, f"its embedding has {rows} rows, fewer than vocab_size {vocab_size} of the meta file"
         )
     return rows
 

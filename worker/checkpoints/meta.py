@@ -1,6 +1,7 @@
 """The meta file beside the weights, `meta_XXXXXX.json`.
 
-nanochat's trainers write it (`save_checkpoint` in nanochat/checkpoint_manager.py, https://github.com/karpathy/nanochat).
+nanochat's trainers write it: `save_checkpoint` in nanochat/checkpoint_manager.py
+(https://github.com/karpathy/nanochat).
 """
 
 from __future__ import annotations

@@ -50,7 +50,8 @@ class Engine:
     ) -> None:
         """At most `slots` sequences run at once, in KV memory for `kv_tokens` tokens.
 
-        `clock` returns seconds; time limits use it. Raises ValueError if the sizes do not fit the model.
+        `clock` returns seconds; time limits use it. Raises ValueError if `vocabulary` does not fit the model, or if a
+        size is too small.
         """
         config = model.config
         if vocabulary.size != config.vocab_size:
@@ -135,22 +136,25 @@ class Engine:
 
         `before_run` is called before the model runs, with the id of the suspect that runs alone, or None. If the step
         ends before `hold_until`, a time of the engine's clock, its tokens wait for the next report, unless one of them
-        is the first of its sequence, a sequence has ended, or a suspect runs alone.
+        is the first of its sequence, a sequence has ended, or a suspect runs alone. Raises the error of the device if
+        this process can no longer use it (see `Device.is_fatal`).
         """
         self._end_overdue()
         self._admit()
         suspect = self.suspect
         before_run(suspect)
         chunks = self._batches.plan()
-        if chunks and self._forward_and_sample(chunks) is not None:
-            self._retry_row_by_row(chunks)
+        if chunks:
+            failure = self._forward_and_sample(chunks)
+            if failure is not None:
+                self._retry_row_by_row(chunks)
         report = self._report(chunks, hold_until=hold_until if suspect is None else -math.inf)
         if not self._sequences:
             self.check_idle()
         return report
 
     def check_idle(self) -> None:
-        """Raise RuntimeError if the engine still holds something. To be called when no sequence is left."""
+        """Raise RuntimeError if the engine still holds something. Call this when no sequence is left."""
         held = {
             "reserved tokens": self.kv_budget.reserved,
             "extents of the cache": len(self._cache.allocator.used),
@@ -173,7 +177,10 @@ class Engine:
             sequence.extent = self._cache.allocate(self._extent_size or self._scheduler.need(sequence))
 
     def _forward_and_sample(self, chunks: Rows[Chunk]) -> str | None:
-        """Run `chunks` and return None, or what went wrong. Raises if the device cannot be used any more."""
+        """Run the model on `chunks` and sample. Returns None, or what went wrong.
+
+        Raises the error of the device if this process can no longer use it.
+        """
         try:
             batch = self._batches.take(chunks)
             logits = self._forward(batch)
@@ -181,12 +188,12 @@ class Engine:
         except Exception as error:
             if self.model.device.is_fatal(error):
                 raise
-            log.warning("a step of %d sequences failed", len(chunks), exc_info=True)
+            log.warning("a step failed", exc_info=True)
             return f"{type(error).__name__}: {error}"
         return None
 
     def _forward(self, batch: Batch) -> Tensor:
-        """Run the model: the logits (R, V) that the batch asks for."""
+        """Run the model on a batch. Returns its logits (R, V)."""
         for chunk in batch.chunks:
             chunk.extent.touched = chunk.end
         return self.model.forward(batch, self._cache)
@@ -212,6 +219,7 @@ class Engine:
 
     def _retry_row_by_row(self, chunks: Rows[Chunk]) -> None:
         """Run each chunk of a failed step alone, and end the sequences whose chunk fails again."""
+        log.warning("the %d sequences of the failed step run again, one by one", len(chunks))
         for chunk in chunks:
             if (failure := self._forward_and_sample([chunk])) is not None:
                 log.warning("sequence %s failed again when it ran alone", chunk.sequence.id)
@@ -241,7 +249,7 @@ class Engine:
         self._unreported.add_end(sequence)
 
     def _report(self, chunks: Rows[Chunk], *, hold_until: float) -> StepReport:
-        """Report what the step did. Updates that are not urgent are held until `hold_until`."""
+        """The report of a step that ran `chunks`. Before `hold_until`, updates are held unless one is urgent."""
         held = self._clock() < hold_until and not self._unreported.is_urgent
         decoded = sum(chunk.length == 1 for chunk in chunks)
         prefilled = sum(chunk.length for chunk in chunks) - decoded

@@ -1,4 +1,4 @@
-"""A request to the engine: token ids and sampling fields. It knows nothing of queues or HTTP."""
+"""A request to the engine: token ids and sampling fields, independent of queues and HTTP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the engine knows about a tokenizer: which ids have text, the bytes of that text, and which ids end a text."""
+"""What the engine needs from a tokenizer: which ids have text, the bytes of that text, and which ids end a text."""
 
 from __future__ import annotations
 

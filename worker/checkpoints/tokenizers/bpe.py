@@ -37,7 +37,9 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("tiktoken.core", "Encoding"):
             return _EncodingState
-        raise ValueError(f"it wants {module}.{name}, which could run code; only a pickled tiktoken.Encoding is read")
+        raise ValueError(
+            f"it refers to {module}.{name}, which could run code; only a pickled tiktoken.Encoding is read"
+        )
 
 
 class BpeTokenizer:
@@ -61,7 +63,7 @@ class BpeTokenizer:
             raise ValueError(f"it is not a pickle, or it is damaged: {error}") from error
         state = found.state if isinstance(found, _EncodingState) else None
         if not isinstance(state, dict):
-            raise ValueError("it holds no tiktoken.Encoding of its own")  # noqa: TRY004
+            raise ValueError("it holds no tiktoken.Encoding object")  # noqa: TRY004
         ranks, specials = _table(state.get("mergeable_ranks"), bytes), _table(state.get("special_tokens"), str)
         pattern = state.get("pat_str")
         if not isinstance(pattern, str):

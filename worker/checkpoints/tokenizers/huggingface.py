@@ -1,4 +1,7 @@
-"""Hugging Face's `tokenizer.json`, the file format of the `tokenizers` library (https://github.com/huggingface/tokenizers)."""
+"""Hugging Face's `tokenizer.json`, the file format of the `tokenizers` library.
+
+Source: https://github.com/huggingface/tokenizers
+"""
 
 from __future__ import annotations
 

@@ -35,10 +35,10 @@ class ModelConfig:
     era: Era
     #: That of the era, or the one that the operator set.
     softcap: float
-    #: One letter for each layer, repeated: `L` attends to all keys, `S` to a short window. The last layer is always
-    #: `L`.
+    #: One letter for each layer; if there are more layers, the pattern repeats. `L` attends to all keys, `S` to a short
+    #: window. The last layer is always `L`.
     window_pattern: str = "L"
-    #: For each layer, how many keys before its own a query attends to.
+    #: For each layer, how many keys a query attends to in addition to the one of its own position.
     windows: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -39,7 +39,7 @@ INLINE long int8_bytes(const Matrix *m, long inputs) {
 
 /* Like `gemm_tile`, for int8 panels. */
 INLINE void int8_tile(const int rows, const int panels, const float *x, long stride, const char *w, long panel_size,
-                       long depth, long group, float *sums, int first_piece) {
+                      long depth, long group, float *sums, int first_piece) {
   vec acc[TILE_ROWS][2 * MAX_PANELS];
   UNROLL for (int r = 0; r < rows; r++) {
     UNROLL for (int c = 0; c < 2 * panels; c++) {

@@ -13,8 +13,8 @@ channels, H heads, G key-value heads, D channels of a head, P places of the KV c
 #include "vector.h"
 
 #include "attention.h"
-#include "int8.h"
 #include "gemm.h"
+#include "int8.h"
 #include "sampling.h"
 #include "thread_pool.h"
 

@@ -1,6 +1,6 @@
-/* Draws the next ids. The rules are those of worker/engine/sampling/torch_sampler.py, and so are the ids, but nothing
-is sorted: top-k and top-p keep the candidates above one value, which is found by a selection that repeatedly discards
-the part that does not contain it.
+/* Draws the next ids: the same ids as worker/engine/sampling/torch_sampler.py, by the same rules. Nothing is sorted:
+top-k and top-p keep the candidates above one value, which is found by a selection that repeatedly discards the part
+that does not contain it.
 
 The draw of a row depends neither on the other rows nor on the threads. Shapes: R rows, V ids. */
 #pragma once
@@ -41,7 +41,7 @@ typedef struct {
   long ties;
 } Cut;
 
-/* A random multiple of 2^-53 in [0, 1), by Philox4x32-10; see worker/engine/sampling/philox.py. */
+/* A random multiple of 2^-53 in [0, 1), by Philox4x32-10; see worker/engine/philox.py. */
 static double uniform(uint64_t seed, uint64_t index) {
   uint32_t c[4] = {(uint32_t)index, (uint32_t)(index >> 32), 0, 0};
   uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
@@ -173,8 +173,9 @@ static long keep_highest(Candidates *candidates, long count, long k) {
 }
 
 /* Make the k highest logits the candidates, or all that are allowed if there are fewer. Returns their number. They are
-collected in the array that is being read, always in front of the read position. When more than k have been collected,
-the lowest of the k highest of them becomes the threshold that later logits must exceed. */
+collected in the array that is being read, always before the read position. When more than `max_collected` have been
+collected, only the k highest of them are kept, and the lowest of these becomes the threshold that later logits must
+exceed. */
 static long keep_top_k(Candidates *candidates, long ids, long k) {
   long max_collected = 2 * k > MIN_COLLECTED ? 2 * k : MIN_COLLECTED, count = 0;
   float threshold = -INFINITY;

@@ -35,7 +35,10 @@ class RowGroup:
 
 
 def group_rows(spans: Rows[Span], max_waste: int) -> list[RowGroup]:
-    """Group rows, given in the order of their starts, so that each reads at most `max_waste` extra places per row."""
+    """Group rows, which are given in the order of their starts.
+
+    On average, a row of a group reads at most `max_waste` places beyond its own keys.
+    """
     groups = []
     first = 0
     while first < len(spans):

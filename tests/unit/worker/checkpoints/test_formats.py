@@ -327,7 +327,7 @@ class RunsCode:
 def test_code_in_a_pickle_is_not_run(tmp_path: Path) -> None:
     marker = tmp_path / "was_here"
     message = refusal(write(tmp_path / "run", {**state_dict(), "evil": RunsCode(marker)}))
-    assert "it wants posix.mkdir" in message or "it wants nt.mkdir" in message
+    assert "it refers to posix.mkdir" in message or "it refers to nt.mkdir" in message
     assert "it was not loaded" in message
     assert "weights_only" not in message, "torch advises to trust the file"
     assert not marker.exists()

@@ -316,6 +316,7 @@ def test_the_logits_after_the_prompt_are_kept_even_if_a_sequence_is_resumed() ->
         ({"top_p": float("nan")}, "top_p"),
         ({"seed": -1}, "seed"),
         ({"seed": 2**64}, "seed"),
+        ({"temperature": 0.5, "seed": None}, "a temperature above 0 needs a seed"),
         ({"stop": ("",)}, "must not be empty"),
         ({"id": "taken"}, "already a sequence 'taken'"),
     ],

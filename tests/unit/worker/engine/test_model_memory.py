@@ -21,13 +21,14 @@ PROGRAM = """
 import json, sys, threading
 from pathlib import Path
 import torch
+from tasks.sampling_params import SamplingParams
 from worker.checkpoints.folder import find
 from worker.checkpoints.formats import load
+from worker.engine.backends import load_weights
 from worker.engine.device import Device
 from worker.engine.engine import Engine
-from worker.engine.backends import load_weights
+from worker.engine.request import SequenceRequest
 from worker.engine.torch.model import Model
-from tests.helpers.requests import sequence_request
 from worker.engine.vocabulary import Vocabulary
 
 def memory():
@@ -51,7 +52,8 @@ model = form(checkpoint.config, checkpoint.weights, device)
 loaded.set()
 sampler.join()
 engine = Engine(model, Vocabulary.without_text(32768), slots=1, kv_tokens=256, prefill_chunk_tokens=64)
-sequence = engine.add_request(sequence_request(id="a", prompt=(1, 2), max_tokens=2, every_id=True))
+sampling = SamplingParams(max_tokens=2, temperature=0.0)
+sequence = engine.add_request(SequenceRequest(id="a", prompt=(1, 2), sampling=sampling, every_id=True))
 while engine.has_work:
     engine.step()
 print(json.dumps({

@@ -117,7 +117,7 @@ class RecordingModel:
         self.device = decoding.device
         self.reads_beyond = decoding.reads_beyond
         self.reports: list[Report] = []
-        #: For each step, `alone` of the newest report, and how many sequences ran.
+        #: For each step, `suspect` of the newest report, and how many sequences ran.
         self.steps: list[tuple[str | None, int]] = []
 
     def read_reports(self) -> None:
