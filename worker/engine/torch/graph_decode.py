@@ -92,7 +92,7 @@ class GraphDecode:
     the model directly, which takes longer and gives the same tokens. If the device itself is broken, that raises.
     """
 
-    #: Steps that contain prompts do.
+    #: Steps that contain prompts run `Model`, whose attention may read beyond.
     reads_beyond = True
 
     def __init__(self, model: Model, capture: Callable[[Step], Step]) -> None:
