@@ -1,4 +1,4 @@
-"""The card of a checkpoint: its workers publish it, and the API knows only this about the checkpoint."""
+"""The card of a checkpoint: its workers publish it, and it is all that the API needs to know about the checkpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizerCard:
-    """What the API needs to know about a tokenizer that it does not have."""
+    """The part of a tokenizer's description that the API needs. The API does not have the tokenizer itself."""
 
     #: `characters`, `tiktoken`, `huggingface`, or `none` (token ids only).
     kind: str

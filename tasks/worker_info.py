@@ -13,7 +13,7 @@ class WorkerState(StrEnum):
     STARTING = "starting"
     IDLE = "idle"
     BUSY = "busy"
-    #: The worker is stopping: it takes no more jobs.
+    #: The worker is stopping and takes no new jobs.
     DRAINING = "draining"
 
 
