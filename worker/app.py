@@ -62,7 +62,7 @@ def generate(self: Any, job_id: str) -> None:
 
 @signals.celeryd_init.connect  # type: ignore[untyped-decorator]
 def _serve_checkpoint(instance: Any, conf: Any, **_: Any) -> None:
-    """Consume the checkpoint's queue, under a name that says what this worker serves."""
+    """Consume the checkpoint's queue, under the configured worker name or one that begins with the checkpoint's name."""
     config = settings()
     # The bootstep reports a name that cannot be used.
     with suppress(CheckpointError):
@@ -76,7 +76,7 @@ def _serve_checkpoint(instance: Any, conf: Any, **_: Any) -> None:
 
 @signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]
 def _begin_stop(**_: Any) -> None:
-    """Runs in the signal handler, which may interrupt the very loop that is to be woken. Hence the thread."""
+    """Begin the stop in a new thread, because the signal handler may have interrupted the loop that must be woken."""
     threading.Thread(target=begin_stop, name="begin-stop", daemon=True).start()
 
 

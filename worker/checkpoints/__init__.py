@@ -1,1 +1,1 @@
-"""Reads checkpoints: their files, weights, tokenizers and cards. Knows neither Celery nor Redis."""
+"""Reads checkpoints: their files, weights, tokenizers and cards. Imports neither Celery nor Redis."""

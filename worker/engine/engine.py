@@ -173,7 +173,7 @@ class Engine:
             sequence.extent = self._cache.allocate(self._extent_size or self._scheduler.need(sequence))
 
     def _forward_and_sample(self, chunks: Rows[Chunk]) -> str | None:
-        """Run `chunks` and return None, or what went wrong. Raises if the device cannot be used any more."""
+        """Run `chunks`. Returns None, or a description of the error. Raises if the device can no longer be used."""
         try:
             batch = self._batches.take(chunks)
             logits = self._forward(batch)

@@ -77,13 +77,13 @@ class LoadFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What one or more engine steps did, for all rows together.
+    """The results of one or more engine steps, for all rows together.
 
     Without updates it is an idle tick, or announces a change of `suspect`.
     """
 
     updates: tuple[Update, ...]
-    #: Id of the sequence that runs alone in the next step; None where sequences run together. A change is reported
+    #: Id of the sequence that runs alone in the next step; None if sequences run together. A change is reported
     #: before that step begins.
     suspect: str | None
     running: int

@@ -56,7 +56,7 @@ class Detokenizer:
         return pieces
 
     def finish(self) -> str:
-        """The tail: text that was held back. The sequence is over, so it is no stop string."""
+        """The tail: text that was held back, and is not a stop string because the sequence is over."""
         tail, self._held = self._held, ""
         return tail
 

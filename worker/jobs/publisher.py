@@ -163,7 +163,7 @@ class Publisher:
             return items
 
     def _until_due(self) -> float | None:
-        """Seconds until a flush is due; None where there is nothing to send."""
+        """Seconds until a flush is due; None if there is nothing to send."""
         dirty = self._dirty()
         if not dirty:
             return None

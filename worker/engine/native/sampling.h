@@ -173,7 +173,7 @@ static long keep_highest(Candidates *candidates, long count, long k) {
 }
 
 /* Make the k highest logits the candidates, or all that are allowed if there are fewer. Returns their number. They are
-collected in the array that is being read, always in front of the read position. When more than k have been collected,
+collected in the array that is being read, always before the read position. When more than k have been collected,
 the lowest of the k highest of them becomes the threshold that later logits must exceed. */
 static long keep_top_k(Candidates *candidates, long ids, long k) {
   long max_collected = 2 * k > MIN_COLLECTED ? 2 * k : MIN_COLLECTED, count = 0;

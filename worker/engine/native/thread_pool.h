@@ -107,7 +107,7 @@ static void reset_after_fork(void) {
 }
 
 /* Call a function on `threads` threads, and return when all calls have returned. The calling thread is number 0. There
-are fewer threads where the system refuses to start them. */
+are fewer threads if the system refuses to start them. */
 static void pool_run(int threads, PoolFunction *function, void *arg) {
   pthread_mutex_lock(&pool.mutex);
   if (threads > MAX_THREADS) threads = MAX_THREADS;

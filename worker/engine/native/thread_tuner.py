@@ -1,9 +1,9 @@
 """Chooses how many threads run a step, and how they share it, from the times of recent steps.
 
-A second thread halves the time of a step on an idle machine. Where other processes keep the cores busy, it makes a
+A second thread halves the time of a step on an idle machine. If other processes keep the cores busy, it makes a
 short step slower: one thread has to wait until the other gets a core. Which sharing is fastest depends on the size of
-the step and on the other processes, so the tuner measures: it uses the fastest sharing that it knows, and now and then
-runs one step with a similar one.
+the step and on the other processes, so the tuner measures: it uses the fastest sharing that it has measured, and from
+time to time runs one step with a similar one.
 """
 
 from __future__ import annotations
