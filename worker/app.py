@@ -62,7 +62,7 @@ def generate(self: Any, job_id: str) -> None:
 
 @signals.celeryd_init.connect  # type: ignore[untyped-decorator]
 def _serve_checkpoint(instance: Any, conf: Any, **_: Any) -> None:
-    """Consume the checkpoint's queue, under the configured worker name or one that begins with the checkpoint's name."""
+    """Consume the checkpoint's queue. Name the worker after the checkpoint, unless it was given a name."""
     config = settings()
     # The bootstep reports a name that cannot be used.
     with suppress(CheckpointError):
