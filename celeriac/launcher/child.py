@@ -18,7 +18,7 @@ import click
 from celeriac.launcher import parent_death
 from celeriac.launcher.console import Console
 
-#: A child that exits this often within EXIT_WINDOW_S is not restarted any more.
+#: A child that exits this often within EXIT_WINDOW_S is not restarted again.
 MAX_EXITS = 3
 EXIT_WINDOW_S = 60.0
 #: Pause before the first restart, in seconds. It doubles with each further exit within EXIT_WINDOW_S.
@@ -29,7 +29,7 @@ OUTPUT_S = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Role:
-    """What a child runs, and how it ends."""
+    """The command of a child, and how to stop it."""
 
     name: str
     command: Sequence[str]
