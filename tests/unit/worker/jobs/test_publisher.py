@@ -54,7 +54,7 @@ class Store(WorkerStore):
         #: Jobs that a client cancelled, and jobs that a client streams.
         self.cancelled: set[str] = set()
         self.streamed: set[str] = set()
-        #: False while Redis is away. `failed_calls` counts the calls meanwhile.
+        #: False while Redis is away. `failed_calls` counts the calls in that time.
         self.available = True
         self.failed_calls = 0
 
