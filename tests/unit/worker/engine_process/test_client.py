@@ -212,7 +212,7 @@ def test_loading_has_a_time_limit() -> None:
 
 
 class Listener:
-    """What a supervisor reports."""
+    """The reports of a supervisor."""
 
     def __init__(self) -> None:
         self.updates: queue.SimpleQueue[Sequence[Update]] = queue.SimpleQueue()
