@@ -93,7 +93,7 @@ class Tokenizer(Protocol):
 
 
 class BytesDecoder:
-    """Decodes tokens that stand for bytes of UTF-8."""
+    """Decodes tokens that represent bytes of UTF-8."""
 
     def __init__(self, token_bytes: Callable[[int], bytes | None]) -> None:
         self._token_bytes = token_bytes

@@ -24,7 +24,7 @@ enum { MAX_THREADS = 64, SPINS = 2000 };
 
 typedef void PoolFunction(void *arg, int thread);
 
-/* What one thread of the pool waits on between two runs. */
+/* A thread of the pool waits on its own one of these between two runs. */
 typedef struct {
   _Alignas(64) atomic_int runs; /* number of runs that the thread was asked to take part in */
   atomic_int sleeping;
