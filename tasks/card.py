@@ -13,11 +13,11 @@ class TokenizerCard:
 
     #: `characters`, `tiktoken`, `huggingface`, or `none` (token ids only).
     kind: str
-    #: Number of ids that stand for text.
+    #: Number of ids that have text.
     text_ids: int
     #: The characters in the order of their ids, if the vocabulary is a list of characters; else None.
     characters: str | None = None
-    #: What happens to a character that is not in `characters`: the prompt is refused, or the character is skipped.
+    #: How a character that is not in `characters` is treated: the prompt is refused, or the character is skipped.
     unknown: Literal["refuse", "skip"] = "refuse"
     bos_id: int | None = None
     #: Whether BOS is put before every prompt.

@@ -1,4 +1,4 @@
-"""What a live worker reports about itself with every heartbeat."""
+"""The data that a live worker sends with every heartbeat."""
 
 from __future__ import annotations
 
