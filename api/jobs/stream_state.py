@@ -1,4 +1,4 @@
-"""What one client of a stream has received, and which events come next. Nothing here waits or reads."""
+"""Tracks what one client of a stream has received, and makes the next events. Nothing here waits or reads."""
 
 from __future__ import annotations
 
