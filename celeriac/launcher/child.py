@@ -128,7 +128,7 @@ class Child:
 
     def _wait_for_exit(self, process: subprocess.Popen[str], reader: threading.Thread) -> None:
         code = process.wait()
-        # Processes that it has left behind would keep its port or its memory.
+        # Processes that it started and that still run would keep its port or its memory.
         self.kill()
         reader.join(OUTPUT_S)
         self._exited.set()
