@@ -56,7 +56,7 @@ def run_worker() -> int:
 
 @app.task(name=TASK_NAME, bind=True, Request=GenerationRequest, acks_late=True, ignore_result=True)  # type: ignore[untyped-decorator]
 def generate(self: Any, job_id: str) -> None:
-    """Run one job. The message carries its id alone; everything else is in the record."""
+    """Run one job. The message carries only its id; everything else is in the record."""
     current.require().run(job_id)
 
 

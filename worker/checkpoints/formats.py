@@ -116,7 +116,7 @@ def _named_tensors(path: Path, content: object) -> dict[str, Tensor]:
     weights = {}
     for name, tensor in content.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise CheckpointError(path, f"entry {name!r} is not a named tensor; a state dict alone is expected")
+            raise CheckpointError(path, f"entry {name!r} is not a named tensor; only a state dict is expected")
         if tensor.dtype not in _DTYPES or tensor.layout is not torch.strided:
             raise CheckpointError(path, f"tensor {name} is of type {tensor.dtype}; fp32, bf16 or fp16 is expected")
         if tensor.device.type != "cpu":

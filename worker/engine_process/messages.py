@@ -1,6 +1,6 @@
 """The messages between the two processes of a worker, as plain data: all that both processes share.
 
-The Celery side imports `SequenceRequest` and `Update` from here, so that this file alone shows what crosses the pipe.
+The Celery side imports `SequenceRequest` and `Update` from here, so that this file shows all that crosses the pipe.
 """
 
 from __future__ import annotations
