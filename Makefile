@@ -14,7 +14,7 @@ help: ## this list
 serve: $(VENV)/.serve ## everything on one machine, at http://127.0.0.1:8000
 	$(BIN)/celeriac serve --checkpoint $(CHECKPOINT)
 
-check: ## what a change must pass: lint, then test
+check: ## the checks that a change must pass: lint, then test
 	$(MAKE) lint
 	$(MAKE) test
 
@@ -22,7 +22,7 @@ check: ## what a change must pass: lint, then test
 test: $(VENV)/.dev ## the tests that finish in minutes
 	$(BIN)/python -m pytest -q -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile --durations 10
 
-test-slow: $(VENV)/.dev ## the long ones
+test-slow: $(VENV)/.dev ## the tests that take longer
 	$(BIN)/python -m pytest -q -m slow --durations 10
 
 lint: $(VENV)/.dev ## style, types, import rules

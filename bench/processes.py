@@ -81,7 +81,7 @@ class Process:
 
     @property
     def output(self) -> str:
-        """What the process has written so far."""
+        """The output of the process so far."""
         return self.log_path.read_text(errors="replace")
 
     def wait_for_line(self, text: str, *, timeout_s: float = START_S) -> None:

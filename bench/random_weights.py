@@ -1,6 +1,6 @@
 """Random weights for a model of any shape. They are the same numbers in every process.
 
-This module imports torch alone, so that it also runs in a peer's environment.
+This module imports only torch, so that it also runs in a peer's environment.
 """
 
 from __future__ import annotations

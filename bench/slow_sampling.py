@@ -28,7 +28,7 @@ class Draw:
 
     @property
     def near_tie(self) -> bool:
-        """Whether rounding alone may have drawn another id."""
+        """Whether the rounding of logits may change the drawn id."""
         return self.logit_margin < LOGIT_TIE or self.share_margin < SHARE_TIE
 
 

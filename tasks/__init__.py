@@ -1,1 +1,1 @@
-"""What both sides agree on: the job record, the token log, settings, logs, errors and the Celery application."""
+"""Shared by both sides: the job record, the token log, settings, logs, errors and the Celery application."""

@@ -1,4 +1,4 @@
-"""The card of a checkpoint: its workers publish it, and the API knows only this about the checkpoint."""
+"""The card of a checkpoint: its workers publish it, and it is all that the API needs to know about the checkpoint."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizerCard:
-    """What the API needs to know about a tokenizer that it does not have."""
+    """The part of a tokenizer's description that the API needs. The API does not have the tokenizer itself."""
 
     #: `characters`, `tiktoken`, `huggingface`, or `none` (token ids only).
     kind: str
-    #: Number of ids that stand for text.
+    #: Number of ids that have text.
     text_ids: int
     #: The characters in the order of their ids, if the vocabulary is a list of characters; else None.
     characters: str | None = None
-    #: What happens to a character that is not in `characters`: the prompt is refused, or the character is skipped.
+    #: How a character that is not in `characters` is treated: the prompt is refused, or the character is skipped.
     unknown: Literal["refuse", "skip"] = "refuse"
     bos_id: int | None = None
     #: Whether BOS is put before every prompt.

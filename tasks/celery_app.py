@@ -36,7 +36,7 @@ def make_app(settings: Settings) -> Celery:
             "visibility_timeout": settings.visibility_timeout_s,
             "unacked_restore_interval": RESTORE_INTERVAL_S,
             "unacked_restore_throttle": 1,
-            # One list for each queue, without priorities: the backlog has the order.
+            # One list for each queue, without priorities: the backlog determines the order.
             "priority_steps": [0],
             # Longer than kombu's BRPOP, which blocks for 1 s.
             "socket_timeout": 30,

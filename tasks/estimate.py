@@ -84,7 +84,7 @@ class QueueLoad:
         return self.waiting_tokens / self.waiting if self.waiting else float(default)
 
     def _run_s(self, tokens: float, first_token_s: float) -> float:
-        """Seconds that a job runs that may generate `tokens` tokens."""
+        """Running time of a job that may generate `tokens` tokens, in seconds."""
         return first_token_s + tokens * self.share * self.s_per_token
 
     def _correction(self, part: float) -> float:

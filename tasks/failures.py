@@ -9,7 +9,7 @@ WORKER_LOST = JobError(
     "Workers were lost too many times while they ran this job.",
     retryable=True,
 )
-#: The job was accepted for weights that no worker has any more.
+#: The job was accepted for weights that no worker still has.
 CHECKPOINT_CHANGED = JobError(
     ErrorCode.CHECKPOINT_CHANGED,
     "The checkpoint's weights were replaced after this job was accepted. Submit it again to use the new weights.",

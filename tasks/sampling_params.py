@@ -6,7 +6,8 @@ To add a field, edit four places:
    options of `celeriac generate`, `submit` and `run`, and the engine's requests then have it;
 2. `celeriac/client/options.py`, which cannot import this package (a test compares the two);
 3. `worker/engine/sampling/torch_sampler.py`, or `worker/engine/stop_criteria.py` if the field ends texts;
-4. for a field of the sampler, its compiled twin: `worker/engine/sampling/native_sampler.py` with `native/sampling.h`.
+4. for a field of the sampler, the compiled sampler too: `worker/engine/sampling/native_sampler.py` and
+   `worker/engine/native/sampling.h`.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class Settings(BaseSettings):
         86_400.0, gt=0, description="How long an `Idempotency-Key` is kept after its job has ended."
     )
     reap_every_s: float = Field(
-        1.0, gt=0, description="How often the reaper looks for lost jobs and messages, in all processes together."
+        1.0, gt=0, description="How often the reaper searches for lost jobs and messages, in all processes together."
     )
     reap_gap_s: float = Field(
         2.0,

@@ -1,4 +1,4 @@
-"""What a live worker reports about itself with every heartbeat."""
+"""The data that a live worker sends with every heartbeat."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class WorkerState(StrEnum):
     STARTING = "starting"
     IDLE = "idle"
     BUSY = "busy"
-    #: The worker is stopping: it takes no more jobs.
+    #: The worker is stopping and takes no new jobs.
     DRAINING = "draining"
 
 

@@ -56,13 +56,13 @@ def run_worker() -> int:
 
 @app.task(name=TASK_NAME, bind=True, Request=GenerationRequest, acks_late=True, ignore_result=True)  # type: ignore[untyped-decorator]
 def generate(self: Any, job_id: str) -> None:
-    """Run one job. The message carries its id alone; everything else is in the record."""
+    """Run one job. The message carries only its id; everything else is in the record."""
     current.require().run(job_id)
 
 
 @signals.celeryd_init.connect  # type: ignore[untyped-decorator]
 def _serve_checkpoint(instance: Any, conf: Any, **_: Any) -> None:
-    """Consume the checkpoint's queue, under a name that says what this worker serves."""
+    """Consume the checkpoint's queue. Name the worker after the checkpoint, unless it was given a name."""
     config = settings()
     # The bootstep reports a name that cannot be used.
     with suppress(CheckpointError):
@@ -76,7 +76,7 @@ def _serve_checkpoint(instance: Any, conf: Any, **_: Any) -> None:
 
 @signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]
 def _begin_stop(**_: Any) -> None:
-    """Runs in the signal handler, which may interrupt the very loop that is to be woken. Hence the thread."""
+    """Begin the stop in a new thread, because the signal handler may have interrupted the loop that must be woken."""
     threading.Thread(target=begin_stop, name="begin-stop", daemon=True).start()
 
 

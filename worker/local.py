@@ -49,7 +49,7 @@ class LocalModel:
         self._engine = engine
         self.card = card
         self.tokenizer = tokenizer
-        #: What is unusual about the checkpoint.
+        #: Warnings about the checkpoint.
         self.warnings = warnings
 
     @classmethod
@@ -90,7 +90,7 @@ class LocalModel:
         return cls(loaded.engine, loaded.card, tokenizer, loaded.warnings)
 
     def encode(self, prompt: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
-        """The ids of a prompt, and warnings. BOS comes first if the card says so. Raises LocalModelError."""
+        """The ids of a prompt, and warnings. BOS comes first if the card requires it. Raises LocalModelError."""
         if self.tokenizer is None:
             raise LocalModelError(f"{self.card.name} has no tokenizer: give token ids instead of text")
         try:

@@ -30,12 +30,12 @@ class LoadedModel:
     device: Device
     #: Size of the KV cache, in tokens.
     kv_tokens: int
-    #: What an operator should know about the checkpoint.
+    #: Warnings for the operator about the checkpoint.
     warnings: tuple[str, ...]
 
 
 def vocabulary_of(tokenizer: Tokenizer, size: int) -> Vocabulary:
-    """The vocabulary of the first `size` ids of a tokenizer: what the engine needs to know about it."""
+    """The vocabulary of the first `size` ids of a tokenizer, for the engine."""
     text = tuple(tokenizer.token_bytes(token_id) for token_id in range(size))
     return Vocabulary(size=size, text=text, stop_ids=tokenizer.stop_ids)
 

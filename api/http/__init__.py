@@ -1,1 +1,1 @@
-"""What HTTP itself needs: request headers, errors, middleware, Server-Sent Events. Nothing here knows about jobs."""
+"""The HTTP layer: request headers, errors, middleware, Server-Sent Events. Nothing here depends on jobs."""

@@ -20,8 +20,8 @@ class ClientGoneError(Exception):
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     """Return the result of `work`. If the client disconnects first, cancel `work` and raise ClientGoneError.
 
-    Read the request's body before you call this: `receive` must have only the disconnect left. A cancellation from
-    outside, such as the server's own shutdown, is passed on as CancelledError.
+    Read the request's body before you call this, so that `receive` returns nothing but the disconnect. A cancellation
+    from outside, such as the server's own shutdown, is passed on as CancelledError.
     """
     working = asyncio.create_task(work)
     disconnect = asyncio.create_task(_disconnect(receive))

@@ -51,7 +51,7 @@ JobIdPath = Annotated[str, Path(description="Id of a job.", examples=["job_01JZ8
 LastEventIdHeader = Annotated[
     str | None, Header(alias="Last-Event-ID", description="The `id` of the last event that you received.")
 ]
-#: The path prefix that a proxy adds in front of all paths; empty without one.
+#: The prefix that a proxy adds to all paths; empty without one.
 UrlPrefixDep = Annotated[str, Depends(_url_prefix)]
 #: The lines of `Idempotency-Key`, not parsed yet: errors in the body are reported before a malformed key.
 KeyLinesDep = Annotated[list[str], Depends(_key_lines)]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-#: Retry-After for causes that usually end within a moment, in seconds.
+#: Retry-After for causes that usually end soon, in seconds.
 RETRY_SOON_S = 1
 #: Retry-After for errors that last until a worker has started, in seconds.
 RETRY_WORKER_S = 5

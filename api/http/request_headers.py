@@ -27,7 +27,7 @@ _KEY_TOKEN = re.compile(r"[\x21\x23-\x7e]+")
 
 @dataclass(frozen=True, slots=True)
 class Preferences:
-    """The preferences in `Prefer` (RFC 7240) that the server knows. It ignores all others, as the RFC requires."""
+    """The preferences in `Prefer` (RFC 7240) that the server supports. It ignores all others, as the RFC requires."""
 
     #: `wait=N` in seconds.
     wait_s: int | None = None

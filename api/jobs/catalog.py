@@ -21,9 +21,9 @@ NOT_LOADED = "Model not loaded"
 
 @dataclass(frozen=True, slots=True)
 class CatalogSnapshot:
-    """The checkpoints and workers at one moment."""
+    """The checkpoints and workers at one time."""
 
-    #: Every checkpoint that ever published a card.
+    #: The cards of all checkpoints that a worker has ever served.
     cards: Mapping[str, Card]
     #: Live workers, including those that are loading or draining.
     workers: Sequence[WorkerInfo]
@@ -72,7 +72,7 @@ class Catalog:
         """A snapshot that is at most `max_age_s` seconds old. Raises RedisError."""
         asked_at = time.monotonic()
         async with self._lock:
-            # A request that waited for the lock uses the snapshot that was taken meanwhile.
+            # A request that waited for the lock uses the snapshot that was taken in the meantime.
             if self._taken_at < asked_at - max_age_s:
                 taken_at = time.monotonic()
                 cards, workers = await asyncio.gather(self._store.cards(), self._store.workers(None))
@@ -120,7 +120,7 @@ class Catalog:
         if not may_wait and not snapshot.serving(name):
             raise ApiError(
                 Code.NO_WORKERS,
-                f"{NOT_LOADED}: no worker serves {name} at the moment. Start one, or try again later.",
+                f"{NOT_LOADED}: no worker serves {name} now. Start one, or try again later.",
                 retry_after_s=RETRY_WORKER_S,
             )
         return card

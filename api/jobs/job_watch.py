@@ -33,7 +33,7 @@ class WatchedJob:
     position: int | None = None
 
     def update(self, found: JobVersion | None, *, changed: bool) -> None:
-        """Take over the result of a poll. `changed`: the version differs from the last one."""
+        """Store the result of a poll, and wake the waiter if needed. `changed`: the version is a new one."""
         position = None if found is None else found.position
         moved = position != self.position
         self.position = position

@@ -20,11 +20,11 @@ MAX_RETRY_S = 60
 
 @dataclass(frozen=True, slots=True)
 class QueueSnapshot:
-    """A checkpoint's queue at one moment."""
+    """A checkpoint's queue at one time."""
 
     queue_load: QueueLoad
     as_of: datetime
-    #: `time.monotonic()` of that moment.
+    #: `time.monotonic()` of that time.
     taken_at: float
 
     def estimate(self, job: Job) -> Estimate:

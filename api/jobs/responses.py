@@ -139,12 +139,12 @@ async def read_accepted(store: JobStore, job_id: str, prefix: str) -> Job:
 
 
 async def vanished(store: JobStore, job_id: str) -> ApiError:
-    """The error for a job that was accepted and does not exist any more. Raises RedisError."""
+    """The error for a job that was accepted and no longer exists. Raises RedisError."""
     if await store.was_deleted(job_id):
         return _deleted(job_id)
     return ApiError(
         Code.JOB_LOST,
-        f"{job_id} was accepted, and is not in the queue any more: Redis has lost data. Send the request again.",
+        f"{job_id} was accepted, but is no longer in the queue: Redis has lost data. Send the request again.",
         extra={"job_id": job_id},
     )
 
@@ -156,7 +156,7 @@ async def missing(store: JobStore, job_id: str) -> ApiError:
 
 def no_such_job(job_id: str) -> ApiError:
     """The error for an id that no job ever had, or whose job has expired."""
-    return ApiError(Code.NOT_FOUND, f"There is no job {presentable(job_id)}: it never was, or its time is over.")
+    return ApiError(Code.NOT_FOUND, f"There is no job {presentable(job_id)}: it never existed, or it has expired.")
 
 
 def code_of(error: ErrorCode) -> Code:

@@ -170,7 +170,7 @@ class Submitter:
 def check_against(card: Card, generation: Generation) -> None:
     """Raises ApiError for a request that the checkpoint cannot run.
 
-    What needs the tokenizer, such as the length of a prompt in BPE tokens, is checked by the worker before it decodes.
+    The worker checks before it decodes what needs the tokenizer, such as the length of a prompt in BPE tokens.
     """
     if generation.sampling.top_k is not None and generation.sampling.top_k > card.vocab_size:
         raise invalid(

@@ -147,7 +147,7 @@ class Subscriptions:
             connection: AbstractConnection = self._pool.make_connection()  # type: ignore[no-untyped-call]
             try:
                 await connection.connect()  # type: ignore[no-untyped-call]
-                # From here on silence is normal, and `_receive` detects a dead server. A time limit on the socket
+                # From here on silence is normal; `_receive` detects a server that is gone. A time limit on the socket
                 # would also make redis-py send in a way that may swallow a cancellation.
                 connection.socket_timeout = None
                 if lost:

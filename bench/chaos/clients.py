@@ -86,7 +86,7 @@ class Clients:
                 records.cancel()
 
     def stop(self) -> None:
-        """Send no more jobs."""
+        """Stop sending jobs."""
         self._stopping = True
 
     async def _client(self, http: httpx.AsyncClient, rng: random.Random) -> None:

@@ -1,4 +1,4 @@
-"""Faults for the chaos test. Each fault knows which jobs it affected, and when they have continued."""
+"""Faults for the chaos test. Each fault records which jobs it affected, and detects when they have continued."""
 
 from __future__ import annotations
 

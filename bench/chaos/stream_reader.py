@@ -25,7 +25,7 @@ SILENCE_S = 30.0
 
 @dataclass
 class StreamRecord:
-    """What a client received from the stream of one job, over all connections."""
+    """The events that a client received from the stream of one job, over all connections."""
 
     tokens: int = 0
     text: str = ""

@@ -23,7 +23,7 @@ _MANY_ROWS = 512
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits at one moment; those of a shared machine change."""
+    """The limits at one time; those of a shared machine change."""
 
     bytes_per_s: float
     flop_per_s: float

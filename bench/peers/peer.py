@@ -98,8 +98,8 @@ def disagreements(
 ) -> list[str]:
     """Describe the first difference of each row's greedy ids, unless it is a near tie.
 
-    Later differences follow from the first one. `margins` says how far the peer's best logit is above its second one,
-    for each of the peer's ids.
+    Later differences follow from the first one. `margins` has, for each of the peer's ids, the difference between its
+    best logit and the second one.
     """
     found = []
     for row, (own, other) in enumerate(zip(ids, peer_ids, strict=True)):

@@ -1,4 +1,4 @@
-"""The part that the peers' scripts share. It runs in their environments and imports torch and transformers alone.
+"""The part that the peers' scripts share. It runs in their environments and imports only torch and transformers.
 
 A peer reads one request a line from stdin, as JSON, and writes one reply a line to stdout. The field `do` names the
 request:

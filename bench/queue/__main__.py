@@ -9,7 +9,7 @@ The measurements, each with rows of its own:
 - `short jobs`: jobs of 4 tokens by 32 clients, with one worker and with two.
 - `sleeping engine`: the queue alone: a step only sleeps for 20 ms; 16 slots, with one worker and with two.
 - `batch`: 32 clients with long texts, and the engine alone with a batch of 32.
-- `streams`: memory of an API process with many open streams, and its response time meanwhile.
+- `streams`: memory of an API process with many open streams, and its response time with them.
 """
 
 from __future__ import annotations

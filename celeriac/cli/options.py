@@ -167,7 +167,7 @@ def generating(command: F) -> F:
 
 
 def prompt_text(argument: str) -> str:
-    """A prompt from the command line; `-` stands for standard input."""
+    """A prompt from the command line; `-` means standard input."""
     return sys.stdin.read() if argument == "-" else argument
 
 

@@ -30,7 +30,7 @@ class Backoff:
         """After a failure: the pause before the next attempt, in seconds; None: give up.
 
         `limit_s`: longest time from the first failure to the last attempt. `requested_s`: the pause that the server
-        asked for; the returned pause is a little longer, so that many clients do not come back at the same moment.
+        asked for; the returned pause is a little longer, so that many clients do not come back at the same time.
         """
         now = self._clock()
         self._failing_since = now if self._failing_since is None else self._failing_since

@@ -63,7 +63,7 @@ OPTIONS_OF: Mapping[str, type] = {
 
 
 def check_options(method: str, options: Mapping[str, object]) -> None:
-    """Raise TypeError, with Python's own words, if the method has no such option."""
+    """Raise TypeError, with Python's usual message, if the method has no such option."""
     for name in options:
         if name not in OPTIONS_OF[method].__annotations__:
             raise TypeError(f"{method}() got an unexpected keyword argument {name!r}")

@@ -95,7 +95,7 @@ class Protocol:
         except ApiError as error:
             if error.job_id is None:
                 raise
-            # The server accepted the job. The job says more than the error response.
+            # The server accepted the job. The job has more information than the error response.
             job = yield from self._wait(error.job_id, deadline)
         else:
             if response.status_code != httpx.codes.ACCEPTED:

@@ -15,7 +15,7 @@ class StreamGapError(Exception):
 
 
 class StreamPosition:
-    """Position in the stream of one job. It sees the events of all connections in turn and lets each pass once."""
+    """Position in the stream of one job. It reads the events of all connections in turn and passes each one on once."""
 
     def __init__(self, starting_after: int | str | None) -> None:
         """Start after this number of tokens, or after the event with this id. ValueError if it is neither."""

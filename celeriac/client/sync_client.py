@@ -162,7 +162,7 @@ class InferenceClient:
         return self._stream(self._protocol.stream(id_of(job), starting_after=starting_after))
 
     def retry(self, job: str | Job) -> Job:
-        """Submit a job again that failed, expired or was cancelled, and return the new job.
+        """Resubmit a job that failed, expired or was cancelled, and return the new job.
 
         Raises ApiError with code `not_retryable` if the job is in another status.
         """

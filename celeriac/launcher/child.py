@@ -18,7 +18,7 @@ import click
 from celeriac.launcher import parent_death
 from celeriac.launcher.console import Console
 
-#: A child that exits this often within EXIT_WINDOW_S is not restarted any more.
+#: A child that exits this often within EXIT_WINDOW_S is not restarted again.
 MAX_EXITS = 3
 EXIT_WINDOW_S = 60.0
 #: Pause before the first restart, in seconds. It doubles with each further exit within EXIT_WINDOW_S.
@@ -29,7 +29,7 @@ OUTPUT_S = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Role:
-    """What a child runs, and how it ends."""
+    """The command of a child, and how to stop it."""
 
     name: str
     command: Sequence[str]
@@ -128,7 +128,7 @@ class Child:
 
     def _wait_for_exit(self, process: subprocess.Popen[str], reader: threading.Thread) -> None:
         code = process.wait()
-        # Processes that it has left behind would keep its port or its memory.
+        # Processes that it started and that still run would keep its port or its memory.
         self.kill()
         reader.join(OUTPUT_S)
         self._exited.set()

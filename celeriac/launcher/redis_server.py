@@ -188,7 +188,7 @@ def _lock(lock: int, path: Path) -> None:
 
 
 def _has_ended(owner: str) -> bool:
-    """Whether the launcher that took the lock has ended. The server that it left behind then exits soon."""
+    """Whether the launcher that took the lock has ended. Its server then exits soon."""
     if not owner.isdigit():
         return False
     try:

@@ -1,4 +1,4 @@
--- Reads what an estimate needs to know about a checkpoint's queue.
+-- Reads the data about a checkpoint's queue from which estimates are made.
 --
 -- KEYS   none
 -- ARGV   1 checkpoint

@@ -5,7 +5,7 @@
 --    The job fails if it has too many losses or if a time limit has passed, and is cancelled if a cancel was requested.
 -- 2. Workers without a recent heartbeat leave the registry.
 -- 3. The message of a dispatched job that no worker claimed in time is pushed again if it is not on Celery's list. The
---    job is served next, and this is no loss. If a worker has just left the registry, this happens at once, because the
+--    job is served next, and no loss is counted. If a worker has just left the registry, this happens at once, because the
 --    worker may have taken the message. It happens only while a live worker takes jobs.
 -- 4. Orphans, jobs without a record, leave the queue and the listing. In the backlog, a random sample is checked.
 -- 5. Jobs are dispatched.
@@ -17,7 +17,7 @@
 --
 -- No worker can renew a lease while Redis is away. So if no process has called this script for longer than the gap, it
 -- first extends all leases to their full length. It does not do that twice within two leases: otherwise, calls that are
--- always late would keep the jobs of a lost worker running for ever.
+-- always late would keep the jobs of a lost worker running forever.
 --
 -- KEYS   none
 -- ARGV   1 shortest time between two runs in ms   2 gap: time without a call in ms after which leases are extended

@@ -87,7 +87,7 @@ class JobVersion:
 
 @dataclass(frozen=True, slots=True)
 class JobChanges:
-    """What has changed in a job since a cursor, for an event stream."""
+    """The changes of a job since a cursor, for an event stream."""
 
     status: Status
     attempt: int
@@ -199,7 +199,7 @@ class JobStore:
         return [None if of_job is None else JobVersion(of_job[0], _position(of_job[1])) for of_job in found]
 
     async def changes(self, job_id: str, after: int = 0, k: int = 0) -> JobChanges | None:
-        """What has changed in a job since the cursor `<after>-<k>`, in one call; None if there is no such job."""
+        """The changes of a job since the cursor `<after>-<k>`, in one call; None if there is no such job."""
         reply = await scripts.get("changes").acall(self._redis, job_id, f"{after}-{k}")
         if reply is None:
             return None

@@ -79,7 +79,7 @@ def card(checkpoint: str) -> str:
 
 
 def deleted(job_id: str) -> str:
-    """String: exists for a while after a job was deleted, to tell its id from one that was never used."""
+    """String: exists for a while after a job was deleted, to distinguish its id from one that was never used."""
     return f"{PREFIX}deleted:{job_id}"
 
 
@@ -93,7 +93,7 @@ def queue(checkpoint: str) -> str:
     return f"generate.{checkpoint}"
 
 
-# The code says "notification", but the names of the channels say "bell". The names in Redis are part of the layout, so
+# The names of these channels contain "bell", an old word for a notification. Names in Redis are part of the layout, so
 # they do not change with the words of the code.
 
 

@@ -1,4 +1,4 @@
-"""What one run of the reaper did, and the arguments that every process calls it with. `lua/reap.lua` is the reaper."""
+"""The result of one run of the reaper (`lua/reap.lua`), and the arguments with which every process calls it."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ LIMITS = {
     "LIST_SCAN": 1000,
 }
 
-#: Files of `lua/prelude`, put in front of every script. Each uses only what is defined above it.
+#: Files of `lua/prelude`, put before every script. Each uses only what is defined above it.
 PRELUDE = ("record", "log", "queue", "lifecycle")
 
 
@@ -68,7 +68,7 @@ class Script:
         try:
             return client.evalsha(self.sha, 0, *cast(tuple[str, ...], arguments))
         except NoScriptError:
-            # A restarted Redis does not know the script. EVAL also loads it for later calls.
+            # A restarted Redis does not have the script. EVAL also loads it for later calls.
             return client.eval(self.text, 0, *cast(tuple[str, ...], arguments))
 
     async def acall(self, client: redis.asyncio.Redis, *arguments: Argument) -> Any:

@@ -46,7 +46,7 @@ class Refused:
 
     #: `gone`: no such job. `terminal`: the job has ended. `running`: another claim holds the job. `waiting`: the job is
     #: not dispatched, another message will come for it. `overdue`: a time limit had passed, and the job has ended now.
-    #: `digest`: no worker has the job's weights any more, and the job has failed now. `superseded`: this worker has old
+    #: `digest`: no worker still has the job's weights, and the job has failed. `superseded`: this worker has old
     #: weights, and the job is requeued for another worker.
     reason: Literal["gone", "terminal", "running", "waiting", "overdue", "digest", "superseded"]
 
@@ -172,7 +172,7 @@ class WorkerStore:
         return Job.from_hash(fields) if fields else None
 
     def no_longer_queued(self, job_ids: Sequence[str]) -> set[str]:
-        """The jobs among `job_ids` that do not wait any more, in one round trip."""
+        """The jobs among `job_ids` that no longer wait, in one round trip."""
         with self._redis.pipeline(transaction=False) as pipeline:
             for job_id in job_ids:
                 pipeline.hget(keys.job(job_id), "status")

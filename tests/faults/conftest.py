@@ -25,7 +25,7 @@ QUICK = {
 CHECKPOINT = CHECKPOINTS / SHIPPED
 #: Tokens of a job that runs for longer than it takes to send a signal.
 LONG = 1500
-#: When jobs of a dead worker run again at the latest, in seconds: its lease, and time for a busy machine.
+#: Longest time until jobs of a lost worker run again, in seconds: its lease, and time for a busy machine.
 RECLAIMED_S = 15.0
 #: Number of tokens, at least, that a job has before a fault.
 BEGUN = 20

@@ -52,7 +52,7 @@ def test_no_request_fails_and_no_loss_is_counted(cluster: Cluster) -> None:
             assert worker.terminate() == 0
             served = len(answers())
             cluster.worker()
-            # The other worker serves jobs meanwhile.
+            # The other worker serves jobs until the new one is ready.
             until(lambda served=served: len(answers()) > served, "further answers")  # type: ignore[misc]
             assert {cluster.finished(job_id).losses for job_id in running} == {0}
     jobs = [answer.json() for answer in answers()]

@@ -36,7 +36,7 @@ def test_another_worker_continues_at_the_next_token(cluster: Cluster) -> None:
     assert "Traceback" not in second.output
 
 
-def test_messages_that_the_dead_worker_had_taken_are_not_lost(cluster: Cluster) -> None:
+def test_messages_that_the_killed_worker_had_taken_are_not_lost(cluster: Cluster) -> None:
     workers = cluster.workers(2, slots="2")
     engines = [Engine(worker) for worker in workers]
     job_ids = cluster.begin(engines, [lasting(seed, max_tokens=300) for seed in range(4)])

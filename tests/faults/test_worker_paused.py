@@ -13,7 +13,7 @@ JOBS = 3
 
 def test_writes_of_a_worker_whose_leases_ran_out_are_refused(cluster: Cluster) -> None:
     workers = cluster.workers(2, slots=str(2 * JOBS))
-    # First the Celery side alone: its engine continues, and has much to report. Then both processes.
+    # First only the Celery side: its engine continues, and has much to report. Then both processes.
     pause(cluster, workers, whole=False)
     pause(cluster, workers, whole=True)
     # Both workers take jobs as before.

@@ -165,7 +165,7 @@ class FakeWorker:
         )
 
     def _wait_to_go(self, job: Job, claim: Claimed, known: int) -> bool:
-        """Wait until the job may finish. True: it was cancelled meanwhile, or the worker stops."""
+        """Wait until the job may finish. True: it was cancelled before that, or the worker stops."""
         while not self.go.wait(0.02):
             reply = self._append(job, claim, known, "")
             if reply or self._stop.is_set():

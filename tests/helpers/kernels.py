@@ -34,12 +34,12 @@ def multiply(kernels: ctypes.CDLL, matrix: Matrix, x: Tensor, threads: int) -> T
     return out
 
 
-def prompt_logits(decoding: DecodingModel, prompt: tuple[int, ...], *, chunk: int, mates: int = 0) -> Tensor:
-    """The logits after a prompt that is prefilled in chunks, while `mates` other sequences decode or prefill."""
-    running = engine(decoding, slots=mates + 1, kv_tokens=4096, prefill_chunk_tokens=chunk)
-    for mate in range(mates):
+def prompt_logits(decoding: DecodingModel, prompt: tuple[int, ...], *, chunk: int, others: int = 0) -> Tensor:
+    """The logits after a prompt that is prefilled in chunks, while as many `others` decode or prefill."""
+    running = engine(decoding, slots=others + 1, kv_tokens=4096, prefill_chunk_tokens=chunk)
+    for other in range(others):
         running.add_request(
-            request(f"mate {mate}", tuple(position % 30 for position in range(1 + 9 * mate)), 60, every_id=True)
+            request(f"other {other}", tuple(position % 30 for position in range(1 + 9 * other)), 60, every_id=True)
         )
         running.step()
     one = decode(running, request("one", prompt, 2, keep_prompt_logits=True, every_id=True))

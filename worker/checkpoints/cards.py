@@ -58,7 +58,7 @@ def _digest(checkpoint: Checkpoint, tokenizer: Tokenizer | None, form: WeightFor
         try:
             parts.append(file.read_bytes())
         except OSError as error:
-            raise CheckpointError(file, f"cannot be read any more: {error.strerror}") from error
+            raise CheckpointError(file, f"can no longer be read: {error.strerror}") from error
     if form == "int8":
         parts.append(b"int8 weights, a scale for %d" % INT8_GROUP)
     return hashlib.sha256(b"\n".join(parts)).hexdigest()

@@ -1,6 +1,6 @@
 """nanochat's weights file, `model_XXXXXX.pt`: loads it without running code, and checks every tensor.
 
-The file is a state dict of the GPT class in nanochat/gpt.py (https://github.com/karpathy/nanochat). Its tensors tell
+The file is a state dict of the GPT class in nanochat/gpt.py (https://github.com/karpathy/nanochat). Its tensors show
 which era of nanochat it is from.
 """
 
@@ -44,7 +44,7 @@ class Checkpoint:
     config: ModelConfig
     #: By nanochat's names. The tensors are mapped from the file, and take no memory until they are read.
     weights: dict[str, Tensor]
-    #: What the operator should know.
+    #: Warnings for the operator.
     warnings: tuple[str, ...]
 
 
@@ -75,7 +75,7 @@ def load(folder: CheckpointFolder, *, softcap: float | None = None) -> Checkpoin
 
 
 def _warnings(folder: CheckpointFolder, era: Era, found: Meta, softcap: float | None) -> Iterator[str]:
-    """What the files do not say, but the operator may know."""
+    """Warnings about facts that the files do not contain and the operator may know."""
     if era.lambdas and found.window_pattern is None:
         yield (
             f"{folder.meta_file.name} has no window_pattern, so full attention is used. nanochat's mid-training and "
@@ -116,7 +116,7 @@ def _named_tensors(path: Path, content: object) -> dict[str, Tensor]:
     weights = {}
     for name, tensor in content.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise CheckpointError(path, f"entry {name!r} is not a named tensor; a state dict alone is expected")
+            raise CheckpointError(path, f"entry {name!r} is not a named tensor; only a state dict is expected")
         if tensor.dtype not in _DTYPES or tensor.layout is not torch.strided:
             raise CheckpointError(path, f"tensor {name} is of type {tensor.dtype}; fp32, bf16 or fp16 is expected")
         if tensor.device.type != "cpu":

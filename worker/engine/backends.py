@@ -23,7 +23,7 @@ from worker.engine.vocabulary import Vocabulary
 
 
 def compiled_kernels(device: Device) -> ctypes.CDLL | None:
-    """The compiled kernels for `device`, or None where there are none."""
+    """The compiled kernels for `device`, or None if there are none."""
     if device.kind != "cpu":
         return None
     return library() if device.processor is None else opened(built(device.processor))

@@ -15,7 +15,7 @@ from worker.engine.sequence import Sequence
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What one row of logits is for."""
+    """The purpose of one row of logits."""
 
     sequence: Sequence
     #: Whether the sequence's next token is drawn from it.
@@ -45,7 +45,7 @@ class Batch:
     longest: int
     #: Indices of the positions that have logits (R,); None: all of them, in order.
     wanted: Tensor | None
-    #: What each row of logits is for.
+    #: The purpose of each row of logits.
     outputs: list[Output]
 
     @property

@@ -1,4 +1,4 @@
-"""What the engine needs from a model."""
+"""The interface between the engine and a model."""
 
 from __future__ import annotations
 

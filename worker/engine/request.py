@@ -1,4 +1,4 @@
-"""A request to the engine: token ids and sampling fields, independent of queues and HTTP."""
+"""A request to the engine: token ids and sampling fields. It does not depend on queues or HTTP."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ class SequenceRequest:
     #: Time limit in seconds, counted from the arrival of the request; None: no limit.
     time_limit_s: float | None = None
     #: How many new tokens this sequence decodes alone, as a suspect: its steps then contain no other sequence, so that
-    #: a crash during them can only be its own. 0: it is no suspect.
+    #: a crash during them can only be its own. 0: it is not a suspect.
     alone: int = 0

@@ -23,7 +23,7 @@ class Sequence:
     tokens: list[int]
     #: Why it ended; None while it waits or runs.
     finish: FinishReason | None = None
-    #: What went wrong, if `finish` is `FinishReason.ERROR`.
+    #: A description of the error, if `finish` is `FinishReason.ERROR`.
     error: str | None = None
     #: Logits after the prompt, one for each id, if the request asked for them.
     prompt_logits: list[float] | None = None

@@ -1,4 +1,4 @@
-"""What a step of the engine reports to the engine's owner."""
+"""The report of a step to the engine's owner."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from worker.engine.update import Update
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """What a step did."""
+    """The result of a step."""
 
     #: One for each sequence that got tokens or ended since the last report; empty while they are held.
     updates: list[Update]

@@ -8,12 +8,12 @@ from tasks.generation import FinishReason
 
 
 class Update(NamedTuple):
-    """What happened to one sequence since its last update."""
+    """The changes of one sequence since its last update."""
 
     id: str
     #: New tokens.
     tokens: tuple[int, ...]
     #: Why it ended; None while it continues.
     finish: FinishReason | None = None
-    #: What went wrong, if `finish` is `FinishReason.ERROR`.
+    #: A description of the error, if `finish` is `FinishReason.ERROR`.
     error: str | None = None

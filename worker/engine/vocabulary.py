@@ -1,4 +1,4 @@
-"""What the engine needs from a tokenizer: which ids have text, the bytes of that text, and which ids end a text."""
+"""The part of a tokenizer that the engine needs: the bytes of the ids that have text, and the ids that end a text."""
 
 from __future__ import annotations
 

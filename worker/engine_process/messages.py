@@ -1,6 +1,6 @@
 """The messages between the two processes of a worker, as plain data: all that both processes share.
 
-The Celery side imports `SequenceRequest` and `Update` from here, so that this file alone shows what crosses the pipe.
+The Celery side imports `SequenceRequest` and `Update` from here, so that this file shows all that crosses the pipe.
 """
 
 from __future__ import annotations
@@ -77,13 +77,13 @@ class LoadFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What one or more engine steps did, for all rows together.
+    """The results of one or more engine steps, for all rows together.
 
     Without updates it is an idle tick, or announces a change of `suspect`.
     """
 
     updates: tuple[Update, ...]
-    #: Id of the sequence that runs alone in the next step; None where sequences run together. A change is reported
+    #: Id of the sequence that runs alone in the next step; None if sequences run together. A change is reported
     #: before that step begins.
     suspect: str | None
     running: int

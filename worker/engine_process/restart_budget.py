@@ -1,4 +1,4 @@
-"""How many crashes of the engine a worker tolerates before it gives up."""
+"""Limits the restarts of the engine: after too many crashes in a short time, the worker gives up."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class RestartBudget:
     def add(self, suspect: str | None) -> bool:
         """Record a crash, and return whether the budget is used up.
 
-        `suspect` is the id of the job that ran alone; None where several jobs ran.
+        `suspect` is the id of the job that ran alone; None if several jobs ran.
         """
         now = self._clock()
         self._crashes = [*(crash for crash in self._crashes if now - crash[0] <= WITHIN_S), (now, suspect)]

@@ -1,4 +1,4 @@
-"""Keeps one engine process running: restarts it after a crash, and gives up where that does not help."""
+"""Keeps one engine process running: restarts it after a crash, and gives up if that does not help."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class EngineListener(Protocol):
     def engine_crashed(self, suspect: str | None, /) -> None:
         """The engine crashed; every sequence in it is lost.
 
-        `suspect` is the id of the sequence that ran alone; None where any sequence may be the reason.
+        `suspect` is the id of the sequence that ran alone; None if any sequence may be the reason.
         """
 
 
@@ -111,13 +111,13 @@ class EngineSupervisor:
         client.add_request(request)
 
     def wait_available(self) -> bool:
-        """Wait while a crashed engine is replaced. Returns False where the worker is stopping."""
+        """Wait while a crashed engine is replaced. Returns False if the worker is stopping."""
         with self._changed:
             self._changed.wait_for(lambda: self._available or self._stopping)
             return not self._stopping
 
     def abort(self, sequence_id: str) -> None:
-        """Stop a sequence before the next step. Does nothing where no engine holds it."""
+        """Stop a sequence before the next step. Does nothing if no engine holds it."""
         if self._client is not None:
             self._client.abort(sequence_id)
 

@@ -17,7 +17,7 @@ class Detokenizer:
     """Text of one sequence. All pieces and then the tail, joined, are the completion.
 
     A piece never ends inside a UTF-8 character, and never contains text that may be the beginning of a stop string.
-    Pieces depend on the tokens alone: pushing the tokens of an earlier attempt restores its state.
+    Pieces depend only on the tokens: pushing the tokens of an earlier attempt restores its state.
     """
 
     def __init__(self, decoder: Decoder, *, stop: Sequence[str] = (), stop_on_newline: bool = False) -> None:
@@ -56,7 +56,7 @@ class Detokenizer:
         return pieces
 
     def finish(self) -> str:
-        """The tail: text that was held back. The sequence is over, so it is no stop string."""
+        """The tail: text that was held back, and is not a stop string because the sequence is over."""
         tail, self._held = self._held, ""
         return tail
 

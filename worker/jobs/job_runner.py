@@ -102,7 +102,7 @@ class JobRunner:
                 self._idle.notify_all()
 
     def _run_or_reject(self, job_id: str) -> None:
-        """Run a job. A job that cannot be prepared fails, or it would wait for ever."""
+        """Run a job. A job that cannot be prepared fails; otherwise it would wait forever."""
         try:
             self._run(job_id)
         except PromptError as error:
@@ -129,7 +129,7 @@ class JobRunner:
             self._decode(job, request, claim, reservation)
 
     def _read(self, job_id: str) -> Job | None:
-        """The job; None if it does not wait any more."""
+        """The job; None if it no longer waits."""
         job = self._retry(partial(self._store.read, job_id))
         if job is None or job.status is not Status.QUEUED:
             log.info("job_skipped", job_id=job_id, why="gone" if job is None else job.status.value)
@@ -205,7 +205,7 @@ class JobRunner:
         except PublisherStoppedError:
             self._retry(partial(self._store.release, job.id, claim.attempt))
         except Exception:
-            # A bug of the worker, perhaps with this job alone. Each time a loss is counted; after some losses it fails.
+            # A bug of the worker, perhaps only with this job. Each time counts as a loss; after some the job fails.
             log.exception("job_error", job_id=job.id)
             self._retry(partial(self._store.release, job.id, claim.attempt, count_loss=True))
 
@@ -242,7 +242,7 @@ class JobRunner:
         self._retry(partial(self._store.reject, job_id, error, digest=self._card.digest))
 
     def _retry(self, call: Callable[[], T]) -> T:
-        """A body must not return while Redis is away: Celery would acknowledge the message of a job that waits.
+        """Call `call` until Redis is back: a body that returns before makes Celery acknowledge a waiting job's message.
 
         Raises RetryStoppedError if the worker stops: then one call must be enough.
         """

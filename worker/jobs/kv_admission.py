@@ -33,7 +33,7 @@ class Reservation:
         self.removed = False
 
     def clear(self) -> None:
-        """The job is no suspect any more: admit others. Does nothing for a job that is no suspect."""
+        """Admit other jobs, because this one is no longer a suspect. Does nothing if it was not a suspect."""
         self._admission.clear(self)
 
 

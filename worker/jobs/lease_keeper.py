@@ -32,7 +32,7 @@ class LeaseKeeper:
         on_conflict: Callable[[str], None],
         period_s: float,
     ) -> None:
-        """All callables are called in the thread. `info` returns what the heartbeat says.
+        """All callables are called in the thread. `info` returns the content of the heartbeat.
 
         `before_heartbeat` is called each time, even while Redis is away. `on_conflict` is called, with a message for
         people, if this worker sent no heartbeat for so long that other weights took its checkpoint's name, or another

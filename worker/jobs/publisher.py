@@ -64,8 +64,8 @@ class Publisher:
     """One thread that owns each running job of this worker after its claim. An `EngineListener`.
 
     The first token of a job and its end are sent at once. Between them, tokens of a job that a client streams are sent
-    every `flush_interval_s`, and those of other jobs every `UNSTREAMED_INTERVALS` times as long. What Redis did not
-    confirm is sent again; the scripts make that harmless.
+    every `flush_interval_s`, and those of other jobs after `UNSTREAMED_INTERVALS` such intervals. Tokens that
+    Redis did not confirm are sent again; the scripts make that harmless.
 
     The public methods may be called from any thread. They put items into the inbox; the thread handles them in order.
     """
@@ -163,7 +163,7 @@ class Publisher:
             return items
 
     def _until_due(self) -> float | None:
-        """Seconds until a flush is due; None where there is nothing to send."""
+        """Seconds until a flush is due; None if there is nothing to send."""
         dirty = self._dirty()
         if not dirty:
             return None

@@ -1,6 +1,6 @@
 """kombu's Redis transport with one Redis client per pool, where kombu makes one for each command.
 
-Select it with `app.amqp_cls = ReusingAMQP`. Celery's setting `broker_transport` would not do: kombu ignores it for
+Select it with `app.amqp_cls = ReusingAMQP`. Celery's setting `broker_transport` would not work: kombu ignores it for
 `redis+socket://` URLs.
 """
 

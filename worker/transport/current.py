@@ -12,7 +12,7 @@ service: WorkerService | None = None
 
 
 def require() -> WorkerService:
-    """The service. Raises RuntimeError in a process that is no worker."""
+    """The service. Raises RuntimeError in a process that is not a worker."""
     if service is None:
         raise RuntimeError("this process runs no worker; start one with `celeriac worker --checkpoint NAME`")
     return service

@@ -1,4 +1,4 @@
-"""What the worker replaces in its whole process: signal handlers and the hook for failed threads.
+"""Hooks that the worker replaces in its whole process: signal handlers, and the hook for failed threads.
 
 Nothing else in the worker changes an object of Celery, kombu or Python that others share.
 """
@@ -36,7 +36,7 @@ def _stop_alike_on_all_signals(worker: Any) -> None:
 def _thread_failed(failure: threading.ExceptHookArgs) -> None:
     """Stop the worker after an uncaught exception in a thread.
 
-    Without this hook Python prints the exception and the thread's work is not done any more: for example, no lease is
+    Without this hook Python prints the exception and the thread's work is no longer done: for example, no lease is
     renewed.
     """
     name = "a thread" if failure.thread is None else failure.thread.name

@@ -19,7 +19,7 @@ STOP_DEADLINE_S = 5.0
 
 
 def should_stop() -> bool:
-    """Whether the worker stops. Celery's two flags are an exit code, which may be 0, or None or False."""
+    """Whether the worker stops. Each of Celery's two flags is None, False, or an exit code, which may be 0."""
     flags = (state.should_stop, state.should_terminate)
     return any(flag is not None and flag is not False for flag in flags)
 

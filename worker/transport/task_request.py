@@ -23,7 +23,7 @@ class GenerationRequest(Request):
 
 
 # The two commands below take the place of Celery's own, whose names they have. Celery's `revoke` makes workers skip the
-# message and does not change the job, which would then wait for ever.
+# message and does not change the job, which would then wait forever.
 
 
 @control_command(name="revoke", variadic="task_id", signature="[id1 [id2 [... [idN]]]]")  # type: ignore[untyped-decorator]

@@ -46,7 +46,7 @@ class CountingSchemaCheck(SchemaCheck):
         self.times_away += 1
 
 
-async def test_the_api_reclaims_the_jobs_of_a_dead_worker(queue: QueueWorld) -> None:
+async def test_the_api_reclaims_the_jobs_of_a_lost_worker(queue: QueueWorld) -> None:
     queue.register()
     job_id = await queue.running()
     async with api(settings_for(queue.settings.redis_url, reap_every_s=0.05)):

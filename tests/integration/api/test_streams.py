@@ -40,7 +40,7 @@ def stream_url(url: str, job_id: str) -> str:
 
 
 def get(url: str, **arguments: Any) -> httpx.Response:
-    """A blocking request. The server runs in a thread of its own, so it can answer meanwhile."""
+    """A blocking request. The server runs in a thread of its own, so it can answer while this thread is blocked."""
     return httpx.get(url, **arguments)
 
 
@@ -271,7 +271,7 @@ async def test_a_silent_stream_gets_comments(queue: QueueWorld, url: str, monkey
     assert set(reader.comments) == {": ka"}
 
 
-async def test_a_stream_survives_a_restart_of_redis_and_a_new_one_is_503_meanwhile(
+async def test_a_stream_survives_a_restart_of_redis_during_which_a_new_one_is_503(
     tmp_path: Path, socket_folder: Path
 ) -> None:
     folder = socket_folder / "streams"

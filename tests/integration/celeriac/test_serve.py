@@ -210,7 +210,7 @@ def test_a_damaged_checkpoint_stops_serve_with_the_reason(served: Served) -> Non
 def test_a_redis_that_cannot_start_stops_serve_with_the_reason(served: Served) -> None:
     folder = served.folder / "data" / str(served.port)
     folder.mkdir(parents=True)
-    (folder / "appendonly.aof").write_text("this is no append-only file\n")
+    (folder / "appendonly.aof").write_text("this is not an append-only file\n")
     (folder / "appendonlydir").write_text("")
     process = served.start()
     assert process.wait(START_S) == 1

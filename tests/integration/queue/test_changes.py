@@ -1,4 +1,4 @@
-"""What streams, waiters and estimates read: the changes of one job, the versions of many, the load of a queue."""
+"""Reads for streams, waiters and estimates: the changes of one job, the versions of many, the load of a queue."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ async def test_leases_do_not_expire_in_an_outage_of_redis(queue: QueueWorld) -> 
     jobs = [await queue.running() for _ in range(2)]
     for job_id in jobs:
         end_lease(queue, job_id)
-    # No call for longer than the gap: the script takes this for an outage.
+    # No call for longer than the gap: the script treats this as an outage.
     await asyncio.sleep(0.06)
     assert queue.workers.reap() == replace(NOTHING, leases_extended=2)
     lease_end = queue.redis.zscore(keys.running("tiny"), jobs[0])

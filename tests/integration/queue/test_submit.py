@@ -65,7 +65,7 @@ async def test_an_unused_key_finds_nothing(queue: QueueWorld) -> None:
     assert await queue.jobs.find(Idempotency("a-hash", "one")) is None
 
 
-async def test_a_submit_sent_again_after_a_lost_reply_is_no_replay(queue: QueueWorld) -> None:
+async def test_a_submit_sent_again_after_a_lost_reply_is_not_a_replay(queue: QueueWorld) -> None:
     new = queue.new_job(idempotency=Idempotency("a-hash", "one"))
     first, again = await queue.jobs.submit(new), await queue.jobs.submit(new)
     assert first == again

@@ -92,7 +92,7 @@ def test_a_cancelled_job_says_how_quickly_the_cancel_took_effect(cluster: Cluste
 @pytest.mark.parametrize("limits", [TimeLimits(run_timeout_ms=LIMIT_MS), TimeLimits(deadline_ms=LIMIT_MS)])
 def test_a_text_ends_when_its_time_is_over_and_is_kept(cluster: Cluster, worker: Process, limits: TimeLimits) -> None:
     engine = Engine(worker)
-    mate = cluster.begin([engine], [long_generation(3, max_tokens=300)])[0]
+    other = cluster.begin([engine], [long_generation(3, max_tokens=300)])[0]
     [job_id] = begin(cluster, engine, limits=limits)
     over_at = (cluster.job(job_id).started_at or 0) + LIMIT_MS
     until(lambda: now_ms(cluster) > over_at, "the end of its time", timeout_s=DEADLINE_S)
@@ -103,7 +103,7 @@ def test_a_text_ends_when_its_time_is_over_and_is_kept(cluster: Cluster, worker:
     assert job.error.code is ErrorCode.DEADLINE_EXCEEDED
     assert_partial(cluster, job)
     # The other job in the batch was not affected.
-    cluster.assert_undisturbed(cluster.finished(mate))
+    cluster.assert_undisturbed(cluster.finished(other))
     until_idle(cluster)
     assert "Traceback" not in worker.output
 
@@ -122,7 +122,7 @@ def test_the_running_time_of_earlier_attempts_counts(cluster: Cluster, worker: P
     assert_partial(cluster, job)
 
 
-def test_a_job_whose_deadline_passes_while_its_worker_is_dead_ends_with_its_lease(
+def test_a_job_whose_deadline_passes_while_its_worker_is_paused_ends_with_its_lease(
     cluster: Cluster, worker: Process
 ) -> None:
     engine = Engine(worker)
@@ -174,7 +174,7 @@ def test_a_cancel_ends_a_text_within_a_step_and_frees_its_slot(cluster: Cluster,
     until_idle(cluster)
 
 
-def test_a_deleted_job_is_not_decoded_any_more(cluster: Cluster, worker: Process) -> None:
+def test_a_deleted_job_is_no_longer_decoded(cluster: Cluster, worker: Process) -> None:
     engine = Engine(worker)
     [job_id] = begin(cluster, engine)
     cluster.delete(job_id)

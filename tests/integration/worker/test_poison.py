@@ -20,7 +20,7 @@ from tests.integration.stack import CHECKPOINTS, SHIPPED, START_S, Process, unti
 
 POISON = make_generation(prompt="1+" * 900, max_tokens=50, temperature=0.0, seed=1)
 #: Tokens of the other jobs in the batch: more than they decode between two crashes.
-MATES_TOKENS = 400
+OTHERS_TOKENS = 400
 
 
 @pytest.fixture
@@ -41,21 +41,21 @@ def cluster(redis_url: str, tmp_path: Path) -> Iterator[Cluster]:
     cluster.close()
 
 
-def submit_mates(cluster: Cluster, seeds: range) -> list[str]:
-    return cluster.submit_all(long_generation(seed, prompt="12+3=", max_tokens=MATES_TOKENS) for seed in seeds)
+def submit_others(cluster: Cluster, seeds: range) -> list[str]:
+    return cluster.submit_all(long_generation(seed, prompt="12+3=", max_tokens=OTHERS_TOKENS) for seed in seeds)
 
 
-def poison_among_mates(cluster: Cluster, engines: list[Engine], before: int, after: int) -> tuple[str, list[str]]:
+def poison_among_others(cluster: Cluster, engines: list[Engine], before: int, after: int) -> tuple[str, list[str]]:
     """Ids of the poison and of jobs before and after it. All run, the earlier ones with tokens, on stopped engines."""
     for engine in engines:
         engine.stop()
-    early = submit_mates(cluster, range(before))
+    early = submit_others(cluster, range(before))
     cluster.decode_a_little(engines, early)
     poison = cluster.submit(POISON)
-    mates = [*early, *submit_mates(cluster, range(before, before + after))]
-    for job_id in (poison, *mates):
+    others = [*early, *submit_others(cluster, range(before, before + after))]
+    for job_id in (poison, *others):
         cluster.when_attempt(job_id, 1)
-    return poison, mates
+    return poison, others
 
 
 def engine_running_alone(cluster: Cluster, worker: Process, poison: str, attempt: int) -> Engine:
@@ -100,21 +100,21 @@ def assert_failed_and_kept(job: Job) -> None:
 def test_a_job_that_kills_its_engine_fails_alone_and_its_worker_continues(cluster: Cluster) -> None:
     worker = cluster.worker()
     engine = Engine(worker)
-    poison, mates = poison_among_mates(cluster, [engine], before=3, after=2)
+    poison, others = poison_among_others(cluster, [engine], before=3, after=2)
 
     # All jobs ran together at the first crash, so each is a suspect.
     engine.kill()
     when_lost(cluster, poison, 1)
     engine_running_alone(cluster, worker, poison, 2).kill()
-    assert losses(cluster, mates) == [1] * 5
+    assert losses(cluster, others) == [1] * 5
     when_lost(cluster, poison, 2)
     engine_running_alone(cluster, worker, poison, 3).kill()
 
     assert_failed_and_kept(cluster.finished(poison))
-    for job_id in mates:
+    for job_id in others:
         job = cluster.finished(job_id)
         cluster.assert_undisturbed(job)
-        assert job.losses == 1, "crashes while the poison ran alone are no losses of other jobs"
+        assert job.losses == 1, "crashes while the poison ran alone do not count as losses of other jobs"
     cluster.assert_undisturbed(cluster.finished(cluster.submit(long_generation(99, max_tokens=10))))
     cluster.until_quiet()
     assert worker.returncode is None
@@ -130,7 +130,7 @@ def test_a_job_that_kills_whole_workers_fails_and_jobs_that_waited_for_it_have_n
     for worker in workers.values():
         worker.wait_for_line(" ready.")
     engines = {name: Engine(worker) for name, worker in workers.items()}
-    poison, mates = poison_among_mates(cluster, [*engines.values()], before=4, after=4)
+    poison, others = poison_among_others(cluster, [*engines.values()], before=4, after=4)
     holder = str(cluster.job(poison).worker).partition("@")[0]
     [other] = {*names} - {holder}
 
@@ -138,9 +138,9 @@ def test_a_job_that_kills_whole_workers_fails_and_jobs_that_waited_for_it_have_n
     when_lost(cluster, poison, 1)
     creep([engines[other]], lambda: cluster.job(poison).status is Status.RUNNING, timeout_s=START_S)
     assert cluster.job(poison).tokens == 0
-    late = submit_mates(cluster, range(20, 23))
+    late = submit_others(cluster, range(20, 23))
     until(lambda: not cluster.redis.exists(keys.queue(SHIPPED)), "that all messages are taken")
-    before = {job_id: cluster.job(job_id) for job_id in [*mates, *late]}
+    before = {job_id: cluster.job(job_id) for job_id in [*others, *late]}
     assert {before[job_id].status for job_id in late} == {Status.QUEUED}
     workers[other].kill()
 

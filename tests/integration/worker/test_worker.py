@@ -1,4 +1,4 @@
-"""Two real workers on a real Redis: jobs run, are shared, cancelled and refused; messages carry ids alone."""
+"""Two real workers on a real Redis: jobs run, are shared, cancelled and refused; messages carry only ids."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_a_job_that_raises_in_the_task_body_fails_and_does_not_wait_for_ever(clu
     cluster.assert_undisturbed(cluster.finished(cluster.submit(long_generation(max_tokens=5))))
 
 
-def test_messages_carry_the_job_id_alone(cluster: Cluster, engines: list[Engine]) -> None:
+def test_messages_carry_only_the_job_id(cluster: Cluster, engines: list[Engine]) -> None:
     secret = "31415926"
     with stopped(engines):
         held = cluster.submit_all(long_generation(1, prompt=secret, max_tokens=5) for _ in range(2 * SLOTS + 2 * SPARE))

@@ -120,6 +120,6 @@ async def test_unknown_paths_and_methods(client: httpx.AsyncClient) -> None:
     assert wrong.headers["allow"] == "GET, POST"
 
 
-async def test_an_unknown_field_is_no_error_on_the_guides_route(client: httpx.AsyncClient) -> None:
+async def test_an_unknown_field_is_not_an_error_on_the_guides_route(client: httpx.AsyncClient) -> None:
     """The guide's server ignores unknown fields."""
     assert (await client.post("/generate", json={"prompt": "1", "frequency_penalty": 1})).status_code == 200

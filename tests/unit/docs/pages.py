@@ -41,7 +41,7 @@ def links(text: str) -> list[str]:
 
 
 def anchors(text: str) -> set[str]:
-    """What a link can name of a page after `#`: one for each heading, as GitHub makes them."""
+    """The anchors of a page, which links name after `#`: one for each heading, as GitHub makes them."""
     found: set[str] = set()
     for heading in re.findall(r"^#+ +(.+?) *$", _FENCE.sub("", text), re.MULTILINE):
         plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)

@@ -54,13 +54,13 @@ def test_a_new_folder_and_a_lost_one_are_noticed(tmp_path: Path) -> None:
     assert {*mapped} - there == {"api/"}
 
 
-def test_a_line_without_a_text_is_no_line_of_the_map() -> None:
+def test_a_line_without_a_text_is_not_a_line_of_the_map() -> None:
     with pytest.raises(AssertionError, match="two spaces or more"):
         mapped_folders("```text\napi/  HTTP in\napi/routes/\n```\n")
 
 
 def named_in_files() -> list[tuple[str, str]]:
-    """Every pair of a file and a name in it that the page tells readers to look for."""
+    """Every pair of a file and a name in it that the page names together."""
     return sorted({*_NAMED.findall(ARCHITECTURE.read_text("utf-8"))})
 
 

@@ -83,7 +83,7 @@ def test_longer_words_are_not_meant() -> None:
     assert not retired_in("worker/x.py", "string, clear, appears, bearing, deathly, parent_death")
 
 
-def test_names_that_stay_are_allowed_in_their_place_alone() -> None:
+def test_names_that_stay_are_allowed_only_in_their_place() -> None:
     assert not retired_in("docs/reference/settings.md", "| `CELERIAC_BELL_POLL_S` | `1.0` |")
     assert retired_in("docs/guide.md", "`CELERIAC_BELL_POLL_S`")
     assert not retired_in(GLOSSARY, "| notification | an empty message | bell |\n")

@@ -1,4 +1,4 @@
-"""What all tokenizers have in common."""
+"""The parts that all tokenizers share."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Encoding:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the user who sent the prompt should know."""
+        """Warnings for the user who sent the prompt."""
         if not self.skipped:
             return ()
         listed = ", ".join(repr(character) for character in self.skipped[:_NAMED])
@@ -88,12 +88,12 @@ class Tokenizer(Protocol):
         ...
 
     def card(self) -> TokenizerCard:
-        """What a front end needs to know about the tokenizer."""
+        """The description of the tokenizer for front ends."""
         ...
 
 
 class BytesDecoder:
-    """Decodes tokens that stand for bytes of UTF-8."""
+    """Decodes tokens that represent bytes of UTF-8."""
 
     def __init__(self, token_bytes: Callable[[int], bytes | None]) -> None:
         self._token_bytes = token_bytes

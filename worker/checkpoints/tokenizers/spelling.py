@@ -1,4 +1,4 @@
-"""How the names of tokens in a Hugging Face vocabulary stand for bytes and spaces."""
+"""How the names of tokens in a Hugging Face vocabulary represent bytes and spaces."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Spelling:
 
     #: Whether names are written in GPT-2's alphabet of bytes.
     byte_level: bool
-    #: Whether a name such as `<0x0A>` stands for that byte.
+    #: Whether a name such as `<0x0A>` represents that byte.
     byte_fallback: bool
     #: Pairs of text in names and the text that replaces it, in the order in which they are applied.
     replacements: tuple[tuple[str, str], ...]
@@ -51,7 +51,7 @@ class Spelling:
         )
 
     def bytes_of(self, name: str) -> bytes:
-        """The UTF-8 bytes that a token stands for, which may be a part of a character."""
+        """The UTF-8 bytes that a token represents, which may be a part of a character."""
         if self.byte_fallback and (byte := _BYTE.fullmatch(name)) is not None:
             return bytes([int(byte[1], 16)])
         for old, new in self.replacements:

@@ -10,12 +10,12 @@ bits in any batch. */
 
 enum { COLUMNS = 2 * LANES };
 /* A panel is multiplied in pieces of this depth, which stay in a near cache while all rows are multiplied. Pieces are
-shorter with few rows, because the next piece is fetched into the same cache meanwhile. */
+shorter with few rows, because the next piece is fetched into the same cache at the same time. */
 enum { PIECE = 768, SHORT_PIECE = 384 };
 /* With few rows, up to this many panels are multiplied at once: one panel has too few sums for the processor to
 overlap. */
 enum { MAX_PANELS = 4 };
-/* Where all rows fit into one tile, it prefetches what lies this many floats ahead. With a few tiles, each of them
+/* If all rows fit into one tile, it prefetches what lies this many floats ahead. With a few tiles, each of them
 prefetches its part of the next piece, so that memory is read all the time and not only during the first tile. With more
 tiles the arithmetic takes so long that the reads of the first tile cost little. */
 enum { FLOATS_AHEAD = 1024, MAX_TILES_SHARING_PREFETCH = 6 };

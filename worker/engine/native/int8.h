@@ -3,7 +3,7 @@
 A weight is a code, an integer from -127 to 127, times a scale. `group` inputs of one output share a scale. A panel is
 stored as a sequence of groups: COLUMNS scales, then the codes in the order of gemm.h (input, output). Codes are
 converted to floats and scaled before they are multiplied, and the sums run as in gemm.h: in any batch, the result has
-the same bits as that of the fp32 matrix that the codes and scales stand for. */
+the same bits as that of the fp32 matrix that the codes and scales represent. */
 #pragma once
 
 #include <float.h>

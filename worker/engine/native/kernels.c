@@ -94,7 +94,7 @@ INLINE void next_stage(StepThread *self) {
        begin_ < (COUNT); begin_ = take_items(SELF, share_)) \
     for (long ROW = begin_; ROW < (COUNT) && ROW < begin_ + share_; ROW++)
 
-/* Make a stride that is no multiple of a page. Otherwise the rows of a tile would compete for the same cache lines. */
+/* The stride of rows of `size` floats: not a multiple of a page, or the rows of a tile would compete for cache lines. */
 INLINE long padded(long size) { return (size + LANES - 1) / LANES * LANES + LANES; }
 
 INLINE void normalize(const float *x, float *out, long n, float epsilon) {

@@ -1,7 +1,7 @@
 """The compiled kernels. They are built once for this processor, kept in the user's cache, and called through ctypes.
 
-Without a C compiler, or on a processor that is not in `_KINDS`, there are no kernels. The model then runs on torch
-alone, and gives the same texts more slowly. An image can contain kernels for every kind of processor that it may run
+Without a C compiler, or on a processor that is not in `_KINDS`, there are no kernels. The model then runs only
+on torch, and gives the same texts more slowly. An image can contain kernels for every kind of processor that it may run
 on: `python -m worker.engine.native.library FOLDER` builds them.
 """
 
@@ -136,13 +136,13 @@ def library() -> ctypes.CDLL | None:
     """The kernels for this processor. None if there are none; the log says why."""
     kinds = processor_kinds()
     if not kinds:
-        log.info("no kernels for this processor: the model runs on torch alone")
+        log.info("no kernels for this processor: the model runs on torch")
         return None
     try:
         return opened(built(kinds[0]))
     except (OSError, subprocess.SubprocessError) as error:
         detail = getattr(error, "stderr", None) or error
-        log.warning("the kernels cannot be built (%s): the model runs on torch alone, which is slower", detail)
+        log.warning("the kernels cannot be built (%s): the model runs on torch, which is slower", detail)
         return None
 
 

@@ -24,7 +24,7 @@ enum { MAX_THREADS = 64, SPINS = 2000 };
 
 typedef void PoolFunction(void *arg, int thread);
 
-/* What one thread of the pool waits on between two runs. */
+/* A thread of the pool waits on its own one of these between two runs. */
 typedef struct {
   _Alignas(64) atomic_int runs; /* number of runs that the thread was asked to take part in */
   atomic_int sleeping;
@@ -107,7 +107,7 @@ static void reset_after_fork(void) {
 }
 
 /* Call a function on `threads` threads, and return when all calls have returned. The calling thread is number 0. There
-are fewer threads where the system refuses to start them. */
+are fewer threads if the system refuses to start them. */
 static void pool_run(int threads, PoolFunction *function, void *arg) {
   pthread_mutex_lock(&pool.mutex);
   if (threads > MAX_THREADS) threads = MAX_THREADS;

@@ -1,6 +1,6 @@
 """Chooses how many threads run a step, and how they share it, from the times of recent steps.
 
-A second thread halves the time of a step on an idle machine. Where other processes keep the cores busy, it makes a
+A second thread halves the time of a step on an idle machine. If other processes keep the cores busy, it makes a
 short step slower: one thread has to wait until the other gets a core. Which sharing is fastest depends on the size of
 the step and on the other processes, so the tuner measures: it uses the fastest known sharing, and from time to time it
 runs one step with a similar one.

@@ -37,7 +37,7 @@ class NativeSampler:
     """Draws the next token of each row. The rows' sampling fields are kept while the batch stays the same."""
 
     def __init__(self, vocabulary: Vocabulary, kernels: ctypes.CDLL, *, fixed_threads: bool = False) -> None:
-        """Uses at most as many threads as torch has at this time. `fixed_threads`: always as many, even where fewer are
+        """Uses at most as many threads as torch has at this time. `fixed_threads`: always as many, even if fewer are
         faster."""
         self._kernels = kernels
         self._size = vocabulary.size

@@ -1,4 +1,4 @@
-"""What the engine needs from a sampler."""
+"""The interface between the engine and a sampler."""
 
 from __future__ import annotations
 

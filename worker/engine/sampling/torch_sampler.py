@@ -69,7 +69,7 @@ class _Drawing:
 
 
 class TorchSampler:
-    """A `Sampler` on torch. What depends only on the requests is kept while the batch stays the same."""
+    """A `Sampler` on torch. Tensors that depend only on the requests are kept while the batch stays the same."""
 
     def __init__(self, vocabulary: Vocabulary, device: torch.device) -> None:
         """`device` must support float64. Logits are copied there."""

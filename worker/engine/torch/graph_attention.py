@@ -1,6 +1,6 @@
 """Attention of decoding rows for CUDA graphs: its shapes do not depend on where the rows lie.
 
-`worker.engine.torch.attention` reads the keys of each row in place, in calls that are planned anew for every step. Here
+`worker.engine.torch.attention` reads the keys of each row in place, in calls that are planned for every step. Here
 every row reads a fixed number of places, which the device computes from the row's position. The price is a copy of the
 keys and values that are read.
 

@@ -1,4 +1,4 @@
-"""nanochat's GPT of every era, as one class. What differs by era is in `Era` and in the checkpoint's tensors.
+"""nanochat's GPT of every era, as one class. The differences are in `Era` and in the checkpoint's tensors.
 
 Shapes: T positions of the flattened batch, C channels, H heads, G key-value heads, D channels of a head, R rows of
 logits, V ids.

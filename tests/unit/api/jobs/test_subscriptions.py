@@ -210,7 +210,7 @@ async def test_many_waiting_requests_need_no_more_connections_than_a_few(redis_u
             kinds = [connection["flags"] for connection in admin.client_list()]
             assert sum("P" in kind for kind in kinds) == 1
             assert len(kinds) <= 40
-            # The event loop is free to serve others meanwhile.
+            # The event loop is free to serve other requests at the same time.
             assert (await client.get("/health")).status_code == 200
             ids = [key.decode().removeprefix("celeriac:job:") for key in admin.scan_iter("celeriac:job:job_*")]
             assert len(ids) == REQUESTS

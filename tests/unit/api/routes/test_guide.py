@@ -243,7 +243,7 @@ async def test_the_error_of_a_failed_job_is_the_response(redis_url: str, code: E
     assert response.json()["job_url"] == response.headers["location"]
 
 
-async def test_a_job_that_is_cancelled_meanwhile_is_409(redis_url: str) -> None:
+async def test_a_job_that_is_cancelled_while_the_call_waits_is_409(redis_url: str) -> None:
     settings = settings_for(redis_url)
     async with api(settings) as client:
         with fake_worker(settings) as worker:

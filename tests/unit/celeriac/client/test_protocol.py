@@ -124,11 +124,11 @@ def test_generate_stops_waiting_after_its_timeout_and_names_the_job() -> None:
 
 def test_an_error_that_names_an_accepted_job_leads_to_the_job() -> None:
     failed = job_object(SUCCEEDED, status=Status.FAILED, completion=None)
-    failed["error"] = {"code": "worker_lost", "message": "Three workers died.", "retryable": True}
+    failed["error"] = {"code": "worker_lost", "message": "Three workers were lost.", "retryable": True}
     server = Server([problem(503, "worker_lost", job_id=JOB_ID), ok(failed)])
     protocol = server.protocol()
     call = protocol.generate_call({"prompt": "1+1="}, key=None, timeout=30.0)
-    with pytest.raises(JobFailedError, match=r"Three workers died\. \(worker_lost\)") as caught:
+    with pytest.raises(JobFailedError, match=r"Three workers were lost\. \(worker_lost\)") as caught:
         server.run(protocol.generate(call))
     assert caught.value.job.status == "failed"
 

@@ -52,7 +52,7 @@ REFUSED = httpx.ConnectError("refused")
 #: Where to cut a whole stream: at every byte, but only at every 97th in the long object at its end.
 CUTS = [*range(len(whole()) - len(done()) + 30), *range(len(whole()) - len(done()) + 30, len(whole()), 97)]
 
-#: What a connection brings: bytes, an exception if it breaks, or seconds that pass.
+#: The items of a connection: bytes, an exception if it breaks, or seconds that pass.
 Chunks = list[bytes | float | httpx.RequestError]
 
 

@@ -194,7 +194,7 @@ def test_a_broken_tokenizer_does_not_prevent_a_card_for_token_ids(tmp_path: Path
     assert card(folder, with_text=False).tokenizer.kind == "none"
 
 
-def test_a_file_that_was_deleted_meanwhile_is_named(tmp_path: Path) -> None:
+def test_a_file_that_was_deleted_after_loading_is_named(tmp_path: Path) -> None:
     folder = written(tmp_path / "run")
     checkpoint = load(find(str(folder), tmp_path))
     (folder / "model_000007.pt").unlink()

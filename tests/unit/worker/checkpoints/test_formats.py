@@ -221,8 +221,8 @@ def test_a_tensor_with_and_without_prefix_is_refused(tmp_path: Path) -> None:
     [
         ([1, 2], "does not hold a state dict"),
         ({}, "does not hold a state dict"),
-        ({"model": state_dict(), "step": 3}, "a state dict alone is expected"),
-        ({3: torch.ones(1)}, "a state dict alone is expected"),
+        ({"model": state_dict(), "step": 3}, "only a state dict is expected"),
+        ({3: torch.ones(1)}, "only a state dict is expected"),
         ({"w": torch.ones(2, 2)}, "is not a nanochat GPT"),
     ],
 )

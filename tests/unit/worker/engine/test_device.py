@@ -1,4 +1,4 @@
-"""What differs by device: selection, memory, threads and number format."""
+"""Properties that differ by device: selection, memory, threads and number format."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from worker.engine.mapped_pages import MappedPages
 SHAPE = {"sequence_len": 256, "vocab_size": 32_768, "n_layer": 12, "n_head": 8, "n_kv_head": 8, "n_embd": 1024}
 MOST_TIMES_THE_WEIGHTS = 1.2
 
-#: Loads the model of the folder argv[1] and prints how many bytes of memory this process takes meanwhile.
+#: Loads the model of the folder argv[1] and prints how many bytes of memory this process takes during that.
 PROGRAM = """
 import json, sys, threading
 from pathlib import Path

@@ -124,10 +124,10 @@ def ids(chunks: list[Chunk]) -> list[str]:
 
 def test_a_suspect_runs_alone_while_the_others_keep_their_rows() -> None:
     policy = scheduler(chunk=8)
-    mate = sequence("mate", 3, 10)
-    policy.add(mate)
+    other = sequence("other", 3, 10)
+    policy.add(other)
     admit(policy)
-    assert ids(run(policy)) == ["mate"]
+    assert ids(run(policy)) == ["other"]
     policy.add(sequence("suspect", 12, 10, alone=2))
     policy.add(sequence("late", 3, 10))
     assert admit(policy) == ["suspect", "late"]
@@ -136,24 +136,24 @@ def test_a_suspect_runs_alone_while_the_others_keep_their_rows() -> None:
         ("suspect", 8, 4, True),
         ("suspect", 12, 1, True),
     ]
-    assert (mate.cached, len(mate.tokens)) == (3, 1), "its state does not change"
+    assert (other.cached, len(other.tokens)) == (3, 1), "its state does not change"
     assert policy.suspect is None
-    assert ids(run(policy)) == ["mate", "suspect", "late"]
+    assert ids(run(policy)) == ["other", "suspect", "late"]
 
 
 def test_tokens_of_earlier_attempts_do_not_count_as_decoded_alone() -> None:
     policy = scheduler(chunk=8)
     policy.add(sequence("suspect", 2, 10, alone=1, resumed=4))
-    policy.add(sequence("mate", 1, 10))
+    policy.add(sequence("other", 1, 10))
     admit(policy)
     assert ids(run(policy)) == ["suspect"]
-    assert ids(run(policy)) == ["suspect", "mate"]
+    assert ids(run(policy)) == ["suspect", "other"]
 
 
 def test_of_two_suspects_the_first_runs_first_and_the_second_after_its_end() -> None:
     policy = scheduler()
     first, second = sequence("first", 1, 10, alone=2), sequence("second", 1, 10, alone=1)
-    for one in (first, sequence("mate", 1, 10), second):
+    for one in (first, sequence("other", 1, 10), second):
         policy.add(one)
     admit(policy)
     assert ids(run(policy)) == ["first"]
@@ -161,7 +161,7 @@ def test_of_two_suspects_the_first_runs_first_and_the_second_after_its_end() -> 
     policy.remove(first)
     assert policy.suspect is second
     assert ids(run(policy)) == ["second"]
-    assert ids(run(policy)) == ["mate", "second"]
+    assert ids(run(policy)) == ["other", "second"]
 
 
 @given(

@@ -81,20 +81,20 @@ def test_time_limits_and_aborts_of_paused_sequences_still_work() -> None:
 
 def test_the_others_continue_after_a_suspect_is_aborted() -> None:
     decoding = engine(model(TINY))
-    mate = decoding.add_request(request("mate", max_tokens=4))
+    other = decoding.add_request(request("other", max_tokens=4))
     decoding.add_request(request("suspect", max_tokens=40, alone=40))
     decoding.step()
-    assert mate.tokens == []
+    assert other.tokens == []
     decoding.abort("suspect")
     assert decoding.suspect is None
-    assert run_until_done(decoding, mate).finish is FinishReason.LENGTH
+    assert run_until_done(decoding, other).finish is FinishReason.LENGTH
 
 
 def test_before_run_gets_the_suspect_of_the_step_after_admissions_and_ends() -> None:
     now = 100.0
     suspects: list[str | None] = []
     decoding = engine(model(TINY), slots=2, clock=lambda: now)
-    decoding.add_request(request("mate", max_tokens=2))
+    decoding.add_request(request("short", max_tokens=2))
     decoding.add_request(request("other", max_tokens=40))
     decoding.add_request(request("suspect", max_tokens=40, alone=40, time_limit_s=5.0))
     decoding.step(suspects.append)
@@ -172,7 +172,7 @@ class EndingPipe:
 def test_the_worker_gets_the_suspect_of_a_step_before_the_step_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.engine_process.main.REPORT_EVERY_S", 0.0)
     served = Served()
-    served.ours.send(AddRequest(request("mate", max_tokens=4)))
+    served.ours.send(AddRequest(request("other", max_tokens=4)))
     served.ours.send(AddRequest(request("suspect", max_tokens=6, alone=3)))
     served.run()
     assert served.model.steps == [("suspect", 1)] * 3 + [(None, 2)] * 3 + [(None, 1)]
@@ -214,7 +214,7 @@ def test_a_long_step_is_reported_when_it_ends() -> None:
 def test_an_aborted_suspect_is_not_reported_as_running_alone() -> None:
     served = Served()
     served.ours.send(AddRequest(request("suspect", max_tokens=6, alone=3)))
-    served.ours.send(AddRequest(request("mate", max_tokens=2)))
+    served.ours.send(AddRequest(request("other", max_tokens=2)))
     served.ours.send(Abort("suspect"))
     served.run()
     assert served.model.steps == [(None, 1)] * 2

@@ -131,12 +131,12 @@ def test_aborting_an_unknown_sequence_does_nothing(shared: Conversation) -> None
 
 
 def test_a_request_that_can_never_run_fails_alone(shared: Conversation) -> None:
-    shared.client.add_request(changed(LONG, id="mate", max_tokens=60))
+    shared.client.add_request(changed(LONG, id="other", max_tokens=60))
     shared.client.add_request(changed(LONG, id="impossible", prompt=(1,) * 300))
     _, impossible = shared.until_finished("impossible")
     assert impossible.finish is FinishReason.ERROR
     assert "context" in str(impossible.error)
-    assert shared.until_finished("mate")[1].finish is FinishReason.LENGTH
+    assert shared.until_finished("other")[1].finish is FinishReason.LENGTH
 
 
 def test_an_idle_engine_sends_reports(shared: Conversation) -> None:
@@ -169,7 +169,7 @@ def test_a_crash_is_reported_once_with_its_exit_code_and_later_requests_are_refu
     assert conversation.crashes.empty()
 
 
-def test_stop_does_not_wait_for_a_step_and_is_no_crash() -> None:
+def test_stop_does_not_wait_for_a_step_and_is_not_a_crash() -> None:
     conversation = Conversation(start_of(find(str(TINY), TINY.parent))).ready()
     assert conversation.client.pid is not None
     os.kill(conversation.client.pid, signal.SIGSTOP)
@@ -212,7 +212,7 @@ def test_loading_has_a_time_limit() -> None:
 
 
 class Listener:
-    """What a supervisor reports."""
+    """The reports of a supervisor."""
 
     def __init__(self) -> None:
         self.updates: queue.SimpleQueue[Sequence[Update]] = queue.SimpleQueue()

@@ -1,4 +1,4 @@
-"""The supervisor, with engines that crash when the test wants: who is the suspect, and when it gives up."""
+"""The supervisor, with engines that crash when the test wants: which sequence is the suspect, and when it gives up."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_the_suspect_of_a_crash_is_the_sequence_that_ran_alone_in_that_engine(wo
     assert world.suspects == [None, "job_1/2", None]
 
 
-def test_a_sequence_that_does_not_run_alone_any_more_is_no_suspect(world: World) -> None:
+def test_a_sequence_that_no_longer_runs_alone_is_not_a_suspect(world: World) -> None:
     world.report("job_1/2")
     world.report(None)
     world.crash()

@@ -321,8 +321,8 @@ def test_other_jobs_are_admitted_when_the_first_tokens_of_a_suspect_are_in_the_l
     suspect.start()
     eventually(lambda: world.publisher.added)
     [running] = world.publisher.added
-    mate = threading.Thread(target=world.runner.run, args=("job_2",))
-    mate.start()
+    other = threading.Thread(target=world.runner.run, args=("job_2",))
+    other.start()
     eventually(lambda: world.admission.waiting)
     running.token_ids += [2, 3]
     running.confirm(2)
@@ -333,7 +333,7 @@ def test_other_jobs_are_admitted_when_the_first_tokens_of_a_suspect_are_in_the_l
     for job in world.publisher.added:
         job.over.set()
     suspect.join(DEADLINE_S)
-    mate.join(DEADLINE_S)
+    other.join(DEADLINE_S)
     assert world.runner.wait_idle(0)
 
 

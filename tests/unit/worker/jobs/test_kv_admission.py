@@ -140,7 +140,7 @@ def test_memory_is_also_released_if_the_job_raises(jobs: Jobs) -> None:
 
 
 def test_no_job_is_admitted_after_a_suspect_until_it_is_cleared(jobs: Jobs) -> None:
-    jobs.start("mate", 1)
+    jobs.start("other", 1)
     jobs.start("suspect", 1, suspect=True)
     jobs.start_waiting("second", 1)
     jobs.start_waiting("third", 1)
@@ -168,11 +168,11 @@ def test_the_end_of_a_suspect_admits_others(jobs: Jobs) -> None:
     assert jobs.next() == "second admitted"
 
 
-def test_clearing_a_job_that_is_no_suspect_or_twice_does_nothing(jobs: Jobs) -> None:
-    jobs.start("mate", 1)
+def test_clearing_a_job_that_is_not_a_suspect_or_is_already_cleared_does_nothing(jobs: Jobs) -> None:
+    jobs.start("other", 1)
     jobs.start("first", 1, suspect=True)
     jobs.start_waiting("second", 1, suspect=True)
-    jobs.reservations["mate"].clear()
+    jobs.reservations["other"].clear()
     assert jobs.waiting() == ["second"]
     jobs.reservations["first"].clear()
     assert jobs.next() == "second admitted"

@@ -54,7 +54,7 @@ class Store(WorkerStore):
         #: Jobs that a client cancelled, and jobs that a client streams.
         self.cancelled: set[str] = set()
         self.streamed: set[str] = set()
-        #: False while Redis is away. `failed_calls` counts the calls meanwhile.
+        #: False while Redis is away. `failed_calls` counts the calls in that time.
         self.available = True
         self.failed_calls = 0
 
@@ -259,7 +259,7 @@ def test_a_cancel_in_the_reply_of_a_flush_aborts_the_sequence_and_its_end_is_wri
     assert world.store.ends["job_1"].status is Status.CANCELLED
 
 
-def test_a_notification_of_a_cancel_aborts_the_sequence_of_that_job_alone(world: World) -> None:
+def test_a_notification_of_a_cancel_aborts_only_the_sequence_of_that_job(world: World) -> None:
     publisher = world.publish()
     running = job()
     publisher.add(running)

@@ -138,8 +138,8 @@ def test_the_model_gives_the_bits_of_the_rounded_weights(kernels: ctypes.CDLL, f
         int8 = NativeModel.load(
             found.config, found.weights, Device("cpu", fixed_threads=True), kernels, group=INT8_GROUP
         )
-        for chunk, mates in ((1024, 0), (7, 0), (1, 0), (13, 20)):
-            assert prompt_logits(int8, prompt, chunk=chunk, mates=mates).equal(expected), (threads, chunk, mates)
+        for chunk, others in ((1024, 0), (7, 0), (1, 0), (13, 20)):
+            assert prompt_logits(int8, prompt, chunk=chunk, others=others).equal(expected), (threads, chunk, others)
 
 
 @needs_kernels

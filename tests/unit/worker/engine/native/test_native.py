@@ -108,8 +108,8 @@ def test_no_bit_of_a_sequence_depends_on_its_batch_its_chunks_or_the_threads(fol
     for threads in THREAD_COUNTS:
         torch.set_num_threads(threads)
         decoding = load_weights(found.config, found.weights, Device("cpu", fixed_threads=True))
-        for chunk, mates in ((1024, 0), (64, 0), (7, 0), (1, 0), (50, 3), (13, 20)):
-            logits.append(prompt_logits(decoding, prompt, chunk=chunk, mates=mates))
+        for chunk, others in ((1024, 0), (64, 0), (7, 0), (1, 0), (50, 3), (13, 20)):
+            logits.append(prompt_logits(decoding, prompt, chunk=chunk, others=others))
     assert all(one.equal(logits[0]) for one in logits)
 
 
