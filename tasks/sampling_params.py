@@ -49,7 +49,7 @@ class SamplingParams:
 
     max_tokens: int = _param(
         100,
-        "Largest number of tokens to generate; less if the context has no room for them.",
+        "Most tokens to generate; reduced to what fits into the context.",
         ge=1,
         le=MAX_TOKENS_LIMIT,
     )
@@ -57,21 +57,27 @@ class SamplingParams:
         0.8, "0: always the most likely token. Higher values: more varied text.", ge=0.0, le=MAX_TEMPERATURE
     )
     top_k: int | None = _param(
-        None, "Sample only from the k most likely tokens; at most the vocabulary size. Unset: from all tokens.", ge=1
+        None, "Sample only from the k most likely tokens; at most the vocabulary size. Unset: from all.", ge=1
     )
     top_p: float | None = _param(
-        None, "Sample only from the most likely tokens that together have this probability.", gt=0.0, le=1.0
+        None,
+        "Sample only from the most likely tokens that together have this probability. Unset: from all.",
+        gt=0.0,
+        le=1.0,
     )
     stop_on_newline: bool = _param(False, "End the text after the first newline, which is kept.")
     stop: tuple[str, ...] = _param(
         (),
-        "Texts that end the answer; it is cut before the first of them.",
+        f"End the text before the first of these texts. At most {MAX_STOPS}, of 1 to {MAX_STOP_CHARACTERS} characters.",
         max_length=MAX_STOPS,
         max_item_length=MAX_STOP_CHARACTERS,
     )
-    ignore_eos: bool = _param(False, "Continue when the model would end the text.")
+    ignore_eos: bool = _param(False, "Continue where the model would end the text.")
     seed: int | None = _param(
-        None, "The same seed repeats the draws of an earlier run. Unset: a random seed.", ge=0, lt=1 << SEED_BITS
+        None,
+        "Seed of the random draws: the same request with the same seed gives the same text. Unset: a new seed.",
+        ge=0,
+        lt=1 << SEED_BITS,
     )
 
     def with_seed(self) -> SamplingParams:

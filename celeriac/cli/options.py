@@ -55,7 +55,7 @@ def device(command: F) -> F:
         default="auto",
         show_default=True,
         show_envvar=True,
-        help="Device that runs the model.",
+        help="Device that runs the model. auto: a GPU if there is one.",
     )(command)
 
 
@@ -68,7 +68,7 @@ def weights(command: F) -> F:
         default="exact",
         show_default=True,
         show_envvar=True,
-        help="Keep the weights in their type, or round them to 8 bits: smaller and faster, only on a CPU.",
+        help="exact: keep the weights as they are. int8: round them to 8 bits; smaller and faster, only on a CPU.",
     )(command)
 
 
@@ -100,7 +100,7 @@ def _sampling_option(declared: SamplingField) -> Callable[[F], F]:
         case "bool":
             return click.option(name, is_flag=True, help=declared.description)
         case "tuple[str, ...]":
-            help_ = f"{declared.description} Repeat the option to give several."
+            help_ = f"{declared.description} Repeat the option for each text."
             return click.option(name, multiple=True, metavar="TEXT", help=help_)
         case _:
             type_ = _number_type(declared)
@@ -148,7 +148,7 @@ def limits(command: F) -> F:
             "run_timeout_s",
             type=seconds,
             metavar="SECONDS",
-            help="Stop the job when it has run for this time.",
+            help="Stop the job when it has run for this time, in all attempts together.",
         ),
         click.option(
             "--max-queue-position",

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
-from celeriac.client.options import GenerationOptions, check_options
-
-#: Options that callers may give as another kind of collection than `json` can encode.
-_COLLECTIONS: Mapping[str, Callable[[Any], Any]] = {"stop": list, "metadata": dict}
+from celeriac.client.options import JOB_DEFAULTS, GenerationOptions, check_options
 
 
 def generation(
@@ -22,18 +18,28 @@ def generation(
 ) -> dict[str, Any]:
     """The body that the client's `method` sends. Raises TypeError if the method has no such option.
 
-    Options that are not given, or None, are left out, so that the original guide's server and older servers accept it.
+    Options that are not given, None, or `ignore_eos=False` are left out, so that the original guide's server and older
+    servers accept the body. The options in JOB_DEFAULTS are never left out.
     """
     check_options(method, options)
-    given: Mapping[str, Any] = {"top_k": top_k, **options}
+    encoded = {name: _encoded(name, value) for name, value in {"top_k": top_k, **options}.items()}
     return {
         "prompt": prompt,
         "max_tokens": max_tokens,
         "temperature": temperature,
         "stop_on_newline": stop_on_newline,
-        **{
-            name: _COLLECTIONS[name](value) if name in _COLLECTIONS else value
-            for name, value in given.items()
-            if value is not None
-        },
+        **{name: value for name, value in encoded.items() if value is not None or name in JOB_DEFAULTS},
     }
+
+
+def _encoded(name: str, value: Any) -> Any:
+    """The value of an option as `json` can encode it; None if the server's default says the same."""
+    match name:
+        case "stop" if value is not None:
+            return list(value)
+        case "metadata" if value is not None:
+            return dict(value)
+        case "ignore_eos":
+            return value or None
+        case _:
+            return value

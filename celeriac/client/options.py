@@ -1,7 +1,7 @@
 """Keyword options of `generate`, `generate_stream` and `submit`, declared once for both clients.
 
 `generate` and `generate_stream` take `GenerationOptions`; `submit` takes `JobOptions`. An option that is not given,
-or None, is not sent, so that the server's default applies; `JOB_DEFAULTS` are the exceptions.
+or None, is not sent, so that the server's default applies. Options in `JOB_DEFAULTS` are always sent.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class JobOptions(GenerationOptions, total=False):
     max_queue_position: int | None
 
 
-#: Options that `submit` sends even if the caller does not give them.
+#: Options that `submit` always sends, and their values if the caller does not give them.
 JOB_DEFAULTS: JobOptions = {"priority": 5, "wait_for_worker": False}
 
 #: Method of the clients: the TypedDict that declares its options.

@@ -17,7 +17,10 @@ GRACE_S = 5
 @click.command("api")
 @options.listening
 def command(host: str, port: int, reload: bool) -> None:
-    """Run the HTTP API, which puts jobs into the queue."""
+    """Run the HTTP API, which puts jobs into the queue.
+
+    The queue is in the Redis at CELERIAC_REDIS_URL.
+    """
     require("fastapi", "uvicorn", extra="api")
     settings = load_queue_settings()
     import uvicorn

@@ -25,7 +25,10 @@ PURGE_OFFLINE_WORKERS_S = 60
 )
 @click.option("--url-prefix", envvar="FLOWER_URL_PREFIX", help="URL path under which a proxy serves Flower.")
 def command(address: str, port: int, basic_auth: str | None, url_prefix: str | None) -> None:
-    """Run Flower, the web monitor of Celery, read-only."""
+    """Run Flower, the web monitor of Celery, read-only.
+
+    The queue is in the Redis at CELERIAC_REDIS_URL.
+    """
     require("flower", extra="flower")
     settings = load_queue_settings()
     from celeriac.launcher.ports import check_port, is_loopback

@@ -11,7 +11,7 @@ from celeriac.cli import options
 @click.argument("job_ids", metavar="JOB_ID...", nargs=-1, required=True)
 @options.url
 def command(job_ids: tuple[str, ...], url: str) -> None:
-    """Resubmit jobs that failed, expired or were cancelled. Prints the ids of the new jobs."""
+    """Submit failed, expired or cancelled jobs again, and print the ids of the new jobs."""
     from celeriac.client import InferenceClient
 
     with InferenceClient(url) as client:

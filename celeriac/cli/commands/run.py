@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 @click.option("--token-ids", callback=lambda *given: parse_ids(given[-1]), help="Token ids to continue, such as 1,2,3.")
 @click.option("--interactive", is_flag=True, help="Ask for prompts, one after another.")
 @options.sampling
-@click.option("--softcap", type=click.FloatRange(min=0.0, min_open=True), help="Logit softcap, instead of the default.")
+@click.option(
+    "--softcap",
+    type=click.FloatRange(min=0.0, min_open=True),
+    help="Logit softcap, instead of that of the checkpoint's era.",
+)
 @click.option("--logits", is_flag=True, help="With --json: also print the logits after the prompt.")
 @options.device
 @options.weights

@@ -16,12 +16,12 @@ from celeriac.cli.environment import load_queue_settings, readable_checkpoint_er
 @options.device
 @options.weights
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Number of workers to start.")
-@click.option("--flower", is_flag=True, help="Run Flower as well. Only this machine can reach it.")
+@click.option("--flower", is_flag=True, help="Also run Flower, the web monitor of Celery, for this machine only.")
 @click.option("--flower-port", type=click.IntRange(1, 65535), default=5555, show_default=True, help="Port of Flower.")
 @click.option(
     "--data-dir",
     type=click.Path(),
-    help="Folder of the Redis data, with a folder for each port.  [env: CELERIAC_DATA_DIR; default: .celeriac]",
+    help="Folder of the Redis data, with a subfolder for each port.  [env: CELERIAC_DATA_DIR; default: .celeriac]",
 )
 def command(
     checkpoint: str,

@@ -102,6 +102,17 @@ def test_every_option_is_sent(call: Both) -> None:
     assert (job.id, job.status, job.position, job.metadata) == (JOB_ID, "queued", 3, {"run": "7"})
 
 
+def test_options_that_are_off_or_none_are_not_sent(call: Both) -> None:
+    bodies: list[Any] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        bodies.append(json.loads(request.content))
+        return httpx.Response(200, json=GENERATED)
+
+    call(handler, "generate", "1", ignore_eos=False, top_k=None, top_p=None, seed=None, stop=None, model=None)
+    assert bodies[0].keys() == {"prompt", "max_tokens", "temperature", "stop_on_newline"}
+
+
 @pytest.mark.parametrize("name", ["generate", "generate_stream", "submit"])
 def test_an_unknown_option_is_a_type_error_and_nothing_is_sent(call: Both, name: str) -> None:
     requests: list[httpx.Request] = []
