@@ -156,7 +156,7 @@ async def missing(store: JobStore, job_id: str) -> ApiError:
 
 def no_such_job(job_id: str) -> ApiError:
     """The error for an id that no job ever had, or whose job has expired."""
-    return ApiError(Code.NOT_FOUND, f"There is no job {presentable(job_id)}: it never was, or its time is over.")
+    return ApiError(Code.NOT_FOUND, f"There is no job {presentable(job_id)}: it never existed, or it has expired.")
 
 
 def code_of(error: ErrorCode) -> Code:

@@ -65,7 +65,7 @@ class StreamState:
         return Event("queue", job_eta(estimate, position=position, as_of=queue.as_of).model_dump_json())
 
     def error_event(self, error: ApiError) -> Event:
-        """The `error` event: why the job failed, or why the stream cannot go on."""
+        """The `error` event: why the job failed, or why the stream cannot continue."""
         return Event("error", json.dumps(error.to_problem(f"{job_url(self.prefix, self.job.id)}/stream")))
 
 

@@ -48,7 +48,7 @@ class Problem(Model):
                     "type": "urn:celeriac:problem:not_found",
                     "title": "Not found",
                     "status": 404,
-                    "detail": "There is no job job_01JZ8K6T4V9QABCDEFGHJKMNPQ: it never was, or its time is over.",
+                    "detail": "There is no job job_01JZ8K6T4V9QABCDEFGHJKMNPQ: it never existed, or it has expired.",
                     "instance": "/v1/jobs/job_01JZ8K6T4V9QABCDEFGHJKMNPQ",
                     "code": "not_found",
                     "retryable": False,
