@@ -28,7 +28,7 @@ class SubmittedCall:
     """A request that has submitted its job, and waited for it if the caller wanted."""
 
     job: Job
-    #: Whether an earlier request with the same idempotency key made the job.
+    #: Whether an earlier request with the same idempotency key created the job.
     replayed: bool
     #: Limit of the request's wait in seconds; None: it did not wait.
     wait_s: float | None
