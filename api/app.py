@@ -17,7 +17,6 @@ from api.http import error_handlers
 from api.http.middleware import BodyLimit, RequestLog, UnexpectedErrors
 from api.http.openapi import openapi
 from api.routes import guide, health, jobs, streams, workers
-from api.schema_check import SchemaCheck
 from api.services import Services
 from api.shutdown import on_stop_signal
 from tasks.connections import redacted
@@ -57,14 +56,13 @@ class Api(FastAPI):
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The application. Without `settings` it uses those of the process's environment."""
     chosen = settings_of_this_process() if settings is None else settings
-    schema = SchemaCheck(chosen.redis_url)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         # A program that runs this application may have set up the logs already.
         if not logging.getLogger().handlers:
             setup_logging(chosen)
-        services = Services.open(chosen, schema)
+        services = Services.open(chosen)
         app.state.services = services
         try:
             _raise_open_files_limit()
@@ -82,7 +80,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     for family in (guide, health, jobs, streams, workers):
         app.include_router(family.router)
-    error_handlers.install(app, on_redis_away=schema.redis_went_away)
+    error_handlers.install(app, on_redis_away=lambda: app.state.services.schema.redis_went_away())
     # The middleware that is added last is the outermost.
     app.add_middleware(BodyLimit, max_bytes=chosen.max_body_bytes)
     app.add_middleware(UnexpectedErrors, answer=error_handlers.unexpected_error)

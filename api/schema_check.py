@@ -24,7 +24,8 @@ class SchemaCheck:
     async def ensure(self, store: JobStore) -> None:
         """Check the layout unless it is known.
 
-        Raises SchemaError if Redis belongs to another version, and RedisError if it is unreachable.
+        Raises SchemaError if Redis belongs to another version, and RedisError if it is away or, being empty, refuses the
+        mark of the layout.
         """
         if self._checked:
             return

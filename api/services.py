@@ -48,13 +48,14 @@ class Services:
     reaper: Reaper
 
     @classmethod
-    def open(cls, settings: Settings, schema: SchemaCheck) -> Services:
+    def open(cls, settings: Settings) -> Services:
         """Make the parts and start the background tasks. Call this on the event loop that serves the requests.
 
         It connects in the background, so it also works while Redis is away.
         """
         redis = make_async(settings)
         store = JobStore(redis, settings)
+        schema = SchemaCheck(settings.redis_url)
         subscriptions = Subscriptions(redis)
         watch = JobWatch(store, subscriptions, poll_every_s=settings.bell_poll_s)
         shutdown = Shutdown(subscriptions.notify_all)

@@ -27,7 +27,10 @@ class FinishEstimate:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """The estimate for one job. Times are in seconds from now; None if no estimate is possible."""
+    """The estimate for one job. Times are in seconds from now.
+
+    They are None if no estimate is possible: no job has succeeded recently, or no live worker takes jobs.
+    """
 
     #: Number of tokens that the jobs ahead will probably generate.
     tokens_ahead: int
@@ -49,7 +52,7 @@ class QueueLoad:
     running: int
     #: Number of jobs that the live workers can run at once.
     slots: int
-    #: Seconds from a job's start to its first token; None before the first job succeeded.
+    #: Seconds from a job's start to its first token; None if no job has succeeded recently.
     first_token_s: float | None
     #: Seconds for each further token.
     s_per_token: float

@@ -28,7 +28,7 @@ class WorkerInfo:
     checkpoint: str
     #: `cpu`, `cuda`, `mps`.
     device: str
-    #: Number of jobs that it runs at once.
+    #: Number of jobs that it can run at once.
     slots: int
     pid: int
     host: str

@@ -23,7 +23,10 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 class RequestLog:
-    """Gives each request an id (`X-Request-Id`, the caller's if it is valid) and logs one line for it."""
+    """Gives each request an id and logs one line for it, without bodies.
+
+    The id is the caller's `X-Request-Id` if that is valid. The response has it in the same header.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -14,7 +14,7 @@ MAX_IDEMPOTENCY_KEY = 255
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _QUOTED = r'"(?:[^"\\]|\\.)*"'
-#: A preference: a name, then optionally `=` with a token or a quoted string. Its parameters are cut off before.
+#: A preference without its parameters: a name, then optionally `=` with a token or a quoted string.
 _PREFERENCE = re.compile(rf"\s*({_TOKEN})(?:\s*=\s*({_TOKEN}|{_QUOTED})?)?\s*")
 #: A number with more digits is longer than any wait that the server grants.
 _MAX_WAIT_DIGITS = 9

@@ -29,7 +29,7 @@ class Event:
 
     name: str
     data: str
-    #: The value that a client sends as `Last-Event-ID` to continue after this event; None: it cannot continue here.
+    #: The value that a client sends as `Last-Event-ID` to continue after this event; None: it cannot continue after it.
     id: str | None = None
 
     def encode(self) -> bytes:

@@ -44,7 +44,7 @@ class CatalogSnapshot:
     def default(self, configured: str | None) -> str | None:
         """The checkpoint of a request that names none.
 
-        It is the configured one, else the only one served, else the only one known. None: none of these exists.
+        It is the configured one, else the only one served, else the only one known. None: there is none, or several.
         """
         if configured is not None:
             return configured

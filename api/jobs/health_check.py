@@ -27,7 +27,7 @@ class HealthCheck:
         self._catalog = catalog
 
     async def snapshot(self) -> CatalogSnapshot:
-        """The catalog of a Redis that has our layout. Raises RedisError, SchemaError, and TimeoutError."""
+        """The catalog, if Redis has our layout. Raises RedisError, SchemaError and TimeoutError."""
         async with asyncio.timeout(HEALTH_TIMEOUT_S):
             await self._schema.ensure(self._store)
             return await self._catalog.snapshot()

@@ -37,8 +37,8 @@ def job_response(
 ) -> JobResponse:
     """The job object.
 
-    For a job that is not over, `partial` is its text so far and `queue` is its queue, from which the estimates come.
-    Without them the text and the estimates are null.
+    For a job that is not over, `partial` is its text so far, and `queue` is a snapshot of its queue for the estimates.
+    Without `partial` the text is null; without `queue` the estimates are null.
     """
     completion = partial if job.completion is None else job.completion
     url = job_url(prefix, job.id)

@@ -36,7 +36,7 @@ def job_headers(job_id: str, prefix: str) -> dict[str, str]:
 
 
 def replayed_headers(replayed: bool) -> dict[str, str]:
-    """The header of a response whose job was made by an earlier request with the same idempotency key."""
+    """The header of a response whose job was created by an earlier request with the same idempotency key."""
     return {"Idempotency-Replayed": "true"} if replayed else {}
 
 

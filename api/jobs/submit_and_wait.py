@@ -28,16 +28,16 @@ class SubmittedCall:
     """A request that has submitted its job, and waited for it if the caller wanted."""
 
     job: Job
-    #: Whether an earlier request with the same idempotency key made the job.
+    #: Whether an earlier request with the same idempotency key created the job.
     replayed: bool
-    #: How long the request waited at most, in seconds; None: it did not wait.
+    #: Limit of the request's wait in seconds; None: it did not wait.
     wait_s: float | None
     preferences: Preferences
     #: The path prefix that a proxy adds.
     prefix: str
 
     @property
-    def over(self) -> bool:
+    def has_answer(self) -> bool:
         """Whether to answer with the finished job; if not, with 202.
 
         A request that did not want to wait gets 202 for a new job, even if the job is over already.
@@ -50,7 +50,7 @@ class SubmittedCall:
         return {
             **job_headers(self.job.id, self.prefix),
             **replayed_headers(self.replayed),
-            **preference_headers(self.preferences, waited_s=self.wait_s, answered_async=not self.over),
+            **preference_headers(self.preferences, waited_s=self.wait_s, answered_async=not self.has_answer),
         }
 
 
@@ -89,7 +89,7 @@ class SubmitAndWait:
         """Submit a job, or find the one that `key` belongs to, and wait at most `wait_s` seconds for its end.
 
         None for `wait_s`: do not wait. `receive` is the request's. If the client disconnects while it waits, this
-        raises ClientGoneError, and with `cancel_if_abandoned` cancels the job before. Also raises ApiError and
+        raises ClientGoneError; with `cancel_if_abandoned` it cancels the job first. Also raises ApiError and
         RedisError.
         """
         new_id = new_job_id()

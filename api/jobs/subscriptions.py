@@ -3,10 +3,10 @@
 Each job has channels of its own, for clients that watch its changes. A request that submits a job and only waits for
 its end does not subscribe to them: the job's record names this process's reply channel, which is subscribed once.
 
-A notification says that something may have changed, not what; the waiter then reads the record. Subscribe, read, then
-wait, and no change is missed: the server's confirmation of a subscription notifies the waiter too, so that its first
-read happens after the subscription took effect; and after a lost connection every waiter is notified once.
-`api.jobs.job_watch` covers notifications that are lost in other ways.
+A notification says that something may have changed, not what. A waiter that reads the record after each notification
+misses no change: the first notification is the server's confirmation of the subscription, so the first read happens
+after the subscription took effect; and after a lost connection every waiter is notified once. `api.jobs.job_watch`
+covers notifications that are lost in other ways.
 """
 
 from __future__ import annotations

@@ -57,7 +57,9 @@ _JOB_CODES = (
         202: {
             "model": JobResponse,
             "description": "With `Prefer`: the job was not over within the time that you wanted to wait. It continues.",
-            "headers": headers(Location="URL of the job.", Retry_After="Estimated seconds until the job is over."),
+            "headers": headers(
+                Location="URL of the job.", Retry_After="Estimated seconds until the job is over, 1 to 60."
+            ),
         },
         **legacy_errors((*SUBMIT_CODES, *_JOB_CODES)),
     },
@@ -96,9 +98,9 @@ async def generate(
         cancel = partial(services.submit_and_wait.cancel_abandoned, job.id) if key is None else None
         replayed = replayed_headers(call.replayed)
         return await services.job_streams.response(job, cursor, prefix, headers=replayed, on_disconnect=cancel)
-    if call.over and job.status is Status.SUCCEEDED:
+    if call.has_answer and job.status is Status.SUCCEEDED:
         return generated(job, call.headers)
-    if call.over:
+    if call.has_answer:
         raise unsuccessful(job, prefix)
     if wait_s is not None and not preferences.given and settings.generate_timeout_status != 202:
         why = "This server is shutting down." if services.shutdown.begun else f"No answer within {wait_s:g} s."

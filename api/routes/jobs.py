@@ -40,7 +40,9 @@ WaitQuery = Annotated[
 
 _JOB_HEADERS = headers(Location="URL of the job.", X_Job_Id="Id of the job.")
 _ACCEPTED_HEADERS = headers(
-    Location="URL of the job.", X_Job_Id="Id of the job.", Retry_After="Estimated seconds until the job is over."
+    Location="URL of the job.",
+    X_Job_Id="Id of the job.",
+    Retry_After="Estimated seconds until the job is over, 1 to 60.",
 )
 
 
@@ -73,7 +75,7 @@ async def submit(
     call = await services.submit_and_wait.run(
         body, submit_headers, prefix, key=key, wait_s=wait_s, receive=request.receive
     )
-    if call.over:
+    if call.has_answer:
         return await services.responses.job(call.job, prefix, call.headers)
     return await services.responses.accepted(call.job, prefix, call.headers)
 

@@ -1,5 +1,6 @@
--- Reclaims jobs of lost workers and pushes lost messages again. Every process calls it each second; it limits its own
--- rate, so that all calls together do the work once. A job that waits past its time limit ends. For each checkpoint:
+-- Reclaims jobs of lost workers, pushes lost messages again, and ends jobs that have waited past a time limit. Every
+-- process calls it each second. It limits its own rate, so that all processes together do the work only once.
+-- For each checkpoint:
 --
 -- 1. A running job whose lease has expired returns to the head of the backlog, with its tokens. This counts as a loss.
 --    The job fails if it has too many losses or if a time limit has passed, and is cancelled if a cancel was requested.
@@ -16,8 +17,8 @@
 -- Only one claim succeeds; the other one is refused.
 --
 -- No worker can renew a lease while Redis is away. So if no process has called this script for longer than the gap, it
--- first extends all leases to their full length. It does not do that twice within two leases: otherwise, calls that are
--- always late would keep the jobs of a lost worker running forever.
+-- first extends all leases to their full length. The next extension comes after two lease times at the earliest:
+-- otherwise, calls that are always late would keep the jobs of a lost worker running forever.
 --
 -- KEYS   none
 -- ARGV   1 shortest time between two runs in ms   2 gap: time without a call in ms after which leases are extended

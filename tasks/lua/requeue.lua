@@ -1,4 +1,4 @@
--- Requeues a dispatched job whose message a worker took and which that worker will not claim: it is served next.
+-- Requeues a dispatched job: a worker took its message but will not claim the job. The job is served next.
 --
 -- KEYS   none
 -- ARGV   1 job id

@@ -259,7 +259,7 @@ class JobStore:
     async def list(
         self, *, status: Status | None = None, owner: str | None = None, cursor: str | None = None, limit: int = 20
     ) -> Page:
-        """One page of jobs, newest first. `cursor` is the previous page's `next_cursor`; raises ValueError if not."""
+        """One page of jobs, newest first. Raises ValueError if `cursor` is not the `next_cursor` of a page."""
         last_at, last_id = _parse_cursor(cursor)
         views, next_at, next_id = await scripts.get("list").acall(
             self._redis, status or "", owner or "", limit, last_at, last_id

@@ -42,7 +42,7 @@ class Claimed:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A claim that was refused. The worker is done with the message, for every reason."""
+    """A claim that was refused. Whatever the reason, the worker acknowledges the message."""
 
     #: `gone`: no such job. `terminal`: the job has ended. `running`: another claim holds the job. `waiting`: the job is
     #: not dispatched, another message will come for it. `overdue`: a time limit had passed, and the job has ended now.
@@ -172,7 +172,7 @@ class WorkerStore:
         return Job.from_hash(fields) if fields else None
 
     def no_longer_queued(self, job_ids: Sequence[str]) -> set[str]:
-        """The jobs among `job_ids` that no longer wait, in one round trip."""
+        """The jobs among `job_ids` that no longer wait, or do not exist, in one round trip."""
         with self._redis.pipeline(transaction=False) as pipeline:
             for job_id in job_ids:
                 pipeline.hget(keys.job(job_id), "status")

@@ -32,8 +32,8 @@ local function update_average(key, field, value)
   redis.call('HSET', key, field, string.format('%.6g', value))
 end
 
--- Records the duration of a job that is about to succeed, and the error of its estimate. Jobs with more than one
--- attempt do not count, because their duration includes the time of a lost worker.
+-- Records the durations of a job that is about to succeed, and the error of its own estimate. Jobs with more than one
+-- attempt do not count, because their durations include the time of a lost worker.
 local function record_pace(id, checkpoint)
   local attempt, max_tokens, tokens, created_at, started_at, first_token_at, predicted = get_fields(
     id, 'attempt', 'max_tokens', 'tokens', 'created_at', 'started_at', 'first_token_at', 'predicted_ms')
@@ -143,7 +143,7 @@ local function return_to_backlog(id, lost)
   notify_state(id)
 end
 
--- Checks that a worker has the weights that a waiting job was accepted for. Returns nil if it has. Else:
+-- Checks that a worker has the weights that a waiting job was accepted for. Returns nil if it has them. Otherwise:
 -- 'superseded' if the checkpoint's card still has the job's weights: the worker has old ones, and the job is requeued.
 -- 'digest' if the card has other weights: no worker still has the job's weights, and the job fails.
 local function refuse_wrong_weights(id, digest)

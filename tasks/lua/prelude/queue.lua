@@ -92,7 +92,7 @@ local function capacity(checkpoint)
   return jobs
 end
 
--- Returns the next score for `dispatched`: the current time in microseconds since 2026, higher at each call.
+-- Returns the next score for `dispatched`: the current time in microseconds since 2026, plus 1 for each earlier call.
 local last_dispatched_at = NOW_US
 local function next_dispatched_at()
   last_dispatched_at = last_dispatched_at + 1
@@ -144,7 +144,8 @@ local function dispatch(checkpoint)
   push_first(checkpoint, resumed)
 end
 
--- Returns a dispatched job whose message a worker took and which that worker will not claim: it is served next.
+-- Requeues a dispatched job: a worker took its message but will not claim the job. The message is pushed again, unless
+-- it is on Celery's list, and the job is served next.
 local function requeue(id)
   local checkpoint, message = get_fields(id, 'checkpoint', 'message')
   if redis.call('ZSCORE', KEY.dispatched(checkpoint), id)
@@ -154,9 +155,9 @@ local function requeue(id)
 end
 
 -- Pushes the messages of dispatched jobs that are missing from Celery's list: the list lost them, or a worker took them
--- and did not claim the job. Only jobs that were dispatched before `until_us` (microseconds since 2026), and only while
--- a live worker takes jobs. The new dispatch time of each is now. Also removes orphans among these jobs. Returns how
--- many messages were pushed, and how many orphans were removed.
+-- and did not claim the job. It checks only jobs that were dispatched until `until_us` (microseconds since 2026), and
+-- pushes only while a live worker takes jobs. A push sets a new dispatch time. Orphans among these jobs are removed.
+-- Returns how many messages were pushed, and how many orphans were removed.
 --
 -- Celery takes messages in the order of `dispatched`, so the missing ones come first there: it is enough to check a
 -- limited number of jobs.

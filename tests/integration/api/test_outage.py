@@ -9,10 +9,11 @@ import time
 import pytest
 import redis
 
+from api.app import create_app
 from bench.own_redis import OwnRedis
 from tasks.errors import SchemaError
 from tasks.store import keys
-from tests.helpers.api_client import DEADLINE_S, api, eventually, settings_for
+from tests.helpers.api_client import DEADLINE_S, api, eventually, running, settings_for
 from tests.helpers.fake_worker import fake_worker
 
 pytestmark = pytest.mark.anyio
@@ -112,6 +113,17 @@ async def test_another_layout_stops_the_start(redis_url: str) -> None:
         admin.set(keys.SCHEMA, "99")
     with pytest.raises(SchemaError, match="layout 99"):
         async with api(settings_for(redis_url)):
+            pass
+
+
+async def test_each_start_of_an_application_checks_the_layout(redis_url: str) -> None:
+    app = create_app(settings_for(redis_url))
+    async with running(app):
+        pass
+    with redis.Redis.from_url(redis_url) as admin:
+        admin.set(keys.SCHEMA, "99")
+    with pytest.raises(SchemaError, match="layout 99"):
+        async with running(app):
             pass
 
 

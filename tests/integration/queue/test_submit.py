@@ -131,6 +131,31 @@ async def test_another_layout_is_refused(queue: QueueWorld) -> None:
         queue.workers.check_schema()
 
 
+async def test_a_redis_that_refuses_writes_passes_the_layout_check_unless_it_is_empty(queue: QueueWorld) -> None:
+    def out_of_memory(active: bool) -> None:
+        queue.redis.config_set("maxmemory", 1 if active else 0)
+
+    def read_only_replica(active: bool) -> None:
+        queue.redis.replicaof(*("127.0.0.1", 1) if active else ("NO", "ONE"))
+
+    for refuse_writes, message in ((out_of_memory, "maxmemory"), (read_only_replica, "read only replica")):
+        queue.redis.flushall()
+        refuse_writes(True)
+        try:
+            with pytest.raises(ResponseError, match=message):
+                await queue.jobs.check_schema()
+            with pytest.raises(ResponseError, match=message):
+                queue.workers.check_schema()
+            refuse_writes(False)
+            assert not queue.redis.exists(keys.SCHEMA)
+            assert await queue.jobs.check_schema(), "it was empty"
+            refuse_writes(True)
+            assert not await queue.jobs.check_schema()
+            queue.workers.check_schema()
+        finally:
+            refuse_writes(False)
+
+
 async def test_a_prompt_may_contain_any_character(queue: QueueWorld) -> None:
     new = queue.new_job()
     prompt = "\0\n\"'\\ é 😀 \u2028 ]]"
