@@ -1,12 +1,25 @@
 """The sampling fields, declared once for the API, the record, the engine and the command line.
 
-To add a field, edit four places:
+To add a field, edit these places:
 
-1. here: type, default, bounds, description. The request bodies and the job object of the API, the record in Redis, the
-   options of `celeriac generate`, `submit` and `run`, and the engine's requests then have it;
-2. `celeriac/client/options.py`, which cannot import this package (a test compares the two);
-3. `worker/engine/sampling/torch_sampler.py`, or `worker/engine/stop_criteria.py` if the field ends texts;
-4. for a field of the sampler, its compiled twin: `worker/engine/sampling/native_sampler.py` with `native/sampling.h`.
+1. Here: type, default, bounds, description. The request bodies and the job object of the API, the record in Redis, the
+   options of `celeriac generate`, `submit` and `run`, and the engine's requests then have it. (A type that no other
+   field has must also be added to `api/schemas/sampling.py` and `celeriac/cli/options.py`, a second list of texts also
+   to `Generation.from_json` in `tasks/generation.py`.)
+2. `celeriac/client/options.py`, which cannot import this package. A test compares the two.
+3. `worker/engine/request_check.py`: the values that the engine can run.
+4. A field of the sampler: `worker/engine/sampling/torch_sampler.py`, and its compiled twin,
+   `worker/engine/sampling/native_sampler.py` with `worker/engine/native/sampling.h`. Both of these declare the struct
+   `SamplingRow`, with the fields in the same order. Use the field in `worker/engine/warm_up.py`.
+   A field that ends texts: `worker/engine/stop_criteria.py`, and `worker/jobs/detokenizer.py` if it cuts the text.
+5. The rules of the sampler in plain Python, with which tests prove near ties: `bench/slow_sampling.py`. The random
+   requests of the tests in `tests/unit/worker/engine/sampling`, which compare all samplers.
+6. The documentation: `docs/guide.md`, `docs/reference/http.md`, `docs/reference/client.md` and
+   `docs/reference/commands.md`. Tests check only the last one, and the job's `input` in
+   `tests/unit/api/routes/test_guide.py`.
+
+A record holds every field, and a process of an older version cannot read a field that it does not know. So update
+workers and API processes together.
 """
 
 from __future__ import annotations
