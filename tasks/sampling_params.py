@@ -2,12 +2,21 @@
 
 To add a field, edit four places:
 
-1. here: type, default, bounds, description. The request bodies and the job object of the API, the record in Redis, the
-   options of `celeriac generate`, `submit` and `run`, and the engine's requests then have it;
-2. `celeriac/client/options.py`, which cannot import this package (a test compares the two);
-3. `worker/engine/sampling/torch_sampler.py`, or `worker/engine/stop_criteria.py` if the field ends texts;
-4. for a field of the sampler, the compiled sampler too: `worker/engine/sampling/native_sampler.py` and
-   `worker/engine/native/sampling.h`.
+1. Here: type, default, bounds, description. The request bodies and the job object of the API, the record in Redis, the
+   options of `celeriac generate`, `submit` and `run`, and the engine's requests then have it. (A type that no other
+   field has must also be added to `api/schemas/sampling.py` and `celeriac/cli/options.py`.)
+2. `celeriac/client/options.py`, which cannot import this package. A test compares the two.
+3. `worker/engine/sampling/torch_sampler.py`, or `worker/engine/stop_criteria.py` if the field ends texts.
+4. For a field of the sampler, the compiled sampler too: `worker/engine/sampling/native_sampler.py` with its C side,
+   `worker/engine/native/sampling.h`. Both declare the struct `SamplingRow`, with the fields in the same order.
+
+Values that the engine cannot run are refused in `worker/engine/request_check.py`. For the tests, add the field to the
+rules in plain Python (`bench/slow_sampling.py`) and to the random requests in `tests/unit/worker/engine/sampling`,
+which compare all samplers. The documentation of the fields is in `docs/guide.md`, `docs/reference/http.md`,
+`docs/reference/client.md` and `docs/reference/commands.md`.
+
+A record holds every field, and a process of an older version cannot read a field that it does not know. So update
+workers and API processes together.
 """
 
 from __future__ import annotations

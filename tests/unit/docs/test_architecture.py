@@ -12,7 +12,7 @@ from tests.unit.docs.pages import ARCHITECTURE, CODE_SUFFIXES, PACKAGES, ROOT, c
 #: A line of the map: the folder, two spaces or more, and what it holds.
 _MAP_LINE = re.compile(rf"((?:{'|'.join(PACKAGES)})/(?:[\w/]+/)?) {{2,}}\S.*")
 #: A file of code, followed by the name of what to read in it.
-_NAMED = re.compile(r"`((?:%s)/[\w/.]+\.\w+)` `(\w+)`" % "|".join(PACKAGES))  # noqa: UP031
+_NAMED = re.compile(r"`((?:%s)/[\w/.]+\.\w+)`\s+`(\w+)`" % "|".join(PACKAGES))  # noqa: UP031
 
 
 def mapped_folders(page: str) -> list[str]:
