@@ -76,7 +76,7 @@ def _serve_checkpoint(instance: Any, conf: Any, **_: Any) -> None:
 
 @signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]
 def _begin_stop(**_: Any) -> None:
-    """Begin the stop in a new thread, because the signal handler may have interrupted the loop that must be woken."""
+    """Begin the stop in a thread: this is a signal handler, and may have interrupted the loop that must be woken."""
     threading.Thread(target=begin_stop, name="begin-stop", daemon=True).start()
 
 

@@ -1,4 +1,4 @@
-"""The worker of one checkpoint: the engine, and everything that runs beside Celery to feed it."""
+"""The worker of one checkpoint: engine, publisher, lease keeper and job runner, put together."""
 
 from __future__ import annotations
 
@@ -241,7 +241,7 @@ def _start_message(settings: Settings, folder: CheckpointFolder) -> Start:
 
 
 def _retry(settings: Settings, should_stop: Callable[[], bool], call: Callable[[], None]) -> None:
-    """Raises RetryStoppedError."""
+    """Repeat `call` while Redis is away. Raises RetryStoppedError when `should_stop` returns True."""
 
     def wait_for_stop(wait_s: float) -> bool:
         time.sleep(wait_s)

@@ -37,7 +37,7 @@ class CancelListener:
     def stop(self) -> None:
         """Stop the thread and wait for its end."""
         self._stopping.set()
-        # This ends the thread's read. Without Redis the read fails, which ends it as well.
+        # This ends the thread's read. Without Redis the read fails, or ends after `POLL_S`.
         with suppress(RedisError):
             self._redis.publish(self._channel, "")
         self._thread.join()

@@ -205,7 +205,7 @@ class JobRunner:
         except PublisherStoppedError:
             self._retry(partial(self._store.release, job.id, claim.attempt))
         except Exception:
-            # A bug of the worker, perhaps only with this job. Each time counts as a loss; after some the job fails.
+            # A bug of the worker, perhaps with this job alone. It counts as a loss; after some losses the job fails.
             log.exception("job_error", job_id=job.id)
             self._retry(partial(self._store.release, job.id, claim.attempt, count_loss=True))
 
@@ -242,9 +242,9 @@ class JobRunner:
         self._retry(partial(self._store.reject, job_id, error, digest=self._card.digest))
 
     def _retry(self, call: Callable[[], T]) -> T:
-        """Call `call` until Redis is back: a body that returns before makes Celery acknowledge a waiting job's message.
+        """Repeat `call` while Redis is away. Raises RetryStoppedError after one failed call if the worker stops.
 
-        Raises RetryStoppedError if the worker stops: then one call must be enough.
+        A task body that returned instead would make Celery acknowledge the message of a job that still waits.
         """
         return retry_while_redis_is_away(call, wait_s=RETRY_S, wait_for_stop=self._closed.wait)
 
@@ -253,7 +253,7 @@ def tokens_alone(job: Job, max_tokens: int) -> int:
     """How many new tokens a job decodes alone: 0 unless it lost a worker or an engine since its last new token."""
     if job.losses_in_a_row == 0:
         return 0
-    # One token clears most suspects: they only ran together with the job that is the reason. But that job may crash its
-    # engine some tokens after each start. One token would clear it each time, and ten crashes would each count a loss
-    # for the jobs beside it. So the number doubles with each loss, until the job runs alone when the crash happens.
+    # One token clears most suspects: they only ran together with the job that caused the crash. But that job may crash
+    # its engine some tokens after each start. One token would clear it each time, and ten crashes would each count a
+    # loss for the jobs beside it. So the number doubles with each loss, until the job is alone when the engine crashes.
     return min(1 << (job.losses - 1), max_tokens)

@@ -1,4 +1,7 @@
-"""The lease keeper: each second it sends the worker's heartbeat, renews the leases, and calls the reaper."""
+"""The lease keeper: once per period it sends the heartbeat, renews the leases, and calls the reaper.
+
+It also stops jobs whose lease is lost or that were cancelled, and removes ended jobs that wait for KV memory.
+"""
 
 from __future__ import annotations
 

@@ -67,7 +67,8 @@ class Publisher:
     every `flush_interval_s`, and those of other jobs after `UNSTREAMED_INTERVALS` such intervals. Tokens that
     Redis did not confirm are sent again; the scripts make that harmless.
 
-    The public methods may be called from any thread. They put items into the inbox; the thread handles them in order.
+    The public methods may be called from any thread. `cancel` and `running` read the jobs as they are at that moment;
+    other methods put an item into the inbox, and the thread handles the items in order.
     """
 
     def __init__(self, store: WorkerStore, *, abort: Callable[[str], None], flush_interval_s: float) -> None:
@@ -273,7 +274,7 @@ class Publisher:
                 self._remove(job, "released")
 
     def _retry(self, call: Callable[[], T]) -> T:
-        """Raises RetryStoppedError if the worker stops: then one call must be enough."""
+        """Repeat `call` while Redis is away. Raises RetryStoppedError after one failed call if the worker stops."""
         return retry_while_redis_is_away(
             call, wait_s=RETRY_S, wait_for_stop=self._stopping.wait, running=len(self._jobs)
         )

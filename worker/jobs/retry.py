@@ -25,7 +25,7 @@ def retry_while_redis_is_away(
     event: str = "redis_away",
     **fields: object,
 ) -> T:
-    """Call `call` until it raises no RedisError, and return its result. Such a call must be safe to repeat.
+    """Call `call` until it raises no RedisError, and return its result. `call` must be safe to repeat.
 
     `wait_for_stop` is called with `wait_s` after each failed call. It waits that many seconds, or less when the worker
     stops, and returns whether the worker stops: then this raises RetryStoppedError. So there is at least one call.

@@ -1,6 +1,6 @@
 """Hooks that the worker replaces in its whole process: signal handlers, and the hook for failed threads.
 
-Nothing else in the worker changes an object of Celery, kombu or Python that others share.
+`task_request` also replaces two of Celery's control commands.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Celery's own ways to stop a task. Here they cancel the job, in its place in the queue or in the engine."""
+"""Celery's own ways to stop a task. Here they cancel the job, whether it waits in the queue or runs in the engine."""
 
 from __future__ import annotations
 

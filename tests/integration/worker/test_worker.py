@@ -168,7 +168,7 @@ def test_the_longest_prompt_gets_one_token(cluster: Cluster) -> None:
     assert (job.status, job.tokens, job.finish_reason) == (Status.SUCCEEDED, 1, FinishReason.LENGTH)
 
 
-def test_a_job_that_raises_in_the_task_body_fails_and_does_not_wait_for_ever(cluster: Cluster) -> None:
+def test_a_job_that_the_engine_refuses_fails_and_the_worker_continues(cluster: Cluster) -> None:
     job = cluster.finished(
         cluster.submit(make_generation(prompt="1", max_tokens=5, temperature=0, seed=1, stop=("\ud800",)))
     )

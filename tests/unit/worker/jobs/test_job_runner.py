@@ -46,9 +46,9 @@ class Store(WorkerStore):
         self.requeued: list[str] = []
         self.releases: list[tuple[str, int, bool]] = []
         self.rejections: list[JobError] = []
-        #: Jobs that `over` returns, and the job ids of each call of it.
+        #: Jobs that `no_longer_queued` returns, and the job ids of each call of it.
         self.ended: set[str] = set()
-        self.over_calls: list[list[str]] = []
+        self.no_longer_queued_calls: list[list[str]] = []
         #: Called first in each call; raises while Redis is away.
         self.before: Callable[[], None] = lambda: None
         self.before_claim: Callable[[], None] = lambda: None
@@ -71,7 +71,7 @@ class Store(WorkerStore):
         return True
 
     def no_longer_queued(self, job_ids: Sequence[str]) -> set[str]:
-        self.over_calls.append(list(job_ids))
+        self.no_longer_queued_calls.append(list(job_ids))
         return self.ended & set(job_ids)
 
     def reject(self, job_id: str, error: JobError, *, digest: str) -> None:
@@ -354,7 +354,7 @@ def test_a_job_that_ends_while_it_waits_for_memory_is_removed_without_a_claim(wo
         world.runner.remove_ended()
         bodies["job_1"].join(DEADLINE_S)
         assert not bodies["job_1"].is_alive()
-        assert world.store.over_calls == [["job_1", "job_2"]]
+        assert world.store.no_longer_queued_calls == [["job_1", "job_2"]]
         assert (world.store.claims, world.store.requeued) == ([], [])
         assert [reservation.job_id for reservation in world.admission.waiting] == ["job_2"]
     bodies["job_2"].join(DEADLINE_S)
@@ -363,4 +363,4 @@ def test_a_job_that_ends_while_it_waits_for_memory_is_removed_without_a_claim(wo
 
 def test_redis_is_not_asked_while_no_job_waits(world: World) -> None:
     world.runner.remove_ended()
-    assert world.store.over_calls == []
+    assert world.store.no_longer_queued_calls == []

@@ -18,6 +18,20 @@ def test_every_connection_of_the_application_has_such_channels(url: str) -> None
     plain = app.connection().info()
     app = make_app(Settings(redis_url=url))
     app.amqp_cls = ReusingAMQP
-    for connection in (app.connection(), app.connection().clone(), app.connection_for_write()):
+    connections = (
+        app.connection_for_read(),
+        app.connection_for_write(),
+        app.connection().clone(),
+        app.pool.connection,
+        app.producer_pool.connections.connection,
+    )
+    for connection in connections:
         assert connection.transport.Channel is ReusingChannel
         assert connection.info() == plain
+
+
+def test_the_worker_selects_them() -> None:
+    from worker.app import app
+
+    assert app.amqp_cls is ReusingAMQP
+    assert app.connection_for_read().transport.Channel is ReusingChannel
