@@ -24,8 +24,8 @@ class SchemaCheck:
     async def ensure(self, store: JobStore) -> None:
         """Check the layout unless it is known.
 
-        Raises SchemaError if Redis belongs to another version, and RedisError if it is away or, being empty, refuses the
-        mark of the layout.
+        Raises SchemaError if Redis belongs to another version. Raises RedisError if Redis is away, or if it is empty
+        and refuses writes.
         """
         if self._checked:
             return
