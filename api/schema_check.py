@@ -24,8 +24,8 @@ class SchemaCheck:
     async def ensure(self, store: JobStore) -> None:
         """Check the layout unless it is known.
 
-        Raises SchemaError if Redis belongs to another version. Raises RedisError if Redis is away, or is empty and
-        refuses to store the version.
+        Raises SchemaError if Redis belongs to another version. Raises RedisError if Redis is away, or if it is empty
+        and refuses writes.
         """
         if self._checked:
             return
