@@ -15,7 +15,7 @@ class SequenceRequest:
     #: Ids of the prompt, at least one. BOS is included if the card asks for it.
     prompt: tuple[int, ...]
     #: Has a seed unless the temperature is 0. `max_tokens` counts the tokens of `generated` too, and prompt +
-    #: max_tokens must fit the context. Tokens that spell a stop string are kept; the worker cuts them from the text.
+    #: max_tokens must fit the context. Tokens that spell a stop text are kept; the worker cuts them from the text.
     sampling: SamplingParams
     #: Tokens that earlier attempts generated. They are prefilled after the prompt and count as generated.
     generated: tuple[int, ...] = ()

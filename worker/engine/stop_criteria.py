@@ -1,4 +1,4 @@
-"""Stop criteria: when a text ends because of stop ids, stop strings, a newline, or the number of tokens."""
+"""Stop criteria: when a text ends because of stop ids, stop texts, a newline, or the number of tokens."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ class StopMatcher:
     """Finds the first of several byte strings in a growing text, even if it spans several pieces."""
 
     def __init__(self, stops: tuple[bytes, ...]) -> None:
-        """Raises ValueError for an empty stop string, which would match everywhere."""
+        """Raises ValueError for an empty stop text, which would match everywhere."""
         if not all(stops):
-            raise ValueError("a stop string must not be empty")
+            raise ValueError("a stop text must not be empty")
         self._stops = stops
         self._overlap = max(map(len, stops), default=1) - 1
         self._tail = b""
 
     def push(self, piece: bytes) -> bool:
-        """Add `piece` to the text. True if it completes a stop string."""
+        """Add `piece` to the text. True if it completes a stop text."""
         text = self._tail + piece
         if any(stop in text for stop in self._stops):
             return True
@@ -45,7 +45,7 @@ class StopCriteria:
     def push(self, token: int) -> FinishReason | None:
         """Count `token`, which is part of the text, and return why the text ends after it, or None if it continues.
 
-        If several reasons apply, a stop string comes before a newline (the text is cut there), and both come before
+        If several reasons apply, a stop text comes before a newline (the text is cut there), and both come before
         the token limit.
         """
         self._left -= 1

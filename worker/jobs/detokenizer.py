@@ -1,4 +1,4 @@
-"""From token ids to text, one piece for each token, up to a stop string or a newline."""
+"""From token ids to text, one piece for each token, up to a stop text or a newline."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Decoder(Protocol):
 class Detokenizer:
     """Text of one sequence. All pieces and then the tail, joined, are the completion.
 
-    A piece never ends inside a UTF-8 character, and never contains text that may be the beginning of a stop string.
+    A piece never ends inside a UTF-8 character, and never contains text that may be the beginning of a stop text.
     Pieces depend only on the tokens: pushing the tokens of an earlier attempt restores its state.
     """
 
@@ -24,9 +24,9 @@ class Detokenizer:
         self._decoder = decoder
         self._stop = tuple(stop)
         self._stop_on_newline = stop_on_newline
-        #: Text that may be the beginning of a stop string.
+        #: Text that may be the beginning of a stop text.
         self._held = ""
-        #: Whether a stop string or the final newline was found. All later pieces are empty.
+        #: Whether a stop text or the final newline was found. All later pieces are empty.
         self.ended = False
 
     def push(self, token_id: int) -> str:
@@ -56,19 +56,19 @@ class Detokenizer:
         return pieces
 
     def finish(self) -> str:
-        """The tail: text that was held back, and is not a stop string because the sequence is over."""
+        """The tail: text that was held back, and is not a stop text because the sequence is over."""
         tail, self._held = self._held, ""
         return tail
 
     def _end_of_text(self, text: str) -> int | None:
-        """Where the completion ends in `text`: before the first stop string, or after the first newline."""
+        """Where the completion ends in `text`: before the first stop text, or after the first newline."""
         ends = [index for stop in self._stop if (index := text.find(stop)) >= 0]
         if self._stop_on_newline and (index := text.find("\n")) >= 0:
             ends.append(index + 1)
         return min(ends, default=None)
 
     def _possible_stop(self, text: str) -> int:
-        """Length of the longest end of `text` that is the beginning of a stop string."""
+        """Length of the longest end of `text` that is the beginning of a stop text."""
         longest = max((len(stop) for stop in self._stop), default=1) - 1
         for length in range(min(longest, len(text)), 0, -1):
             if any(stop.startswith(text[-length:]) for stop in self._stop):

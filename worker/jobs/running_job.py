@@ -75,7 +75,7 @@ class RunningJob:
 
     def extend(self, update: Update) -> None:
         """Add what the engine decoded, and turn it into text."""
-        # The text may show a stop string that the engine did not find. Tokens after it are not part of the text.
+        # The text may show a stop text that the engine did not find. Tokens after it are not part of the text.
         pieces = self.detokenizer.push_all(update.tokens)
         self.pieces += pieces
         self.token_ids += update.tokens[: len(pieces)]

@@ -196,7 +196,7 @@ def test_nothing_is_computed_that_is_not_needed() -> None:
     assert rows == 15
 
 
-def test_a_stop_string_that_began_in_an_earlier_attempt_is_found() -> None:
+def test_a_stop_text_that_began_in_an_earlier_attempt_is_found() -> None:
     words = vocabulary(model(SEED).config)
     one = request("a", (3, 1, 4), 12)
     tokens = decode(engine(model(SEED)), one).tokens

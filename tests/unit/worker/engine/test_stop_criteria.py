@@ -24,7 +24,7 @@ def finish_after(tokens: list[int], **fields: object) -> tuple[int, FinishReason
 
 
 @given(st.lists(st.binary(max_size=4)), st.lists(st.binary(min_size=1, max_size=3), min_size=1, max_size=3))
-def test_a_stop_string_is_found_with_the_piece_that_completes_it(pieces: list[bytes], stops: list[bytes]) -> None:
+def test_a_stop_text_is_found_with_the_piece_that_completes_it(pieces: list[bytes], stops: list[bytes]) -> None:
     matcher = StopMatcher(tuple(stops))
     text = b""
     for piece in pieces:
@@ -35,12 +35,12 @@ def test_a_stop_string_is_found_with_the_piece_that_completes_it(pieces: list[by
             break
 
 
-def test_an_empty_stop_string_is_refused() -> None:
+def test_an_empty_stop_text_is_refused() -> None:
     with pytest.raises(ValueError, match="must not be empty"):
         StopMatcher((b"x", b""))
 
 
-def test_a_stop_string_is_found_across_tokens_without_text() -> None:
+def test_a_stop_text_is_found_across_tokens_without_text() -> None:
     assert finish_after([0, 4, 6, 1, 0], stop=("aab",)) == (4, FinishReason.STOP)
 
 
@@ -50,7 +50,7 @@ def test_a_newline_ends_the_text_only_with_stop_on_newline() -> None:
     assert finish_after([0, 2, 3]) == (3, None)
 
 
-def test_a_stop_string_takes_precedence_over_a_newline_and_both_over_the_length() -> None:
+def test_a_stop_text_takes_precedence_over_a_newline_and_both_over_the_length() -> None:
     assert finish_after([0, 2], stop_on_newline=True, stop=("a\n",), max_tokens=2) == (2, FinishReason.STOP)
     assert finish_after([0, 2], stop_on_newline=True, max_tokens=2) == (2, FinishReason.NEWLINE)
     assert finish_after([0, 0], max_tokens=2) == (2, FinishReason.LENGTH)

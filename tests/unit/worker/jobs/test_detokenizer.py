@@ -21,17 +21,17 @@ def pieces_of(text: str, *, stop: Sequence[str] = (), stop_on_newline: bool = Fa
     return pieces, detokenizer.finish()
 
 
-def test_without_a_stop_string_the_piece_of_a_token_is_its_text() -> None:
+def test_without_a_stop_text_the_piece_of_a_token_is_its_text() -> None:
     assert pieces_of("579") == (["5", "7", "9"], "")
 
 
-def test_a_stop_string_is_never_shown_and_neither_is_its_beginning() -> None:
+def test_a_stop_text_is_never_shown_and_neither_is_its_beginning() -> None:
     pieces, tail = pieces_of("12END34", stop=["END"])
     assert pieces == ["1", "2", "", "", "", "", ""]
     assert tail == ""
 
 
-def test_text_that_only_begins_like_a_stop_string_is_shown_later() -> None:
+def test_text_that_only_begins_like_a_stop_text_is_shown_later() -> None:
     pieces, tail = pieces_of("1EN2", stop=["END"])
     assert pieces == ["1", "", "", "EN2"]
     assert tail == ""
@@ -42,7 +42,7 @@ def test_text_held_back_at_the_end_is_the_tail() -> None:
     assert (pieces, tail) == (["1", "", ""], "EN")
 
 
-def test_the_first_of_several_stop_strings_ends_the_text() -> None:
+def test_the_first_of_several_stop_texts_ends_the_text() -> None:
     pieces, _ = pieces_of("abcd", stop=["d", "bc"])
     assert "".join(pieces) == "a"
 
@@ -58,9 +58,9 @@ def test_the_newline_that_ends_the_text_is_its_last_character() -> None:
 
 
 @given(text=st.text("ab", max_size=30), stops=st.lists(st.text("ab", min_size=1, max_size=4), max_size=3))
-def test_the_completion_is_the_text_before_the_first_stop_string(text: str, stops: list[str]) -> None:
+def test_the_completion_is_the_text_before_the_first_stop_text(text: str, stops: list[str]) -> None:
     pieces, tail = pieces_of(text, stop=stops)
-    # A stop string ends the text as soon as it is complete. So the one that ends first counts, and of several that end
+    # A stop text ends the text as soon as it is complete. So the one that ends first counts, and of several that end
     # there the one that begins first.
     prefixes = (text[:end] for end in range(len(text) + 1))
     whole = next((p for p in prefixes if any(p.endswith(stop) for stop in stops)), None)

@@ -290,7 +290,7 @@ def test_tokens_that_were_not_sent_when_a_cancel_was_requested_count_as_decoded_
     assert world.store.ends["job_2"].tokens_at_cancel is None
 
 
-def test_a_stop_string_that_the_engine_did_not_find_aborts_the_sequence(world: World) -> None:
+def test_a_stop_text_that_the_engine_did_not_find_aborts_the_sequence(world: World) -> None:
     publisher = world.publish()
     running = job()
     running.detokenizer = Detokenizer(Letters(), stop=["END"])

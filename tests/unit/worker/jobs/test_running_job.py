@@ -90,7 +90,7 @@ def test_the_end_contains_the_whole_text_and_the_last_tokens() -> None:
     assert (operation.status, operation.finish_reason) == (Status.SUCCEEDED, FinishReason.LENGTH)
 
 
-def test_text_held_back_for_a_stop_string_that_never_came_is_the_tail() -> None:
+def test_text_held_back_for_a_stop_text_that_never_came_is_the_tail() -> None:
     running = job(stop=("END",))
     running.extend(decoded("1EN"))
     running.extend(decoded("", FinishReason.STOP))
@@ -99,7 +99,7 @@ def test_text_held_back_for_a_stop_string_that_never_came_is_the_tail() -> None:
     assert (operation.pieces, operation.tail, operation.completion) == (("1", "", ""), "EN", "1EN")
 
 
-def test_a_stop_string_that_the_engine_did_not_find_ends_the_job_and_later_text_is_left_out() -> None:
+def test_a_stop_text_that_the_engine_did_not_find_ends_the_job_and_later_text_is_left_out() -> None:
     running = job(stop=("END",))
     running.extend(decoded("1ENDx"))
     operation = running.operation()
