@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from tasks.job import Status
-from tasks.store import keys
+from tasks.store import keys, scripts
 from tasks.store.job_store import Idempotency
 from tests.integration.conftest import QueueWorld
 
@@ -61,6 +62,63 @@ async def test_a_listing_by_status_and_owner(queue: QueueWorld) -> None:
     queue.finish(running)
     assert await ids(status=Status.RUNNING) == []
     assert await ids(status=Status.SUCCEEDED) == [running]
+
+
+async def pages(queue: QueueWorld, **which: Any) -> list[list[str]]:
+    """The ids of all pages up to the one without a cursor."""
+    found: list[list[str]] = []
+    cursor = None
+    while True:
+        page = await queue.jobs.list(cursor=cursor, **which)
+        found.append([job.id for job in page.jobs])
+        cursor = page.next_cursor
+        if cursor is None:
+            return found
+
+
+@pytest.mark.parametrize("count", range(8))
+@pytest.mark.parametrize("limit", [1, 2, 3, 5])
+async def test_the_last_page_has_no_cursor_and_no_page_is_empty(queue: QueueWorld, count: int, limit: int) -> None:
+    """Also if the last page is full. Jobs of other owners and with another status lie between."""
+    queue.register()
+    mine = []
+    for _ in range(count):
+        await queue.jobs.cancel(await queue.submit(owner="me"))
+        await queue.submit(owner="other")
+        mine.append(await queue.submit(owner="me"))
+    await queue.submit(owner="other")
+    for which in ({"owner": "me", "status": Status.QUEUED}, {"owner": "me"}, {}):
+        found = await pages(queue, limit=limit, **which)
+        size = sum(len(page) for page in found)
+        assert [len(page) for page in found[:-1]] == [limit] * (len(found) - 1)
+        assert 0 < len(found[-1]) <= limit or size == 0
+        assert len({job_id for page in found for job_id in page}) == size
+    found = await pages(queue, limit=limit, owner="me", status=Status.QUEUED)
+    assert {job_id for page in found for job_id in page} == set(mine)
+
+
+async def test_a_job_that_is_gone_does_not_make_another_page(queue: QueueWorld) -> None:
+    """Its record expired, and its id is still in the listing."""
+    gone, kept = await queue.submit(), await queue.submit()
+    queue.redis.delete(keys.job(gone))
+    assert await pages(queue, limit=1) == [[kept]]
+    assert await pages(queue, limit=2) == [[kept]]
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+async def test_the_scan_of_a_page_is_bounded(queue: QueueWorld, beyond: int) -> None:
+    """A page that is full looks for one more job within the same bound, and the next page begins where it stopped."""
+    oldest = [await queue.submit(owner="me") for _ in range(beyond)]
+    # Jobs of one millisecond are in the order of their random ids.
+    for job_id in oldest:
+        queue.redis.zadd(keys.JOBS, {job_id: 1.0})
+    scan = scripts.LIMITS["LIST_SCAN"]
+    await asyncio.gather(*(queue.submit(owner="other") for _ in range(scan - 1)))
+    newest = await queue.submit(owner="me")
+    expected = [[newest], oldest] if oldest else [[newest]]
+    assert await pages(queue, owner="me", limit=1) == expected
+    # The page is not full, and stops at the same place.
+    assert await pages(queue, owner="me", limit=2) == expected
 
 
 async def test_a_listed_job_has_its_position(queue: QueueWorld) -> None:
