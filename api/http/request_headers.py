@@ -1,4 +1,7 @@
-"""Parsers of the request headers `Prefer`, `Cancel-After` and `Idempotency-Key`."""
+"""Parsers of the request headers `Accept`, `Prefer`, `Cancel-After` and `Idempotency-Key`.
+
+Their time grows linearly with the length of the header.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,12 @@ MAX_IDEMPOTENCY_KEY = 255
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _QUOTED = r'"(?:[^"\\]|\\.)*"'
 #: A preference without its parameters: a name, then optionally `=` with a token or a quoted string.
-_PREFERENCE = re.compile(rf"\s*({_TOKEN})(?:\s*=\s*({_TOKEN}|{_QUOTED})?)?\s*")
+_PREFERENCE = re.compile(rf"({_TOKEN})(?:\s*=(?:\s*({_TOKEN}|{_QUOTED}))?)?")
+#: The parameter of a media range with its quality, from 0 to 1.
+_QUALITY = re.compile(r"q\s*=\s*(0(?:\.\d{0,3})?|1(?:\.0{0,3})?)", re.ASCII)
+_EVENT_STREAM = "text/event-stream"
+#: The media ranges that include JSON. The first one that is given decides about JSON.
+_JSON_RANGES = ("application/json", "application/*", "*/*")
 #: A number with more digits is longer than any wait that the server grants.
 _MAX_WAIT_DIGITS = 9
 #: `90`, `90s`, `1m30s`, `1h`; a number without a unit is in seconds.
@@ -65,13 +73,31 @@ class SubmitHeaders:
     cancel_after_s: float | None
 
 
+def prefers_events(lines: Iterable[str]) -> bool:
+    """Whether the lines of `Accept` ask for Server-Sent Events rather than JSON (RFC 9110, section 12.5.1).
+
+    They do if `text/event-stream` is named, without a wildcard, and its quality is above 0 and at least that of JSON.
+    At the same quality events win, because a client names JSON beside them for the errors.
+    """
+    qualities: dict[str, float] = {}
+    for line in lines:
+        for media_range in _split(line, ","):
+            name, *parameters = (part.strip().lower() for part in _split(media_range, ";"))
+            quality = _quality(parameters)
+            if quality is not None:
+                qualities[name] = max(quality, qualities.get(name, 0.0))
+    events = qualities.get(_EVENT_STREAM, 0.0)
+    json = next((qualities[name] for name in _JSON_RANGES if name in qualities), 0.0)
+    return events > 0 and events >= json
+
+
 def parse_prefer(lines: Iterable[str]) -> Preferences:
     """The preferences in all lines of the header. If a preference occurs twice, the first one counts."""
     known: dict[str, str] = {}
     for line in lines:
         for preference in _split(line, ","):
             head, *_parameters = _split(preference, ";")
-            match = _PREFERENCE.fullmatch(head)
+            match = _PREFERENCE.fullmatch(head.strip())
             if match is not None:
                 known.setdefault(match[1].lower(), _unquote(match[2] or ""))
     return Preferences(wait_s=_wait_s(known.get("wait")), respond_async=known.get("respond-async") == "")
@@ -111,6 +137,15 @@ def parse_idempotency_key(lines: Sequence[str]) -> str | None:
     if not 1 <= len(key) <= MAX_IDEMPOTENCY_KEY:
         raise _malformed_key(f"An Idempotency-Key has 1 to {MAX_IDEMPOTENCY_KEY} characters.", value)
     return key
+
+
+def _quality(parameters: Sequence[str]) -> float | None:
+    """The quality among the parameters of a media range; None if it is malformed, and so to ignore with its range."""
+    for parameter in parameters:
+        if parameter.partition("=")[0].rstrip() == "q":
+            match = _QUALITY.fullmatch(parameter)
+            return None if match is None else float(match[1])
+    return 1.0
 
 
 def _malformed_key(message: str, given: object) -> ApiError:

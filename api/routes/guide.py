@@ -9,7 +9,8 @@ from fastapi import APIRouter, Request, Response
 from api.http.openapi import QUEUE_CODES, STREAM_CONTENT, SUBMIT_CODES, headers, legacy_errors
 from api.http.parameters import LastEventIdHeader, SubmitHeadersDep, UrlPrefixDep
 from api.http.problems import Code
-from api.http.sse import Cursor, parse_cursor, wants_events
+from api.http.request_headers import prefers_events
+from api.http.sse import Cursor, parse_cursor
 from api.http.strict_json import StrictRoute
 from api.jobs.responses import generated, replayed_headers, unsuccessful, wait_is_over
 from api.jobs.submit_and_wait import request_idempotency
@@ -79,7 +80,7 @@ async def generate(
     the response is the stream of the job's events, as in `GET /v1/jobs/{id}/stream`.
     """
     key = request_idempotency(body, submit_headers, route="generate")
-    streams = wants_events(request)
+    streams = prefers_events(request.headers.getlist("accept"))
     cursor = parse_cursor(last_event_id) if streams else Cursor()
     settings, preferences = services.settings, submit_headers.preferences
     wait_s = preferences.granted_wait_s(default=settings.sync_wait_s, longest=settings.max_wait_s)

@@ -1,9 +1,19 @@
-"""The headers `Prefer`, `Cancel-After` and `Idempotency-Key`, as their specifications spell them and as clients do."""
+"""The headers `Accept`, `Prefer`, `Cancel-After` and `Idempotency-Key`, as specified and as clients send them."""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
 from api.http.problems import ApiError
-from api.http.request_headers import Preferences, parse_cancel_after, parse_idempotency_key, parse_prefer
+from api.http.request_headers import (
+    Preferences,
+    parse_cancel_after,
+    parse_idempotency_key,
+    parse_prefer,
+    prefers_events,
+)
 
 
 @pytest.mark.parametrize(
@@ -93,3 +103,85 @@ def test_a_malformed_idempotency_key_is_refused(lines: list[str]) -> None:
 
 def test_without_the_header_there_is_no_idempotency_key() -> None:
     assert parse_idempotency_key([]) is None
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ([], False),
+        ([""], False),
+        (["*/*"], False),
+        (["text/*"], False),
+        (["application/json"], False),
+        (["text/event-stream"], True),
+        (["TEXT/Event-Stream"], True),
+        (["text/event-stream; charset=utf-8"], True),
+        (["text/event-stream;q=0"], False),
+        (["text/event-stream;q=0.000"], False),
+        (["text/event-stream;q=0.001"], True),
+        # The higher quality wins, in any order and on any line.
+        (["application/json, text/event-stream;q=0.1"], False),
+        (["text/event-stream;q=0.1, application/json"], False),
+        (["text/event-stream;q=0.1", "application/json"], False),
+        (["application/json;q=0.5, text/event-stream; q=0.9"], True),
+        (["application/json;q=0, text/event-stream;q=0.1"], True),
+        # A wildcard gives the quality of JSON only if no range that fits more closely is given.
+        (["*/*, text/event-stream;q=0.9"], False),
+        (["application/*, text/event-stream;q=0.9"], False),
+        (["application/*;q=0.8, */*, text/event-stream;q=0.9"], True),
+        (["application/json;q=0.1, application/*, */*, text/event-stream;q=0.2"], True),
+        # At the same quality, a client that names the type gets events.
+        (["text/event-stream, */*"], True),
+        (["application/json, text/event-stream"], True),
+        (["application/json;q=0.5, text/event-stream;q=0.5"], True),
+        # The highest quality of a repeated range counts.
+        (["text/event-stream;q=0.1, text/event-stream, application/json;q=0.5"], True),
+        # Parameters may be quoted, and the quality may be anywhere among them.
+        (['text/event-stream;a="x,application/json;q=0"; Q=0.2, application/json;q=0.3'], False),
+        (['application/json;profile="text/event-stream"'], False),
+        # A range with a malformed quality is ignored.
+        (["text/event-stream;q=2"], False),
+        (["text/event-stream;q="], False),
+        (["text/event-stream;q=0.0001"], False),
+        (["text/event-stream, application/json;q=high"], True),
+        (["text/event-stream;q=٠"], False),
+        ([", ;, text/event-stream ,"], True),
+    ],
+)
+def test_accept_asks_for_events(lines: list[str], expected: bool) -> None:
+    assert prefers_events(lines) is expected
+
+
+@pytest.mark.parametrize("parse", [prefers_events, parse_prefer, parse_idempotency_key])
+@pytest.mark.parametrize(
+    ("before", "repeated", "after"),
+    [
+        ("wait=", " ", "("),
+        ("wait", " ", "("),
+        ("wait", "=", ""),
+        ("", "a", "("),
+        ("", "a,", ""),
+        ("", "a;", ""),
+        ("", ";q=", ""),
+        ("text/event-stream;q", " ", "=x"),
+        ("text/event-stream;q=", " ", "x"),
+        ("text/event-stream;q=0.", "0", "x"),
+        ('a="', "\\a", ""),
+        ("", '"', ""),
+        ('"a"', " ", "("),
+        ('"', "\\\\", ""),
+    ],
+)
+def test_a_long_header_takes_time_in_proportion_to_its_length(
+    parse: Callable[[list[str]], object], before: str, repeated: str, after: str
+) -> None:
+    def processor_s(times: int) -> float:
+        header = before + repeated * times + after
+        began = time.process_time()
+        with suppress(ApiError):
+            parse([header])
+        return time.process_time() - began
+
+    # A header sixteen times as long would take 256 times as long in quadratic time.
+    short_s = min(processor_s(2_000) for _ in range(5))
+    assert min(processor_s(32_000) for _ in range(3)) < 64 * max(short_s, 0.0005)
