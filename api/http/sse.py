@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from fastapi.sse import format_sse_event
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -18,6 +17,11 @@ from api.http.problems import invalid
 
 #: How long a client waits before it reconnects, in ms.
 RECONNECT_MS = 2000
+
+#: Characters at which many clients end a line besides CR and LF, and their JSON escapes. The standard of Server-Sent
+#: Events does not, but the `splitlines` of Python and what is built on it do. Others, such as U+000B, are control
+#: characters, which JSON escapes anyway.
+_LINE_SEPARATORS = (("\x85", r"\u0085"), ("\u2028", r"\u2028"), ("\u2029", r"\u2029"))
 
 #: `<after>-<k>`, and in a query also `<after>` alone.
 _CURSOR = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
@@ -33,8 +37,8 @@ class Event:
     id: str | None = None
 
     def encode(self) -> bytes:
-        """The event in the wire format."""
-        return format_sse_event(event=self.name, data_str=self.data, id=self.id)
+        """The event in the wire format. Its data is one line for every client, and the same JSON value."""
+        return format_sse_event(event=self.name, data_str=_without_line_separators(self.data), id=self.id)
 
 
 #: The first bytes of every stream: the client's reconnect delay.
@@ -61,17 +65,6 @@ def parse_cursor(last_event_id: str | None, starting_after: str | None = None) -
     if last_event_id:
         return _parse_cursor(last_event_id, ("header", "last-event-id"))
     return Cursor()
-
-
-def wants_events(request: Request) -> bool:
-    """Whether `Accept` names `text/event-stream`. A wildcard such as `*/*` does not count."""
-    for line in request.headers.getlist("accept"):
-        for media_range in line.split(","):
-            media_type, *parameters = (part.strip().lower() for part in media_range.split(";"))
-            refused = any(re.fullmatch(r"q\s*=\s*0(\.0*)?", parameter) for parameter in parameters)
-            if media_type == EventStream.media_type and not refused:
-                return True
-    return False
 
 
 class EventStream(Response):
@@ -108,6 +101,15 @@ class EventStream(Response):
             async for chunk in chunks:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _without_line_separators(json_text: str) -> str:
+    """The same JSON value, with its line separators escaped. They can only be inside strings."""
+    # Python knows of each text whether it is ASCII, and finds nothing to replace quickly in others.
+    if not json_text.isascii():
+        for character, escape in _LINE_SEPARATORS:
+            json_text = json_text.replace(character, escape)
+    return json_text
 
 
 def _parse_cursor(text: str, where: tuple[str, str]) -> Cursor:
