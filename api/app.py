@@ -14,7 +14,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from redis.exceptions import RedisError
 
 from api.http import error_handlers
-from api.http.middleware import BodyLimit, RequestLog, UnexpectedErrors
+from api.http.middleware import BodyLimit, HeadRequests, RequestLog, UnexpectedErrors
 from api.http.openapi import openapi
 from api.routes import guide, health, jobs, streams, workers
 from api.services import Services
@@ -77,6 +77,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         description="Text generation from trained checkpoints, through a queue.",
         version=guide.VERSION,
         lifespan=lifespan,
+        # A redirect to the path without its last slash would have the scheme and host that this process sees, not those
+        # of the proxy before it.
+        redirect_slashes=False,
     )
     for family in (guide, health, jobs, streams, workers):
         app.include_router(family.router)
@@ -84,6 +87,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     # The middleware that is added last is the outermost.
     app.add_middleware(BodyLimit, max_bytes=chosen.max_body_bytes)
     app.add_middleware(UnexpectedErrors, answer=error_handlers.unexpected_error)
+    app.add_middleware(HeadRequests)
     app.add_middleware(
         CORSMiddleware,
         allow_origins=chosen.cors_origins,

@@ -73,7 +73,8 @@ def unexpected_error(scope: Scope, error: Exception) -> Response:
 
 def _uses_problem_details(scope: Scope) -> bool:
     """Whether errors on this path are problem details. The guide's routes keep FastAPI's format."""
-    return _route_path(scope).startswith(("/v1/", "/health/"))
+    # `/health/` is a misspelled `/health`, which is a route of the guide.
+    return _route_path(scope).rstrip("/").startswith(("/v1/", "/health/"))
 
 
 def _route_path(scope: Scope) -> str:
@@ -97,14 +98,18 @@ async def _http_exception(request: Request, error: Exception) -> Response:
     """Handle what the router raises: no such path, or no such method."""
     assert isinstance(error, HTTPException)
     headers = dict(error.headers or {})
-    code = Code.NOT_FOUND
+    code, detail = Code.NOT_FOUND, str(error.detail)
+    path = _route_path(request.scope)
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         code = Code.METHOD_NOT_ALLOWED
         # The router names only the methods of the first route on this path.
-        headers["Allow"] = ", ".join(allowed_methods(request.app, _route_path(request.scope))) or headers["Allow"]
+        allowed = allowed_methods(request.app, path) or sorted(headers["Allow"].split(", "))
+        headers["Allow"] = ", ".join(allowed)
+    elif path.endswith("/") and allowed_methods(request.app, path.rstrip("/")):
+        detail += ": send the request without the slash at the end of the path"
     if not _uses_problem_details(request.scope):
-        return JSONResponse({"detail": error.detail}, error.status_code, headers)
-    return error_response(request.scope, ApiError(code, f"{error.detail}.", headers=headers))
+        return JSONResponse({"detail": detail}, error.status_code, headers)
+    return error_response(request.scope, ApiError(code, f"{detail}.", headers=headers))
 
 
 async def _schema_error(request: Request, error: Exception) -> Response:

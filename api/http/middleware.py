@@ -1,4 +1,4 @@
-"""ASGI middleware: request ids and the request log, a limit on bodies, and answers to unexpected errors."""
+"""ASGI middleware: request ids and the request log, HEAD, a limit on bodies, and answers to unexpected errors."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -66,6 +67,35 @@ class RequestLog:
                     job_id=job_id,
                     client=None if client is None else f"{client[0]}:{client[1]}",
                 )
+
+
+class HeadRequests:
+    """Answers HEAD as the application answers GET: the same status and headers, but no body (RFC 9110, section 9.3.2).
+
+    The application stops as soon as it sends the headers, so it opens no stream.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_headers(message: Message) -> None:
+            await send(message)
+            if message["type"] == "http.response.start":
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                raise _HeadAnswered
+
+        with suppress(_HeadAnswered):
+            await self._app({**scope, "method": "GET"}, receive, send_headers)
+
+
+class _HeadAnswered(Exception):  # noqa: N818 (it is no error)
+    """A HEAD request has its response."""
 
 
 class UnexpectedErrors:

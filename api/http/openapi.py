@@ -68,13 +68,16 @@ def openapi(app: FastAPI) -> dict[str, Any]:
 
 
 def allowed_methods(app: FastAPI, path: str) -> list[str]:
-    """The methods of a path in the document, sorted; empty for a path that is not in it."""
+    """The methods of a path in the document, sorted; empty for a path that is not in it.
+
+    HEAD is among them if GET is, although the document does not list it.
+    """
     found: set[str] = set()
     for template, operations in app.openapi()["paths"].items():
         pattern, _, _ = compile_path(template)
         if pattern.match(path):
             found.update(method.upper() for method in operations)
-    return sorted(found)
+    return sorted(found | {"HEAD"} if "GET" in found else found)
 
 
 def _responses(codes: Iterable[Code], model: type[LegacyError | Problem]) -> Responses:

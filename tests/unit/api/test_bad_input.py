@@ -117,7 +117,7 @@ async def test_unknown_paths_and_methods(client: httpx.AsyncClient) -> None:
     assert (problem.status_code, problem.json()["code"]) == (404, "not_found")
     wrong = await client.delete("/v1/jobs")
     assert (wrong.status_code, wrong.json()["code"]) == (405, "method_not_allowed")
-    assert wrong.headers["allow"] == "GET, POST"
+    assert wrong.headers["allow"] == "GET, HEAD, POST"
 
 
 async def test_an_unknown_field_is_not_an_error_on_the_guides_route(client: httpx.AsyncClient) -> None:

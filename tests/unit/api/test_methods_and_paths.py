@@ -1,0 +1,197 @@
+"""What every route does: it answers HEAD like GET, names its methods in `Allow`, and has one spelling of its path."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from fastapi.responses import StreamingResponse
+from starlette.routing import Route
+
+from api.app import create_app
+from tasks.settings import Settings
+from tasks.store import keys
+from tests.helpers.api_client import running, server, settings_for
+from tests.helpers.fake_worker import fake_worker
+
+pytestmark = pytest.mark.anyio
+
+METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
+BODY = {"prompt": "1+1="}
+
+
+def routes(app: FastAPI) -> dict[str, set[str]]:
+    """The methods of all routes by path, without HEAD: those of the document, and its own pages."""
+    found: dict[str, set[str]] = {
+        path: {method.upper() for method in of} for path, of in app.openapi()["paths"].items()
+    }
+    for route in app.routes:
+        if isinstance(route, Route):
+            found.setdefault(route.path, set()).update(route.methods or ())
+    return {path: methods - {"HEAD"} for path, methods in found.items()}
+
+
+PATHS = routes(create_app(Settings()))
+GET_PATHS = [path for path, methods in PATHS.items() if "GET" in methods]
+
+
+@dataclass(frozen=True)
+class Running:
+    """An application with a worker and a job that has ended."""
+
+    app: FastAPI
+    client: httpx.AsyncClient
+    job_id: str
+
+    def url(self, path: str) -> str:
+        return path.replace("{job_id}", self.job_id)
+
+
+@pytest.fixture
+async def world(redis_url: str) -> AsyncIterator[Running]:
+    settings = settings_for(redis_url)
+    app = create_app(settings)
+    async with running(app) as client:
+        with fake_worker(settings):
+            done = await client.post("/v1/jobs", json=BODY, headers={"Prefer": "wait=10"})
+            assert done.status_code == 200
+            yield Running(app, client, done.json()["id"])
+
+
+def without(headers: httpx.Headers, *names: str) -> dict[str, str]:
+    return {name: value for name, value in headers.items() if name not in names}
+
+
+def same(head: httpx.Response, get: httpx.Response) -> None:
+    """Fails unless `head` has the status and the headers of `get`, and no body."""
+    assert head.content == b""
+    assert head.status_code == get.status_code
+    assert without(head.headers, "x-request-id", "date") == without(get.headers, "x-request-id", "date")
+
+
+def test_all_families_of_routes_are_found() -> None:
+    assert {"/", "/health", "/health/live", "/v1/jobs/{job_id}/stream", "/v1/workers", "/docs"} <= PATHS.keys()
+
+
+def test_the_document_has_no_head() -> None:
+    assert not any("head" in operations for operations in create_app(Settings()).openapi()["paths"].values())
+
+
+@pytest.mark.parametrize("path", GET_PATHS)
+async def test_head_is_get_without_a_body(world: Running, path: str) -> None:
+    get = await world.client.get(world.url(path))
+    assert get.status_code == 200
+    assert get.content
+    same(await world.client.head(world.url(path)), get)
+
+
+@pytest.mark.parametrize("path", [path for path in GET_PATHS if "{job_id}" in path])
+async def test_head_has_the_errors_of_get(world: Running, path: str) -> None:
+    unknown = path.replace("{job_id}", "job_01JZ8K6T4V9QABCDEFGHJKMNPQ")
+    get = await world.client.get(unknown)
+    assert get.status_code == 404
+    same(await world.client.head(unknown), get)
+
+
+async def test_head_is_conditional_like_get(world: Running) -> None:
+    url = world.url("/v1/jobs/{job_id}")
+    tag = {"If-None-Match": (await world.client.head(url)).headers["etag"]}
+    get = await world.client.get(url, headers=tag)
+    assert get.status_code == 304
+    same(await world.client.head(url, headers=tag), get)
+
+
+async def test_head_of_a_stream_opens_none(redis_url: str) -> None:
+    settings = settings_for(redis_url)
+    app = create_app(settings)
+    async with running(app) as client:
+        with fake_worker(settings) as worker:
+            worker.go.clear()
+            job = (await client.post("/v1/jobs", json=BODY)).json()
+            # This client returns only after the last byte, and the job does not end.
+            head = await client.head(job["urls"]["stream"])
+            channels = [keys.state_channel(job["id"]), keys.tokens_channel(job["id"])]
+            subscribed = await app.state.services.redis.pubsub_numsub(*channels)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert head.headers["x-job-id"] == job["id"]
+    assert [count for _, count in subscribed] == [0, 0]
+
+
+async def test_head_of_any_future_stream_ends_after_the_headers(redis_url: str) -> None:
+    app = create_app(settings_for(redis_url))
+
+    @app.get("/endless")
+    async def endless() -> StreamingResponse:
+        async def chunks() -> AsyncIterator[bytes]:
+            raise AssertionError("the stream was opened")
+            yield b""
+
+        return StreamingResponse(chunks(), media_type="text/plain")
+
+    async with running(app) as client:
+        head = await client.head("/endless")
+    assert (head.status_code, head.headers["content-type"]) == (200, "text/plain; charset=utf-8")
+
+
+async def test_an_unexpected_error_has_a_head(redis_url: str) -> None:
+    app = create_app(settings_for(redis_url))
+
+    @app.get("/broken")
+    async def broken() -> None:
+        raise ZeroDivisionError
+
+    async with running(app) as client:
+        get = await client.get("/broken")
+        assert get.status_code == 500
+        same(await client.head("/broken"), get)
+
+
+def test_head_over_a_connection_leaves_it_usable(redis_url: str) -> None:
+    with server(settings_for(redis_url)) as url, httpx.Client(base_url=url) as client:
+        for _ in range(2):
+            same(client.head("/health/live"), client.get("/health/live"))
+            same(client.head("/nothing"), client.get("/nothing"))
+
+
+def allow(methods: Iterable[str]) -> str:
+    return ", ".join(sorted({*methods, *(["HEAD"] if "GET" in methods else [])}))
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_other_methods_are_405_with_those_that_are_allowed(world: Running, path: str) -> None:
+    allowed = allow(PATHS[path])
+    for method in METHODS:
+        if method not in allowed.split(", "):
+            wrong = await world.client.request(method, world.url(path))
+            assert (wrong.status_code, wrong.headers["allow"]) == (405, allowed), method
+
+
+@pytest.mark.parametrize("path", [path for path in PATHS if path != "/"])
+@pytest.mark.parametrize("slashes", ["/", "//"])
+async def test_a_slash_at_the_end_is_404_and_no_redirect(world: Running, path: str, slashes: str) -> None:
+    problem_details = path.startswith(("/v1/", "/health/"))
+    for method in METHODS:
+        wrong = await world.client.request(method, world.url(path) + slashes, json=BODY)
+        assert wrong.status_code == 404, method
+        assert "location" not in wrong.headers
+        if method == "HEAD":
+            continue
+        if problem_details:
+            assert wrong.headers["content-type"] == "application/problem+json"
+            assert wrong.json()["code"] == "not_found"
+        else:
+            assert wrong.json().keys() == {"detail"}
+        if path in world.app.openapi()["paths"]:
+            assert "without the slash" in wrong.json()["detail"]
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_no_answer_has_an_absolute_location(world: Running, path: str) -> None:
+    for method in PATHS[path]:
+        answer = await world.client.request(method, world.url(path), json=BODY)
+        assert not 300 <= answer.status_code < 400
+        assert answer.headers.get("location", "/").startswith("/")
