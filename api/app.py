@@ -14,7 +14,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from redis.exceptions import RedisError
 
 from api.http import error_handlers
-from api.http.middleware import BodyLimit, HeadRequests, RequestLog, UnexpectedErrors
+from api.http.middleware import BodyLimit, HeadRequests, RequestLog, RootPath, UnexpectedErrors
 from api.http.openapi import openapi
 from api.routes import guide, health, jobs, streams, workers
 from api.services import Services
@@ -96,6 +96,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         expose_headers=EXPOSED_HEADERS,
     )
     app.add_middleware(RequestLog)
+    if chosen.root_path is not None:
+        app.add_middleware(RootPath, path=chosen.root_path)
     return app
 
 

@@ -3,12 +3,17 @@
 `docs/reference/settings.md` lists them; a test compares it with this class.
 """
 
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+#: First parts of the API's own paths. With one of them as `root_path`, `/v1/jobs` could mean `/jobs` behind a prefix.
+API_PATHS = ("docs", "generate", "health", "info", "openapi.json", "redoc", "v1")
+_ROOT_PATH = re.compile(rf"(?!/(?:{'|'.join(map(re.escape, API_PATHS))})(?:/|$))(?:/[A-Za-z0-9._~-]+)*")
 
 
 class Settings(BaseSettings):
@@ -54,6 +59,17 @@ class Settings(BaseSettings):
         description="Status if the wait of a `POST /generate` ends before the job: 504 with the job's URL, or 202.",
     )
     cors_origins: list[str] = Field(["*"], description="Origins of web pages that may call the API (JSON list).")
+    root_path: str | None = Field(
+        None,
+        description="Path under which a proxy serves the API, such as `/llm`. The URLs in answers begin with it. The "
+        "proxy may remove it from requests or leave it there.",
+    )
+    keep_alive_s: int = Field(
+        75,
+        ge=1,
+        description="How long the API keeps an idle connection open. It must be longer than a proxy keeps its idle "
+        "connections to the API (often 60 s), or some requests get status 502.",
+    )
     max_body_bytes: int = Field(1_048_576, gt=0, description="Largest request body. A larger one gets status 413.")
     bell_poll_s: float = Field(
         1.0,
@@ -134,6 +150,16 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "console", "json"] = Field(
         "auto", description="`auto`: coloured lines on a terminal, JSON otherwise."
     )
+
+    @field_validator("root_path")
+    @classmethod
+    def _check_root_path(cls, value: str | None) -> str | None:
+        if value is not None and not _ROOT_PATH.fullmatch(value):
+            raise ValueError(
+                f"{value!r} is not a path such as /llm. It begins with a slash and does not end with one, and its "
+                f"first part is none of {', '.join(API_PATHS)}"
+            )
+        return value
 
 
 @lru_cache(maxsize=1)

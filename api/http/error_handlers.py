@@ -49,7 +49,7 @@ def error_response(scope: Scope, error: ApiError) -> Response:
     """The response to a request on `scope` that failed with `error`."""
     if _uses_problem_details(scope):
         return JSONResponse(
-            error.to_problem(scope["path"]),
+            error.to_problem(scope.get("root_path", "") + route_path(scope)),
             error.http_status,
             error.all_headers(),
             media_type="application/problem+json",
@@ -74,13 +74,14 @@ def unexpected_error(scope: Scope, error: Exception) -> Response:
 def _uses_problem_details(scope: Scope) -> bool:
     """Whether errors on this path are problem details. The guide's routes keep FastAPI's format."""
     # `/health/` is a misspelled `/health`, which is a route of the guide.
-    return _route_path(scope).rstrip("/").startswith(("/v1/", "/health/"))
+    return route_path(scope).rstrip("/").startswith(("/v1/", "/health/"))
 
 
-def _route_path(scope: Scope) -> str:
-    """The path without the prefix that a proxy adds."""
+def route_path(scope: Scope) -> str:
+    """The path without the prefix under which a proxy serves the API, which the proxy may have removed already."""
     path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", ""))
+    prefix: str = scope.get("root_path", "")
+    return path.removeprefix(prefix) if path.startswith(f"{prefix}/") else path
 
 
 async def _api_error(request: Request, error: Exception) -> Response:
@@ -99,7 +100,7 @@ async def _http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     headers = dict(error.headers or {})
     code, detail = Code.NOT_FOUND, str(error.detail)
-    path = _route_path(request.scope)
+    path = route_path(request.scope)
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         code = Code.METHOD_NOT_ALLOWED
         # The router names only the methods of the first route on this path.

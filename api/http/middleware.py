@@ -1,4 +1,4 @@
-"""ASGI middleware: request ids and the request log, HEAD, a limit on bodies, and answers to unexpected errors."""
+"""ASGI middleware: the root path, request ids and log, HEAD, a limit on bodies, and answers to unexpected errors."""
 
 from __future__ import annotations
 
@@ -14,13 +14,28 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.http.error_handlers import error_response
+from api.http.error_handlers import error_response, route_path
 from api.http.problems import ApiError, Code
 
 log = structlog.get_logger(__name__)
 
 #: A request id that is accepted from the caller. Any other is replaced.
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+class RootPath:
+    """Names the path under which a proxy serves the API in each request, as `root_path` of ASGI.
+
+    The path of the request may begin with it or not.
+    """
+
+    def __init__(self, app: ASGIApp, path: str) -> None:
+        self._app = app
+        self._path = path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        await self._app({**scope, "root_path": self._path} if scope["type"] == "http" else scope, receive, send)
 
 
 class RequestLog:
@@ -58,7 +73,7 @@ class RequestLog:
                 client = scope.get("client")
                 # Health probes come about once a second.
                 log.log(
-                    logging.DEBUG if scope["path"].startswith("/health/") else logging.INFO,
+                    logging.DEBUG if route_path(scope).startswith("/health/") else logging.INFO,
                     "request",
                     method=scope["method"],
                     path=scope["path"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -73,7 +74,7 @@ def weights(command: F) -> F:
 
 
 def listening(command: F) -> F:
-    """Add the address of the API, and `--reload` for developers."""
+    """Add the address of the API, `--root-path`, and `--reload` for developers."""
     options: tuple[Callable[[F], F], ...] = (
         click.option("--host", default="127.0.0.1", show_default=True, help="Address of the API."),
         click.option(
@@ -82,6 +83,14 @@ def listening(command: F) -> F:
             default=8000,
             show_default=True,
             help="Port of the API.",
+        ),
+        click.option(
+            "--root-path",
+            metavar="PATH",
+            help="Path under which a proxy serves the API, such as /llm.  [env: CELERIAC_ROOT_PATH]",
+            expose_value=False,
+            # The API reads its settings from the environment, also in another process.
+            callback=_set_root_path,
         ),
         click.option("--reload", is_flag=True, help="Restart the API when its code changes (for development)."),
     )
@@ -176,6 +185,11 @@ def _with(options: tuple[Callable[[F], F], ...], command: F) -> F:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def _set_root_path(_: click.Context, __: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        os.environ["CELERIAC_ROOT_PATH"] = value
 
 
 def _checked_url(_: click.Context, __: click.Parameter, value: str) -> str:

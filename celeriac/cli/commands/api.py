@@ -40,6 +40,7 @@ def command(host: str, port: int, reload: bool) -> None:
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=GRACE_S,
+        timeout_keep_alive=settings.keep_alive_s,
     )
 
 

@@ -188,6 +188,13 @@ def test_two_workers_and_flower(served: Served) -> None:
     assert process.terminate(30) == 0
 
 
+def test_the_api_is_served_under_the_path_of_the_option(served: Served) -> None:
+    """It also answers without the path, so the launcher knows when it is ready."""
+    process = served.ready("--root-path", "/llm")
+    assert httpx.get(f"{served.url}/llm/openapi.json").json()["servers"] == [{"url": "/llm"}]
+    assert process.terminate(30) == 0
+
+
 def test_the_redis_of_the_user_is_used(served: Served, redis_url: str) -> None:
     process = served.ready(CELERIAC_REDIS_URL=redis_url)
     assert not (served.folder / "data").exists()

@@ -9,10 +9,11 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
+from pydantic import ValidationError
 from starlette.routing import Route
 
 from api.app import create_app
-from tasks.settings import Settings
+from tasks.settings import API_PATHS, Settings
 from tasks.store import keys
 from tests.helpers.api_client import running, server, settings_for
 from tests.helpers.fake_worker import fake_worker
@@ -195,3 +196,45 @@ async def test_no_answer_has_an_absolute_location(world: Running, path: str) -> 
         answer = await world.client.request(method, world.url(path), json=BODY)
         assert not 300 <= answer.status_code < 400
         assert answer.headers.get("location", "/").startswith("/")
+
+
+def test_a_root_path_may_not_begin_like_a_path_of_the_api() -> None:
+    assert {path.split("/")[1] for path in PATHS} - {""} == set(API_PATHS)
+    for first in API_PATHS:
+        for path in (f"/{first}", f"/{first}/llm"):
+            with pytest.raises(ValidationError, match="such as /llm"):
+                Settings(root_path=path)
+    assert Settings(root_path="/v1beta/docs").root_path == "/v1beta/docs"
+
+
+@pytest.mark.parametrize("path", ["llm", "/", "/llm/", "//llm", "/a b", "/é", "/llm?x", "http://example.com/llm"])
+def test_a_root_path_that_is_no_path_is_refused(path: str) -> None:
+    with pytest.raises(ValidationError, match="such as /llm"):
+        Settings(root_path=path)
+
+
+@pytest.mark.parametrize("sent", ["/llm", ""], ids=["the proxy leaves the prefix", "the proxy removes the prefix"])
+async def test_urls_begin_with_the_root_path(redis_url: str, sent: str) -> None:
+    settings = settings_for(redis_url, root_path="/llm")
+    async with running(create_app(settings)) as client:
+        with fake_worker(settings):
+            submitted = await client.post(f"{sent}/v1/jobs", json=BODY, headers={"Prefer": "wait=10"})
+            generated = await client.post(f"{sent}/generate", json=BODY)
+            stream = await client.get(f"{sent}/v1/jobs/{submitted.json()['id']}/stream")
+        answers = {path: await client.get(sent + path) for path in ("/docs", "/redoc", "/openapi.json", "/health/live")}
+        wrong = await client.get(f"{sent}/v1/jobs/not-an-id")
+        slash = await client.post(f"{sent}/generate/", json=BODY)
+        head = await client.head(f"{sent}/health/live")
+    job = submitted.json()
+    assert submitted.headers["location"] == job["urls"]["self"] == f"/llm/v1/jobs/{job['id']}"
+    assert all(url.startswith("/llm/v1/jobs/") for url in job["urls"].values())
+    assert generated.headers["location"].startswith("/llm/v1/jobs/")
+    assert stream.headers["location"] == job["urls"]["self"]
+    assert f'"self":"{job["urls"]["self"]}"' in stream.text
+    assert all(answer.status_code == 200 for answer in answers.values())
+    assert "/llm/openapi.json" in answers["/docs"].text
+    assert "/llm/openapi.json" in answers["/redoc"].text
+    assert answers["/openapi.json"].json()["servers"] == [{"url": "/llm"}]
+    assert wrong.json()["instance"] == "/llm/v1/jobs/not-an-id"
+    assert (slash.status_code, slash.json().keys()) == (404, {"detail"})
+    assert head.status_code == 200
