@@ -311,11 +311,22 @@ async def test_generate_streams_if_accept_names_the_type(redis_url: str) -> None
                 events = reader.rest()
             assert text_of(events) == "579"
             assert events[-1].data["output"]["generated_text"] == "123+456=579"
-        for accept in ("*/*", "application/json", "text/event-stream;q=0", "text/*"):
+        some = "application/json, text/event-stream;q=0.1"
+        for accept in ("*/*", "application/json", "text/event-stream;q=0", some, "text/*"):
             plain = post(f"{url}/generate", json=BODY, headers={"Accept": accept})
             assert plain.json()["generated_text"] == "123+456=579"
         wrong = post(f"{url}/generate", json={}, headers=EVENTS)
         assert (wrong.status_code, wrong.json()["detail"][0]["loc"]) == (422, ["body", "prompt"])
+
+
+async def test_a_client_that_ends_lines_at_all_separators_of_unicode_reads_the_text(redis_url: str) -> None:
+    """The reader of these tests does so, as `iter_lines` of httpx does."""
+    text = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\x1dh\x1ei\rj\nk"
+    settings = settings_for(redis_url)
+    with fake_worker(settings, say=lambda _: text), server(settings) as url, generate(url) as reader:
+        events = reader.rest()
+    assert text_of(events) == text
+    assert events[-1].data["output"]["completion"] == text
 
 
 async def test_a_client_that_disconnects_from_a_streamed_generate_cancels_its_job_at_once(redis_url: str) -> None:

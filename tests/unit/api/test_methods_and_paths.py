@@ -152,10 +152,16 @@ async def test_an_unexpected_error_has_a_head(redis_url: str) -> None:
 
 
 def test_head_over_a_connection_leaves_it_usable(redis_url: str) -> None:
-    with server(settings_for(redis_url)) as url, httpx.Client(base_url=url) as client:
+    settings = settings_for(redis_url)
+    with fake_worker(settings) as worker, server(settings) as url, httpx.Client(base_url=url) as client:
+        worker.go.clear()
+        job = client.post("/v1/jobs", json=BODY).json()
         for _ in range(2):
             same(client.head("/health/live"), client.get("/health/live"))
             same(client.head("/nothing"), client.get("/nothing"))
+            head = client.head(job["urls"]["stream"])
+            assert (head.status_code, head.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+        worker.go.set()
 
 
 def allow(methods: Iterable[str]) -> str:
