@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class Settings(BaseSettings):
     """All settings. A name that ends in a unit gives the unit of the value."""
 
-    model_config = SettingsConfigDict(env_prefix="CELERIAC_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="CELERIAC_", env_ignore_empty=True, extra="ignore", frozen=True)
 
     # Addresses and folders
     redis_url: str = Field(
