@@ -20,10 +20,12 @@ class InvalidSettingError(click.ClickException):
 
 
 def load_settings() -> Settings:
-    """The settings of this process. Raises InvalidSettingError."""
+    """The settings of this process. Reports unknown variables. Raises InvalidSettingError."""
     from tasks.errors import ConfigurationError
     from tasks.settings import settings
+    from tasks.unknown_variables import report_unknown_variables
 
+    report_unknown_variables()
     try:
         return settings()
     except ConfigurationError as error:
