@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 from tasks.settings import PREFIX, Settings
 
-#: The names of those variables that this process or its parent has reported. Child processes inherit it, so that they
-#: do not report the same names again.
+#: Holds the names that this process or its parent has reported, separated by `=`, which no name contains. Child
+#: processes inherit it, so that they do not report the same names again.
 REPORTED = f"{PREFIX}REPORTED_NAMES"
 #: Variables with the prefix that are not settings: of the client's commands, of docker-compose.yml, and of this module.
 OTHER_VARIABLES = frozenset({f"{PREFIX}URL", f"{PREFIX}CHECKPOINTS", f"{PREFIX}PORT", REPORTED})
@@ -44,13 +44,13 @@ def unknown_variables(environment: Mapping[str, str]) -> dict[str, str | None]:
 
 def report_unknown_variables() -> None:
     """Print one line to stderr that names the unknown variables, unless they were reported already. Prints no value."""
-    reported = os.environ.get(REPORTED, "").split(",")
+    reported = os.environ.get(REPORTED, "").split("=")
     unknown = {name: near for name, near in unknown_variables(os.environ).items() if ascii(name) not in reported}
     if not unknown:
         return
     named = (_printable(name) + (f" (did you mean {near}?)" if near else "") for name, near in sorted(unknown.items()))
     print(f"Warning: Celeriac has no setting {', '.join(named)}", file=sys.stderr, flush=True)
-    os.environ[REPORTED] = ",".join(filter(None, (*reported, *map(ascii, unknown))))
+    os.environ[REPORTED] = "=".join(filter(None, (*reported, *map(ascii, unknown))))
 
 
 def _nearest(rest: str) -> str | None:

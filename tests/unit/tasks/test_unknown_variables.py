@@ -85,8 +85,8 @@ def test_one_line_without_values_once(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert "secret" not in os.environ[REPORTED]
 
 
-def test_a_name_with_control_characters(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(os, "environ", {"CELERIAC_\n\x1b[1m": "x"})
+def test_a_name_with_odd_characters(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(os, "environ", {"CELERIAC_,\n\x1b[1m": "x"})
     report_unknown_variables()
     report_unknown_variables()
-    assert capsys.readouterr().err == "Warning: Celeriac has no setting 'CELERIAC_\\n\\x1b[1m'\n"
+    assert capsys.readouterr().err == "Warning: Celeriac has no setting 'CELERIAC_,\\n\\x1b[1m'\n"
