@@ -23,6 +23,7 @@ from tasks.connections import redacted
 from tasks.logs import setup_logging
 from tasks.settings import Settings
 from tasks.settings import settings as settings_of_this_process
+from tasks.startup import settings_or_exit
 
 log = structlog.get_logger(__name__)
 
@@ -117,4 +118,4 @@ async def _check_redis(services: Services) -> None:
         log.warning("redis_away_at_start", url=redacted(services.settings.redis_url), error=str(error))
 
 
-app = create_app()
+app = create_app(settings_or_exit())

@@ -24,7 +24,7 @@ def setup_logging(settings: Settings) -> None:
         structlog.processors.StackInfoRenderer(),
     ]
     # `celeriac serve` reads our stderr through a pipe. It sets FORCE_COLOR if it writes to a terminal itself.
-    colours = sys.stderr.isatty() or "FORCE_COLOR" in os.environ
+    colours = sys.stderr.isatty() or bool(os.environ.get("FORCE_COLOR"))
     final: list[Processor] = (
         # Plain tracebacks. structlog would use rich, whose tracebacks show local variables, which may contain prompts.
         [

@@ -6,10 +6,16 @@
 import re
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+
+from tasks.errors import ConfigurationError
+from tasks.time_rules import broken_rules, variable
+
+#: What the environment variable of each setting begins with.
+PREFIX = "CELERIAC_"
 
 #: First parts of the API's own paths. With one of them as `root_path`, `/v1/jobs` could mean `/jobs` behind a prefix.
 API_PATHS = ("docs", "generate", "health", "info", "openapi.json", "redoc", "v1")
@@ -17,9 +23,9 @@ _ROOT_PATH = re.compile(rf"(?!/(?:{'|'.join(map(re.escape, API_PATHS))})(?:/|$))
 
 
 class Settings(BaseSettings):
-    """All settings. A name that ends in a unit gives the unit of the value."""
+    """All settings. A name that ends in a unit gives the unit of the value. An empty variable counts as unset."""
 
-    model_config = SettingsConfigDict(env_prefix="CELERIAC_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True)
 
     # Addresses and folders
     redis_url: str = Field(
@@ -161,8 +167,26 @@ class Settings(BaseSettings):
             )
         return value
 
+    @model_validator(mode="after")
+    def _check_times(self) -> Self:
+        if problems := list(broken_rules(self.model_dump(), self.model_fields_set)):
+            raise ValueError("; ".join(problems))
+        return self
+
 
 @lru_cache(maxsize=1)
 def settings() -> Settings:
-    """The settings of this process, read at the first call."""
-    return Settings()
+    """The settings of this process, read at the first call. Raises ConfigurationError."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        problems = []
+        for one in error.errors(include_url=False):
+            # An error of the whole, from `_check_times`, names its settings itself.
+            if one["loc"]:
+                problems.append(f"{variable(str(one['loc'][0]))}: {one['msg']}")
+            else:
+                problems.append(str(one["ctx"]["error"]))
+        raise ConfigurationError("; ".join(problems)) from error
+    except SettingsError as error:
+        raise ConfigurationError(f"A CELERIAC_* variable cannot be read: {error}") from error

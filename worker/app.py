@@ -20,6 +20,7 @@ from kombu import Queue
 from tasks.celery_app import TASK_NAME, make_app
 from tasks.logs import setup_logging
 from tasks.settings import settings
+from tasks.startup import settings_or_exit
 from tasks.store import keys
 from worker.checkpoints.errors import CheckpointError
 from worker.checkpoints.folder import name_of
@@ -30,7 +31,7 @@ from worker.transport.consumer import BRPOP_S
 from worker.transport.shutdown import begin_stop
 from worker.transport.task_request import GenerationRequest
 
-app = make_app(settings())
+app = make_app(settings_or_exit())
 app.amqp_cls = ReusingAMQP
 app.steps["worker"].add(EngineStep)
 app.conf.update(

@@ -10,10 +10,13 @@ import sys
 import time
 from pathlib import Path
 
+from tasks.errors import ConfigurationError
 from tasks.settings import settings
 
-#: A worker whose file is older than this, in seconds, is unhealthy.
+#: A worker whose file is older than this, in seconds, is unhealthy. If heartbeats are rare, it may be as old as
+#: STALE_HEARTBEATS of them: the worker touches the file before each one.
 STALE_S = 15.0
+STALE_HEARTBEATS = 3
 
 
 def touch(path: Path) -> None:
@@ -23,7 +26,12 @@ def touch(path: Path) -> None:
 
 def main() -> int:
     """Check the file. Prints what is wrong, and returns the exit code."""
-    path = settings().health_file
+    try:
+        config = settings()
+    except ConfigurationError as error:
+        print(error, file=sys.stderr)
+        return 1
+    path = config.health_file
     if path is None:
         print("CELERIAC_HEALTH_FILE is not set; set it for the worker and for this probe", file=sys.stderr)
         return 1
@@ -32,7 +40,7 @@ def main() -> int:
     except FileNotFoundError:
         print(f"{path} does not exist: the worker has not loaded its checkpoint yet", file=sys.stderr)
         return 1
-    if age_s > STALE_S:
+    if age_s > max(STALE_S, STALE_HEARTBEATS * config.heartbeat_s):
         print(f"the worker last touched {path} {age_s:.0f} s ago", file=sys.stderr)
         return 1
     return 0

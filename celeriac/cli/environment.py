@@ -20,19 +20,16 @@ class InvalidSettingError(click.ClickException):
 
 
 def load_settings() -> Settings:
-    """The settings of this process. Raises InvalidSettingError."""
-    from pydantic import ValidationError
-    from pydantic_settings import SettingsError
-
+    """The settings of this process. Reports unknown variables. Raises InvalidSettingError."""
+    from tasks.errors import ConfigurationError
     from tasks.settings import settings
+    from tasks.unknown_variables import report_unknown_variables
 
+    report_unknown_variables()
     try:
         return settings()
-    except ValidationError as error:
-        problems = [f"CELERIAC_{str(one['loc'][0]).upper()}: {one['msg']}" for one in error.errors()]
-        raise InvalidSettingError("; ".join(problems)) from error
-    except SettingsError as error:
-        raise InvalidSettingError(f"A CELERIAC_* variable cannot be read: {error}") from error
+    except ConfigurationError as error:
+        raise InvalidSettingError(str(error)) from error
 
 
 def load_queue_settings() -> Settings:

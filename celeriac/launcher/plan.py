@@ -116,7 +116,7 @@ def _environment(options: Options, settings: Settings, checkpoint: str, redis_ur
     }
     if "log_format" not in settings.model_fields_set:
         env["CELERIAC_LOG_FORMAT"] = "console"
-    if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
+    if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
         # Their output is a pipe, which the launcher copies to a terminal.
         env["FORCE_COLOR"] = "1"
     return env

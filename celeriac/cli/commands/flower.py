@@ -34,13 +34,16 @@ def command(address: str, port: int, basic_auth: str | None, url_prefix: str | N
     from celeriac.launcher.ports import check_port, is_loopback
 
     check_port(address, port)
-    if basic_auth is None and not is_loopback(address):
+    # Flower reads these variables itself, and would take an empty one as a value.
+    for name in [name for name, value in os.environ.items() if name.startswith("FLOWER_") and not value]:
+        del os.environ[name]
+    if not basic_auth and not is_loopback(address):
         click.echo(
             f"Warning: everyone who can reach {address}:{port} can see the jobs' ids and the workers. "
             "Set FLOWER_BASIC_AUTH=USER:PASSWORD.",
             err=True,
         )
-    if basic_auth is not None:
+    if basic_auth:
         # Flower reads this variable. On its command line, other users of this machine could see the password.
         os.environ["FLOWER_BASIC_AUTH"] = basic_auth
     from tasks.celery_app import make_app
@@ -53,6 +56,6 @@ def command(address: str, port: int, basic_auth: str | None, url_prefix: str | N
         "--read_only=True",
         f"--max_tasks={MAX_TASKS}",
         f"--purge_offline_workers={PURGE_OFFLINE_WORKERS_S}",
-        *([] if url_prefix is None else [f"--url_prefix={url_prefix}"]),
+        *([f"--url_prefix={url_prefix}"] if url_prefix else []),
     ]
     make_app(settings).start(argv)

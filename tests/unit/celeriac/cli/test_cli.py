@@ -325,6 +325,35 @@ def test_an_error_names_the_invalid_setting(
     assert result.stderr.count("\n") == 1
 
 
+#: Each option that has an environment variable: its command and the variable.
+FROM_ENVIRONMENT = [
+    (name, parameter.envvar)
+    for name, command in main.commands.items()
+    for parameter in command.params
+    if isinstance(parameter.envvar, str)
+]
+
+
+@pytest.mark.parametrize(("name", "variable"), FROM_ENVIRONMENT)
+def test_an_empty_variable_of_an_option_counts_as_unset(
+    monkeypatch: pytest.MonkeyPatch, name: str, variable: str
+) -> None:
+    command = main.commands[name]
+    required = ["x" for parameter in command.params if isinstance(parameter, click.Argument) and parameter.required]
+
+    def parsed() -> Any:
+        try:
+            return command.make_context(name, list(required)).params
+        except click.UsageError as error:
+            return error.format_message()
+
+    for _, other in FROM_ENVIRONMENT:
+        monkeypatch.delenv(other, raising=False)
+    unset = parsed()
+    monkeypatch.setenv(variable, "")
+    assert parsed() == unset
+
+
 def test_every_command_and_option_has_a_help_text_and_is_in_the_reference() -> None:
     assert " ".join(main.commands) == (
         "serve api worker flower run inspect generate submit watch cancel retry delete jobs"
