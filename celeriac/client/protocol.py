@@ -21,6 +21,7 @@ import httpx
 
 from celeriac.client import guide
 from celeriac.client.backoff import Backoff
+from celeriac.client.environment import checked_url
 from celeriac.client.errors import ApiError, NotFoundError, ServerUnreachableError
 from celeriac.client.events import DoneEvent, ErrorEvent, Event, ReconnectEvent, TokenEvent, event_of
 from celeriac.client.guide import GeneratedText, Health, Info
@@ -59,9 +60,9 @@ class Protocol:
         """`retry_s`: how long an operation is retried while the server is away or too busy, in seconds.
 
         `timeout`: how long a call without a timeout of its own waits for its text, in seconds; None: without a limit.
+        Raises ValueError if `base_url` is not a URL.
         """
-        if not base_url.startswith(("http://", "https://")):
-            raise ValueError(f"base_url must begin with http:// or https://, not {base_url!r}")
+        checked_url(base_url)
         self.base_url = base_url.rstrip("/")
         self._retry_s = retry_s
         self._timeout = timeout
@@ -321,7 +322,8 @@ def _key(key: str | None) -> dict[str, str]:
 
 
 def _path(job_id: str) -> str:
-    return f"/v1/jobs/{quote(job_id, safe='')}"
+    # A command line that is not UTF-8 gives surrogates. No job has such an id, as the server then says.
+    return f"/v1/jobs/{quote(job_id, safe='', errors='surrogatepass')}"
 
 
 def _cancel_call(job_id: str) -> Call:
