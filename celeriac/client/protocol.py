@@ -10,6 +10,7 @@ and one with asyncio. Tests run them without I/O.
 from __future__ import annotations
 
 import math
+import ssl
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -360,9 +361,20 @@ def _wait_timeout(job: Job) -> WaitTimeoutError:
 
 
 def _unreachable(base_url: str, error: httpx.RequestError) -> ServerUnreachableError:
+    if _is_tls_error(error):
+        return ServerUnreachableError(
+            f"{base_url}: the TLS connection failed ({error}). Check the URL, and the certificates of SSL_CERT_FILE."
+        )
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return ServerUnreachableError(
             f"No server responds at {base_url}. Start one (celeriac serve --checkpoint NAME), or check the URL."
         )
     reason = "no response came in time" if isinstance(error, httpx.TimeoutException) else "the connection was lost"
     return ServerUnreachableError(f"{base_url}: {reason} ({error or type(error).__name__})")
+
+
+def _is_tls_error(error: BaseException | None) -> bool:
+    """Whether an error of httpx was caused by TLS."""
+    while error is not None and not isinstance(error, ssl.SSLError):
+        error = error.__cause__ or error.__context__
+    return error is not None

@@ -38,6 +38,9 @@ class Server:
     url: str = ""
     #: Whether the first submission gets no response.
     holds_submission: bool = False
+    #: Whether a cancel gets no response.
+    holds_cancel: bool = False
+    cancel_held: threading.Event = field(default_factory=threading.Event)
     #: Set when a request is held: the first submission, or the stream.
     held: threading.Event = field(default_factory=threading.Event)
     release: threading.Event = field(default_factory=threading.Event)
@@ -75,6 +78,9 @@ def server() -> Iterator[Server]:
                 state.keys.append(self.headers["Idempotency-Key"])
                 if state.holds_submission and len(state.keys) == 1:
                     state.hold()
+            elif state.holds_cancel:
+                state.cancel_held.set()
+                state.release.wait(DEADLINE_S)
             self.reply(job_object(QUEUED))
 
         def reply(self, body: Any) -> None:
@@ -105,7 +111,8 @@ def server() -> Iterator[Server]:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    return {**os.environ, **changes}
+    """The environment of the test without its proxies, and with changes."""
+    return {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")} | changes
 
 
 def started(
@@ -166,6 +173,20 @@ def test_a_signal_during_the_submission_cancels_the_job_that_the_server_may_have
     assert "Traceback" not in err
     assert server.requests == [("POST", "/v1/jobs"), ("POST", "/v1/jobs"), CANCEL]
     assert len(set(server.keys)) == 1
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 1)])
+def test_a_second_signal_ends_generate_without_a_response_to_the_cancel(
+    server: Server, number: signal.Signals, code: int
+) -> None:
+    server.holds_cancel = True
+    process = started(server, "generate", "1+1=")
+    assert server.held.wait(DEADLINE_S)
+    process.send_signal(number)
+    assert server.cancel_held.wait(DEADLINE_S)
+    process.send_signal(number)
+    found, _, err = ended(process)
+    assert (found, "Traceback" in err) == (code, False)
 
 
 def test_a_closed_terminal_on_generate_cancels_the_job(server: Server) -> None:
@@ -275,11 +296,25 @@ def test_a_server_on_this_machine_is_reached_despite_variables_of_other_programs
     assert ended(started(server, "generate", "1+1=", **variables))[:2] == (0, f"1+1={TEXT}\n")
 
 
+def test_another_server_is_reached_through_the_proxy(server: Server) -> None:
+    process = started(server, "cancel", JOB_ID, "--url", "http://inference.example", HTTP_PROXY=server.url, NO_PROXY="")
+    assert ended(process)[0] == 0
+    assert server.requests == [("POST", f"http://inference.example/v1/jobs/{JOB_ID}/cancel")]
+
+
 def test_a_proxy_that_cannot_be_used_is_one_line_with_its_variable(server: Server) -> None:
     process = started(server, "jobs", "--url", "http://inference.example", ALL_PROXY="socks://127.0.0.1:7897")
     code, _, err = ended(process)
     assert code == 1
     assert err.startswith("Error: ALL_PROXY is not a proxy that can be used for http://inference.example. ")
+    assert err.count("\n") == 1
+
+
+def test_a_server_without_tls_at_an_https_url_is_one_line_that_names_tls(server: Server) -> None:
+    url = server.url.replace("http:", "https:")
+    code, _, err = ended(started(server, "jobs", "--url", url))
+    assert code == 1
+    assert err.startswith(f"Error: {url}: the TLS connection failed ([SSL: ")
     assert err.count("\n") == 1
 
 
