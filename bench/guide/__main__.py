@@ -22,11 +22,11 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-import aiohttp
 import httpx
 
 from bench.cluster import cluster
 from bench.guide.random_checkpoint import write_checkpoint
+from bench.http_client import aiohttp
 from bench.options import ROUNDS, absolute, add_model_options
 from bench.processes import ROOT, START_S, Process, end_with_parent, free_port, until
 from bench.report import report

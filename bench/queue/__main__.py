@@ -22,10 +22,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-import aiohttp
-
 from bench.cluster import Cluster, cluster
 from bench.decoding import load_engine, run_to_end
+from bench.http_client import aiohttp
 from bench.options import ROUNDS, absolute
 from bench.processes import ROOT, resident_mb
 from bench.queue.sleeping_engine import STEP_MS

@@ -8,8 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import aiohttp
-
+from bench.http_client import aiohttp
 from bench.serve.routes import Route
 from bench.serve.timing import Timing, summary
 

@@ -7,8 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any
 
-import aiohttp
-
+from bench.http_client import aiohttp
 from bench.serve.timing import Timing
 from celeriac.client.sse import SseParser
 

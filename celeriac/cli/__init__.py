@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import click
@@ -25,7 +26,7 @@ from celeriac.errors import CeleriacError
 
 
 class Commands(click.Group):
-    """Prints each CeleriacError as one line, with exit code 1. A wrong command line gives exit code 2."""
+    """Prints each failure as one line, with exit code 1. A wrong command line gives exit code 2."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
@@ -33,6 +34,15 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except CeleriacError as error:
             raise click.ClickException(str(error)) from error
+        except UnicodeEncodeError as error:
+            advice = "" if error.encoding.lower() in ("utf-8", "utf8") else " Set PYTHONIOENCODING=utf-8."
+            raise click.ClickException(f"The output is not text in the encoding {error.encoding}.{advice}") from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                # The reader of the output has exited. click ends the command without a message.
+                raise
+            file = "" if error.filename is None else f": {error.filename}"
+            raise click.ClickException(f"{error.strerror or error}{file}") from error
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

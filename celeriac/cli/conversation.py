@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
+from celeriac.cli.input import read_line
 from celeriac.cli.output import warn
 from tasks.sampling_params import MAX_TEMPERATURE, MAX_TOKENS_LIMIT
 from worker.local import LocalModelError
@@ -44,7 +44,7 @@ class Conversation:
         """The next line without its line end; None at the end of the input."""
         click.echo("> ", nl=False)
         try:
-            line = sys.stdin.readline()
+            line = read_line()
         except KeyboardInterrupt:
             line = ""
         if not line:

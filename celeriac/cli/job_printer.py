@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from celeriac.cli.output import is_terminal
+
 if TYPE_CHECKING:
     from celeriac.client import Job
 
@@ -27,8 +29,8 @@ class JobPrinter:
         self._prints_text = text
         self._text_begun = False
         #: Whether stderr is a terminal, and whether stdout is one as well.
-        self._on_terminal = sys.stderr.isatty()
-        self._shares_terminal = self._on_terminal and sys.stdout.isatty()
+        self._on_terminal = is_terminal(sys.stderr)
+        self._shares_terminal = self._on_terminal and is_terminal(sys.stdout)
         #: Whether the text on stdout ends in the middle of a line.
         self._inside_line = False
         self._last_state = ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -175,11 +174,6 @@ def generating(command: F) -> F:
     return click.option("--model", help="Checkpoint to use, if the server serves several.")(command)
 
 
-def prompt_text(argument: str) -> str:
-    """A prompt from the command line; `-` means standard input."""
-    return sys.stdin.read() if argument == "-" else argument
-
-
 def _with(options: tuple[Callable[[F], F], ...], command: F) -> F:
     """Add options to a command, in the order in which its help shows them."""
     for option in reversed(options):
@@ -193,6 +187,10 @@ def _set_root_path(_: click.Context, __: click.Parameter, value: str | None) -> 
 
 
 def _checked_url(_: click.Context, __: click.Parameter, value: str) -> str:
-    if not value.startswith(("http://", "https://")):
-        raise click.BadParameter(f"{value!r} does not begin with http:// or https://")
+    from celeriac.client.environment import checked_url
+
+    try:
+        checked_url(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
     return value

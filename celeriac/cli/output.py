@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 import click
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether output to a stream of this process goes to a terminal. Python has no stream where it is closed."""
+    return stream is not None and stream.isatty()
 
 
 def print_json(value: Any) -> None:
@@ -17,7 +22,7 @@ def print_json(value: Any) -> None:
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print rows under the names of their columns."""
-    if not sys.stdout.isatty():
+    if not is_terminal(sys.stdout):
         for row in (columns, *rows):
             click.echo("\t".join(row))
         return

@@ -3,6 +3,7 @@
 from celeriac.client.async_client import AsyncInferenceClient
 from celeriac.client.errors import (
     ApiError,
+    ConfigurationError,
     InvalidRequestError,
     NotFoundError,
     QueueFullError,
@@ -28,6 +29,7 @@ __all__ = [
     "ApiError",
     "AsyncInferenceClient",
     "AttemptEvent",
+    "ConfigurationError",
     "DoneEvent",
     "ErrorEvent",
     "Event",

@@ -11,11 +11,13 @@ from typing import TypeVar, Unpack
 import httpx
 
 from celeriac.client import bodies
-from celeriac.client.defaults import DEFAULT_URL, LIMITS, RETRY_S, TIMEOUT_S
+from celeriac.client.defaults import LIMITS, RETRY_S, TIMEOUT_S
+from celeriac.client.environment import connection_options, server_url
 from celeriac.client.events import Event, piece_of
 from celeriac.client.guide import GeneratedText, Health, Info
 from celeriac.client.job import Job, id_of
 from celeriac.client.options import JOB_DEFAULTS, GenerationOptions, JobOptions
+from celeriac.client.per_process import PerProcess
 from celeriac.client.protocol import Protocol
 from celeriac.client.steps import Call, Flow, Open, Pause, Read, StreamFlow, is_stream
 from celeriac.errors import CeleriacError
@@ -24,11 +26,15 @@ T = TypeVar("T")
 
 
 class AsyncInferenceClient:
-    """`InferenceClient` for asyncio. The tasks of one event loop may share it."""
+    """`InferenceClient` for asyncio. The tasks of one event loop may share it.
+
+    A forked child may use it in an event loop of its own. An iterator of a stream stays with the event loop that
+    began it.
+    """
 
     def __init__(
         self,
-        base_url: str = DEFAULT_URL,
+        base_url: str | None = None,
         *,
         timeout: float | None = TIMEOUT_S,
         retry_s: float = RETRY_S,
@@ -36,9 +42,12 @@ class AsyncInferenceClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         """See `InferenceClient`."""
-        self._protocol = Protocol(base_url, retry_s=retry_s, timeout=timeout)
-        self._http = httpx.AsyncClient(
-            base_url=self._protocol.base_url, headers=headers, limits=LIMITS, transport=transport
+        self._protocol = Protocol(server_url(base_url), retry_s=retry_s, timeout=timeout)
+        url = self._protocol.base_url
+        # A transport of the caller has its own proxy and certificates.
+        connection = connection_options(url) if transport is None else {"transport": transport}
+        self._connections = PerProcess(
+            lambda: httpx.AsyncClient(base_url=url, headers=headers, limits=LIMITS, **connection)
         )
 
     @property
@@ -153,7 +162,7 @@ class AsyncInferenceClient:
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._http.aclose()
+        await self._connections.get().aclose()
 
     async def __aenter__(self) -> AsyncInferenceClient:
         return self
@@ -178,7 +187,7 @@ class AsyncInferenceClient:
                 await asyncio.sleep(step.seconds)
                 continue
             try:
-                response = await self._http.request(**step.to_httpx())
+                response = await self._connections.get().request(**step.to_httpx())
             except httpx.RequestError as error:
                 failure = error
 
@@ -213,11 +222,11 @@ class AsyncInferenceClient:
                         case Pause():
                             await asyncio.sleep(step.seconds)
                         case Call():
-                            response = await self._http.request(**step.to_httpx())
+                            response = await self._connections.get().request(**step.to_httpx())
                         case Open():
                             await connection.aclose()
-                            request = self._http.build_request(**step.call.to_httpx())
-                            response = await self._http.send(request, stream=True)
+                            http = self._connections.get()
+                            response = await http.send(http.build_request(**step.call.to_httpx()), stream=True)
                             connection.push_async_callback(response.aclose)
                             if is_stream(response):
                                 chunks = response.aiter_bytes()

@@ -1,6 +1,7 @@
 """The client's errors. The message of an ApiError is the server's own.
 
 CeleriacError
+├── ConfigurationError          an environment variable, such as HTTPS_PROXY, has a value that cannot be used
 ├── ServerUnreachableError      the connection failed or broke, or no response came in time
 ├── ApiError                    the server responded with an error
 │   ├── InvalidRequestError     400, 413, 422: the request is wrong; sending it again does not help
@@ -16,6 +17,10 @@ CeleriacError
 from __future__ import annotations
 
 from celeriac.errors import CeleriacError
+
+
+class ConfigurationError(CeleriacError):
+    """An environment variable has a value that cannot be used. The message names the variable."""
 
 
 class ServerUnreachableError(CeleriacError):

@@ -51,7 +51,7 @@ class Estimate:
         return None if raw is None else cls(p50=raw["p50"], p90=raw["p90"])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Job:
     """A snapshot of a job at the time of the server's response. `client.job(id)` reads it again."""
 
@@ -102,7 +102,11 @@ class Job:
     expires_at: datetime | None
     timings: Timings
     #: The JSON object that the server sent, including what has no field here.
-    raw: Mapping[str, Any] = field(repr=False, compare=False)
+    raw: Mapping[str, Any] = field(compare=False)
+
+    def __repr__(self) -> str:
+        """The id and the state, without the texts, which may be long."""
+        return f"<Job {self.id} {self.status}, {self.tokens} of {self.max_tokens} tokens>"
 
     @property
     def done(self) -> bool:

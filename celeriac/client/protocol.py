@@ -10,6 +10,7 @@ and one with asyncio. Tests run them without I/O.
 from __future__ import annotations
 
 import math
+import ssl
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +22,7 @@ import httpx
 
 from celeriac.client import guide
 from celeriac.client.backoff import Backoff
+from celeriac.client.environment import checked_url
 from celeriac.client.errors import ApiError, NotFoundError, ServerUnreachableError
 from celeriac.client.events import DoneEvent, ErrorEvent, Event, ReconnectEvent, TokenEvent, event_of
 from celeriac.client.guide import GeneratedText, Health, Info
@@ -59,9 +61,9 @@ class Protocol:
         """`retry_s`: how long an operation is retried while the server is away or too busy, in seconds.
 
         `timeout`: how long a call without a timeout of its own waits for its text, in seconds; None: without a limit.
+        Raises ValueError if `base_url` is not a URL.
         """
-        if not base_url.startswith(("http://", "https://")):
-            raise ValueError(f"base_url must begin with http:// or https://, not {base_url!r}")
+        checked_url(base_url)
         self.base_url = base_url.rstrip("/")
         self._retry_s = retry_s
         self._timeout = timeout
@@ -321,7 +323,8 @@ def _key(key: str | None) -> dict[str, str]:
 
 
 def _path(job_id: str) -> str:
-    return f"/v1/jobs/{quote(job_id, safe='')}"
+    # A command line that is not UTF-8 gives surrogates. No job has such an id, as the server then says.
+    return f"/v1/jobs/{quote(job_id, safe='', errors='surrogatepass')}"
 
 
 def _cancel_call(job_id: str) -> Call:
@@ -358,9 +361,20 @@ def _wait_timeout(job: Job) -> WaitTimeoutError:
 
 
 def _unreachable(base_url: str, error: httpx.RequestError) -> ServerUnreachableError:
+    if _is_tls_error(error):
+        return ServerUnreachableError(
+            f"{base_url}: the TLS connection failed ({error}). Check the URL, and the certificates of SSL_CERT_FILE."
+        )
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return ServerUnreachableError(
             f"No server responds at {base_url}. Start one (celeriac serve --checkpoint NAME), or check the URL."
         )
     reason = "no response came in time" if isinstance(error, httpx.TimeoutException) else "the connection was lost"
     return ServerUnreachableError(f"{base_url}: {reason} ({error or type(error).__name__})")
+
+
+def _is_tls_error(error: BaseException | None) -> bool:
+    """Whether an error of httpx was caused by TLS."""
+    while error is not None and not isinstance(error, ssl.SSLError):
+        error = error.__cause__ or error.__context__
+    return error is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack, closing, suppress
@@ -11,11 +12,13 @@ from typing import TypeVar, Unpack
 import httpx
 
 from celeriac.client import bodies
-from celeriac.client.defaults import DEFAULT_URL, LIMITS, RETRY_S, TIMEOUT_S
+from celeriac.client.defaults import LIMITS, RETRY_S, TIMEOUT_S
+from celeriac.client.environment import connection_options, server_url
 from celeriac.client.events import Event, piece_of
 from celeriac.client.guide import GeneratedText, Health, Info
 from celeriac.client.job import Job, id_of
 from celeriac.client.options import JOB_DEFAULTS, GenerationOptions, JobOptions
+from celeriac.client.per_process import PerProcess
 from celeriac.client.protocol import Protocol
 from celeriac.client.steps import Call, Flow, Open, Pause, Read, StreamFlow, is_stream
 from celeriac.errors import CeleriacError
@@ -26,6 +29,8 @@ T = TypeVar("T")
 class InferenceClient:
     """A client of one server. Threads may share it. Close it, or use it in a `with` statement.
 
+    A forked child may use the client of its parent: it opens connections of its own.
+
     Every operation raises ServerUnreachableError, or ApiError with the server's own message (see
     `celeriac.client.errors`). Temporary failures are retried for `retry_s` seconds: a lost connection, and a full queue
     or a missing worker if the server says when to retry. A retry never creates a second job, because each submission
@@ -34,20 +39,25 @@ class InferenceClient:
 
     def __init__(
         self,
-        base_url: str = DEFAULT_URL,
+        base_url: str | None = None,
         *,
         timeout: float | None = TIMEOUT_S,
         retry_s: float = RETRY_S,
         headers: Mapping[str, str] | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        """`timeout`: how long `generate` waits for its text, in seconds; None: without a limit.
+        """`base_url`: URL of the server; None: that of CELERIAC_URL, or else http://127.0.0.1:8000.
 
+        `timeout`: how long `generate` waits for its text, in seconds; None: without a limit.
         `retry_s`: how long an operation is retried, in seconds; 0: not at all. `headers`: sent with every request.
-        `transport`: an httpx transport, for tests and unusual networks.
+        `transport`: an httpx transport, for tests and unusual networks; a forked child uses the same object. Raises
+        ConfigurationError if a variable of the environment, such as HTTPS_PROXY, cannot be used for this URL.
         """
-        self._protocol = Protocol(base_url, retry_s=retry_s, timeout=timeout)
-        self._http = httpx.Client(base_url=self._protocol.base_url, headers=headers, limits=LIMITS, transport=transport)
+        self._protocol = Protocol(server_url(base_url), retry_s=retry_s, timeout=timeout)
+        url = self._protocol.base_url
+        # A transport of the caller has its own proxy and certificates.
+        connection = connection_options(url) if transport is None else {"transport": transport}
+        self._connections = PerProcess(lambda: httpx.Client(base_url=url, headers=headers, limits=LIMITS, **connection))
 
     @property
     def base_url(self) -> str:
@@ -78,13 +88,14 @@ class InferenceClient:
 
         `timeout`: seconds to wait, instead of the client's `timeout`; after it WaitTimeoutError names the job, which
         continues. `idempotency_key`: your own key; the server accepts a job with it only once. `options`: see
-        `celeriac.client.options.GenerationOptions`. Ctrl-C cancels the job. Raises JobFailedError if the job fails.
+        `celeriac.client.options.GenerationOptions`. Ctrl-C cancels the job, and so does SystemExit from the handler of
+        a signal. Raises JobFailedError if the job fails.
         """
         body = bodies.generation("generate", prompt, max_tokens, temperature, top_k, stop_on_newline, options)
         call = self._protocol.generate_call(body, key=idempotency_key, timeout=timeout)
         try:
             return self._run(self._protocol.generate(call))
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             with suppress(CeleriacError):
                 self._run(self._protocol.abandon(call))
             raise
@@ -185,7 +196,7 @@ class InferenceClient:
 
     def close(self) -> None:
         """Close the connections."""
-        self._http.close()
+        self._connections.get().close()
 
     def __enter__(self) -> InferenceClient:
         return self
@@ -210,20 +221,23 @@ class InferenceClient:
                 time.sleep(step.seconds)
                 continue
             try:
-                response = self._http.request(**step.to_httpx())
+                response = self._connections.get().request(**step.to_httpx())
             except httpx.RequestError as error:
                 failure = error
 
     def _pieces(self, call: Call) -> Generator[str, None, None]:
         """The pieces of text of a `generate_stream_call`. An interruption cancels the job."""
+        pid = os.getpid()
         try:
             with closing(self._stream(self._protocol.generate_stream(call))) as events:
                 for event in events:
                     if piece := piece_of(event):
                         yield piece
-        except (GeneratorExit, KeyboardInterrupt):
-            with suppress(CeleriacError):
-                self._run(self._protocol.abandon(call))
+        except (GeneratorExit, KeyboardInterrupt, SystemExit):
+            # A forked child has a copy of the iterator. The end of the copy does not end the job of the parent.
+            if os.getpid() == pid:
+                with suppress(CeleriacError):
+                    self._run(self._protocol.abandon(call))
             raise
 
     def _stream(self, flow: StreamFlow) -> Generator[Event, None, None]:
@@ -232,6 +246,7 @@ class InferenceClient:
         failure: httpx.RequestError | None = None
         with ExitStack() as connection:
             chunks: Iterator[bytes] = iter(())
+            http: httpx.Client | None = None
             while True:
                 try:
                     step = flow.send(response) if failure is None else flow.throw(failure)
@@ -245,15 +260,18 @@ class InferenceClient:
                         case Pause():
                             time.sleep(step.seconds)
                         case Call():
-                            response = self._http.request(**step.to_httpx())
+                            response = self._connections.get().request(**step.to_httpx())
                         case Open():
                             connection.close()
-                            response = self._http.send(self._http.build_request(**step.call.to_httpx()), stream=True)
+                            http = self._connections.get()
+                            response = http.send(http.build_request(**step.call.to_httpx()), stream=True)
                             connection.callback(response.close)
                             if is_stream(response):
                                 chunks = response.iter_bytes()
                             else:
                                 response.read()
+                        case Read() if http is not None and not self._connections.owns(http):
+                            raise httpx.ReadError("this process was forked from the one that opened the stream")
                         case Read():
                             response = next(chunks, b"")
                 except httpx.RequestError as error:

@@ -8,6 +8,7 @@ import click
 
 from celeriac.cli import options
 from celeriac.cli.environment import load_settings, readable_checkpoint_errors, require
+from celeriac.cli.input import prompt_text
 from celeriac.cli.output import print_json, warn
 from tasks.sampling_params import SamplingParams
 
@@ -91,7 +92,7 @@ def decode(
     as_json: bool,
 ) -> None:
     """Continue one prompt and print the result."""
-    text = None if prompt is None else options.prompt_text(prompt)
+    text = None if prompt is None else prompt_text(prompt)
     if text is not None:
         ids, warnings = model.encode(text)
         warn(warnings)

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from celeriac.cli import options
+from celeriac.cli.input import prompt_text
 from celeriac.cli.output import print_json, warn
 
 
@@ -26,7 +27,7 @@ def command(prompt: str, url: str, as_json: bool, **request: Any) -> None:
     from celeriac.client import InferenceClient
 
     with InferenceClient(url) as client:
-        job = client.submit(options.prompt_text(prompt), **request)
+        job = client.submit(prompt_text(prompt), **request)
     warn(job.warnings)
     if as_json:
         print_json(job.raw)

@@ -113,8 +113,14 @@ def test_an_empty_continuation_prints_the_prompt(shell: Shell) -> None:
 
 
 def test_a_prompt_from_standard_input(shell: Shell) -> None:
-    shell("generate", "-", responses=[ok(job_object(SUCCEEDED))], stdin="two\nlines\n")
-    assert json.loads(shell.requests[0].content)["prompt"] == "two\nlines\n"
+    for stdin, prompt in (
+        ("two\nlines\n", "two\nlines"),
+        ("two\nlines", "two\nlines"),
+        ("end\n\n", "end\n"),
+        ("\n", ""),
+    ):
+        shell("generate", "-", responses=[ok(job_object(SUCCEEDED))], stdin=stdin)
+        assert json.loads(shell.requests[-1].content)["prompt"] == prompt
 
 
 def test_ctrl_c_on_generate_cancels_the_job(shell: Shell) -> None:
@@ -287,6 +293,9 @@ def test_errors_are_one_line_and_exit_code_1(shell: Shell, response: Any, messag
         "delete",
         "jobs --status finished",
         "jobs --url localhost:8000",
+        "jobs --url http://[::1",
+        "jobs --url http://host:port",
+        "jobs --url https://",
         "worker",
         "serve",
         "serve --checkpoint x --port 0",

@@ -304,16 +304,17 @@ def test_the_response_of_another_server_is_an_unexpected_answer_error(call: Both
         call(lambda _: httpx.Response(status, content=content), "job", JOB_ID)
 
 
-def test_ctrl_c_cancels_the_generation() -> None:
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
+def test_ctrl_c_and_an_exit_from_a_signal_handler_cancel_the_generation(interruption: type[BaseException]) -> None:
     requests: list[str] = []
 
     def handler(request: httpx.Request) -> httpx.Response:
         requests.append(f"{request.url.path} {request.headers.get('Prefer', '')}".strip())
         if len(requests) == 1:
-            raise KeyboardInterrupt
+            raise interruption
         return httpx.Response(202, json=job_object(RUNNING))
 
-    with InferenceClient(transport=httpx.MockTransport(handler)) as client, pytest.raises(KeyboardInterrupt):
+    with InferenceClient(transport=httpx.MockTransport(handler)) as client, pytest.raises(interruption):
         client.generate("1+1=")
     assert requests == ["/generate wait=20", "/generate respond-async", f"/v1/jobs/{JOB_ID}/cancel"]
 
@@ -362,6 +363,11 @@ def test_a_job_and_its_errors_can_be_pickled() -> None:
     error = NotFoundError("gone", status=404, code="not_found")
     copied = pickle.loads(pickle.dumps(error))
     assert (str(copied), copied.status, copied.code) == ("gone", 404, "not_found")
+
+
+def test_the_repr_of_a_job_is_short() -> None:
+    job = Job.from_json(job_object(RUNNING, completion="long " * 1000, metadata={"key": "long " * 1000}))
+    assert repr(job) == f"<Job {JOB_ID} running, 1 of 8 tokens>"
 
 
 def test_the_package_exports_every_public_name() -> None:

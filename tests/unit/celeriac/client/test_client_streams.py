@@ -215,14 +215,17 @@ def test_closing_the_text_with_an_unreachable_server_is_not_an_error() -> None:
     assert lines_of(requests) == CANCELLED[:3]
 
 
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("interrupted", [0, 1])
-def test_ctrl_c_cancels_the_job(interrupted: int) -> None:
-    responses: list[httpx.Response | BaseException] = [accepted(), stream_of(status(), KeyboardInterrupt())]
+def test_ctrl_c_and_an_exit_from_a_signal_handler_cancel_the_job(
+    interrupted: int, interruption: type[BaseException]
+) -> None:
+    responses: list[httpx.Response | BaseException] = [accepted(), stream_of(status(), interruption())]
     if interrupted == 0:
         # During the submission: it is unknown whether the server has accepted the job.
-        responses = [KeyboardInterrupt()]
+        responses = [interruption()]
     handler, requests = scripted(*responses, accepted(), accepted())
-    with InferenceClient(transport=httpx.MockTransport(handler)) as client, pytest.raises(KeyboardInterrupt):
+    with InferenceClient(transport=httpx.MockTransport(handler)) as client, pytest.raises(interruption):
         list(client.generate_stream("1+1="))
     assert lines_of(requests) == [*CANCELLED[: interrupted + 1], *CANCELLED[2:]]
 
