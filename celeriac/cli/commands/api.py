@@ -34,6 +34,8 @@ def command(host: str, port: int, reload: bool) -> None:
         "api.app:app",
         host=host,
         port=port,
+        # One process, also where WEB_CONCURRENCY is set.
+        workers=1,
         reload=reload,
         reload_dirs=[package_folder(package) for package in ("api", "tasks")] if reload else None,
         # The API logs each request itself, and uvicorn's messages in the same format.
