@@ -30,6 +30,9 @@ def command(host: str, port: int, reload: bool) -> None:
 
     check_port(host, port)
     setup_logging(settings)
+    if reload:
+        # uvicorn then starts a process with `python -c`, which would import modules of the current folder.
+        os.environ["PYTHONSAFEPATH"] = "1"
     uvicorn.run(
         "api.app:app",
         host=host,

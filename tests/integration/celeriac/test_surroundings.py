@@ -1,7 +1,8 @@
-"""Only Celeriac's settings configure its processes, not the variables of other programs."""
+"""Only Celeriac's settings configure its processes: neither other variables nor files of the current folder do."""
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -13,9 +14,11 @@ import pytest
 from bench.processes import START_S, Process, children, free_port, until
 from celeriac import InferenceClient
 from tests.integration.cluster import TINY
+from tests.integration.stack import ROOT
 
 BIN = Path(sys.executable).parent
-CELERIAC = [str(BIN / "celeriac")]
+#: Each way to start the command line.
+COMMANDS = {"script": [str(BIN / "celeriac")], "module": [sys.executable, "-m", "celeriac"]}
 #: A Redis that does not exist.
 NOWHERE = "redis://127.0.0.1:1/9"
 #: Variables of other programs. Each would change or end a process that obeys it.
@@ -57,6 +60,13 @@ READ_AT_IMPORT = {
     "C_BENCH": "1",
     "C_BENCH_EVERY": "often",
 }
+#: Modules of the current folder. All are imported by a role, or by Python for a role.
+MODULES = (
+    *("api", "bench", "tasks", "worker", "celeryconfig", "flowerconfig", "another_project"),
+    *("celery", "click", "fastapi", "flower", "httpx", "hiredis", "kombu", "numpy", "pydantic", "pydantic_settings"),
+    *("redis", "rich", "starlette", "structlog", "tiktoken", "tokenizers", "torch", "tornado", "uvicorn", "vine"),
+    *("argparse", "asyncio", "ctypes", "json", "logging", "multiprocessing", "secrets", "socket", "tempfile"),
+)
 
 
 class Roles:
@@ -133,6 +143,26 @@ def foreign(make_roles: Callable[[dict[str, str]], Roles]) -> Roles:
     return make_roles(FOREIGN)
 
 
+@pytest.fixture
+def shadowed(make_roles: Callable[[dict[str, str]], Roles]) -> Roles:
+    """Roles in a folder full of modules, each of which writes a file `imported` and fails."""
+    roles = make_roles({})
+    for name in MODULES:
+        text = f"open({str(roles.folder / 'imported')!r}, 'a').write('{name} '); raise ImportError('foreign {name}')\n"
+        if name in {"api", "tasks"}:
+            (roles.cwd / name).mkdir()
+            (roles.cwd / name / "__init__.py").write_text(text)
+        else:
+            (roles.cwd / f"{name}.py").write_text(text)
+    return roles
+
+
+def assert_nothing_was_imported(roles: Roles) -> None:
+    """Assert that no module of the current folder was imported, also if a process survived that."""
+    imported = roles.folder / "imported"
+    assert not imported.exists(), imported.read_text()
+
+
 def celery_worker() -> list[str]:
     """Celery's own command for a worker."""
     options = "-A worker.app worker --pool threads --without-gossip --without-mingle"
@@ -142,8 +172,8 @@ def celery_worker() -> list[str]:
 @pytest.mark.parametrize("own", [True, False], ids=["celeriac worker and api", "celery and uvicorn"])
 def test_a_job_succeeds_whatever_variables_other_programs_set(foreign: Roles, own: bool) -> None:
     if own:
-        worker = foreign.worker(*CELERIAC, "worker", **READ_AT_IMPORT)
-        url = foreign.front_end(*CELERIAC, "api", path="/health/live", **READ_AT_IMPORT)
+        worker = foreign.worker(*COMMANDS["script"], "worker", **READ_AT_IMPORT)
+        url = foreign.front_end(*COMMANDS["script"], "api", path="/health/live", **READ_AT_IMPORT)
         # One process, and no supervisor of several.
         assert children(foreign.processes[-1].pid) == []
     else:
@@ -163,7 +193,7 @@ def test_a_job_succeeds_whatever_variables_other_programs_set(foreign: Roles, ow
 def test_flower_takes_the_values_of_celeriac_flower_and_keeps_a_login(foreign: Roles) -> None:
     login = ("user", "password")
     env = {"FLOWER_BASIC_AUTH": ":".join(login), **READ_AT_IMPORT}
-    url = foreign.front_end(*CELERIAC, "flower", path="/healthcheck", **env)
+    url = foreign.front_end(*COMMANDS["script"], "flower", path="/healthcheck", **env)
     assert httpx.get(f"{url}/workers").status_code == 401
     assert httpx.get(f"{url}/workers", auth=login).status_code == 200
     # It is read-only, and says so before it searches for the worker.
@@ -174,7 +204,13 @@ def test_flower_takes_the_values_of_celeriac_flower_and_keeps_a_login(foreign: R
 
 
 def test_serve_works_whatever_variables_other_programs_set(foreign: Roles) -> None:
-    assert_serves(foreign, CELERIAC, **READ_AT_IMPORT)
+    assert_serves(foreign, COMMANDS["script"], **READ_AT_IMPORT)
+
+
+@pytest.mark.parametrize("how", COMMANDS)
+def test_serve_imports_nothing_of_the_current_folder(shadowed: Roles, how: str) -> None:
+    assert_serves(shadowed, COMMANDS[how])
+    assert_nothing_was_imported(shadowed)
 
 
 def assert_serves(roles: Roles, command: list[str], **env: str) -> None:
@@ -188,3 +224,41 @@ def assert_serves(roles: Roles, command: list[str], **env: str) -> None:
     until(lambda: answers(serve, f"http://127.0.0.1:{flower_port}/healthcheck"), "Flower", timeout_s=START_S)
     assert serve.terminate(60.0) == 0
     assert "Traceback" not in serve.output
+
+
+@pytest.mark.parametrize("how", COMMANDS)
+@pytest.mark.parametrize("pythonpath", [None, f":{ROOT}"], ids=["", "empty entry in PYTHONPATH"])
+def test_worker_and_api_import_nothing_of_the_current_folder(shadowed: Roles, how: str, pythonpath: str | None) -> None:
+    env = {} if pythonpath is None else {"PYTHONPATH": pythonpath}
+    if pythonpath is not None:
+        # Python itself imports modules of its standard library from such a folder.
+        for name in set(MODULES) & sys.stdlib_module_names:
+            (shadowed.cwd / f"{name}.py").unlink()
+    worker = shadowed.worker(*COMMANDS[how], "worker", **env)
+    url = shadowed.front_end(*COMMANDS[how], "api", path="/health/live", **env)
+    assert generate(url)
+    assert worker.terminate() == 0
+    assert_nothing_was_imported(shadowed)
+
+
+@pytest.mark.parametrize("how", COMMANDS)
+def test_flower_and_run_import_nothing_of_the_current_folder(shadowed: Roles, how: str) -> None:
+    shadowed.front_end(*COMMANDS[how], "flower", path="/healthcheck")
+    run = shadowed.run("run", *COMMANDS[how], "run", str(TINY), "--prompt", "12+3", "--max-tokens", "3")
+    assert run.wait(START_S) == 0, run.output
+    assert run.output.startswith("12+3")
+    reloading = shadowed.front_end(*COMMANDS[how], "api", "--reload", path="/health/live")
+    assert httpx.get(f"{reloading}/docs").status_code == 200
+    assert_nothing_was_imported(shadowed)
+
+
+def test_a_checkout_runs_its_own_modules_from_its_root(shadowed: Roles, tmp_path: Path) -> None:
+    """`python -m celeriac` in a checkout is that checkout, also if another one is installed."""
+    checkout = tmp_path / "checkout"
+    shutil.copytree(ROOT / "celeriac", checkout / "celeriac")
+    (checkout / "worker").mkdir()
+    (checkout / "worker" / "__init__.py").write_text("raise ImportError('the module of this checkout')")
+    shadowed.cwd = checkout
+    run = shadowed.run("run", *COMMANDS["module"], "run", str(TINY), "--prompt", "1")
+    assert run.wait(START_S) == 1
+    assert "the module of this checkout" in run.output
