@@ -5,6 +5,7 @@ from __future__ import annotations
 from celery import Celery
 
 from tasks.connections import broker_url
+from tasks.environment import remove_celery_variables
 from tasks.settings import Settings
 
 #: Name of the only task. Its only argument is a job id.
@@ -15,8 +16,13 @@ RESTORE_INTERVAL_S = 10
 
 
 def make_app(settings: Settings) -> Celery:
-    """A configured application without tasks. Opens no connection. Raises ConfigurationError."""
-    app = Celery("celeriac", set_as_current=False)
+    """A configured application without tasks. Opens no connection. Raises ConfigurationError.
+
+    Only `settings` decide its configuration. Variables that would change it are removed from the environment.
+    """
+    remove_celery_variables()
+    # Without fixups, Celery imports no Django project. This loader reads no configuration file.
+    app = Celery("celeriac", set_as_current=False, fixups=[], loader="celery.loaders.app:AppLoader")
     app.conf.update(
         broker_url=broker_url(settings.redis_url),
         # A message is JSON with a job id. Other content types are refused without decoding.

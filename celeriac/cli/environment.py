@@ -33,10 +33,15 @@ def load_settings() -> Settings:
 
 
 def load_queue_settings() -> Settings:
-    """The settings of a role that uses the queue. Also checks the Redis URL, without connecting to it."""
+    """The settings of a role that uses the queue. Also checks the Redis URL, without connecting to it.
+
+    Removes the variables that would change Celery. Call it before Celery is imported.
+    """
     from tasks.connections import parse
+    from tasks.environment import remove_celery_variables
     from tasks.errors import ConfigurationError
 
+    remove_celery_variables()
     settings = load_settings()
     try:
         parse(settings.redis_url)

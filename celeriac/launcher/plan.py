@@ -19,6 +19,9 @@ from celeriac.launcher.redis_server import DataFolder
 from tasks.settings import Settings
 from worker.checkpoints.folder import find
 
+#: The file that runs the command line.
+COMMAND_LINE = Path(__file__).parents[1] / "__main__.py"
+
 #: Flower shows all jobs without a login, so it listens on this machine only.
 FLOWER_HOST = "127.0.0.1"
 
@@ -72,7 +75,8 @@ def serve(options: Options, settings: Settings) -> int:
 def _launch(options: Options, settings: Settings, checkpoint: str, redis: tuple[DataFolder, Role] | None) -> int:
     redis_url = settings.redis_url if redis is None else redis[0].url
     env = _environment(options, settings, checkpoint, redis_url)
-    run = [sys.executable, "-m", "celeriac"]
+    # With -P, Python does not put the current folder, which may contain modules of another project, on the import path.
+    run = [sys.executable, "-P", str(COMMAND_LINE)]
     host = ["--host", options.host]
     api = [*run, "api", *host, "--port", str(options.port), *(["--reload"] if options.reload else [])]
     front_ends = [Role(name="api", command=api, env=env, stop_s=API_STOP_S)]

@@ -81,6 +81,7 @@ class EngineClient:
                 [sys.executable, "-m", ENGINE_MODULE, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
+                # `-m` imports modules of the current folder first, so that is the folder of this code.
                 cwd=Path(__file__).parents[2],
             )
         finally:

@@ -30,10 +30,15 @@ def command(host: str, port: int, reload: bool) -> None:
 
     check_port(host, port)
     setup_logging(settings)
+    if reload:
+        # uvicorn then starts a process with `python -c`, which would import modules of the current folder.
+        os.environ["PYTHONSAFEPATH"] = "1"
     uvicorn.run(
         "api.app:app",
         host=host,
         port=port,
+        # One process, also where WEB_CONCURRENCY is set.
+        workers=1,
         reload=reload,
         reload_dirs=[package_folder(package) for package in ("api", "tasks")] if reload else None,
         # The API logs each request itself, and uvicorn's messages in the same format.

@@ -12,6 +12,13 @@ from celeriac.cli.environment import load_queue_settings, require
 MAX_TASKS = 10_000
 #: Seconds after which Flower removes an offline worker from its list.
 PURGE_OFFLINE_WORKERS_S = 60
+#: Variables of Flower that `celeriac flower` leaves in the environment: they protect the page with a login or with TLS.
+PROTECTING_VARIABLES = (
+    *("FLOWER_AUTH", "FLOWER_BASIC_AUTH", "FLOWER_OAUTH2_", "FLOWER_GITHUB_", "FLOWER_GITLAB_", "FLOWER_COOKIE_SECRET"),
+    *("FLOWER_CERTFILE", "FLOWER_KEYFILE", "FLOWER_CA_CERTS"),
+)
+#: Variables that would make Flower write its metrics into files of another program.
+METRICS_VARIABLES = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
 
 
 @click.command("flower")
@@ -43,6 +50,7 @@ def command(address: str, port: int, basic_auth: str | None, url_prefix: str | N
             "Set FLOWER_BASIC_AUTH=USER:PASSWORD.",
             err=True,
         )
+    remove_variables()
     if basic_auth:
         # Flower reads this variable. On its command line, other users of this machine could see the password.
         os.environ["FLOWER_BASIC_AUTH"] = basic_auth
@@ -51,6 +59,8 @@ def command(address: str, port: int, basic_auth: str | None, url_prefix: str | N
     argv = [
         "--quiet",
         "flower",
+        # Flower would run a `flowerconfig.py` of the current folder.
+        f"--conf={os.devnull}",
         f"--address={address}",
         f"--port={port}",
         "--read_only=True",
@@ -59,3 +69,14 @@ def command(address: str, port: int, basic_auth: str | None, url_prefix: str | N
         *([f"--url_prefix={url_prefix}"] if url_prefix else []),
     ]
     make_app(settings).start(argv)
+
+
+def remove_variables() -> None:
+    """Remove the variables that would change Flower, except those that protect its page.
+
+    Flower cannot ignore them: Kubernetes sets FLOWER_PORT=tcp://10.0.0.7:5555 in the containers beside a service that
+    is called `flower`, and Flower ends because this is not a number.
+    """
+    for name in list(os.environ):
+        if name in METRICS_VARIABLES or (name.startswith("FLOWER_") and not name.startswith(PROTECTING_VARIABLES)):
+            del os.environ[name]
