@@ -20,10 +20,10 @@ from api.routes import guide, health, jobs, streams, workers
 from api.services import Services
 from api.shutdown import on_stop_signal
 from tasks.connections import redacted
+from tasks.environment.startup import settings_or_exit
 from tasks.logs import setup_logging
 from tasks.settings import Settings
 from tasks.settings import settings as settings_of_this_process
-from tasks.startup import settings_or_exit
 
 log = structlog.get_logger(__name__)
 

@@ -18,9 +18,9 @@ from celery.exceptions import SecurityWarning
 from kombu import Queue
 
 from tasks.celery_app import TASK_NAME, make_app
+from tasks.environment.startup import settings_or_exit
 from tasks.logs import setup_logging
 from tasks.settings import settings
-from tasks.startup import settings_or_exit
 from tasks.store import keys
 from worker.checkpoints.errors import CheckpointError
 from worker.checkpoints.folder import name_of

@@ -21,9 +21,9 @@ class InvalidSettingError(click.ClickException):
 
 def load_settings() -> Settings:
     """The settings of this process. Reports unknown variables. Raises InvalidSettingError."""
+    from tasks.environment.unknown_variables import report_unknown_variables
     from tasks.errors import ConfigurationError
     from tasks.settings import settings
-    from tasks.unknown_variables import report_unknown_variables
 
     report_unknown_variables()
     try:
@@ -38,7 +38,7 @@ def load_queue_settings() -> Settings:
     Removes the variables that would change Celery. Call it before Celery is imported.
     """
     from tasks.connections import parse
-    from tasks.environment import remove_celery_variables
+    from tasks.environment.foreign_variables import remove_celery_variables
     from tasks.errors import ConfigurationError
 
     remove_celery_variables()

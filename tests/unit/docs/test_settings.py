@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from tasks.environment.unknown_variables import OTHER_VARIABLES
 from tasks.settings import Settings
-from tasks.unknown_variables import OTHER_VARIABLES
 
 PAGE = Path(__file__).parents[3] / "docs" / "reference" / "settings.md"
 

@@ -158,6 +158,8 @@ async def test_estimates_are_known_after_the_first_finished_job(redis_url: str) 
             worker.go.clear()
             first = (await client.post("/v1/jobs", json=SUM)).json()
             assert first["queue"]["eta_finish_s"] is None
+            await asyncio.to_thread(worker.claimed.get, timeout=DEADLINE_S)
+            await asyncio.sleep(0.05)  # the job takes at least this long, so that no duration is rounded to 0 ms
             worker.go.set()
             await over(client, first)
             worker.go.clear()

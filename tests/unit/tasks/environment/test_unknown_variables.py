@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tasks.environment.unknown_variables import OTHER_VARIABLES, REPORTED, report_unknown_variables, unknown_variables
 from tasks.settings import Settings
 from tasks.time_rules import variable
-from tasks.unknown_variables import OTHER_VARIABLES, REPORTED, report_unknown_variables, unknown_variables
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)

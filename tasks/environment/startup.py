@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 
 from tasks.connections import parse
+from tasks.environment.unknown_variables import report_unknown_variables
 from tasks.errors import ConfigurationError
 from tasks.settings import Settings, settings
-from tasks.unknown_variables import report_unknown_variables
 
 
 def settings_or_exit() -> Settings:

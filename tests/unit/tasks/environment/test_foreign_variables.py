@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tasks.celery_app import make_app
-from tasks.environment import configures_celery, remove_celery_variables
+from tasks.environment.foreign_variables import configures_celery, remove_celery_variables
 from tasks.settings import Settings
 
 #: How a Python file reads a variable with a constant name, and how click declares one.
@@ -46,7 +46,9 @@ def test_every_variable_that_a_package_reads_is_removed(package: str) -> None:
     assert {name for name in names if not configures_celery(name)} <= KEPT
 
 
-@pytest.mark.parametrize("name", ["CELERIAC_REDIS_URL", "PATH", "C_INCLUDE_PATH", "CC", "HOME", "NO_COLOR", *KEPT])
+@pytest.mark.parametrize(
+    "name", ["CELERIAC_REDIS_URL", "PATH", "C_INCLUDE_PATH", "CC", "HOME", "NO_COLOR", *sorted(KEPT)]
+)
 def test_other_variables_stay(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "1")
     remove_celery_variables()
