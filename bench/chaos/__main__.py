@@ -21,6 +21,9 @@ from bench.chaos.experiment import Outcome, Plan, run_experiment
 from bench.report import report
 from tasks.estimate import quantile
 
+#: Wait before an experiment that has not ended is cancelled again, in seconds. Ending its processes takes less.
+CANCEL_AGAIN_S = 5.0
+
 #: Number of rounds if neither --rounds nor --minutes is given.
 ROUNDS = 20
 #: Exit code after SIGTERM or Ctrl-C. Shells use it for the latter.
@@ -86,10 +89,18 @@ def _plan() -> Plan:
 
 
 async def _run(plan: Plan) -> Outcome:
-    """Run the experiment. SIGTERM cancels it, as Ctrl-C does, so that all its processes end."""
+    """Run the experiment. SIGTERM and Ctrl-C cancel it, so that all its processes end."""
     task = asyncio.create_task(run_experiment(plan))
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, _cancel_until_done, task)
     return await task
+
+
+def _cancel_until_done(task: asyncio.Task[Outcome]) -> None:
+    """Cancel the task, and again while it runs: before Python 3.12 redis-py may swallow a cancellation."""
+    if not task.done():
+        task.cancel()
+        asyncio.get_running_loop().call_later(CANCEL_AGAIN_S, _cancel_until_done, task)
 
 
 def _row(kind: str, seconds: list[float]) -> dict[str, Any]:
