@@ -1,4 +1,4 @@
-"""An object of which each process has its own, so that a client can be used before and after a fork."""
+"""An object that each process makes for itself, so that a client can be used before and after a fork."""
 
 from __future__ import annotations
 
