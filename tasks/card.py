@@ -19,6 +19,9 @@ class TokenizerCard:
     characters: str | None = None
     #: How a character that is not in `characters` is treated: the prompt is refused, or the character is skipped.
     unknown: Literal["refuse", "skip"] = "refuse"
+    #: UTF-8 bytes of the longest token, if every byte of a prompt becomes part of a token; else None: a prompt of any
+    #: length may have few tokens.
+    longest_token_bytes: int | None = None
     bos_id: int | None = None
     #: Whether BOS is put before every prompt.
     prepend_bos: bool = False
@@ -35,6 +38,13 @@ class TokenizerCard:
         if self.characters is None:
             return None
         return len(prompt) - len(self.unknown_characters(prompt)) + self.prepend_bos
+
+    def least_prompt_tokens(self, prompt: str) -> int:
+        """A lower bound of the length of `prompt` in tokens, including BOS; 0 if none is known."""
+        if self.longest_token_bytes is None:
+            return 0
+        # A lone surrogate, which no tokenizer takes, must not raise here.
+        return -(-len(prompt.encode("utf-8", "replace")) // self.longest_token_bytes) + self.prepend_bos
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@
     ├── ConfigurationError
     ├── SchemaError
     ├── QueueFullError
+    ├── QueueMemoryError
     ├── QueuePositionError
     ├── IdempotencyMismatchError
     └── CardConflictError
@@ -41,6 +42,19 @@ class QueueFullError(QueueError):
     def __init__(self, limit: int) -> None:
         super().__init__(f"The queue is full: {limit} jobs are waiting. Try again later.")
         self.limit = limit
+
+
+class QueueMemoryError(QueueError):
+    """Redis has too little free memory for another job."""
+
+    def __init__(self, next_expiry_s: float | None) -> None:
+        super().__init__(
+            "Redis has too little free memory for another job. Memory becomes free when finished jobs expire or are "
+            "deleted. The operator can raise Redis's `maxmemory`, or keep jobs for a shorter time "
+            "(CELERIAC_RESULT_TTL_S)."
+        )
+        #: Time until the next finished job expires, in seconds; None if no finished job is kept.
+        self.next_expiry_s = next_expiry_s
 
 
 class QueuePositionError(QueueError):

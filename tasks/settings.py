@@ -52,6 +52,13 @@ class Settings(BaseSettings):
         "for the disk.",
     )
 
+    redis_maxmemory_mb: int = Field(
+        0,
+        ge=0,
+        description="Most memory in MiB for the jobs in the Redis of `celeriac serve`. 0: a quarter of this machine's "
+        "memory. New jobs get status 429 before it is full.",
+    )
+
     # The API
     default_checkpoint: str | None = Field(
         None,

@@ -11,10 +11,10 @@ from typing import Any
 
 from api.http.problems import ApiError, Code, FieldError, invalid
 from api.jobs.catalog import Catalog
-from api.jobs.queue_load import QueueLoads, retry_after_s
+from api.jobs.queue_load import MAX_RETRY_S, QueueLoads, retry_after_s
 from api.schemas.generation import GenerateRequest, JobRequest
 from tasks.card import Card
-from tasks.errors import IdempotencyMismatchError, QueueFullError, QueuePositionError
+from tasks.errors import IdempotencyMismatchError, QueueFullError, QueueMemoryError, QueuePositionError
 from tasks.generation import Generation
 from tasks.job import Job, TimeLimits
 from tasks.store.job_store import Idempotency, JobStore, NewJob, Submitted
@@ -95,6 +95,8 @@ class Submitter:
             ) from error
         except QueueFullError as error:
             raise await self._refusal(Code.QUEUE_FULL, error, checkpoint, 1) from error
+        except QueueMemoryError as error:
+            raise ApiError(Code.QUEUE_FULL, str(error), retry_after_s=_memory_retry_s(error)) from error
         except QueuePositionError as error:
             too_many = error.position - error.limit
             raise await self._refusal(Code.MAX_QUEUE_POSITION, error, checkpoint, too_many) from error
@@ -167,6 +169,11 @@ class Submitter:
             check_against(card, generation)
 
 
+def _memory_retry_s(error: QueueMemoryError) -> int:
+    """When a request may fit into Redis's memory: after the next finished job has expired, as far as that is known."""
+    return MAX_RETRY_S if error.next_expiry_s is None else retry_after_s(error.next_expiry_s)
+
+
 def check_against(card: Card, generation: Generation) -> None:
     """Raises ApiError for a request that the checkpoint cannot run.
 
@@ -187,7 +194,7 @@ def check_against(card: Card, generation: Generation) -> None:
             f"The vocabulary of {card.name} lacks {len(unknown)} of the prompt's characters.",
             errors=[_unknown_character(card, index, char) for index, char in unknown[:MAX_NAMED_CHARACTERS]],
         )
-    tokens = card.tokenizer.prompt_tokens(generation.prompt)
+    tokens, at_least = card.tokenizer.prompt_tokens(generation.prompt), ""
     if tokens == 0:
         raise invalid(
             ("body", "prompt"),
@@ -195,11 +202,13 @@ def check_against(card: Card, generation: Generation) -> None:
             "unknown_character",
             given=generation.prompt,
         )
-    if tokens is not None and tokens >= card.context:
+    if tokens is None:
+        tokens, at_least = card.tokenizer.least_prompt_tokens(generation.prompt), "at least "
+    if tokens >= card.context:
         raise invalid(
             ("body", "prompt"),
-            f"The prompt has {tokens} tokens; the context of {card.name} is {card.context}, and one token must remain "
-            f"for the answer. Shorten it to {card.context - 1} tokens or fewer.",
+            f"The prompt has {at_least}{tokens} tokens; the context of {card.name} is {card.context}, and one token "
+            f"must remain for the answer. Shorten it to {card.context - 1} tokens or fewer.",
             Code.PROMPT_TOO_LONG.value,
             code=Code.PROMPT_TOO_LONG,
         )

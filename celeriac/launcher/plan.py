@@ -62,7 +62,11 @@ def serve(options: Options, settings: Settings) -> int:
     try:
         redis = Role(
             name="redis",
-            command=data.command(executable, settings.redis_appendfsync),
+            command=data.command(
+                executable,
+                appendfsync=settings.redis_appendfsync,
+                maxmemory_mb=settings.redis_maxmemory_mb,
+            ),
             stop_s=REDIS_STOP_S,
             # The server holds the lock of its data folder until it exits.
             pass_fds=(data.lock,),

@@ -22,6 +22,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from celeriac.errors import CeleriacError
+from tasks.machine_memory import memory_bytes
 
 #: The oldest Redis that supports what the Lua scripts use.
 OLDEST_VERSION = (6, 2)
@@ -31,6 +32,8 @@ MAX_SOCKET_PATH = 103
 PING_S = 2.0
 #: How long to wait for the exit of the server of a launcher that was killed, in seconds.
 OLD_SERVER_S = 10.0
+#: The server's share of this machine's memory if no limit is set.
+MEMORY_SHARE = 0.25
 
 SOCKET_NAME = "redis.sock"
 LOG_NAME = "redis.log"
@@ -126,10 +129,11 @@ class DataFolder:
         """The log file of the server."""
         return self.path / LOG_NAME
 
-    def command(self, executable: Path, appendfsync: str) -> list[str]:
+    def command(self, executable: Path, *, appendfsync: str, maxmemory_mb: int) -> list[str]:
         """The command line of the server. It logs every change to a file, and never evicts keys.
 
-        `appendfsync`: when the file is synced to disk: `always`, `everysec` or `no`, as in redis.conf.
+        `appendfsync`: when the file is synced to disk: `always`, `everysec` or `no`, as in redis.conf. `maxmemory_mb`:
+        the memory limit in MiB; 0 for `MEMORY_SHARE` of this machine's memory.
         """
         options = {
             "port": "0",
@@ -139,6 +143,7 @@ class DataFolder:
             "appendonly": "yes",
             "appendfsync": appendfsync,
             "save": "",
+            "maxmemory": str(maxmemory_mb * 2**20 or int(memory_bytes() * MEMORY_SHARE)),
             "maxmemory-policy": "noeviction",
             "logfile": str(self.log),
             "daemonize": "no",

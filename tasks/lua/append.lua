@@ -7,6 +7,7 @@
 --        {'gap', length of the log}    tokens are missing: the sender must send again from this length
 --        {'fenced'}                    this attempt does not hold the job
 
+write_even_if_full()
 local id, attempt, before, ids, pieces = unpack(ARGV, 1, 5)
 local status, current, length, requested_at = get_fields(id, 'status', 'attempt', 'tokens', 'cancel_requested_at')
 

@@ -4,6 +4,7 @@
 -- ARGV   1 job id
 -- reply  the job after the cancel, as in view.lua
 
+write_even_if_full()
 local id = ARGV[1]
 local status, requested_at, tokens, worker = get_fields(id, 'status', 'cancel_requested_at', 'tokens', 'worker')
 

@@ -12,6 +12,7 @@
 --            'overdue'      a time limit had passed, and the job has ended now
 --            'superseded', 'digest'    the worker's weights are not the job's: see refuse_wrong_weights
 
+write_even_if_full()
 local id, worker, incarnation, digest, prompt_tokens, warnings, lease_ms, claim = unpack(ARGV, 1, 8)
 local status, checkpoint, created_at, attempt, tokens, held_by, known_warnings = get_fields(
   id, 'status', 'checkpoint', 'created_at', 'attempt', 'tokens', 'claim', 'warnings')

@@ -5,6 +5,7 @@
 -- ARGV   1 job id   2 shortest time in ms for which the id is kept
 -- reply  1, or 0: there is no such job
 
+write_even_if_full()
 local id, keep_id_ms = unpack(ARGV, 1, 2)
 local status, checkpoint, worker, result_ttl, key_hash, key_ttl, reply_to = get_fields(
   id, 'status', 'checkpoint', 'worker', 'result_ttl_ms', 'idempotency', 'idempotency_ttl_ms', 'reply_to')
@@ -13,6 +14,7 @@ if not status then
   return redis.call('EXISTS', KEY.deleted(id))
 end
 leave_queue(id, checkpoint)
+release_memory(id)
 redis.call('ZREM', KEY.JOBS, id)
 redis.call('ZREM', KEY.jobs_with(status), id)
 redis.call('ZREM', KEY.EXPIRIES, id)

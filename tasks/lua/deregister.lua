@@ -4,6 +4,7 @@
 -- ARGV   1 worker   2 its incarnation   3 checkpoint
 -- reply  1, or 0: this incarnation is not registered under the name
 
+write_even_if_full()
 local name, incarnation, checkpoint = unpack(ARGV, 1, 3)
 
 if redis.call('HGET', KEY.worker(name), 'incarnation') ~= incarnation then

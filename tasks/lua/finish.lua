@@ -7,6 +7,7 @@
 --        11 tokens that the worker had when it was notified of a cancel, or '' if it was not
 -- reply  as in append.lua; the last two numbers of {'ok', ...} are always 0
 
+write_even_if_full()
 local id, attempt, before, ids, pieces, tail, status, finish_reason, completion, failure, known = unpack(ARGV, 1, 11)
 local from, current, length = get_fields(id, 'status', 'attempt', 'tokens')
 

@@ -7,6 +7,7 @@
 --        {'unknown'}             Redis has no card of the checkpoint: it lost its data, the worker must register again
 --        {'conflict', digest}    the checkpoint's card now has these weights: the worker was gone for too long
 
+write_even_if_full()
 local name, checkpoint, digest, ttl_ms = unpack(ARGV, 1, 4)
 local served = redis.call('HGET', KEY.card(checkpoint), 'digest')
 

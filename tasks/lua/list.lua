@@ -5,10 +5,12 @@
 --        4 creation time in ms and 5 id of the last job of the previous page, or '' and ''
 -- reply  {jobs as in view.lua; creation time in ms and id of the job after which the next page begins, as arguments 4
 --        and 5 for it, or '' and '' if this is the last page}
+--
+-- A page also ends before a job with which its prompts and texts would exceed LIST_BYTES.
 
 local status, owner, limit, last_at, last_id = unpack(ARGV, 1, 5)
 local listing = status == '' and KEY.JOBS or KEY.jobs_with(status)
-local views, offset, scanned = {}, 0, 0
+local views, bytes, offset, scanned = {}, 0, 0, 0
 local newest = last_at == '' and '+inf' or last_at
 -- The last job that was read and is not on a later page.
 local read_at, read_id
@@ -31,8 +33,9 @@ while true do
       end
       scanned = scanned + 1
       if is_listed(id) then
+        bytes = bytes + redis.call('HSTRLEN', KEY.job(id), 'input') + redis.call('HSTRLEN', KEY.job(id), 'completion')
         -- The page is full, and this job shows that it is not the last one.
-        if #views == tonumber(limit) then
+        if #views == tonumber(limit) or (#views > 0 and bytes > LIMIT.LIST_BYTES) then
           return {views, read_at, read_id}
         end
         table.insert(views, view(id))

@@ -26,6 +26,7 @@
 -- reply  {expired leases, messages pushed again, workers gone, orphans removed, leases extended,
 --        waiting jobs that ended at a time limit}
 
+write_even_if_full()
 local every_ms, gap_ms, lease_ms, dispatch_timeout_ms = unpack(ARGV)
 local called_at, ran_at, extended_at = unpack(redis.call('HMGET', KEY.REAPED, 'called_at', 'ran_at', 'extended_at'))
 

@@ -10,6 +10,7 @@
 -- reply  {'ok', jobs taken from the earlier run}
 --        {'conflict', digest}    another live worker serves these weights under the checkpoint's name
 
+write_even_if_full()
 local name, incarnation, checkpoint, digest, card, ttl_ms = unpack(ARGV, 1, 6)
 
 for _, other in ipairs(redis.call('ZRANGEBYSCORE', KEY.workers(checkpoint), '(' .. format_int(NOW_MS), '+inf')) do

@@ -5,6 +5,7 @@
 -- ARGV   1 job id   2 attempt   3 1 to count a loss, else 0
 -- reply  1, or 0: this attempt does not hold the job
 
+write_even_if_full()
 local id, attempt, lost = unpack(ARGV, 1, 3)
 local status, current, checkpoint = get_fields(id, 'status', 'attempt', 'checkpoint')
 

@@ -4,6 +4,7 @@
 -- ARGV   1 lease in ms   2.. job id, attempt, ...
 -- reply  {jobs that these attempts do not hold, jobs with a cancel request}
 
+write_even_if_full()
 local lost, cancelled = {}, {}
 for index = 2, #ARGV, 2 do
   local id, attempt = ARGV[index], ARGV[index + 1]

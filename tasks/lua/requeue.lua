@@ -4,6 +4,7 @@
 -- ARGV   1 job id
 -- reply  1, or 0: the job is not dispatched
 
+write_even_if_full()
 local id = ARGV[1]
 local checkpoint = get_fields(id, 'checkpoint')
 

@@ -11,6 +11,7 @@
 --        {'mismatch', job id}    an earlier request with this key and other content created this job
 --        {'full'}                too many jobs wait
 --        {'far', jobs ahead}     too many jobs are ahead
+--        {'memory', ms}          Redis lacks memory for the job; ms until a finished job expires, or -1 if none is kept
 
 local id, checkpoint, priority, limit, most_ahead, key_hash, fingerprint = unpack(ARGV, 1, 7)
 
@@ -38,9 +39,23 @@ if most_ahead ~= '' then
   end
 end
 
+local record, record_bytes = {unpack(ARGV, 8)}, 0
+local reserve = LIMIT.RESERVE_PER_JOB
+for index = 1, #record, 2 do
+  record_bytes = record_bytes + #record[index] + #record[index + 1]
+  if record[index] == 'max_tokens' then
+    reserve = reserve + LIMIT.RESERVE_PER_TOKEN * record[index + 1]
+  end
+end
+local expiry_ms = admission_refusal(record_bytes, reserve)
+if expiry_ms then
+  return {'memory', expiry_ms}
+end
+
 redis.call('HSET', KEY.job(id), 'id', id, 'checkpoint', checkpoint, 'priority', priority, 'status', 'queued',
   'version', 1, 'created_at', NOW_MS, 'score', format_int(score), 'attempt', 0, 'losses', 0, 'losses_in_a_row', 0,
-  'resumed_tokens', 0, 'tokens', 0, 'run_ms', 0, unpack(ARGV, 8))
+  'resumed_tokens', 0, 'tokens', 0, 'run_ms', 0, unpack(record))
+reserve_memory(id, reserve)
 local deadline_ms = get_fields(id, 'deadline_ms')
 if deadline_ms then
   redis.call('HSET', KEY.job(id), 'deadline_at', NOW_MS + deadline_ms)

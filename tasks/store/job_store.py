@@ -14,7 +14,7 @@ import redis.asyncio
 
 from tasks.card import Card
 from tasks.celery_app import make_app
-from tasks.errors import IdempotencyMismatchError, QueueFullError, QueuePositionError
+from tasks.errors import IdempotencyMismatchError, QueueFullError, QueueMemoryError, QueuePositionError
 from tasks.estimate import QueueLoad
 from tasks.generation import Generation
 from tasks.job import Job, Status, TimeLimits
@@ -135,7 +135,7 @@ class JobStore:
     async def submit(self, new: NewJob) -> Submitted:
         """Accept a job in one atomic call.
 
-        Raises QueueFullError, QueuePositionError and IdempotencyMismatchError.
+        Raises QueueFullError, QueuePositionError, QueueMemoryError and IdempotencyMismatchError.
         """
         ttl_ms = scripts.ms(self._settings.result_ttl_s if new.result_ttl_s is None else new.result_ttl_s)
         record: dict[str, scripts.Argument] = {
@@ -174,6 +174,8 @@ class JobStore:
             raise QueueFullError(self._settings.max_queued_jobs)
         if outcome == b"far":
             raise QueuePositionError(rest[0], new.max_position or 0)
+        if outcome == b"memory":
+            raise QueueMemoryError(None if rest[0] < 0 else rest[0] / 1000)
         job_id = rest[0].decode()
         if outcome == b"mismatch":
             raise IdempotencyMismatchError(job_id)
@@ -259,7 +261,10 @@ class JobStore:
     async def list(
         self, *, status: Status | None = None, owner: str | None = None, cursor: str | None = None, limit: int = 20
     ) -> Page:
-        """One page of jobs, newest first. Raises ValueError if `cursor` is not the `next_cursor` of a page."""
+        """One page of jobs, newest first: at most `limit`, and fewer if their texts are long.
+
+        Raises ValueError if `cursor` is not the `next_cursor` of a page.
+        """
         last_at, last_id = _parse_cursor(cursor)
         views, next_at, next_id = await scripts.get("list").acall(
             self._redis, status or "", owner or "", limit, last_at, last_id

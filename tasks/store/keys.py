@@ -14,6 +14,8 @@ EXPIRIES = f"{PREFIX}expiries"
 REAPED = f"{PREFIX}reaped"
 #: Zset: waiting jobs with a time limit, by the time in ms at which they may wait no longer.
 TIMEOUTS = f"{PREFIX}timeouts"
+#: String: bytes that the live jobs may still need together.
+RESERVED = f"{PREFIX}reserved"
 #: Set: names of all checkpoints for which a card was ever published.
 CHECKPOINTS = f"{PREFIX}checkpoints"
 

@@ -43,10 +43,19 @@ LIMITS = {
     # Entries that `list` reads at once, and most entries that it reads for one page.
     "LIST_CHUNK": 100,
     "LIST_SCAN": 1000,
+    # A page ends when the prompts and texts of its jobs have this many bytes together: 1 MiB.
+    "LIST_BYTES": 1 << 20,
+    # The part of `maxmemory` into which no new job is accepted. Heartbeats, messages and connections need some of it.
+    "MEMORY_HEADROOM": 0.1,
+    # Memory that a job needs beyond its record of the time of submission: for its log, its result, its message and its
+    # entries in the listings; and for each token in addition. Measured: 4.7 KB for the shortest log; 17 to 32 bytes a
+    # token for longer ones, and the text.
+    "RESERVE_PER_JOB": 8192,
+    "RESERVE_PER_TOKEN": 40,
 }
 
 #: Files of `lua/prelude`, put before every script. Each uses only what is defined above it.
-PRELUDE = ("record", "log", "queue", "lifecycle")
+PRELUDE = ("record", "memory", "log", "queue", "lifecycle")
 
 
 def ms(seconds: float) -> int:

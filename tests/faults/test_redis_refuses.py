@@ -10,6 +10,7 @@ import httpx
 import redis
 
 from bench.own_redis import OwnRedis
+from tasks.job import Status
 from tests.conftest import running_redis
 from tests.faults.conftest import BEGUN, lasting, quick_cluster
 from tests.integration.cluster import Cluster, Engine
@@ -19,15 +20,37 @@ BODY = {"prompt": "123+456=", "max_tokens": 5}
 
 
 def test_a_redis_that_is_full(own_redis: OwnRedis, tmp_path: Path) -> None:
+    """Only new jobs are refused. Running jobs end, and can be cancelled; waiting ones can be cancelled and deleted."""
     own_redis.start()
     cluster = quick_cluster(own_redis.url, tmp_path)
     try:
-        refuse(
-            cluster,
-            word="OOM",
-            begin=lambda admin: admin.config_set("maxmemory", "1mb"),
-            end=lambda admin: admin.config_set("maxmemory", "0"),
-        )
+        worker = cluster.worker(wait=False)
+        _, url = cluster.stack.api()
+        worker.wait_for_line(" ready.")
+        engine = Engine(worker)
+        running = cluster.begin([engine], [lasting(1), lasting(2, 0.0), lasting(3)], tokens=BEGUN)
+        waiting = [cluster.submit(lasting(seed)) for seed in range(40)]
+        with httpx.Client(base_url=url, timeout=30) as client:
+            cluster.redis.config_set("maxmemory", "1mb")
+            for path in ("/v1/jobs", "/generate"):
+                answer = client.post(path, json=BODY)
+                assert answer.status_code == 429
+                assert "free memory" in answer.json()["detail"]
+                assert 1 <= float(answer.headers["retry-after"]) <= 60
+            assert client.post(f"/v1/jobs/{waiting[-1]}/cancel").json()["status"] == "cancelled"
+            for job_id in waiting[:-1]:
+                assert client.delete(f"/v1/jobs/{job_id}").status_code == 204
+            engine.resume()
+            assert client.post(f"/v1/jobs/{running[2]}/cancel").status_code in (200, 202)
+            jobs = [cluster.finished(job_id) for job_id in running]
+            assert jobs[2].status is Status.CANCELLED
+            cluster.assert_undisturbed(*jobs[:2])
+            assert [(job.attempt, job.losses) for job in jobs] == [(1, 0)] * 3
+            assert client.get("/health/ready").status_code == 200
+            assert client.get("/v1/jobs").status_code == 200
+            cluster.redis.config_set("maxmemory", "0")
+            assert client.post("/generate", json=BODY).status_code == 200
+        cluster.until_idle(worker)
     finally:
         cluster.close()
 

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tasks.machine_memory import memory_bytes
 from worker.engine.architecture.config import ModelConfig
 from worker.engine.kv.budget import KvBudget
 
@@ -115,9 +116,7 @@ class Device:
         """Total memory of the device that this process may use, in bytes."""
         if self.kind == "cuda":
             return int(torch.cuda.get_device_properties(0).total_memory)
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        limit = _cgroup("memory.max")
-        return total if limit is None or limit == "max" else min(total, int(limit))
+        return memory_bytes()
 
     def kv_bytes_per_token(self, config: ModelConfig) -> int:
         """Size of the keys and values of one token in the KV cache."""

@@ -1,4 +1,4 @@
--- Fourth part of the prelude: how a job ends, how it returns to the backlog, and how a worker stays registered.
+-- Fifth part of the prelude: how a job ends, how it returns to the backlog, and how a worker stays registered.
 
 -- Removes finished jobs whose records have expired from the listing. If no job is live, the listing itself expires with
 -- the last record.
@@ -12,6 +12,7 @@ local function prune_listing()
     end
   end
   if redis.call('EXISTS', KEY.jobs_with('queued'), KEY.jobs_with('running')) == 0 then
+    redis.call('DEL', KEY.RESERVED)
     local last = redis.call('ZREVRANGE', KEY.EXPIRIES, 0, 0, 'WITHSCORES')[2]
     if last then
       redis.call('PEXPIREAT', KEY.JOBS, last)
@@ -65,8 +66,9 @@ local function finish(id, outcome)
   if outcome.status == 'succeeded' then
     record_pace(id, checkpoint)
   end
-  -- Before the record changes, because it reads the record.
+  -- Before the record changes, because both read the record.
   leave_queue(id, checkpoint)
+  release_memory(id)
   set_fields(id, 'status', outcome.status, 'finish_reason', outcome.finish_reason, 'completion', outcome.completion,
     'finished_at', NOW_MS, 'expires_at', expires_at)
   if outcome.error then

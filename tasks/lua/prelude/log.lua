@@ -1,4 +1,4 @@
--- Second part of the prelude: the token log of a job.
+-- Third part of the prelude: the token log of a job.
 
 -- Returns the text in a job's log.
 local function logged_text(id)

@@ -1,4 +1,4 @@
--- Third part of the prelude: which jobs wait, in which order, and how their messages get to Celery's list.
+-- Fourth part of the prelude: which jobs wait, in which order, and how their messages get to Celery's list.
 
 -- The score of a job in the backlog is one number: priority, then arrival. A resumed job has a negative score, so it
 -- comes before every new job.

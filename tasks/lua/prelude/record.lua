@@ -1,6 +1,6 @@
 -- First part of the prelude: time, the fields of a record, and notifications.
 --
--- The prelude is these four files: record, log, queue, lifecycle. tasks/store/scripts.py puts them before every
+-- The prelude is these five files: record, memory, log, queue, lifecycle. tasks/store/scripts.py puts them before every
 -- script, after three generated tables:
 --
 --   KEY      the key and channel builders of tasks/store/keys.py, under the same names
@@ -11,7 +11,8 @@
 -- builds the keys that it uses. This needs one primary and rules out Redis Cluster, which kombu does not support.
 --
 -- A script writes everything or nothing. Redis may refuse a write (memory full, disk failing), but only the first write
--- of a script. So a script does all its checks, and returns its refusals, before its first write.
+-- of a script. So a script does all its checks, and returns its refusals, before its first write. Only a script that
+-- accepts new work is refused when the memory is full: see `write_even_if_full`.
 
 local clock = redis.call('TIME')
 local NOW_MS = clock[1] * 1000 + math.floor(clock[2] / 1000)

@@ -99,20 +99,6 @@ async def test_a_full_queue_of_one_checkpoint_does_not_affect_others(queue: Queu
     await limited.submit(checkpoint="other")
 
 
-async def test_a_redis_without_memory_stores_no_part_of_a_job(queue: QueueWorld) -> None:
-    queue.register()
-    await queue.submit()
-    before = set(queue.redis.keys("*"))
-    queue.redis.config_set("maxmemory", 1)
-    try:
-        with pytest.raises(ResponseError, match="maxmemory"):
-            await queue.submit(idempotency=Idempotency("a-hash", "one"))
-    finally:
-        queue.redis.config_set("maxmemory", 0)
-    assert set(queue.redis.keys("*")) == before
-    assert len(queue.pushed()) == 1
-
-
 async def test_scripts_that_redis_lost_are_loaded_again(queue: QueueWorld) -> None:
     await queue.submit()
     queue.redis.script_flush()

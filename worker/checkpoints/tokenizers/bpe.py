@@ -102,7 +102,13 @@ class BpeTokenizer:
 
     def card(self) -> TokenizerCard:
         """See `Tokenizer`."""
-        return TokenizerCard(kind=self.kind, text_ids=len(self._text), bos_id=self.bos_id, prepend_bos=self.prepend_bos)
+        return TokenizerCard(
+            kind=self.kind,
+            text_ids=len(self._text),
+            longest_token_bytes=max(map(len, self._text.values())),
+            bos_id=self.bos_id,
+            prepend_bos=self.prepend_bos,
+        )
 
 
 def _table(table: object, key: type[K]) -> dict[K, int]:

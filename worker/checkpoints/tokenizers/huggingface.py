@@ -41,13 +41,16 @@ class HuggingFaceTokenizer:
         eos_id: int | None,
         unknown_id: int | None,
         spells_all: bool,
+        keeps_whole_text: bool,
     ) -> None:
         """`unknown_id` is the id for what the vocabulary cannot spell. If it is None, the library leaves that out.
-        `spells_all`: the vocabulary can spell every text."""
+        `spells_all`: the vocabulary can spell every text. `keeps_whole_text`: see `_keeps_whole_text`."""
         self._tokenizer = tokenizer
         self._text = text_ids
         self._unknown_id = unknown_id
         self._spells_all = spells_all
+        bounded = spells_all and keeps_whole_text
+        self._longest_token_bytes = max(map(len, text_ids.values())) if bounded else None
         self.bos_id = next((specials[name] for name in _BOS_TOKENS if name in specials), None)
         self.prepend_bos = self.bos_id is not None
         named = (specials.get(name) for name in STOP_TOKENS)
@@ -86,6 +89,7 @@ class HuggingFaceTokenizer:
             eos_id=None if eos_token is None else vocabulary[eos_token],
             unknown_id=unknown_id,
             spells_all=all(name in vocabulary for name in spelling.names_of_bytes()),
+            keeps_whole_text=_keeps_whole_text(content),
         )
 
     def encode(self, text: str) -> Encoding:
@@ -112,7 +116,32 @@ class HuggingFaceTokenizer:
 
     def card(self) -> TokenizerCard:
         """See `Tokenizer`."""
-        return TokenizerCard(kind=self.kind, text_ids=len(self._text), bos_id=self.bos_id, prepend_bos=self.prepend_bos)
+        return TokenizerCard(
+            kind=self.kind,
+            text_ids=len(self._text),
+            longest_token_bytes=self._longest_token_bytes,
+            bos_id=self.bos_id,
+            prepend_bos=self.prepend_bos,
+        )
+
+
+#: Pre-tokenizers that only divide a text, so that none of it is lost. `Split` is one unless it removes what it matches.
+_DIVIDING = ("ByteLevel", "Digits", "Split")
+
+
+def _keeps_whole_text(content: dict[str, Any]) -> bool:
+    """Whether each byte of a text is in one of its tokens.
+
+    Not if a part of the tokenizer may shorten the text: a normalizer, a pre-tokenizer that removes spaces, or an added
+    token that takes the spaces beside it.
+    """
+    divider = content.get("pre_tokenizer")
+    parts = [] if divider is None else divider.get("pretokenizers", [divider])
+    return (
+        content.get("normalizer") is None
+        and all(part["type"] in _DIVIDING and part.get("behavior") != "Removed" for part in parts)
+        and not any(token.get("lstrip") or token.get("rstrip") for token in content.get("added_tokens") or ())
+    )
 
 
 def _encode_plainly(tokenizer: tokenizers.Tokenizer) -> None:

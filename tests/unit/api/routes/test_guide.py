@@ -209,6 +209,23 @@ async def test_a_prompt_that_fills_the_context_is_refused(redis_url: str) -> Non
     assert (error["type"], error["loc"]) == ("prompt_too_long", ["body", "prompt"])
 
 
+async def test_a_prompt_that_can_have_no_tokenization_that_fits_is_refused(redis_url: str) -> None:
+    """Only the worker has the tokenizer, but the longest token bounds the number of tokens from below."""
+    settings = settings_for(redis_url)
+    card = replace(BPE_CARD, tokenizer=replace(BPE_CARD.tokenizer, longest_token_bytes=4))
+    async with api(settings) as client:
+        with fake_worker(settings, card):
+            # The context has 1,024 tokens: one is for BOS, and one is for the answer.
+            assert (await client.post("/generate", json={"prompt": "é" * 2 * 1022})).status_code == 200
+            for prompt in ("é" * 2 * 1022 + "x", "x" * 900_000):
+                response = await client.post("/generate", json={"prompt": prompt})
+                assert response.status_code == 422
+                [error] = response.json()["detail"]
+                assert (error["type"], error["loc"]) == ("prompt_too_long", ["body", "prompt"])
+                assert "at least" in error["msg"]
+            assert len((await client.get("/v1/jobs")).json()["data"]) == 1
+
+
 async def test_a_prompt_that_the_worker_refuses_is_the_same_error(redis_url: str) -> None:
     settings = settings_for(redis_url)
     async with api(settings) as client:

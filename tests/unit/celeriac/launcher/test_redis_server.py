@@ -119,11 +119,22 @@ def test_the_socket_of_a_long_path_is_in_a_separate_folder(
         socket_path(long)
 
 
+def test_without_a_setting_the_server_has_a_quarter_of_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_server, "memory_bytes", lambda: 8 * 2**30)
+    folder = DataFolder.acquire(tmp_path)
+    command = folder.command(Path("redis-server"), appendfsync="everysec", maxmemory_mb=0)
+    assert command[command.index("--maxmemory") + 1] == str(2 * 2**30)
+    folder.release()
+
+
 def test_the_server_logs_every_change_and_listens_on_no_port(tmp_path: Path) -> None:
     folder = DataFolder.acquire(tmp_path / "with space")
-    command = folder.command(Path("redis-server"), "everysec")
+    command = folder.command(Path("redis-server"), appendfsync="everysec", maxmemory_mb=100)
     options = dict(zip(command[1::2], command[2::2], strict=True))
     assert options["--port"] == "0"
     assert (options["--appendonly"], options["--maxmemory-policy"]) == ("yes", "noeviction")
+    assert options["--maxmemory"] == str(100 * 2**20)
     assert "with%20space/redis.sock" in folder.url
     folder.release()

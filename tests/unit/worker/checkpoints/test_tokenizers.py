@@ -179,6 +179,42 @@ def test_a_character_of_several_tokens_appears_at_once(kind: str, character: str
 
 
 @pytest.mark.parametrize("kind", OPEN)
+@without_deadline
+@given(text=st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("the é😀\n"), max_size=60))
+def test_the_card_never_counts_more_tokens_than_a_text_has(kind: str, text: str) -> None:
+    words = tokenizer(kind)
+    card = words.card()
+    assert card.least_prompt_tokens(text) <= len(words.encode(text).ids) + card.prepend_bos
+    assert card.longest_token_bytes == {"tiktoken": 4, "byte-level": 3, "metaspace": None}[kind]
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"normalizer": {"type": "StripAccents"}},
+        {"pre_tokenizer": {"type": "Whitespace"}},
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "ByteLevel"}, {"type": "Whitespace"}]}},
+        {"pre_tokenizer": {"type": "Split", "pattern": {"String": " "}, "behavior": "Removed", "invert": False}},
+    ],
+)
+def test_a_tokenizer_that_may_shorten_a_text_has_no_bound(part: dict[str, Any]) -> None:
+    content = json.loads(byte_level())
+    assert HuggingFaceTokenizer.from_json(json.dumps(content).encode(), VOCAB_SIZE).card().longest_token_bytes == 3
+    for divider in part.get("pre_tokenizer", {}).get("pretokenizers", []):
+        if divider["type"] == "ByteLevel":
+            divider |= content["pre_tokenizer"]
+    changed = HuggingFaceTokenizer.from_json(json.dumps(content | part).encode(), VOCAB_SIZE)
+    assert changed.card().longest_token_bytes is None
+    assert changed.card().least_prompt_tokens("1" * 10_000_000) == 0
+
+
+def test_an_added_token_that_takes_the_spaces_beside_it_leaves_no_bound() -> None:
+    words = tokenizers.Tokenizer.from_str(byte_level())
+    words.add_tokens([AddedToken("<sep>", lstrip=True)])
+    assert HuggingFaceTokenizer.from_json(words.to_str().encode(), VOCAB_SIZE).card().longest_token_bytes is None
+
+
+@pytest.mark.parametrize("kind", OPEN)
 def test_two_sequences_are_decoded_independently(kind: str) -> None:
     words = tokenizer(kind)
     single = {words.token_bytes(i): i for i in range(VOCAB_SIZE)}

@@ -41,11 +41,9 @@ def test_torch_gets_the_requested_threads_or_one_for_each_physical_core() -> Non
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no CPU affinity")
-def test_a_cgroup_with_a_quota_of_one_core_limits_threads_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    files = {"cpu.max": "150000 100000", "memory.max": "1073741824"}
-    monkeypatch.setattr(devices, "_cgroup", files.get)
+def test_a_cgroup_with_a_quota_of_one_core_limits_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_cgroup", {"cpu.max": "150000 100000"}.get)
     assert physical_cores() == 1
-    assert Device("cpu").memory_bytes() == 2**30
 
 
 def test_the_cache_has_room_for_full_contexts_up_to_a_quarter_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,19 @@
+"""The memory of this machine that a process may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+#: The limit of this process's cgroup (version 2), as in a container.
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+def memory_bytes() -> int:
+    """Total memory of this machine, or the limit of this process's cgroup if that is lower."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = CGROUP_LIMIT.read_text().strip()
+    except OSError:
+        return total
+    return total if limit == "max" else min(total, int(limit))
