@@ -40,13 +40,17 @@ LIMITS = {
     "PRUNE_AT_ONCE": 100,
     # Most jobs of one kind and checkpoint that one run of the reaper checks.
     "REAP_AT_ONCE": 200,
+    # How long the set of a worker's running jobs is kept after its last claim, in ms: a day.
+    "WORKER_JOBS_TTL_MS": 86_400_000,
+    # How often the reaper counts the slots of one checkpoint anew, in ms.
+    "RECOUNT_EVERY_MS": 60_000,
     # Entries that `list` reads at once, and most entries that it reads for one page.
     "LIST_CHUNK": 100,
     "LIST_SCAN": 1000,
 }
 
 #: Files of `lua/prelude`, put before every script. Each uses only what is defined above it.
-PRELUDE = ("record", "log", "queue", "lifecycle")
+PRELUDE = ("record", "log", "workers", "queue", "lifecycle")
 
 
 def ms(seconds: float) -> int:

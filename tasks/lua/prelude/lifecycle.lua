@@ -1,4 +1,4 @@
--- Fourth part of the prelude: how a job ends, how it returns to the backlog, and how a worker stays registered.
+-- Fifth part of the prelude: how a job ends, how it returns to the backlog, and how a worker stays registered.
 
 -- Removes finished jobs whose records have expired from the listing. If no job is live, the listing itself expires with
 -- the last record.
@@ -159,13 +159,13 @@ local function refuse_wrong_weights(id, digest)
   return 'digest'
 end
 
--- Stores a worker's heartbeat; the caller dispatches. `fields` are those of the worker's hash: field, value, ...
+-- Stores a worker's heartbeat, and counts its slots if it takes jobs; the caller dispatches. `fields` are those of the
+-- worker's hash: field, value, ...
 local function store_heartbeat(name, checkpoint, ttl_ms, fields)
   redis.call('HSET', KEY.worker(name), 'heartbeat_at', NOW_MS, unpack(fields))
   redis.call('HSETNX', KEY.worker(name), 'started_at', NOW_MS)
   redis.call('PEXPIRE', KEY.worker(name), ttl_ms)
   redis.call('ZADD', KEY.workers(checkpoint), NOW_MS + ttl_ms, name)
-  local last = redis.call('ZREVRANGE', KEY.workers(checkpoint), 0, 0, 'WITHSCORES')
-  redis.call('PEXPIREAT', KEY.workers(checkpoint), last[2])
-  prune_listing()
+  count_slots(checkpoint, name, slots_of(name))
+  expire_workers(checkpoint)
 end

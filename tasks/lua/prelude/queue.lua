@@ -1,4 +1,4 @@
--- Third part of the prelude: which jobs wait, in which order, and how their messages get to Celery's list.
+-- Fourth part of the prelude: which jobs wait, in which order, and how their messages get to Celery's list.
 
 -- The score of a job in the backlog is one number: priority, then arrival. A resumed job has a negative score, so it
 -- comes before every new job.
@@ -54,7 +54,9 @@ end
 -- Removes a job from the backlog, the dispatched jobs or the running jobs.
 local function leave_queue(id, checkpoint)
   local waited = redis.call('ZREM', KEY.backlog(checkpoint), id) + redis.call('ZREM', KEY.dispatched(checkpoint), id)
-  redis.call('ZREM', KEY.running(checkpoint), id)
+  if redis.call('ZREM', KEY.running(checkpoint), id) > 0 then
+    remove_from_worker(id)
+  end
   redis.call('ZREM', KEY.TIMEOUTS, id)
   if waited > 0 then
     count_waiting_tokens(id, checkpoint, -1)
@@ -70,26 +72,11 @@ local function remove_orphan(id, checkpoint)
   redis.call('DEL', KEY.tokens(id))
 end
 
--- Returns the slots of each live worker that takes jobs, as a list.
-local function live_slots(checkpoint)
-  local found = {}
-  for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEY.workers(checkpoint), '(' .. format_int(NOW_MS), '+inf')) do
-    local slots, state = unpack(redis.call('HMGET', KEY.worker(name), 'slots', 'state'))
-    if state == 'idle' or state == 'busy' then
-      table.insert(found, tonumber(slots))
-    end
-  end
-  return found
-end
-
 -- Returns how many jobs may be dispatched or running at once: the slots of the live workers, and a few spare messages
 -- for each worker, so that a free slot finds its next job on Celery's list.
 local function capacity(checkpoint)
-  local jobs = 0
-  for _, slots in ipairs(live_slots(checkpoint)) do
-    jobs = jobs + slots + LIMIT.SPARE_MESSAGES
-  end
-  return jobs
+  local workers, slots = live_capacity(checkpoint)
+  return slots + workers * LIMIT.SPARE_MESSAGES
 end
 
 -- Returns the next score for `dispatched`: the current time in microseconds since 2026, plus 1 for each earlier call.

@@ -1,6 +1,6 @@
 -- First part of the prelude: time, the fields of a record, and notifications.
 --
--- The prelude is these four files: record, log, queue, lifecycle. tasks/store/scripts.py puts them before every
+-- The prelude is these five files: record, log, workers, queue, lifecycle. tasks/store/scripts.py puts them before every
 -- script, after three generated tables:
 --
 --   KEY      the key and channel builders of tasks/store/keys.py, under the same names

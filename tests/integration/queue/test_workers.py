@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tasks.errors import CardConflictError
+from tasks.errors import CardConflictError, WorkerReplacedError
 from tasks.store import keys
 from tasks.worker_info import WorkerState
 from tests.integration.conftest import CARD, WORKER, QueueWorld
@@ -98,3 +98,12 @@ async def test_an_earlier_run_does_not_remove_the_later_one(queue: QueueWorld) -
     assert [worker.incarnation for worker in await queue.jobs.workers()] == ["second"]
     queue.workers.deregister(second)
     assert await queue.jobs.workers() == []
+
+
+async def test_an_earlier_run_whose_name_was_taken_is_told_so(queue: QueueWorld) -> None:
+    first = queue.register(slots=2)
+    queue.register(incarnation="second", slots=3)
+    with pytest.raises(WorkerReplacedError, match="CELERIAC_WORKER_NAME"):
+        queue.workers.heartbeat(first)
+    assert [(worker.incarnation, worker.slots) for worker in await queue.jobs.workers()] == [("second", 3)]
+    assert (await queue.jobs.queue_load("tiny")).slots == 3
