@@ -132,5 +132,10 @@ for _, checkpoint in ipairs(checkpoints) do
   end
   dispatch(checkpoint)
 end
-prune_listing()
+-- Without jobs that come or end, only this removes what has expired.
+for _ = 1, LIMIT.PRUNES_PER_REAP do
+  if prune_listing() < LIMIT.PRUNE_AT_ONCE then
+    break
+  end
+end
 return {expired, pushed, gone, orphans, extended, #overdue}

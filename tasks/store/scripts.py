@@ -36,8 +36,9 @@ LIMITS = {
     "ACCURACY_WINDOW": 100,
     # How long they are kept after the last update, in ms: a day.
     "PACE_TTL_MS": 86_400_000,
-    # Most expired jobs that one script removes from the listing.
+    # Most expired jobs that one script removes from the listing, and how many times as many the reaper removes.
     "PRUNE_AT_ONCE": 100,
+    "PRUNES_PER_REAP": 10,
     # Most jobs of one kind and checkpoint that one run of the reaper checks.
     "REAP_AT_ONCE": 200,
     # How long the set of a worker's running jobs is kept after its last claim, in ms: a day.

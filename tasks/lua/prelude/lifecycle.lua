@@ -1,7 +1,7 @@
 -- Fifth part of the prelude: how a job ends, how it returns to the backlog, and how a worker stays registered.
 
--- Removes finished jobs whose records have expired from the listing. If no job is live, the listing itself expires with
--- the last record.
+-- Removes finished jobs whose records have expired from the listing, at most a limited number of them. If no job is live,
+-- the listing itself expires with the last record. Returns how many were removed.
 local function prune_listing()
   local expired = redis.call('ZRANGEBYSCORE', KEY.EXPIRIES, '-inf', NOW_MS, 'LIMIT', 0, LIMIT.PRUNE_AT_ONCE)
   if #expired > 0 then
@@ -21,6 +21,7 @@ local function prune_listing()
     redis.call('PERSIST', KEY.JOBS)
     redis.call('PERSIST', KEY.EXPIRIES)
   end
+  return #expired
 end
 
 -- Updates a running average in a hash. The newest value has a fixed weight.
