@@ -49,6 +49,9 @@ if is_recent(ran_at, every_ms) then
 end
 redis.call('HSET', KEY.REAPED, 'ran_at', NOW_MS)
 
+-- Most calls have returned by now.
+-- [definitions]
+
 -- Returns the checkpoints that have workers or jobs. The set of all names grows with each checkpoint that was ever served.
 local function active_checkpoints()
   local active = {}

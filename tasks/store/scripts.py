@@ -19,7 +19,7 @@ from redis.exceptions import NoScriptError
 
 from tasks import failures
 from tasks.job import JobError
-from tasks.store import keys
+from tasks.store import definitions, keys
 
 Argument = str | bytes | int
 
@@ -50,7 +50,8 @@ LIMITS = {
     "LIST_SCAN": 1000,
 }
 
-#: Files of `lua/prelude`, put before every script. Each uses only what is defined above it.
+#: Files of `lua/prelude`. Their definitions are put before the scripts that use them. Each uses only what is defined
+#: above it.
 PRELUDE = ("record", "log", "workers", "queue", "lifecycle")
 
 
@@ -61,7 +62,7 @@ def ms(seconds: float) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """One script, including the prelude."""
+    """One script, including what it uses of the prelude."""
 
     name: str
     text: str
@@ -86,12 +87,18 @@ class Script:
 
 @cache
 def get(name: str) -> Script:
-    """The script in `lua/<name>.lua`, with the prelude."""
-    folder = files("tasks") / "lua"
-    parts = [generated_tables(), *((folder / "prelude" / f"{part}.lua").read_text("utf-8") for part in PRELUDE)]
-    parts.append((folder / f"{name}.lua").read_text("utf-8"))
-    text = "\n".join(parts)
+    """The script in `lua/<name>.lua`, with what it uses of the prelude."""
+    script = (files("tasks") / "lua" / f"{name}.lua").read_text("utf-8")
+    text = definitions.with_definitions(script, prelude())
     return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+@cache
+def prelude() -> tuple[definitions.Definition, ...]:
+    """All that scripts may use: the generated tables and the files of `lua/prelude`, in order."""
+    folder = files("tasks") / "lua" / "prelude"
+    texts = [generated_tables(), *((folder / f"{part}.lua").read_text("utf-8") for part in PRELUDE)]
+    return tuple(definition for text in texts for definition in definitions.split(text))
 
 
 @cache

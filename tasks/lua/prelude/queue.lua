@@ -147,7 +147,7 @@ end
 -- Returns how many messages were pushed, and how many orphans were removed.
 --
 -- Celery takes messages in the order of `dispatched`, so the missing ones come first there: it is enough to check a
--- limited number of jobs.
+-- limited number of jobs. It also takes messages from the right end of its list, so the search begins there.
 local function push_missing_messages(checkpoint, until_us)
   local dispatched, list = KEY.dispatched(checkpoint), KEY.queue(checkpoint)
   local serving, missing, orphans = capacity(checkpoint) > 0, {}, 0
@@ -158,7 +158,7 @@ local function push_missing_messages(checkpoint, until_us)
     if not message then
       remove_orphan(id, checkpoint)
       orphans = orphans + 1
-    elseif serving and not redis.call('LPOS', list, message) then
+    elseif serving and not redis.call('LPOS', list, message, 'RANK', -1) then
       table.insert(missing, {id, message})
     end
   end
