@@ -5,10 +5,12 @@
 Starts one Redis server for each fleet in a temporary folder, and ends it after the measurement. Workers and jobs are
 simulated: this process calls the scripts, and no engine runs.
 
-- `scripts`: microseconds that one call takes in Redis with one worker and an empty queue, and how many times as long it
-  takes in the other fleets. The ratios are those of one round; the figures are medians.
+- `scripts`: microseconds that one call takes in Redis with one worker and an empty queue (`1 / 0`), and how many times
+  as long it takes with other numbers of workers and of waiting jobs. Ratios are those of one round; all are medians.
 - `load`: processor time of Redis, network included, for one job and for each second of a worker; and how many jobs per
   second one Redis carries.
+- `api`: what an API process reads, with the most workers and the full queue: processor time of Redis and of that
+  process.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from typing import Any
 
 import redis
 
+from bench.fleet.api_process import api_rows
 from bench.fleet.redis_load import load_rows
 from bench.fleet.script_cost import cost_ratios
 from bench.fleet.simulated_fleet import SimulatedFleet
@@ -32,6 +35,8 @@ from bench.report import report
 #: Default number of rounds of `scripts`. A round is short.
 ROUNDS = 15
 LOAD_ROUNDS = 3
+#: Waiting jobs of a short queue, more than are dispatched to one worker.
+SHORT_QUEUE = 200
 
 
 @contextmanager
@@ -51,13 +56,14 @@ def own_redis() -> Iterator[str]:
 
 
 def script_rows(workers: list[int], backlog: int, rounds: int) -> list[dict[str, Any]]:
-    """Measure all scripts: with one worker and an empty queue, with the most workers, and with a full queue."""
-    sizes = [(1, 0), (max(workers), 0), *((number, backlog) for number in workers)]
+    """Measure all scripts: with one worker and an empty queue or a short one, with more workers, and with a full queue.
+
+    With a short queue a script does the same work as with a full one: a job that ends makes room for a job that waits.
+    """
+    sizes = [(1, 0), (1, SHORT_QUEUE), (max(workers), 0), *((number, backlog) for number in workers)]
     with ExitStack() as servers:
         fleets = {
-            f"{number:,} w, {jobs:,} jobs": SimulatedFleet(
-                servers.enter_context(own_redis()), workers=number, backlog=jobs
-            )
+            f"{number:,} / {jobs:,}": SimulatedFleet(servers.enter_context(own_redis()), workers=number, backlog=jobs)
             for number, jobs in dict.fromkeys(sizes)
         }
         return cost_ratios(fleets, rounds=rounds)
@@ -71,7 +77,8 @@ def main() -> None:
     parser.add_argument("--workers", default="1,100,1000", help="numbers of workers, separated by commas (%(default)s)")
     parser.add_argument("--backlog", type=int, default=100_000, help="number of waiting jobs (%(default)s)")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="rounds of `scripts`, after a warm-up (%(default)s)")
-    parser.add_argument("--measure", default="scripts,load", help="measurements, separated by commas (%(default)s)")
+    parser.add_argument("--measure", default="scripts,load,api", help="measurements, separated by commas (%(default)s)")
+    parser.add_argument("--watched", type=int, default=10_000, help="jobs that clients wait for (%(default)s)")
     args = parser.parse_args()
     workers = [int(number) for number in args.workers.split(",")]
     rows: list[dict[str, Any]] = []
@@ -83,6 +90,10 @@ def main() -> None:
                 rows += load_rows(
                     SimulatedFleet(url, workers=number, backlog=0), url, workers=number, rounds=LOAD_ROUNDS
                 )
+    if "api" in args.measure.split(","):
+        with own_redis() as url:
+            fleet = SimulatedFleet(url, workers=max(workers), backlog=args.backlog)
+            rows += api_rows(fleet, url, watched=args.watched, rounds=LOAD_ROUNDS)
     report("fleet", rows, workers=workers, backlog=args.backlog, rounds=args.rounds)
 
 

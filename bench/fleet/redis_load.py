@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import statistics
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
+import redis
 import redis.asyncio
 
 from bench.fleet.simulated_fleet import CHECKPOINT, SLOTS, TOKENS, SimulatedFleet
@@ -15,20 +17,26 @@ from tasks.store import keys
 from worker.transport.consumer import BRPOP_S
 
 #: Jobs, or rounds of calls, in one measurement.
-REPETITIONS = 1500
+REPETITIONS = 500
 #: Appends of each job.
 APPENDS = 4
 #: Connections that wait for a message, and for how long, in seconds.
 IDLE_CONNECTIONS = 100
 IDLE_S = 4.0
+#: How often a worker appends the tokens of a running job, in seconds: as a rule, and if a client streams them.
+APPEND_EVERY_S = 0.25
+STREAMED_EVERY_S = 0.025
+#: Channel of Celery's events, and about the size of a group of them.
+EVENTS_CHANNEL = "/0.celeryev/worker.heartbeat"
+EVENT_CHARACTERS = 1500
 
 
 def processor_us(fleet: SimulatedFleet, call: Callable[[], Any], repetitions: int = REPETITIONS) -> float:
     """Return the processor time that Redis needs for what `call` sends, in microseconds."""
-    before = _used_s(fleet)
+    before = used_s(fleet)
     for _ in range(repetitions):
         call()
-    return 1e6 * (_used_s(fleet) - before) / repetitions
+    return 1e6 * (used_s(fleet) - before) / repetitions
 
 
 def run_job(fleet: SimulatedFleet) -> None:
@@ -55,10 +63,10 @@ def idle_wait_us(fleet: SimulatedFleet, url: str) -> float:
 async def _idle_wait_us(fleet: SimulatedFleet, url: str) -> float:
     async with asyncio.timeout(60), redis.asyncio.Redis.from_url(url) as client:
         await asyncio.gather(*(_wait(client, 1) for _ in range(IDLE_CONNECTIONS)))
-        before = _used_s(fleet)
+        before = used_s(fleet)
         rounds = round(IDLE_S / BRPOP_S)
         await asyncio.gather(*(_wait(client, rounds) for _ in range(IDLE_CONNECTIONS)))
-        return 1e6 * (_used_s(fleet) - before) / (rounds * IDLE_CONNECTIONS)
+        return 1e6 * (used_s(fleet) - before) / (rounds * IDLE_CONNECTIONS)
 
 
 async def _wait(client: Any, rounds: int) -> None:
@@ -66,14 +74,34 @@ async def _wait(client: Any, rounds: int) -> None:
         await client.brpop([keys.queue(CHECKPOINT) + "-nothing"], timeout=BRPOP_S)
 
 
+def event_us(fleet: SimulatedFleet, url: str, *, listeners: int) -> float:
+    """Return the processor time of Redis for one of Celery's events, with `listeners` programs such as Flower."""
+    with ExitStack() as opened:
+        subscribed = []
+        for _ in range(listeners):
+            client = opened.enter_context(redis.Redis.from_url(url))
+            subscribed.append(opened.enter_context(client.pubsub()))  # type: ignore[no-untyped-call]
+            subscribed[-1].subscribe(EVENTS_CHANNEL)
+            subscribed[-1].get_message(timeout=5)
+        us = processor_us(fleet, lambda: fleet.redis.publish(EVENTS_CHANNEL, "x" * EVENT_CHARACTERS))
+        for listener in subscribed:
+            while listener.get_message(timeout=0.01) is not None:
+                pass
+        return us
+
+
 def load_rows(fleet: SimulatedFleet, url: str, *, workers: int, rounds: int) -> list[dict[str, Any]]:
-    """What one Redis carries, with a fleet that has no jobs waiting. Medians of `rounds`, after a warm-up."""
+    """What one Redis carries, with a fleet that has no jobs waiting. Medians of `rounds`, after a warm-up.
+
+    The numbers of running jobs are those whose appends alone would take all of Redis's time.
+    """
     full = [fleet.claim(_submitted(fleet), fleet.workers[0]) for _ in range(SLOTS)]
     calls: dict[str, Callable[[], Any]] = {
         "job": lambda: run_job(fleet),
         "heartbeat": fleet.heartbeat,
         "reap, throttled": fleet.reap_throttled,
         f"renew, {SLOTS} jobs": lambda: fleet.renew(full),
+        f"appends of {SLOTS} jobs": lambda: fleet.append_each(full),
     }
     fleet.reap()
     times: dict[str, list[float]] = {name: [] for name in calls}
@@ -84,11 +112,16 @@ def load_rows(fleet: SimulatedFleet, url: str, *, workers: int, rounds: int) -> 
                 times[name].append(microseconds)
     us = {name: statistics.median(values) for name, values in times.items()}
     wait_us = idle_wait_us(fleet, url)
+    events = {
+        "event, nobody listens": event_us(fleet, url, listeners=0),
+        "event, Flower listens": event_us(fleet, url, listeners=1),
+    }
     idle_us = us["heartbeat"] + us["reap, throttled"] + wait_us / BRPOP_S
     busy_us = us["heartbeat"] + us["reap, throttled"] + us[f"renew, {SLOTS} jobs"]
+    append_us = us[f"appends of {SLOTS} jobs"] / SLOTS
     idle_share = workers * idle_us / 1e6
     return [
-        *({"load": name, "processor us": round(value, 1)} for name, value in us.items()),
+        *({"load": name, "processor us": round(value, 1)} for name, value in (us | events).items()),
         {"load": "wait for a message", "processor us": round(wait_us, 1)},
         {"load": "a second of an idle worker", "processor us": round(idle_us, 1)},
         {"load": "a second of a worker with full slots", "processor us": round(busy_us, 1)},
@@ -96,6 +129,8 @@ def load_rows(fleet: SimulatedFleet, url: str, *, workers: int, rounds: int) -> 
             "workers": workers,
             "share of Redis, all idle": round(idle_share, 3),
             "share of Redis, all full": round(workers * busy_us / 1e6, 3),
+            "running jobs, not streamed": round(1e6 / append_us * APPEND_EVERY_S),
+            "running jobs, streamed": round(1e6 / append_us * STREAMED_EVERY_S),
             "jobs/s, no worker": round(1e6 / us["job"]),
             "jobs/s, beside idle workers": round(max(0.0, 1 - idle_share) * 1e6 / us["job"]),
         },
@@ -107,7 +142,8 @@ def _submitted(fleet: SimulatedFleet) -> str:
     return fleet.take()
 
 
-def _used_s(fleet: SimulatedFleet) -> float:
+def used_s(fleet: SimulatedFleet) -> float:
+    """Return the processor time that the fleet's Redis has used since its start, in seconds."""
     # redis-py's types also allow asynchronous replies.
     info: Any = fleet.redis.info("cpu")
     return float(info["used_cpu_user"]) + float(info["used_cpu_sys"])

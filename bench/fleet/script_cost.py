@@ -1,7 +1,7 @@
 """Measures in Redis how long one call of each script takes, with few and with many workers and jobs.
 
-Redis itself counts the time of each command. All fleets are measured in turns, so a ratio within one round remains valid
-on a machine whose speed changes.
+Redis itself counts the time of each command. All fleets are measured in turns, so a ratio within one round remains
+valid on a machine whose speed changes.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from tasks.job_id import new_job_id
 CALLS = SLOTS
 #: The same for a script that does more in one call.
 FEW_CALLS = 8
+#: Calls before a measurement, in which Redis collects the garbage of the last step's scripts.
+SETTLING_CALLS = 200
 
 
 @dataclass(slots=True)
@@ -39,9 +41,10 @@ class ScriptCost:
 
     def microseconds(self, step: str) -> float:
         """Run a step, and return how long one call took in Redis."""
-        before = self._commands()
         prepare, calls = self.steps()[step]
         arguments = list(prepare())
+        for _ in range(SETTLING_CALLS):
+            self._fleet.view("no such job")
         before = self._commands()
         for argument in arguments:
             calls(argument)

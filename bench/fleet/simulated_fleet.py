@@ -78,6 +78,8 @@ class SimulatedFleet:
         for worker in self.workers:
             self.store.register(worker, CARD)
         self._turns = cycle(range(workers))
+        #: Length of the logs that `append_each` writes, in tokens.
+        self._appended = 0
         self._input = Generation(prompt="12+34=", sampling=SamplingParams(max_tokens=64)).to_json()
         self._fill(backlog)
 
@@ -156,9 +158,13 @@ class SimulatedFleet:
 
     def append(self, job: RunningJob, *, before: int = 0) -> None:
         """Append tokens. The log has `before` tokens already."""
-        token_ids, pieces = tuple(range(TOKENS)), tuple("0123456789+-*/=.")
-        item = AppendTokens(job_id=job.id, attempt=job.attempt, before=before, token_ids=token_ids, pieces=pieces)
-        self.store.flush([item])
+        self.store.flush([_tokens(job, before)])
+
+    def append_each(self, jobs: Sequence[RunningJob]) -> None:
+        """Append tokens to all jobs of a worker, in one round trip."""
+        before = self._appended
+        self._appended += TOKENS
+        self.store.flush([_tokens(job, before) for job in jobs])
 
     def renew(self, jobs: Sequence[RunningJob]) -> None:
         """Renew the leases of a worker's jobs."""
@@ -231,6 +237,11 @@ class SimulatedFleet:
                 for _ in range(min(CALLS_AT_ONCE, jobs - first)):
                     pipeline.evalsha(script.sha, 0, *map(str, self._submission(new_job_id())))
                 pipeline.execute()
+
+
+def _tokens(job: RunningJob, before: int) -> AppendTokens:
+    token_ids, pieces = tuple(range(TOKENS)), tuple("0123456789+-*/=.")
+    return AppendTokens(job_id=job.id, attempt=job.attempt, before=before, token_ids=token_ids, pieces=pieces)
 
 
 def _message(job_id: str) -> str:

@@ -21,6 +21,8 @@ local registered = redis.call('HGET', KEY.worker(name), 'incarnation')
 if registered and registered ~= incarnation then
   return {'replaced'}
 end
-store_heartbeat(name, checkpoint, ttl_ms, {unpack(ARGV, 6)})
-dispatch(checkpoint)
+-- The reaper dispatches each second in any case.
+if store_heartbeat(name, checkpoint, ttl_ms, {unpack(ARGV, 6)}) then
+  dispatch(checkpoint)
+end
 return {'ok'}

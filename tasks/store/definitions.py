@@ -1,7 +1,7 @@
 """Puts the definitions that a Lua script uses in front of it, and no others.
 
-Redis runs the whole text of a script at each call. To define all functions of the prelude takes longer than most scripts
-need for their work, so each script gets only what it uses.
+Redis runs the whole text of a script at each call. To define all functions of the prelude takes longer than most
+scripts need for their work, so each script gets only what it uses.
 """
 
 from __future__ import annotations

@@ -160,13 +160,15 @@ local function refuse_wrong_weights(id, digest)
   return 'digest'
 end
 
--- Stores a worker's heartbeat, and counts its slots if it takes jobs; the caller dispatches. `fields` are those of the
--- worker's hash: field, value, ...
+-- Stores a worker's heartbeat, and counts its slots if it takes jobs. `fields` are those of the worker's hash: field,
+-- value, ... Returns whether the worker's slots changed, or it was not live before; the caller dispatches then.
 local function store_heartbeat(name, checkpoint, ttl_ms, fields)
+  local ends_at = redis.call('ZSCORE', KEY.workers(checkpoint), name)
   redis.call('HSET', KEY.worker(name), 'heartbeat_at', NOW_MS, unpack(fields))
   redis.call('HSETNX', KEY.worker(name), 'started_at', NOW_MS)
   redis.call('PEXPIRE', KEY.worker(name), ttl_ms)
   redis.call('ZADD', KEY.workers(checkpoint), NOW_MS + ttl_ms, name)
-  count_slots(checkpoint, name, slots_of(name))
+  local changed = count_slots(checkpoint, name, slots_of(name))
   expire_workers(checkpoint)
+  return changed or not ends_at or tonumber(ends_at) <= NOW_MS
 end

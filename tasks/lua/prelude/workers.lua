@@ -28,12 +28,12 @@ local function add_to_capacity(checkpoint, workers, slots)
   end
 end
 
--- Sets how many slots a worker contributes; 0 if it takes no jobs.
+-- Sets how many slots a worker contributes; 0 if it takes no jobs. Returns whether that changed.
 local function count_slots(checkpoint, name, slots)
   local key, field = KEY.capacity(checkpoint), 'slots:' .. name
   local before = tonumber(redis.call('HGET', key, field) or 0)
   if slots == before then
-    return
+    return false
   end
   if slots > 0 then
     redis.call('HSET', key, field, slots)
@@ -41,6 +41,7 @@ local function count_slots(checkpoint, name, slots)
     redis.call('HDEL', key, field)
   end
   add_to_capacity(checkpoint, (slots > 0 and 1 or 0) - (before > 0 and 1 or 0), slots - before)
+  return true
 end
 
 -- Returns the fields of `capacity` for a list of workers, and how many of them contribute, with how many slots.

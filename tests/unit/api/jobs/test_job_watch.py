@@ -39,7 +39,7 @@ async def test_a_poll_reads_every_job_and_a_limited_number_in_each_call(redis_ur
     watch = JobWatch(store, Subscriptions(make_async(settings_for(redis_url))), poll_every_s=3600.0)
     with ExitStack() as all_of_them:
         watched = [all_of_them.enter_context(watch.watch_end(str(number))) for number in range(JOBS)]
-        await watch._poll()
+        await watch.poll()
         assert sum(store.calls) == JOBS
         assert max(store.calls) == JOBS_PER_CALL
         assert all(notified(job) for job in watched)
@@ -52,7 +52,7 @@ async def test_a_job_that_is_no_longer_watched_during_a_poll_is_left_out(redis_u
         for number in range(JOBS):
             others.enter_context(watch.watch_end(str(number)))
         store.meanwhile.enter_context(watch.watch_end("last"))
-        await watch._poll()
+        await watch.poll()
         assert watch.jobs == JOBS
     assert watch._versions == {}
 
