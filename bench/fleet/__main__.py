@@ -32,7 +32,7 @@ from bench.fleet.simulated_fleet import SimulatedFleet
 from bench.own_redis import OwnRedis
 from bench.report import report
 
-#: Default number of rounds of `scripts`. A round is short.
+#: Default number of rounds of `scripts`, which are short, and most rounds of the other measurements.
 ROUNDS = 15
 LOAD_ROUNDS = 3
 #: Waiting jobs of a short queue, more than are dispatched to one worker.
@@ -76,7 +76,7 @@ def main() -> None:
     )
     parser.add_argument("--workers", default="1,100,1000", help="numbers of workers, separated by commas (%(default)s)")
     parser.add_argument("--backlog", type=int, default=100_000, help="number of waiting jobs (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="rounds of `scripts`, after a warm-up (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="rounds, after a warm-up (%(default)s)")
     parser.add_argument("--measure", default="scripts,load,api", help="measurements, separated by commas (%(default)s)")
     parser.add_argument("--watched", type=int, default=10_000, help="jobs that clients wait for (%(default)s)")
     args = parser.parse_args()
@@ -88,12 +88,15 @@ def main() -> None:
         for number in workers:
             with own_redis() as url:
                 rows += load_rows(
-                    SimulatedFleet(url, workers=number, backlog=0), url, workers=number, rounds=LOAD_ROUNDS
+                    SimulatedFleet(url, workers=number, backlog=0),
+                    url,
+                    workers=number,
+                    rounds=min(args.rounds, LOAD_ROUNDS),
                 )
     if "api" in args.measure.split(","):
         with own_redis() as url:
             fleet = SimulatedFleet(url, workers=max(workers), backlog=args.backlog)
-            rows += api_rows(fleet, url, watched=args.watched, rounds=LOAD_ROUNDS)
+            rows += api_rows(fleet, url, watched=args.watched, rounds=min(args.rounds, LOAD_ROUNDS))
     report("fleet", rows, workers=workers, backlog=args.backlog, rounds=args.rounds)
 
 

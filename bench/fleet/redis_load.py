@@ -45,13 +45,17 @@ def run_job(fleet: SimulatedFleet) -> None:
     fleet.submit(job_id)
     taken = fleet.take()
     with fleet.redis.pipeline() as pipeline:
-        pipeline.zadd("unacked_index", {taken: 1}).hset("unacked", taken, "x" * 900).execute()
+        pipeline.zadd("unacked_index", {taken: 1})
+        pipeline.hset("unacked", taken, "x" * 900)
+        pipeline.execute()
     job = fleet.claim(taken, fleet.next_worker())
     for number in range(APPENDS):
         fleet.append(job, before=number * TOKENS)
     fleet.finish(job, before=APPENDS * TOKENS)
     with fleet.redis.pipeline() as pipeline:
-        pipeline.zrem("unacked_index", taken).hdel("unacked", taken).execute()
+        pipeline.zrem("unacked_index", taken)
+        pipeline.hdel("unacked", taken)
+        pipeline.execute()
     fleet.view(taken)
 
 
@@ -80,7 +84,7 @@ def event_us(fleet: SimulatedFleet, url: str, *, listeners: int) -> float:
         subscribed = []
         for _ in range(listeners):
             client = opened.enter_context(redis.Redis.from_url(url))
-            subscribed.append(opened.enter_context(client.pubsub()))  # type: ignore[no-untyped-call]
+            subscribed.append(opened.enter_context(client.pubsub()))
             subscribed[-1].subscribe(EVENTS_CHANNEL)
             subscribed[-1].get_message(timeout=5)
         us = processor_us(fleet, lambda: fleet.redis.publish(EVENTS_CHANNEL, "x" * EVENT_CHARACTERS))

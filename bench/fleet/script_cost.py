@@ -49,7 +49,8 @@ class ScriptCost:
         for argument in arguments:
             calls(argument)
         after = self._commands()
-        return (after["usec"] - before["usec"]) / (after["calls"] - before["calls"])
+        microseconds: float = (after["usec"] - before["usec"]) / (after["calls"] - before["calls"])
+        return microseconds
 
     def steps(self) -> dict[str, tuple[Callable[[], Iterable[Any]], Callable[[Any], Any]]]:
         """Name of each step in order: what makes the arguments of its calls, and the call."""
