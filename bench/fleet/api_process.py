@@ -42,7 +42,7 @@ async def _api_rows(fleet: SimulatedFleet, url: str, watched: int, rounds: int) 
             await _read(fleet, "which checkpoints are served", store.serving, rounds),
             await _read(fleet, f"{workers:,} workers, for /v1/workers", store.workers, rounds),
             await _read(fleet, "page of 20 jobs", store.list, rounds),
-            await _read(fleet, "page of an owner without jobs", lambda: store.list(owner="nobody"), rounds),
+            await _read(fleet, "page of an owner without jobs", lambda: store.list(owner="owner without jobs"), rounds),
         ]
         watch_row = await _watch(fleet, store, Subscriptions(client), watched, rounds)
         fleet.redis.sadd(keys.CHECKPOINTS, *(f"{CHECKPOINT}-{number}" for number in range(PAST_CHECKPOINTS)))
@@ -77,7 +77,7 @@ async def _read(fleet: SimulatedFleet, name: str, read: Callable[[], Awaitable[A
 async def _watch(
     fleet: SimulatedFleet, store: JobStore, subscriptions: Subscriptions, jobs: int, rounds: int
 ) -> dict[str, Any]:
-    """Poll `jobs` waiting jobs, as a process does every `bell_poll_s`."""
+    """Poll `jobs` waiting jobs, as a process does each second."""
     waiting: Any = fleet.redis.zrange(keys.backlog(CHECKPOINT), 0, jobs - 1)
     ids = [job_id.decode() for job_id in waiting]
     watch = JobWatch(store, subscriptions, poll_every_s=3600.0)

@@ -117,8 +117,8 @@ def load_rows(fleet: SimulatedFleet, url: str, *, workers: int, rounds: int) -> 
     us = {name: statistics.median(values) for name, values in times.items()}
     wait_us = idle_wait_us(fleet, url)
     events = {
-        "event, nobody listens": event_us(fleet, url, listeners=0),
-        "event, Flower listens": event_us(fleet, url, listeners=1),
+        "event, without Flower": event_us(fleet, url, listeners=0),
+        "event, with Flower": event_us(fleet, url, listeners=1),
     }
     idle_us = us["heartbeat"] + us["reap, throttled"] + wait_us / BRPOP_S
     busy_us = us["heartbeat"] + us["reap, throttled"] + us[f"renew, {SLOTS} jobs"]

@@ -127,7 +127,7 @@ for _, checkpoint in ipairs(checkpoints) do
   local pushed_here, orphans_here = push_missing_messages(checkpoint, until_us)
   gone, pushed, orphans = gone + gone_here, pushed + pushed_here, orphans + orphans_here
 
-  for _, id in ipairs(redis.call('ZRANDMEMBER', KEY.backlog(checkpoint), LIMIT.REAP_AT_ONCE)) do
+  for _, id in ipairs(redis.call('ZRANDMEMBER', KEY.backlog(checkpoint), LIMIT.SAMPLE_AT_ONCE)) do
     if redis.call('EXISTS', KEY.job(id)) == 0 then
       remove_orphan(id, checkpoint)
       orphans = orphans + 1

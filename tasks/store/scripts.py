@@ -41,6 +41,8 @@ LIMITS = {
     "PRUNES_PER_REAP": 10,
     # Most jobs of one kind and checkpoint that one run of the reaper checks.
     "REAP_AT_ONCE": 200,
+    # Jobs of a backlog, drawn at random, that one run of the reaper checks.
+    "SAMPLE_AT_ONCE": 50,
     # How long the set of a worker's running jobs is kept after its last claim, in ms: a day.
     "WORKER_JOBS_TTL_MS": 86_400_000,
     # How often the reaper counts the slots of one checkpoint anew, in ms.
