@@ -87,3 +87,14 @@ class CardConflictError(QueueError):
         self.checkpoint = checkpoint
         self.digest = digest
         self.served = served
+
+
+class WorkerReplacedError(QueueError):
+    """A later run registered under the worker's name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"Another worker has registered under the name {name!r}, so this one stops. Give each worker a name of its "
+            "own (CELERIAC_WORKER_NAME), or leave the name unset."
+        )
+        self.name = name

@@ -88,7 +88,8 @@ class Settings(BaseSettings):
         1.0,
         gt=0,
         description="How often the API checks the jobs that clients wait for, even if it receives no notification "
-        "(pub/sub may lose one). Streams report the position of a waiting job this often.",
+        "(pub/sub may lose one). Streams report the position of a waiting job this often. With more than 5,000 such "
+        "jobs in one process, they are checked less often.",
     )
 
     # The queue

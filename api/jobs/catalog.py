@@ -1,4 +1,4 @@
-"""The catalog of checkpoints: their cards and live workers, read from Redis at most every half second."""
+"""The catalog of checkpoints: their cards and which of them are served, read from Redis at most every half second."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from api.http.problems import RETRY_WORKER_S, ApiError, Code, FieldError
 from tasks.card import Card
-from tasks.store.job_store import JobStore
-from tasks.worker_info import WorkerInfo, WorkerState
+from tasks.store.job_store import JobStore, ServedCheckpoint
+from tasks.worker_info import WorkerInfo
 
 #: Oldest snapshot that is used to accept a request, in seconds. A refusal is always based on a new one.
 MAX_AGE_S = 0.5
@@ -21,25 +21,21 @@ NOT_LOADED = "Model not loaded"
 
 @dataclass(frozen=True, slots=True)
 class CatalogSnapshot:
-    """The checkpoints and workers at one time."""
+    """The checkpoints at one time."""
 
     #: The cards of all checkpoints that a worker has ever served.
     cards: Mapping[str, Card]
-    #: Live workers, including those that are loading or draining.
-    workers: Sequence[WorkerInfo]
+    #: The checkpoints that have a live worker that takes jobs.
+    serving_now: Sequence[ServedCheckpoint]
 
-    def serving(self, name: str | None = None) -> list[WorkerInfo]:
-        """Live workers that take jobs, of one checkpoint or of all."""
-        return [
-            worker
-            for worker in self.workers
-            if worker.state in (WorkerState.IDLE, WorkerState.BUSY) and name in (None, worker.checkpoint)
-        ]
+    def serving(self, name: str | None = None) -> list[ServedCheckpoint]:
+        """What takes jobs now, of one checkpoint or of all."""
+        return [served for served in self.serving_now if name in (None, served.checkpoint)]
 
     @property
     def served(self) -> list[str]:
         """Names of the checkpoints that have a worker that takes jobs, sorted."""
-        return sorted({worker.checkpoint for worker in self.serving()} & self.cards.keys())
+        return sorted({served.checkpoint for served in self.serving()} & self.cards.keys())
 
     def default(self, configured: str | None) -> str | None:
         """The checkpoint of a request that names none.
@@ -62,6 +58,9 @@ class Catalog:
         self._snapshot = CatalogSnapshot({}, [])
         self._taken_at = -MAX_AGE_S
         self._lock = asyncio.Lock()
+        self._workers: Sequence[WorkerInfo] = []
+        self._workers_taken_at = -MAX_AGE_S
+        self._workers_lock = asyncio.Lock()
 
     @property
     def last_snapshot(self) -> CatalogSnapshot:
@@ -75,10 +74,22 @@ class Catalog:
             # A request that waited for the lock uses the snapshot that was taken in the meantime.
             if self._taken_at < asked_at - max_age_s:
                 taken_at = time.monotonic()
-                cards, workers = await asyncio.gather(self._store.cards(), self._store.workers(None))
-                self._snapshot = CatalogSnapshot(cards, workers)
+                cards, serving = await asyncio.gather(self._store.cards(), self._store.serving())
+                self._snapshot = CatalogSnapshot(cards, serving)
                 self._taken_at = taken_at
             return self._snapshot
+
+    async def workers(self) -> Sequence[WorkerInfo]:
+        """The live workers, including those that are loading or draining, at most `MAX_AGE_S` ago. Raises RedisError.
+
+        Reading a thousand workers takes this process tens of milliseconds, so no request needs it but the list itself.
+        """
+        async with self._workers_lock:
+            if self._workers_taken_at < time.monotonic() - MAX_AGE_S:
+                taken_at = time.monotonic()
+                self._workers = await self._store.workers()
+                self._workers_taken_at = taken_at
+            return self._workers
 
     async def choose(self, model: str | None, *, may_wait: bool = False) -> Card:
         """The card of the checkpoint for a request with this `model`.

@@ -39,9 +39,10 @@ async def ready(services: UncheckedServicesDep) -> Readiness:
     serving = snapshot.serving()
     if not serving:
         raise _not_ready(Code.NO_WORKERS, "NO_WORKERS", "No worker takes jobs.")
-    slots = sum(worker.slots for worker in serving)
-    running = sum(worker.running for worker in serving)
-    return Readiness(state="BUSY" if running >= slots else "READY", workers=len(serving), slots=slots, running=running)
+    workers = sum(served.workers for served in serving)
+    slots = sum(served.slots for served in serving)
+    running = sum(served.running for served in serving)
+    return Readiness(state="BUSY" if running >= slots else "READY", workers=workers, slots=slots, running=running)
 
 
 def _not_ready(code: Code, state: str, detail: str) -> ApiError:

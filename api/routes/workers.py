@@ -23,8 +23,7 @@ async def workers(
     services: ServicesDep, model: Annotated[str | None, Query(description="Only workers of this checkpoint.")] = None
 ) -> WorkerList:
     """The live workers by name, each as of its last heartbeat."""
-    snapshot = await services.catalog.snapshot()
-    chosen = [worker for worker in snapshot.workers if model in (None, worker.checkpoint)]
+    chosen = [worker for worker in await services.catalog.workers() if model in (None, worker.checkpoint)]
     return WorkerList(data=[_response(worker) for worker in sorted(chosen, key=lambda worker: worker.name)])
 
 

@@ -11,6 +11,6 @@ if redis.call('HGET', KEY.worker(name), 'incarnation') ~= incarnation then
   return 0
 end
 redis.call('DEL', KEY.worker(name))
-redis.call('ZREM', KEY.workers(checkpoint), name)
+remove_worker(checkpoint, name)
 dispatch(checkpoint)
 return 1

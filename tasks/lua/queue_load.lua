@@ -2,15 +2,12 @@
 --
 -- KEYS   none
 -- ARGV   1 checkpoint
--- reply  {waiting jobs; tokens that they may generate; running jobs; slots of the live workers; average ms to the first
+-- reply  {waiting jobs; tokens that they may generate; running jobs; slots of the live workers that take jobs; average ms to the first
 --        token, average ms for each further token, average share of `max_tokens` that jobs generate, each or '' if not
 --        known; ratios of real to predicted duration of the last jobs}
 
 local checkpoint = ARGV[1]
-local slots = 0
-for _, of_worker in ipairs(live_slots(checkpoint)) do
-  slots = slots + of_worker
-end
+local _, slots = live_capacity(checkpoint)
 local first_token_ms, ms_per_token, share = unpack(redis.call(
   'HMGET', KEY.pace(checkpoint), 'first_token_ms', 'ms_per_token', 'share'))
 return {

@@ -11,6 +11,8 @@
 -- 4. Orphans, jobs without a record, leave the queue and the listing. In the backlog, a random sample is checked.
 -- 5. Jobs are dispatched.
 --
+-- Once a minute the slots of one checkpoint are counted anew, of one checkpoint after the other.
+--
 -- A busy worker may hold a dispatched job for a long time: it takes the message, and waits for KV memory before it
 -- claims the job. The message of such a job is pushed again too, because another worker may have room. That happens at
 -- most once in each timeout, because the push sets a new dispatch time, and never while the message is on the list.
@@ -26,31 +28,76 @@
 -- reply  {expired leases, messages pushed again, workers gone, orphans removed, leases extended,
 --        waiting jobs that ended at a time limit}
 
-write_even_if_full()
 local every_ms, gap_ms, lease_ms, dispatch_timeout_ms = unpack(ARGV)
-local called_at, ran_at, extended_at = unpack(redis.call('HMGET', KEY.REAPED, 'called_at', 'ran_at', 'extended_at'))
+local called_at, ran_at, extended_at, recounted_at = unpack(redis.call(
+  'HMGET', KEY.REAPED, 'called_at', 'ran_at', 'extended_at', 'recounted_at'))
 
-redis.call('HSET', KEY.REAPED, 'called_at', NOW_MS)
-redis.call('PEXPIRE', KEY.REAPED, gap_ms + 2 * lease_ms)
--- A negative difference: the clock was set back, which must not stop the reaper.
-if ran_at and NOW_MS - ran_at >= 0 and NOW_MS - ran_at < tonumber(every_ms) then
+-- Returns whether less than a time in ms has passed since `at`. If `at` is in the future, the clock was set back, which
+-- must not stop the reaper.
+local function is_recent(at, ms)
+  return at and NOW_MS - at >= 0 and NOW_MS - at < tonumber(ms)
+end
+
+-- Each process calls this script each second, and a write costs more than the rest of a call that does nothing. So not
+-- every call is noted: an eighth of the gap is precise enough.
+if not is_recent(called_at, gap_ms / 8) then
+  write_even_if_full()
+  redis.call('HSET', KEY.REAPED, 'called_at', NOW_MS)
+  redis.call('PEXPIRE', KEY.REAPED, gap_ms + 2 * lease_ms)
+end
+if is_recent(ran_at, every_ms) then
   return {0, 0, 0, 0, 0, 0}
 end
+write_even_if_full()
 redis.call('HSET', KEY.REAPED, 'ran_at', NOW_MS)
 
-local checkpoints = redis.call('SMEMBERS', KEY.CHECKPOINTS)
+-- Most calls have returned by now.
+-- [definitions]
+
+-- Returns the checkpoints that have workers or jobs. The set of all names grows with each checkpoint that was ever served.
+local function active_checkpoints()
+  local active = {}
+  for _, checkpoint in ipairs(redis.call('SMEMBERS', KEY.CHECKPOINTS)) do
+    local keys = {KEY.workers(checkpoint), KEY.capacity(checkpoint), KEY.running(checkpoint),
+      KEY.dispatched(checkpoint), KEY.backlog(checkpoint), KEY.waiting_tokens(checkpoint)}
+    if redis.call('EXISTS', unpack(keys)) > 0 then
+      table.insert(active, checkpoint)
+    end
+  end
+  return active
+end
+
+local checkpoints = active_checkpoints()
 local expired, pushed, gone, orphans, extended = 0, 0, 0, 0, 0
+
+-- Extends the leases of all running jobs of a checkpoint. Returns how many.
+local function extend_leases(checkpoint)
+  local changed = 0
+  in_parts(redis.call('ZRANGE', KEY.running(checkpoint), 0, -1), function(ids)
+    local arguments = {}
+    for _, id in ipairs(ids) do
+      table.insert(arguments, NOW_MS + lease_ms)
+      table.insert(arguments, id)
+    end
+    changed = changed + redis.call('ZADD', KEY.running(checkpoint), 'XX', 'GT', 'CH', unpack(arguments))
+  end)
+  return changed
+end
 
 local was_away = not called_at or NOW_MS - called_at > tonumber(gap_ms)
 if was_away and (not extended_at or NOW_MS - extended_at > 2 * lease_ms) then
   for _, checkpoint in ipairs(checkpoints) do
-    for _, id in ipairs(redis.call('ZRANGE', KEY.running(checkpoint), 0, -1)) do
-      extended = extended + redis.call('ZADD', KEY.running(checkpoint), 'XX', 'GT', 'CH', NOW_MS + lease_ms, id)
-    end
+    extended = extended + extend_leases(checkpoint)
   end
   if extended > 0 then
     redis.call('HSET', KEY.REAPED, 'extended_at', NOW_MS)
   end
+end
+
+local to_recount
+if #checkpoints > 0 and not is_recent(recounted_at, LIMIT.RECOUNT_EVERY_MS) then
+  redis.call('HSET', KEY.REAPED, 'recounted_at', NOW_MS)
+  to_recount = checkpoints[math.floor(NOW_MS / LIMIT.RECOUNT_EVERY_MS) % #checkpoints + 1]
 end
 
 local overdue = redis.call('ZRANGEBYSCORE', KEY.TIMEOUTS, '-inf', NOW_MS, 'LIMIT', 0, LIMIT.REAP_AT_ONCE)
@@ -74,12 +121,15 @@ for _, checkpoint in ipairs(checkpoints) do
     end
   end
 
-  local gone_here = redis.call('ZREMRANGEBYSCORE', KEY.workers(checkpoint), '-inf', NOW_MS)
+  local gone_here = remove_expired_workers(checkpoint)
+  if checkpoint == to_recount then
+    recount_slots(checkpoint)
+  end
   local until_us = gone_here > 0 and NOW_US or NOW_US - dispatch_timeout_ms * 1000
   local pushed_here, orphans_here = push_missing_messages(checkpoint, until_us)
   gone, pushed, orphans = gone + gone_here, pushed + pushed_here, orphans + orphans_here
 
-  for _, id in ipairs(redis.call('ZRANDMEMBER', KEY.backlog(checkpoint), LIMIT.REAP_AT_ONCE)) do
+  for _, id in ipairs(redis.call('ZRANDMEMBER', KEY.backlog(checkpoint), LIMIT.SAMPLE_AT_ONCE)) do
     if redis.call('EXISTS', KEY.job(id)) == 0 then
       remove_orphan(id, checkpoint)
       orphans = orphans + 1
@@ -87,5 +137,10 @@ for _, checkpoint in ipairs(checkpoints) do
   end
   dispatch(checkpoint)
 end
-prune_listing()
+-- Without jobs that come or end, only this removes what has expired.
+for _ = 1, LIMIT.PRUNES_PER_REAP do
+  if prune_listing() < LIMIT.PRUNE_AT_ONCE then
+    break
+  end
+end
 return {expired, pushed, gone, orphans, extended, #overdue}

@@ -13,34 +13,55 @@
 write_even_if_full()
 local name, incarnation, checkpoint, digest, card, ttl_ms = unpack(ARGV, 1, 6)
 
-for _, other in ipairs(redis.call('ZRANGEBYSCORE', KEY.workers(checkpoint), '(' .. format_int(NOW_MS), '+inf')) do
-  local served = other ~= name and redis.call('HGET', KEY.worker(other), 'digest')
-  if served and served ~= digest then
-    return {'conflict', served}
+-- Returns the digest that another live worker serves under the checkpoint's name; nil if there is no such worker. All live
+-- workers of a checkpoint have the digest of its card, because `register` and `heartbeat` refuse others.
+local function digest_of_others()
+  local live = redis.call(
+    'ZRANGEBYSCORE', KEY.workers(checkpoint), '(' .. format_int(NOW_MS), '+inf', 'LIMIT', 0, 2)
+  for _, other in ipairs(live) do
+    if other ~= name then
+      return redis.call('HGET', KEY.card(checkpoint), 'digest') or redis.call('HGET', KEY.worker(other), 'digest')
+    end
   end
+end
+
+-- Takes the jobs that an earlier run still holds. Returns how many.
+local function take_jobs()
+  local taken, dispatchable = 0, {}
+  for _, id in ipairs(redis.call('SMEMBERS', KEY.worker_jobs(name))) do
+    local status, holder, run, served = get_fields(id, 'status', 'worker', 'incarnation', 'checkpoint')
+    if status ~= 'running' or holder ~= name then
+      redis.call('SREM', KEY.worker_jobs(name), id)
+    elseif run ~= incarnation then
+      return_to_backlog(id, true)
+      taken, dispatchable[served] = taken + 1, true
+    end
+  end
+  -- The earlier run may have served another checkpoint.
+  for served in pairs(dispatchable) do
+    if served ~= checkpoint then
+      dispatch(served)
+    end
+  end
+  return taken
+end
+
+local served = digest_of_others()
+if served and served ~= digest then
+  return {'conflict', served}
 end
 
 redis.call('HSET', KEY.card(checkpoint), 'card', card, 'digest', digest)
 redis.call('SADD', KEY.CHECKPOINTS, checkpoint)
 
-local earlier = redis.call('HGET', KEY.worker(name), 'incarnation')
+local earlier, earlier_checkpoint = unpack(redis.call('HMGET', KEY.worker(name), 'incarnation', 'checkpoint'))
+if earlier_checkpoint and earlier_checkpoint ~= checkpoint then
+  remove_worker(earlier_checkpoint, name)
+end
 local taken = 0
 if earlier ~= incarnation then
   redis.call('DEL', KEY.worker(name))
-  -- The earlier run may have served another checkpoint.
-  for _, served in ipairs(redis.call('SMEMBERS', KEY.CHECKPOINTS)) do
-    redis.call('ZREM', KEY.workers(served), name)
-    for _, id in ipairs(redis.call('ZRANGE', KEY.running(served), 0, -1)) do
-      local holder, run = get_fields(id, 'worker', 'incarnation')
-      if holder == name and run ~= incarnation then
-        return_to_backlog(id, true)
-        taken = taken + 1
-      end
-    end
-    if served ~= checkpoint then
-      dispatch(served)
-    end
-  end
+  taken = take_jobs()
 end
 store_heartbeat(name, checkpoint, ttl_ms, {unpack(ARGV, 7)})
 if taken > 0 or (earlier and earlier ~= incarnation) then

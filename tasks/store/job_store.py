@@ -111,7 +111,21 @@ class Page:
     next_cursor: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class ServedCheckpoint:
+    """A checkpoint with live workers that take jobs."""
+
+    checkpoint: str
+    #: Number of these workers.
+    workers: int
+    #: Their slots together.
+    slots: int
+    #: Running jobs of the checkpoint.
+    running: int
+
+
 # Aliases, because `list` is a method inside the class.
+Serving = list[ServedCheckpoint]
 Entries = list[Entry]
 Workers = list[WorkerInfo]
 
@@ -285,6 +299,11 @@ class JobStore:
                 pipeline.hget(keys.card(name), "card")
             texts = await pipeline.execute()
         return {name: Card.from_json(text) for name, text in zip(names, texts, strict=True) if text is not None}
+
+    async def serving(self) -> Serving:
+        """The checkpoints with a live worker that takes jobs, by name. The cost does not depend on how many workers."""
+        found = await scripts.get("serving").acall(self._redis)
+        return [ServedCheckpoint(name.decode(), *counts) for name, *counts in sorted(found)]
 
     async def workers(self, checkpoint: str | None = None) -> Workers:
         """The live workers of one checkpoint, or of all, in order of their names."""

@@ -2,7 +2,7 @@
 
 PREFIX = "celeriac:"
 #: Version of the layout of these keys. A process that finds another version in Redis stops: see `tasks.store.schema`.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 #: String: the version of the layout.
 SCHEMA = f"{PREFIX}schema"
@@ -10,7 +10,7 @@ SCHEMA = f"{PREFIX}schema"
 JOBS = f"{PREFIX}jobs"
 #: Zset: finished jobs by the time in ms at which their records expire, to remove them from the listing then.
 EXPIRIES = f"{PREFIX}expiries"
-#: Hash: times in ms for the reaper, `called_at`, `ran_at` and `extended_at`.
+#: Hash: times in ms for the reaper, `called_at`, `ran_at`, `extended_at` and `recounted_at`.
 REAPED = f"{PREFIX}reaped"
 #: Zset: waiting jobs with a time limit, by the time in ms at which they may wait no longer.
 TIMEOUTS = f"{PREFIX}timeouts"
@@ -68,6 +68,16 @@ def accuracy(checkpoint: str) -> str:
 def workers(checkpoint: str) -> str:
     """Zset: workers of a checkpoint by the time in ms at which they count as gone."""
     return f"{PREFIX}workers:{checkpoint}"
+
+
+def capacity(checkpoint: str) -> str:
+    """Hash: `workers` that take jobs and their `slots` together, and `slots:<name>` of each of them."""
+    return f"{PREFIX}capacity:{checkpoint}"
+
+
+def worker_jobs(name: str) -> str:
+    """Set: running jobs of a worker."""
+    return f"{PREFIX}worker-jobs:{name}"
 
 
 def worker(name: str) -> str:

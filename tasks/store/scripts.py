@@ -19,7 +19,7 @@ from redis.exceptions import NoScriptError
 
 from tasks import failures
 from tasks.job import JobError
-from tasks.store import keys
+from tasks.store import definitions, keys
 
 Argument = str | bytes | int
 
@@ -36,10 +36,17 @@ LIMITS = {
     "ACCURACY_WINDOW": 100,
     # How long they are kept after the last update, in ms: a day.
     "PACE_TTL_MS": 86_400_000,
-    # Most expired jobs that one script removes from the listing.
+    # Most expired jobs that one script removes from the listing, and how many times as many the reaper removes.
     "PRUNE_AT_ONCE": 100,
+    "PRUNES_PER_REAP": 10,
     # Most jobs of one kind and checkpoint that one run of the reaper checks.
     "REAP_AT_ONCE": 200,
+    # Jobs of a backlog, drawn at random, that one run of the reaper checks.
+    "SAMPLE_AT_ONCE": 50,
+    # How long the set of a worker's running jobs is kept after its last claim, in ms: a day.
+    "WORKER_JOBS_TTL_MS": 86_400_000,
+    # How often the reaper counts the slots of one checkpoint anew, in ms.
+    "RECOUNT_EVERY_MS": 60_000,
     # Entries that `list` reads at once, and most entries that it reads for one page.
     "LIST_CHUNK": 100,
     "LIST_SCAN": 1000,
@@ -54,8 +61,9 @@ LIMITS = {
     "RESERVE_PER_TOKEN": 40,
 }
 
-#: Files of `lua/prelude`, put before every script. Each uses only what is defined above it.
-PRELUDE = ("record", "memory", "log", "queue", "lifecycle")
+#: Files of `lua/prelude`. Their definitions are put before the scripts that use them. Each uses only what is defined
+#: above it.
+PRELUDE = ("record", "memory", "log", "workers", "queue", "lifecycle")
 
 
 def ms(seconds: float) -> int:
@@ -65,7 +73,7 @@ def ms(seconds: float) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """One script, including the prelude."""
+    """One script, including what it uses of the prelude."""
 
     name: str
     text: str
@@ -90,12 +98,18 @@ class Script:
 
 @cache
 def get(name: str) -> Script:
-    """The script in `lua/<name>.lua`, with the prelude."""
-    folder = files("tasks") / "lua"
-    parts = [generated_tables(), *((folder / "prelude" / f"{part}.lua").read_text("utf-8") for part in PRELUDE)]
-    parts.append((folder / f"{name}.lua").read_text("utf-8"))
-    text = "\n".join(parts)
+    """The script in `lua/<name>.lua`, with what it uses of the prelude."""
+    script = (files("tasks") / "lua" / f"{name}.lua").read_text("utf-8")
+    text = definitions.with_definitions(script, prelude())
     return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+@cache
+def prelude() -> tuple[definitions.Definition, ...]:
+    """All that scripts may use: the generated tables and the files of `lua/prelude`, in order."""
+    folder = files("tasks") / "lua" / "prelude"
+    texts = [generated_tables(), *((folder / f"{part}.lua").read_text("utf-8") for part in PRELUDE)]
+    return tuple(definition for text in texts for definition in definitions.split(text))
 
 
 @cache

@@ -17,7 +17,7 @@ from redis.exceptions import NoScriptError
 
 from tasks import token_log
 from tasks.card import Card
-from tasks.errors import CardConflictError
+from tasks.errors import CardConflictError, WorkerReplacedError
 from tasks.generation import FinishReason
 from tasks.job import Job, JobError, Status
 from tasks.settings import Settings
@@ -147,11 +147,20 @@ class WorkerStore:
         """Send the heartbeat of a registered worker. False if Redis had lost its data: the worker is registered again.
 
         Raises CardConflictError if the checkpoint's card has other weights now: the worker sent no heartbeat for so
-        long that it counted as gone, and another worker took the name.
+        long that it counted as gone, and another worker took the name. Raises WorkerReplacedError if a later run
+        registered under the worker's own name.
         """
         outcome, *served = self._call(
-            "heartbeat", info.name, info.checkpoint, info.digest, self._worker_ttl_ms, *info.to_fields()
+            "heartbeat",
+            info.name,
+            info.incarnation,
+            info.checkpoint,
+            info.digest,
+            self._worker_ttl_ms,
+            *info.to_fields(),
         )
+        if outcome == b"replaced":
+            raise WorkerReplacedError(info.name)
         if outcome == b"conflict":
             raise CardConflictError(info.checkpoint, info.digest, served[0].decode())
         if outcome == b"unknown":

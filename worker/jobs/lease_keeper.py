@@ -12,7 +12,7 @@ from dataclasses import asdict
 import structlog
 from redis.exceptions import RedisError
 
-from tasks.errors import CardConflictError, SchemaError
+from tasks.errors import CardConflictError, SchemaError, WorkerReplacedError
 from tasks.store.worker_store import WorkerStore
 from tasks.worker_info import WorkerInfo
 from worker.jobs.job_runner import JobRunner
@@ -38,8 +38,8 @@ class LeaseKeeper:
         """All callables are called in the thread. `info` returns the content of the heartbeat.
 
         `before_heartbeat` is called each time, even while Redis is away. `on_conflict` is called, with a message for
-        people, if this worker sent no heartbeat for so long that other weights took its checkpoint's name, or another
-        version of Celeriac took over the Redis. The thread then ends.
+        people, if this worker sent no heartbeat for so long that other weights took its checkpoint's name, if a later
+        run took its own name, or if another version of Celeriac took over the Redis. The thread then ends.
         """
         self._store = store
         self._publisher = publisher
@@ -67,12 +67,12 @@ class LeaseKeeper:
                 self._beat()
             except RedisError as error:
                 log.warning("heartbeat_failed", error=str(error))
-            except (CardConflictError, SchemaError) as error:
+            except (CardConflictError, SchemaError, WorkerReplacedError) as error:
                 self._on_conflict(str(error))
                 return
 
     def _beat(self) -> None:
-        """One round. Raises RedisError, CardConflictError and SchemaError."""
+        """One round. Raises RedisError, CardConflictError, SchemaError and WorkerReplacedError."""
         self._send_heartbeat()
         self._renew_leases()
         self._runner.remove_ended()

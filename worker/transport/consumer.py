@@ -16,12 +16,13 @@ from redis.exceptions import ResponseError
 
 log = structlog.get_logger(__name__)
 
-#: How long one BRPOP waits for a message, in seconds. A worker that stops must wait until the last one has ended.
-BRPOP_S = 0.1
+#: How long one BRPOP waits for a message, in seconds. A worker that stops must wait until the last one has ended. With
+#: 0.1 s, these waits would cost Redis more than anything else that an idle worker does.
+BRPOP_S = 0.4
 #: How much later Redis may end a BRPOP, in seconds: it checks these timeouts ten times a second.
 BRPOP_LATE_S = 0.1
 #: How often the events of tasks are sent to Flower and other listeners, in seconds.
-EVENTS_EVERY_S = 0.2
+EVENTS_EVERY_S = 1.0
 #: The first and the longest wait between two attempts to connect, in seconds. Celery's own waits grow to 30 s.
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 1.0

@@ -1,7 +1,7 @@
--- Fifth part of the prelude: how a job ends, how it returns to the backlog, and how a worker stays registered.
+-- Sixth part of the prelude: how a job ends, how it returns to the backlog, and how a worker stays registered.
 
--- Removes finished jobs whose records have expired from the listing. If no job is live, the listing itself expires with
--- the last record.
+-- Removes finished jobs whose records have expired from the listing, at most a limited number of them. If no job is live,
+-- the listing itself expires with the last record. Returns how many were removed.
 local function prune_listing()
   local expired = redis.call('ZRANGEBYSCORE', KEY.EXPIRIES, '-inf', NOW_MS, 'LIMIT', 0, LIMIT.PRUNE_AT_ONCE)
   if #expired > 0 then
@@ -22,6 +22,7 @@ local function prune_listing()
     redis.call('PERSIST', KEY.JOBS)
     redis.call('PERSIST', KEY.EXPIRIES)
   end
+  return #expired
 end
 
 -- Updates a running average in a hash. The newest value has a fixed weight.
@@ -161,13 +162,15 @@ local function refuse_wrong_weights(id, digest)
   return 'digest'
 end
 
--- Stores a worker's heartbeat; the caller dispatches. `fields` are those of the worker's hash: field, value, ...
+-- Stores a worker's heartbeat, and counts its slots if it takes jobs. `fields` are those of the worker's hash: field,
+-- value, ... Returns whether the worker's slots changed, or it was not live before; the caller dispatches then.
 local function store_heartbeat(name, checkpoint, ttl_ms, fields)
+  local ends_at = redis.call('ZSCORE', KEY.workers(checkpoint), name)
   redis.call('HSET', KEY.worker(name), 'heartbeat_at', NOW_MS, unpack(fields))
   redis.call('HSETNX', KEY.worker(name), 'started_at', NOW_MS)
   redis.call('PEXPIRE', KEY.worker(name), ttl_ms)
   redis.call('ZADD', KEY.workers(checkpoint), NOW_MS + ttl_ms, name)
-  local last = redis.call('ZREVRANGE', KEY.workers(checkpoint), 0, 0, 'WITHSCORES')
-  redis.call('PEXPIREAT', KEY.workers(checkpoint), last[2])
-  prune_listing()
+  local changed = count_slots(checkpoint, name, slots_of(name))
+  expire_workers(checkpoint)
+  return changed or not ends_at or tonumber(ends_at) <= NOW_MS
 end

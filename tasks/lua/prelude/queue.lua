@@ -1,4 +1,4 @@
--- Fourth part of the prelude: which jobs wait, in which order, and how their messages get to Celery's list.
+-- Fifth part of the prelude: which jobs wait, in which order, and how their messages get to Celery's list.
 
 -- The score of a job in the backlog is one number: priority, then arrival. A resumed job has a negative score, so it
 -- comes before every new job.
@@ -54,7 +54,9 @@ end
 -- Removes a job from the backlog, the dispatched jobs or the running jobs.
 local function leave_queue(id, checkpoint)
   local waited = redis.call('ZREM', KEY.backlog(checkpoint), id) + redis.call('ZREM', KEY.dispatched(checkpoint), id)
-  redis.call('ZREM', KEY.running(checkpoint), id)
+  if redis.call('ZREM', KEY.running(checkpoint), id) > 0 then
+    remove_from_worker(id)
+  end
   redis.call('ZREM', KEY.TIMEOUTS, id)
   if waited > 0 then
     count_waiting_tokens(id, checkpoint, -1)
@@ -70,26 +72,11 @@ local function remove_orphan(id, checkpoint)
   redis.call('DEL', KEY.tokens(id))
 end
 
--- Returns the slots of each live worker that takes jobs, as a list.
-local function live_slots(checkpoint)
-  local found = {}
-  for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEY.workers(checkpoint), '(' .. format_int(NOW_MS), '+inf')) do
-    local slots, state = unpack(redis.call('HMGET', KEY.worker(name), 'slots', 'state'))
-    if state == 'idle' or state == 'busy' then
-      table.insert(found, tonumber(slots))
-    end
-  end
-  return found
-end
-
 -- Returns how many jobs may be dispatched or running at once: the slots of the live workers, and a few spare messages
 -- for each worker, so that a free slot finds its next job on Celery's list.
 local function capacity(checkpoint)
-  local jobs = 0
-  for _, slots in ipairs(live_slots(checkpoint)) do
-    jobs = jobs + slots + LIMIT.SPARE_MESSAGES
-  end
-  return jobs
+  local workers, slots = live_capacity(checkpoint)
+  return slots + workers * LIMIT.SPARE_MESSAGES
 end
 
 -- Returns the next score for `dispatched`: the current time in microseconds since 2026, plus 1 for each earlier call.
@@ -160,18 +147,25 @@ end
 -- Returns how many messages were pushed, and how many orphans were removed.
 --
 -- Celery takes messages in the order of `dispatched`, so the missing ones come first there: it is enough to check a
--- limited number of jobs.
+-- limited number of jobs. Their messages are at the right end of the list, so this end is read first, and the list is
+-- searched only for a message that is not there.
 local function push_missing_messages(checkpoint, until_us)
   local dispatched, list = KEY.dispatched(checkpoint), KEY.queue(checkpoint)
   local serving, missing, orphans = capacity(checkpoint) > 0, {}, 0
   local early = redis.call(
     'ZRANGEBYSCORE', dispatched, format_int(-until_us), format_int(until_us), 'LIMIT', 0, LIMIT.REAP_AT_ONCE)
+  local is_next = {}
+  if serving and #early > 0 then
+    for _, message in ipairs(redis.call('LRANGE', list, -#early, -1)) do
+      is_next[message] = true
+    end
+  end
   for _, id in ipairs(early) do
     local message = redis.call('HGET', KEY.job(id), 'message')
     if not message then
       remove_orphan(id, checkpoint)
       orphans = orphans + 1
-    elseif serving and not redis.call('LPOS', list, message) then
+    elseif serving and not is_next[message] and not redis.call('LPOS', list, message, 'RANK', -1) then
       table.insert(missing, {id, message})
     end
   end

@@ -1,7 +1,7 @@
 -- First part of the prelude: time, the fields of a record, and notifications.
 --
--- The prelude is these five files: record, memory, log, queue, lifecycle. tasks/store/scripts.py puts them before every
--- script, after three generated tables:
+-- The prelude is these six files: record, memory, log, workers, queue, lifecycle. tasks/store/definitions.py puts what a
+-- script uses of them before the script, after what it uses of three generated tables:
 --
 --   KEY      the key and channel builders of tasks/store/keys.py, under the same names
 --   LIMIT    the numbers of tasks/store/scripts.py

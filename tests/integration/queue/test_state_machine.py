@@ -382,6 +382,8 @@ class QueueMachine(RuleBasedStateMachine):
             else:
                 assert places == []
         assert set().union(*members.values()) <= self.kept().keys()
+        held: Any = self.redis.sunion(*(keys.worker_jobs(worker.name) for worker in WORKERS))
+        assert {member.decode() for member in held} == members["running"]
         room = sum(1 + LIMITS["SPARE_MESSAGES"] for serving in self.serving.values() if serving)
         used = len(members["dispatched"]) + len(members["running"])
         assert used >= room or not members["backlog"]

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from tasks.errors import CardConflictError
+from tasks.errors import CardConflictError, WorkerReplacedError
 from tasks.store import keys
+from tasks.store.job_store import ServedCheckpoint
 from tasks.worker_info import WorkerState
 from tests.integration.conftest import CARD, WORKER, QueueWorld
 
@@ -98,3 +99,24 @@ async def test_an_earlier_run_does_not_remove_the_later_one(queue: QueueWorld) -
     assert [worker.incarnation for worker in await queue.jobs.workers()] == ["second"]
     queue.workers.deregister(second)
     assert await queue.jobs.workers() == []
+
+
+async def test_an_earlier_run_whose_name_was_taken_is_told_so(queue: QueueWorld) -> None:
+    first = queue.register(slots=2)
+    queue.register(incarnation="second", slots=3)
+    with pytest.raises(WorkerReplacedError, match="CELERIAC_WORKER_NAME"):
+        queue.workers.heartbeat(first)
+    assert [(worker.incarnation, worker.slots) for worker in await queue.jobs.workers()] == [("second", 3)]
+    assert (await queue.jobs.queue_load("tiny")).slots == 3
+
+
+async def test_checkpoints_are_served_while_a_live_worker_takes_jobs(queue: QueueWorld) -> None:
+    info = queue.register(slots=3)
+    queue.register(name="tiny-2@host", slots=4)
+    draining = queue.register(name="other-1@host", card=replace(CARD, name="other"), state=WorkerState.DRAINING)
+    await queue.running()
+    assert await queue.jobs.serving() == [ServedCheckpoint("tiny", workers=2, slots=7, running=1)]
+    queue.workers.heartbeat(replace(draining, state=WorkerState.IDLE, slots=1))
+    queue.workers.deregister(info)
+    queue.redis.zadd(keys.workers("tiny"), {"tiny-2@host": 1})
+    assert await queue.jobs.serving() == [ServedCheckpoint("other", workers=1, slots=1, running=0)]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
 import structlog
 
 from api.app import create_app
+from tasks.connections import make_sync
+from tasks.store import keys
 from tasks.worker_info import WorkerState
 from tests.helpers.api_client import api, running, settings_for
 from tests.helpers.fake_worker import fake_worker
@@ -50,8 +53,15 @@ async def test_a_busy_worker_is_ready_and_a_draining_one_is_not(redis_url: str) 
     settings = settings_for(redis_url)
     with fake_worker(settings) as worker:
         worker.store.heartbeat(replace(worker.info, state=WorkerState.BUSY, running=2))
+        with make_sync(settings) as redis:
+            redis.zadd(keys.running(worker.card.name), {"one": time.time() * 2000, "two": time.time() * 2000})
         async with api(settings) as client:
-            assert (await client.get("/health/ready")).json()["state"] == "BUSY"
+            assert (await client.get("/health/ready")).json() == {
+                "state": "BUSY",
+                "workers": 1,
+                "slots": 2,
+                "running": 2,
+            }
         worker.store.heartbeat(replace(worker.info, state=WorkerState.DRAINING))
         async with api(settings) as client:
             assert (await client.get("/health/ready")).json()["state"] == "NO_WORKERS"
