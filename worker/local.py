@@ -140,7 +140,8 @@ class LocalModel:
             while self._engine.has_work:
                 self._engine.step()
         if sequence.finish is FinishReason.ERROR:
-            raise LocalModelError(f"decoding failed: {sequence.error}")
+            reason = "no reason given" if sequence.error is None else sequence.error.message
+            raise LocalModelError(f"decoding failed: {reason}")
         if detokenizer is not None:
             add(detokenizer.finish())
         logits = sequence.prompt_logits

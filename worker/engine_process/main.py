@@ -20,7 +20,17 @@ from worker.checkpoints import meta
 from worker.checkpoints.errors import CheckpointError
 from worker.checkpoints.tokenizers import load_tokenizer
 from worker.engine.engine import Engine
-from worker.engine_process.messages import Abort, AddRequest, LoadFailed, Ready, Report, SequenceRequest, Start, Update
+from worker.engine_process.messages import (
+    Abort,
+    AddRequest,
+    Failure,
+    LoadFailed,
+    Ready,
+    Report,
+    SequenceRequest,
+    Start,
+    Update,
+)
 from worker.model_loader import LoadedModel, load_model
 
 log = structlog.get_logger(__name__)
@@ -83,7 +93,7 @@ def add_request(engine: Engine, request: SequenceRequest) -> list[Update]:
         engine.add_request(request)
     except ValueError as error:
         log.warning("request_refused", sequence=request.id, reason=str(error))
-        return [Update(request.id, (), FinishReason.ERROR, str(error))]
+        return [Update(request.id, (), FinishReason.ERROR, Failure(str(error)))]
     return []
 
 

@@ -12,11 +12,12 @@ from tasks.card import Card
 from worker.checkpoints.folder import CheckpointFolder
 from worker.engine.architecture.weight_form import WeightForm
 from worker.engine.request import SequenceRequest
-from worker.engine.update import Update
+from worker.engine.update import Failure, Update
 
 __all__ = [
     "Abort",
     "AddRequest",
+    "Failure",
     "FromEngine",
     "LoadFailed",
     "Ready",

@@ -283,5 +283,7 @@ class Publisher:
         """Stop the work of this worker with a job that is not finished."""
         log.info("job_removed", job_id=job.job_id, why=why)
         del self._jobs[job.sequence_id]
-        self._abort(job.sequence_id)
+        # In this order: the job runner adds the request and then reads `over`. Either it reads True and aborts the
+        # sequence itself, or the engine has the sequence already, and this abort ends it.
         job.over.set()
+        self._abort(job.sequence_id)

@@ -23,10 +23,11 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from worker.checkpoints.errors import TokenizerError
 from worker.checkpoints.folder import CheckpointFolder
-from worker.checkpoints.tokenizers import Tokenizer, UnknownCharacterError, load_tokenizer
+from worker.checkpoints.tokenizers import Tokenizer, TokenizerFailedError, UnknownCharacterError, load_tokenizer
 from worker.checkpoints.tokenizers.bpe import BpeTokenizer
 from worker.checkpoints.tokenizers.characters import CharacterTokenizer
 from worker.checkpoints.tokenizers.huggingface import HuggingFaceTokenizer
+from worker.checkpoints.tokenizers.library_errors import library_errors
 
 #: nanochat's special tokens, in its order.
 SPECIALS = [
@@ -235,6 +236,30 @@ def test_a_million_spaces_can_be_encoded(kind: str) -> None:
 
 
 # Characters
+
+
+def test_a_prompt_on_which_the_library_panics_is_an_ordinary_error() -> None:
+    # The regular expression engine backtracks for ever and gives up, which is a panic in tiktoken.
+    panicking = BpeTokenizer.from_pickle(pickled(pat_str=r"(a|aa)+\1$"), VOCAB_SIZE)
+    assert panicking.encode("b").ids == ()
+    for _ in range(2):
+        with pytest.raises(TokenizerFailedError, match=r"tokenizer failed on the prompt \(.*BacktrackLimit"):
+            panicking.encode("a" * 40 + "c")
+
+
+def test_a_prompt_that_the_hugging_face_library_cannot_encode_is_an_ordinary_error() -> None:
+    tokenizer = tokenizers.Tokenizer(models.WordLevel(vocab={"a": 0}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.decoder = decoders.Fuse()
+    failing = HuggingFaceTokenizer.from_json(tokenizer.to_str().encode(), 8)
+    with pytest.raises(TokenizerFailedError, match="UNK"):
+        failing.encode("b")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, MemoryError])
+def test_what_is_no_failure_of_the_library_passes(error: type[BaseException]) -> None:
+    with pytest.raises(error), library_errors():
+        raise error
 
 
 def test_the_guides_vocabulary_is_that_of_its_code() -> None:

@@ -16,6 +16,7 @@ from tasks.store.worker_store import Claimed, Refused, WorkerStore
 from tests.helpers.fake_worker import CARD
 from tests.helpers.job_objects import QUEUED
 from tests.helpers.requests import make_generation
+from worker.checkpoints.tokenizers import TokenizerFailedError
 from worker.checkpoints.tokenizers.characters import CharacterTokenizer
 from worker.engine.kv.budget import KvBudget
 from worker.engine_process.client import EngineCrashedError
@@ -289,6 +290,50 @@ def test_a_bug_before_the_claim_fails_the_job_and_a_bug_after_it_counts_a_loss(
     monkeypatch.setattr(world.engine, "add_request", broken)
     world.runner.run("job_1")
     assert world.store.releases == [("job_1", 1, True)]
+
+
+class PanicException(BaseException):
+    """As PyO3 raises it for a panic in Rust: no Exception."""
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (PanicException("called `Result::unwrap()` on an `Err` value"), ErrorCode.INTERNAL),
+        (SystemExit(1), ErrorCode.INTERNAL),
+        (RecursionError(), ErrorCode.INTERNAL),
+        (MemoryError(), ErrorCode.OUT_OF_MEMORY),
+    ],
+)
+def test_no_error_leaves_the_task_body(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: ErrorCode
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("worker.jobs.job_runner.encode_prompt", broken)
+        world.runner.run("job_1")
+    assert [rejected.code for rejected in world.store.rejections] == [code]
+    monkeypatch.setattr(world.runner._tokenizer, "decoder", broken)
+    world.runner.run("job_2")
+    assert world.store.releases == [("job_2", 1, True)]
+    assert world.runner.job_ids() == set()
+    assert world.runner.wait_idle(0)
+    assert world.admission.waiting == ()
+
+
+def test_a_job_whose_prompt_the_tokenizer_cannot_encode_fails_as_invalid(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(text: str) -> None:
+        raise TokenizerFailedError("BacktrackLimitExceeded")
+
+    monkeypatch.setattr(world.runner._tokenizer, "encode", fail)
+    world.runner.run("job_1")
+    [rejection] = world.store.rejections
+    assert (rejection.code, rejection.retryable) == (ErrorCode.INVALID_REQUEST, False)
+    assert "BacktrackLimitExceeded" in rejection.message
 
 
 def test_wait_idle_waits_until_all_task_bodies_have_returned(world: World) -> None:

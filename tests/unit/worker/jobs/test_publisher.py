@@ -230,6 +230,21 @@ def test_a_log_that_lost_its_last_tokens_is_completed(world: World) -> None:
     assert world.store.text() == "abcd"
 
 
+def test_a_removed_job_is_over_before_its_sequence_is_aborted(world: World) -> None:
+    """The job runner adds the request and then looks whether the job is over: in this order one of both aborts it."""
+    running = job()
+    over_at_abort: list[bool] = []
+    publisher = Publisher(
+        world.store, abort=lambda _: over_at_abort.append(running.over.is_set()), flush_interval_s=ALWAYS_S
+    )
+    publisher.start()
+    publisher.add(running)
+    publisher.lease_lost(running.sequence_id)
+    assert running.over.wait(DEADLINE_S)
+    publisher.stop()
+    assert over_at_abort == [True]
+
+
 def test_a_fenced_job_is_removed_and_its_sequence_aborted_and_other_jobs_continue(world: World) -> None:
     publisher = world.publish()
     lost, kept = job("job_1"), job("job_2")
