@@ -1,11 +1,12 @@
--- Registers a worker and publishes its checkpoint's card.
+-- Registers a worker and publishes its checkpoint's card. A worker that still loads its checkpoint calls this without a
+-- card: its digest is not known yet, so nothing is checked, and it is listed as `starting`.
 --
 -- A later run under the same name replaces the earlier run. Jobs that the earlier run still holds return to the head of
 -- the backlog at once, before their leases expire. That counts as a loss for each: a run that stops in an orderly way
 -- releases its jobs before its name can be taken, so a run that still holds jobs has crashed.
 --
 -- KEYS   none
--- ARGV   1 worker   2 its incarnation   3 checkpoint   4 digest   5 card (JSON)   6 ms until the worker counts as gone
+-- ARGV   1 worker   2 its incarnation   3 checkpoint   4 digest, or ''   5 card (JSON), or ''   6 ms until the worker counts as gone
 --        7.. field, value, ... of the worker's hash
 -- reply  {'ok', jobs taken from the earlier run}
 --        {'conflict', digest}    another live worker serves these weights under the checkpoint's name
@@ -13,13 +14,16 @@
 local name, incarnation, checkpoint, digest, card, ttl_ms = unpack(ARGV, 1, 6)
 
 for _, other in ipairs(redis.call('ZRANGEBYSCORE', KEY.workers(checkpoint), '(' .. format_int(NOW_MS), '+inf')) do
-  local served = other ~= name and redis.call('HGET', KEY.worker(other), 'digest')
-  if served and served ~= digest then
+  local served, state = unpack(redis.call('HMGET', KEY.worker(other), 'digest', 'state'))
+  -- A worker that loads has no digest, and one that drains claims no more jobs.
+  if digest ~= '' and other ~= name and served and served ~= '' and served ~= digest and state ~= 'draining' then
     return {'conflict', served}
   end
 end
 
-redis.call('HSET', KEY.card(checkpoint), 'card', card, 'digest', digest)
+if card ~= '' then
+  redis.call('HSET', KEY.card(checkpoint), 'card', card, 'digest', digest)
+end
 redis.call('SADD', KEY.CHECKPOINTS, checkpoint)
 
 local earlier = redis.call('HGET', KEY.worker(name), 'incarnation')

@@ -2,15 +2,15 @@
 -- requested, if it has too many losses, or if a time limit has passed.
 --
 -- KEYS   none
--- ARGV   1 job id   2 attempt   3 1 to count a loss, else 0
+-- ARGV   1 job id   2 attempt   3 1 to count a loss, else 0   4 name in FAILURE of the error of a job with too many losses
 -- reply  1, or 0: this attempt does not hold the job
 
-local id, attempt, lost = unpack(ARGV, 1, 3)
+local id, attempt, lost, failure = unpack(ARGV, 1, 4)
 local status, current, checkpoint = get_fields(id, 'status', 'attempt', 'checkpoint')
 
 if status ~= 'running' or current ~= attempt then
   return 0
 end
-return_to_backlog(id, lost == '1')
+return_to_backlog(id, lost == '1', FAILURE[failure])
 dispatch(checkpoint)
 return 1

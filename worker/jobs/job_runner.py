@@ -170,7 +170,8 @@ class JobRunner:
                     len(request.prompt), request.sampling.max_tokens, job_id=request.id, suspect=request.alone > 0
                 )
             )
-            if not self._engine.wait_available():
+            if not self._engine.available:
+                # Another worker may have an engine. This one takes the job again when it has a new engine.
                 raise AdmissionClosedError
         except AdmissionClosedError:
             self._retry(partial(self._store.requeue, request.id))

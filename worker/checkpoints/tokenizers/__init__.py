@@ -8,7 +8,7 @@ from worker.checkpoints.tokenizers.base import (
     TokenizerFailedError,
     UnknownCharacterError,
 )
-from worker.checkpoints.tokenizers.finder import load_tokenizer
+from worker.checkpoints.tokenizers.finder import load_tokenizer, tokenizer_content, tokenizer_digest
 
 __all__ = [
     "STOP_TOKENS",
@@ -18,4 +18,6 @@ __all__ = [
     "TokenizerFailedError",
     "UnknownCharacterError",
     "load_tokenizer",
+    "tokenizer_content",
+    "tokenizer_digest",
 ]

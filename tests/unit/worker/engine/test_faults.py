@@ -99,7 +99,9 @@ def test_an_error_that_breaks_the_device_fails_no_sequence_and_raises() -> None:
     assert sequence.finish is None
 
 
-@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")])
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")]
+)
 def test_a_sequence_for_which_there_is_no_memory_fails_alone_and_says_so(error: Exception) -> None:
     def raise_for_long(batch: Batch, logits: Tensor) -> Tensor:
         if POISON in batch.tokens.tolist():

@@ -67,7 +67,7 @@ class Store(WorkerStore):
         self.before()
         self.requeued.append(job_id)
 
-    def release(self, job_id: str, attempt: int, *, count_loss: bool = False) -> bool:
+    def release(self, job_id: str, attempt: int, *, count_loss: bool = False, out_of_memory: bool = False) -> bool:
         self.releases.append((job_id, attempt, count_loss))
         return True
 
@@ -81,13 +81,13 @@ class Store(WorkerStore):
 
 
 class Engine(EngineSupervisor):
-    """Accepts requests unless it crashed, and is available unless the worker stops."""
+    """Accepts requests unless it crashed, and is available unless it is being replaced."""
 
     def __init__(self) -> None:
         self.requests: list[SequenceRequest] = []
         self.aborted: list[str] = []
         self.crashed = False
-        self.stopping = False
+        self.reloading = False
 
     def add_request(self, request: SequenceRequest) -> None:
         if self.crashed:
@@ -97,8 +97,9 @@ class Engine(EngineSupervisor):
     def abort(self, sequence_id: str) -> None:
         self.aborted.append(sequence_id)
 
-    def wait_available(self) -> bool:
-        return not self.stopping
+    @property
+    def available(self) -> bool:
+        return not self.reloading
 
 
 class FakePublisher(Publisher):
@@ -240,8 +241,8 @@ def test_a_closed_runner_requeues_a_job_that_it_has_not_claimed(world: World) ->
     assert world.store.claims == []
 
 
-def test_a_job_that_waits_for_the_engine_when_the_worker_stops_is_requeued(world: World) -> None:
-    world.engine.stopping = True
+def test_a_job_is_requeued_while_the_engine_is_replaced(world: World) -> None:
+    world.engine.reloading = True
     world.runner.run("job_1")
     assert world.store.requeued == ["job_1"]
     assert world.admission.waiting == ()

@@ -63,7 +63,7 @@ class Store(WorkerStore):
             self.batches.append(list(batch))
             return [self._write(item) for item in batch]
 
-    def release(self, job_id: str, attempt: int, *, count_loss: bool = False) -> bool:
+    def release(self, job_id: str, attempt: int, *, count_loss: bool = False, out_of_memory: bool = False) -> bool:
         with self._call():
             self.released.append((job_id, attempt, count_loss))
             return True
@@ -322,7 +322,7 @@ def test_jobs_of_a_crashed_engine_are_released_with_their_tokens_and_a_loss_each
     publisher.add(first)
     publisher.add(second)
     publisher.engine_decoded([decoded(first, "ab"), decoded(second, "xy")])
-    publisher.engine_crashed(None)
+    publisher.engine_crashed(None, out_of_memory=False)
     assert first.over.wait(DEADLINE_S)
     assert second.over.wait(DEADLINE_S)
     assert world.store.released == [("job_1", 1, True), ("job_2", 4, True)]
@@ -335,7 +335,7 @@ def test_after_a_crash_the_job_that_ran_alone_has_the_only_loss(world: World) ->
     publisher.add(first)
     publisher.add(second)
     publisher.engine_decoded([decoded(first, "ab"), decoded(second, "xy")])
-    publisher.engine_crashed(second.sequence_id)
+    publisher.engine_crashed(second.sequence_id, out_of_memory=False)
     assert first.over.wait(DEADLINE_S)
     assert second.over.wait(DEADLINE_S)
     assert world.store.released == [("job_1", 2, False), ("job_2", 2, True)]
@@ -349,7 +349,7 @@ def test_after_a_crash_no_loss_is_counted_if_the_suspect_is_over(world: World) -
     publisher.add(running)
     publisher.engine_decoded([decoded(over, "a", FinishReason.LENGTH)])
     assert over.over.wait(DEADLINE_S)
-    publisher.engine_crashed(over.sequence_id)
+    publisher.engine_crashed(over.sequence_id, out_of_memory=False)
     assert running.over.wait(DEADLINE_S)
     assert world.store.released == [("job_2", 1, False)]
 
@@ -359,7 +359,7 @@ def test_a_release_is_repeated_while_redis_is_away(world: World) -> None:
     running = job()
     publisher.add(running)
     world.store.available = False
-    publisher.engine_crashed(None)
+    publisher.engine_crashed(None, out_of_memory=False)
     world.store.wait_for(lambda: world.store.failed_calls >= 2)
     assert not running.over.is_set()
     world.store.available = True
@@ -397,7 +397,9 @@ def test_a_later_attempt_of_a_job_replaces_the_earlier_one(world: World) -> None
     old, new = job(attempt=1), job(attempt=2)
     publisher.add(old)
     publisher.add(new)
-    assert old.over.wait(DEADLINE_S)
+    publisher.engine_decoded([decoded(new, "a")])
+    world.store.wait_for(lambda: world.store.text() == "a")
+    assert old.over.is_set()
     assert world.aborted == [old.sequence_id]
     assert [running.attempt for running in publisher.running()] == [2]
 
