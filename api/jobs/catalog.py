@@ -30,16 +30,28 @@ class CatalogSnapshot:
 
     def serving(self, name: str | None = None) -> list[WorkerInfo]:
         """Live workers that take jobs, of one checkpoint or of all."""
+        return [worker for worker in self.workers if worker.takes_jobs and name in (None, worker.checkpoint)]
+
+    def accepting(self, name: str | None = None) -> list[WorkerInfo]:
+        """Live workers for which new jobs are accepted, of one checkpoint or of all.
+
+        These are the workers that take jobs, and those that replace a crashed engine: they have proved that they serve
+        the weights of the card, and soon take jobs again.
+        """
         return [
             worker
             for worker in self.workers
-            if worker.state in (WorkerState.IDLE, WorkerState.BUSY) and name in (None, worker.checkpoint)
+            if (worker.takes_jobs or worker.is_reloading) and name in (None, worker.checkpoint)
         ]
+
+    def in_state(self, state: WorkerState, name: str | None = None) -> int:
+        """Number of live workers in a state, of one checkpoint or of all."""
+        return sum(worker.state is state and name in (None, worker.checkpoint) for worker in self.workers)
 
     @property
     def served(self) -> list[str]:
-        """Names of the checkpoints that have a worker that takes jobs, sorted."""
-        return sorted({worker.checkpoint for worker in self.serving()} & self.cards.keys())
+        """Names of the checkpoints for which jobs are accepted, sorted."""
+        return sorted({worker.checkpoint for worker in self.accepting()} & self.cards.keys())
 
     def default(self, configured: str | None) -> str | None:
         """The checkpoint of a request that names none.
@@ -117,10 +129,12 @@ class Catalog:
             raise ApiError(Code.MODEL_NOT_LOADED, NOT_LOADED, retry_after_s=RETRY_WORKER_S)
         if card is None:
             raise _not_found(name, sorted(snapshot.cards))
-        if not may_wait and not snapshot.serving(name):
+        if not may_wait and not snapshot.accepting(name):
+            loading = snapshot.in_state(WorkerState.STARTING, name)
+            now = f"a worker loads {name} now. Try" if loading else f"no worker serves {name} now. Start one, or try"
             raise ApiError(
                 Code.NO_WORKERS,
-                f"{NOT_LOADED}: no worker serves {name} now. Start one, or try again later.",
+                f"{NOT_LOADED}: {now} again later.",
                 retry_after_s=RETRY_WORKER_S,
             )
         return card

@@ -7,9 +7,11 @@ from redis.exceptions import RedisError
 
 from api.http.openapi import QUEUE_CODES, problems
 from api.http.problems import RETRY_WORKER_S, ApiError, Code
+from api.jobs.catalog import CatalogSnapshot
 from api.schemas.health import Liveness, Readiness
 from api.services import UncheckedServicesDep
 from tasks.errors import SchemaError
+from tasks.worker_info import WorkerState
 
 router = APIRouter(tags=["health"])
 
@@ -27,7 +29,10 @@ async def live() -> Liveness:
     responses=problems((*QUEUE_CODES, Code.MODEL_NOT_LOADED, Code.NO_WORKERS)),
 )
 async def ready(services: UncheckedServicesDep) -> Readiness:
-    """200 while a worker takes jobs; else 503 with `state` STARTING, NO_WORKERS, REDIS_DOWN or SCHEMA_MISMATCH."""
+    """200 while a worker takes jobs; else 503 with `state`.
+
+    `state` is STARTING, STALLED, NO_WORKERS, REDIS_DOWN or SCHEMA_MISMATCH.
+    """
     try:
         snapshot = await services.health.snapshot()
     except (RedisError, TimeoutError) as error:
@@ -38,10 +43,20 @@ async def ready(services: UncheckedServicesDep) -> Readiness:
         raise _not_ready(Code.MODEL_NOT_LOADED, "STARTING", "No worker has loaded a checkpoint yet.")
     serving = snapshot.serving()
     if not serving:
-        raise _not_ready(Code.NO_WORKERS, "NO_WORKERS", "No worker takes jobs.")
+        raise _none_takes_jobs(snapshot)
     slots = sum(worker.slots for worker in serving)
     running = sum(worker.running for worker in serving)
     return Readiness(state="BUSY" if running >= slots else "READY", workers=len(serving), slots=slots, running=running)
+
+
+def _none_takes_jobs(snapshot: CatalogSnapshot) -> ApiError:
+    """Why no worker takes jobs, although checkpoints are known."""
+    if loading := snapshot.in_state(WorkerState.STARTING):
+        return _not_ready(Code.NO_WORKERS, "STARTING", f"No worker takes jobs: {loading} load their checkpoint.")
+    if stalled := snapshot.in_state(WorkerState.STALLED):
+        detail = f"No worker takes jobs: {stalled} are alive, but their consumers do not look for messages."
+        return _not_ready(Code.NO_WORKERS, "STALLED", detail)
+    return _not_ready(Code.NO_WORKERS, "NO_WORKERS", "No worker takes jobs.")
 
 
 def _not_ready(code: Code, state: str, detail: str) -> ApiError:
