@@ -1,5 +1,7 @@
--- Registers a worker and publishes its checkpoint's card. A worker that still loads its checkpoint calls this without a
--- card: its digest is not known yet, so nothing is checked, and it is listed as `starting`.
+-- Registers a worker and publishes its checkpoint's card.
+--
+-- A worker that still loads its checkpoint calls this without a card each second, and is then listed as `starting`. Its
+-- digest is not known, so it is not compared; and while an earlier run under its name is listed, nothing happens.
 --
 -- A later run under the same name replaces the earlier run. Jobs that the earlier run still holds return to the head of
 -- the backlog at once, before their leases expire. That counts as a loss for each: a run that stops in an orderly way
@@ -12,6 +14,11 @@
 --        {'conflict', digest}    another live worker serves these weights under the checkpoint's name
 
 local name, incarnation, checkpoint, digest, card, ttl_ms = unpack(ARGV, 1, 6)
+local earlier = redis.call('HGET', KEY.worker(name), 'incarnation')
+
+if card == '' and earlier and earlier ~= incarnation then
+  return {'ok', 0}
+end
 
 for _, other in ipairs(redis.call('ZRANGEBYSCORE', KEY.workers(checkpoint), '(' .. format_int(NOW_MS), '+inf')) do
   local served, state = unpack(redis.call('HMGET', KEY.worker(other), 'digest', 'state'))
@@ -26,10 +33,11 @@ if card ~= '' then
 end
 redis.call('SADD', KEY.CHECKPOINTS, checkpoint)
 
-local earlier = redis.call('HGET', KEY.worker(name), 'incarnation')
 local taken = 0
-if earlier ~= incarnation then
-  redis.call('DEL', KEY.worker(name))
+if card ~= '' then
+  if earlier ~= incarnation then
+    redis.call('DEL', KEY.worker(name))
+  end
   -- The earlier run may have served another checkpoint.
   for _, served in ipairs(redis.call('SMEMBERS', KEY.CHECKPOINTS)) do
     redis.call('ZREM', KEY.workers(served), name)

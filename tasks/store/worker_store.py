@@ -137,7 +137,7 @@ class WorkerStore:
     def announce(self, info: WorkerInfo) -> None:
         """Send the heartbeat of a worker that loads its checkpoint. `register` follows, with the same incarnation.
 
-        Jobs that an earlier run under its name still holds are reclaimed.
+        Nothing happens while an earlier run under its name is listed: `register` replaces that.
         """
         self._register(info, "", "")
 

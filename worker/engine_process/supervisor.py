@@ -87,7 +87,10 @@ class EngineSupervisor:
         with self._lock:
             if self._stopping:
                 raise EngineLoadError("The worker is stopping.")
-            client.launch()
+            try:
+                client.launch()
+            except OSError as error:
+                raise EngineLoadError(f"The engine process could not be started: {error.strerror}") from error
             self._client = client
         ready = client.wait_ready(timeout_s=self._load_timeout_s, should_stop=should_stop)
         try:

@@ -128,10 +128,21 @@ async def test_a_worker_that_loads_stops_no_other_weights_and_takes_no_jobs(queu
     assert queue.redis.llen(keys.queue("tiny")) == WORKER.slots + 2
 
 
-async def test_a_worker_that_loads_again_releases_the_jobs_of_its_earlier_run(queue: QueueWorld) -> None:
-    queue.register()
+async def test_a_worker_that_loads_replaces_its_earlier_run_only_when_it_is_loaded(queue: QueueWorld) -> None:
+    earlier = queue.register()
     job_id = await queue.running()
     queue.workers.announce(replace(WORKER, incarnation="second", state=WorkerState.STARTING, digest=""))
+    [worker] = await queue.jobs.workers()
+    assert (worker.incarnation, worker.state) == (earlier.incarnation, "idle")
+    # The earlier run is not listed any more, but its lease is longer than that.
+    queue.redis.delete(keys.worker(WORKER.name))
+    queue.workers.announce(replace(WORKER, incarnation="second", state=WorkerState.STARTING, digest=""))
+    [worker] = await queue.jobs.workers()
+    assert (worker.incarnation, worker.state) == ("second", "starting")
+    job = await queue.jobs.get(job_id)
+    assert job is not None
+    assert job.status == "running"
+    queue.register(incarnation="second")
     job = await queue.jobs.get(job_id)
     assert job is not None
     assert (job.status, job.losses) == ("queued", 1)
