@@ -86,7 +86,8 @@ class LocalModel:
             )
         except (ValueError, MemoryError, RuntimeError) as error:
             # torch raises RuntimeError when the device has no memory left.
-            raise LocalModelError(f"{folder.name} cannot be loaded: {error}") from error
+            reason = str(error) or type(error).__name__
+            raise LocalModelError(f"{folder.name} cannot be loaded: {reason}") from error
         return cls(loaded.engine, loaded.card, tokenizer, loaded.warnings)
 
     def encode(self, prompt: str) -> tuple[tuple[int, ...], tuple[str, ...]]:

@@ -52,9 +52,11 @@ async def ready(services: UncheckedServicesDep) -> Readiness:
 def _none_takes_jobs(snapshot: CatalogSnapshot) -> ApiError:
     """Why no worker takes jobs, although checkpoints are known."""
     if loading := snapshot.in_state(WorkerState.STARTING):
-        return _not_ready(Code.NO_WORKERS, "STARTING", f"No worker takes jobs: {loading} load their checkpoint.")
+        return _not_ready(
+            Code.NO_WORKERS, "STARTING", f"No worker takes jobs. Workers that load their checkpoint: {loading}."
+        )
     if stalled := snapshot.in_state(WorkerState.STALLED):
-        detail = f"No worker takes jobs: {stalled} are alive, but their consumers do not look for messages."
+        detail = f"No worker takes jobs. Live workers whose consumer does not look for messages: {stalled}."
         return _not_ready(Code.NO_WORKERS, "STALLED", detail)
     return _not_ready(Code.NO_WORKERS, "NO_WORKERS", "No worker takes jobs.")
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Collection
 
 #: How long a message may be held without a thread, in seconds. Normally that takes milliseconds.
 STUCK_AFTER_S = 30.0
+#: How many checks, at least, must have seen it in that time. A process that was paused makes fewer.
+STUCK_CHECKS = 5
 
 
 class StuckJobs:
@@ -26,12 +28,17 @@ class StuckJobs:
         self._held = held
         self._running = running
         self._clock = clock
-        #: When each job was first seen without a thread.
-        self._since: dict[str, float] = {}
+        #: When each job was first seen without a thread, and how often since then.
+        self._seen: dict[str, tuple[float, int]] = {}
 
     def find(self) -> list[str]:
         """The jobs that had no thread in any call for the last `STUCK_AFTER_S`. Call it regularly."""
         now = self._clock()
         without_thread = set(self._held()) - set(self._running())
-        self._since = {job_id: self._since.get(job_id, now) for job_id in without_thread}
-        return sorted(job_id for job_id, since in self._since.items() if now - since >= STUCK_AFTER_S)
+        earlier = {job_id: self._seen.get(job_id, (now, 0)) for job_id in without_thread}
+        self._seen = {job_id: (since, checks + 1) for job_id, (since, checks) in earlier.items()}
+        return sorted(
+            job_id
+            for job_id, (since, checks) in self._seen.items()
+            if now - since >= STUCK_AFTER_S and checks >= STUCK_CHECKS
+        )

@@ -67,7 +67,7 @@ async def test_while_the_only_worker_replaces_its_engine_jobs_are_accepted_and_h
         async with api(settings) as client:
             ready = await client.get("/health/ready")
             assert (ready.status_code, ready.json()["state"]) == (503, "STARTING")
-            assert "1 load their checkpoint" in ready.json()["detail"]
+            assert "load their checkpoint: 1" in ready.json()["detail"]
             assert (await client.get("/health")).json()["model_loaded"] is False
             assert (await client.post("/v1/jobs", json={"prompt": "1"})).status_code == 202
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from worker.jobs.stuck_jobs import STUCK_AFTER_S, StuckJobs
+from worker.jobs.stuck_jobs import STUCK_AFTER_S, STUCK_CHECKS, StuckJobs
 
 
 class World:
@@ -22,9 +22,16 @@ class World:
 def test_a_message_that_no_thread_runs_is_found_after_a_while() -> None:
     world = World()
     world.held, world.running = ["a", "b"], {"b"}
+    for _ in range(STUCK_CHECKS):
+        assert world.find((STUCK_AFTER_S - 1) / STUCK_CHECKS) == []
+    assert world.find(STUCK_AFTER_S) == ["a"]
+
+
+def test_a_process_that_was_paused_finds_nothing_at_once() -> None:
+    world = World()
+    world.held = ["a"]
     assert world.find(0) == []
-    assert world.find(STUCK_AFTER_S - 1) == []
-    assert world.find(1) == ["a"]
+    assert world.find(10 * STUCK_AFTER_S) == []
 
 
 def test_messages_that_come_and_go_are_not_found() -> None:
