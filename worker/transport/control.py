@@ -72,4 +72,4 @@ def hello(state: Any, from_node: str, revoked: Any = None, **_: Any) -> dict[str
     """Answer another node that starts. Its list of revoked tasks is ignored: a job's record says what is cancelled."""
     if from_node == state.hostname:
         return None
-    return {"revoked": {}, "clock": state.app.clock.forward()}
+    return {"revoked": [], "clock": state.app.clock.forward()}

@@ -104,3 +104,37 @@ def test_shutdown_replies_and_stops_the_worker_as_a_signal_does(cluster: Cluster
     assert '"draining"' in worker.output
     assert cluster.workers_now() == []
     until(lambda: not cluster.redis.exists("unacked"), "the end of all messages", timeout_s=DEADLINE_S)
+
+
+#: A worker with Celery's own commands, which notices a stalled consumer early.
+UNPROTECTED = """
+import sys
+from celery.worker.control import Panel
+own = {name: Panel.data[name] for name in ("cancel_consumer", "add_consumer")}
+from worker import app
+from worker.transport import consumption
+Panel.data.update(own)
+consumption.STALLED_AFTER_S = 4.0
+sys.exit(app.run_worker())
+"""
+
+
+def test_health_knows_that_a_consumer_takes_no_messages(cluster: Cluster) -> None:
+    worker = cluster.stack.run("unprotected", sys.executable, "-c", UNPROTECTED, checkpoint=str(cluster.checkpoint))
+    worker.wait_for_line(" ready.")
+    _, url = cluster.stack.api()
+
+    def readiness() -> str:
+        state: str = httpx.get(f"{url}/health/ready").json()["state"]
+        return state
+
+    assert readiness() == "READY"
+    assert "ok" in broadcast(cluster, "cancel_consumer", queue=QUEUE)
+    until(lambda: readiness() == "STALLED", "STALLED", timeout_s=DEADLINE_S)
+    assert [info.state for info in cluster.workers_now()] == ["stalled"]
+    assert httpx.post(f"{url}/v1/jobs", json={"prompt": "1+"}).status_code == 503
+    waiting = cluster.submit(long_generation(1, max_tokens=5))
+    assert cluster.redis.llen(QUEUE) == 0, "nothing is dispatched to it"
+    assert "ok" in broadcast(cluster, "add_consumer", queue=QUEUE)
+    assert cluster.finished(waiting).status is Status.SUCCEEDED
+    until(lambda: readiness() == "READY", "READY", timeout_s=DEADLINE_S)

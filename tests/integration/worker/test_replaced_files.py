@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tasks.job import ErrorCode, Job, Status
+from tasks.job import ErrorCode, Status
 from tests.integration.cluster import Cluster, Engine, long_generation
 from tests.integration.stack import CHECKPOINTS, SHIPPED, Process
 
@@ -92,23 +92,19 @@ def damaged_weights(folder: Path) -> None:
     os.truncate(folder / MODEL, 1000)
 
 
-CHANGES: dict[Callable[[Path], None], str] = {
-    other_weights: "files of d4 were replaced",
-    other_vocabulary: "files of d4 were replaced",
-    other_meta: "files of d4 were replaced",
-    link_to_other_weights: "files of d4 were replaced",
-    no_files: META,
-    damaged_weights: MODEL,
-}
-
-
-def text_kept(job: Job, log: str) -> bool:
-    return job.completion == log and len(log) >= 5
-
-
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (other_weights, "files of d4 were replaced"),
+        pytest.param(other_vocabulary, "files of d4 were replaced", marks=pytest.mark.slow),
+        pytest.param(other_meta, "files of d4 were replaced", marks=pytest.mark.slow),
+        pytest.param(link_to_other_weights, "files of d4 were replaced", marks=pytest.mark.slow),
+        pytest.param(no_files, META, marks=pytest.mark.slow),
+        pytest.param(damaged_weights, MODEL, marks=pytest.mark.slow),
+    ],
+)
 def test_an_engine_that_would_load_other_files_ends_the_worker_and_no_text_is_continued(
-    cluster: Cluster, change: Callable[[Path], None]
+    cluster: Cluster, change: Callable[[Path], None], named: str
 ) -> None:
     worker = cluster.worker()
     engine, (job_id,) = begin(cluster, worker)
@@ -116,7 +112,7 @@ def test_an_engine_that_would_load_other_files_ends_the_worker_and_no_text_is_co
     change(cluster.checkpoint)
     engine.kill()
     assert worker.wait(END_S) == 1
-    assert CHANGES[change] in worker.output
+    assert named in worker.output
     assert "Traceback" not in worker.output
     assert cluster.workers_now() == []
     job = cluster.job(job_id)
@@ -184,6 +180,7 @@ def test_an_engine_waits_until_files_that_are_being_copied_are_complete(cluster:
     assert worker.returncode is None
 
 
+@pytest.mark.slow
 def test_a_link_that_points_to_another_folder_now_does_not_change_a_running_worker(cluster: Cluster) -> None:
     target = cluster.checkpoint.with_name("target")
     cluster.checkpoint.rename(target)
@@ -203,6 +200,7 @@ def test_a_link_that_points_to_another_folder_now_does_not_change_a_running_work
     assert worker.returncode is None
 
 
+@pytest.mark.slow
 def test_new_steps_in_the_folder_and_a_new_loss_do_not_change_a_running_worker(cluster: Cluster) -> None:
     worker = cluster.worker()
     engine, (job_id,) = begin(cluster, worker)
@@ -211,7 +209,6 @@ def test_new_steps_in_the_folder_and_a_new_loss_do_not_change_a_running_worker(c
     shutil.copy(cluster.checkpoint / MODEL, cluster.checkpoint / "model_000200.pt")
     engine.kill()
     job = cluster.finished(job_id)
-    for name in ("model_000200.pt",):
-        (cluster.checkpoint / name).unlink()
+    (cluster.checkpoint / "model_000200.pt").unlink()
     cluster.assert_undisturbed(job)
     assert worker.returncode is None

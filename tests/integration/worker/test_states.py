@@ -17,6 +17,7 @@ from tasks.job import Status
 from tasks.store import keys
 from tests.integration.cluster import DEADLINE_S, Cluster, Engine, children, long_generation
 from tests.integration.stack import CHECKPOINTS, SHIPPED, START_S, Process, until
+from worker.transport.consumption import STALLED_AFTER_S
 
 LONG = 1500
 #: KV memory that has room for one job of this length, but not for two.
@@ -168,3 +169,26 @@ def test_a_worker_that_would_consume_another_queue_does_not_start(cluster: Clust
     assert worker.wait(START_S) == 1
     assert "would consume other; it serves the jobs of generate.step_002920" in worker.output
     assert "Traceback" not in worker.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("jobs", [0, 2, 5], ids=["idle", "full", "full, and messages wait"])
+def test_a_consumer_that_has_nothing_to_take_is_not_stalled(cluster: Cluster, jobs: int) -> None:
+    worker = cluster.worker(lease_s="60")
+    engine = Engine(worker)
+    engine.stop()
+    held = cluster.submit_all(long_generation(seed, max_tokens=5) for seed in range(jobs))
+    until(lambda: cluster.redis.hlen("unacked") == min(jobs, 2), "the messages", timeout_s=DEADLINE_S)
+    seen: set[str] = set()
+    begin = cluster.workers_now()[0].heartbeat_at
+
+    def watched() -> bool:
+        [info] = cluster.workers_now()
+        seen.add(info.state.value)
+        return info.heartbeat_at - begin > 1000 * (STALLED_AFTER_S + 5)
+
+    until(watched, "some time", timeout_s=START_S)
+    assert seen <= {"idle", "busy"}
+    engine.resume()
+    for job_id in held:
+        assert cluster.finished(job_id).status is Status.SUCCEEDED
