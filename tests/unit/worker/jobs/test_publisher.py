@@ -47,6 +47,8 @@ class Store(WorkerStore):
         self._changed = threading.Condition()
         self.batches: list[list[AppendTokens | FinishJob]] = []
         self.released: list[tuple[str, int, bool]] = []
+        #: For each release, whether it says that there was no memory left.
+        self.out_of_memory: list[bool] = []
         self.logs: dict[str, list[str]] = {}
         self.ends: dict[str, FinishJob] = {}
         #: The next reply of `flush` for a job, which is then not written.
@@ -66,6 +68,7 @@ class Store(WorkerStore):
     def release(self, job_id: str, attempt: int, *, count_loss: bool = False, out_of_memory: bool = False) -> bool:
         with self._call():
             self.released.append((job_id, attempt, count_loss))
+            self.out_of_memory.append(out_of_memory)
             return True
 
     def wait_for(self, condition: Callable[[], object]) -> None:
@@ -314,6 +317,16 @@ def test_a_stop_text_that_the_engine_did_not_find_aborts_the_sequence(world: Wor
     assert running.over.wait(DEADLINE_S)
     assert world.aborted == [running.sequence_id]
     assert world.store.ends["job_1"].completion == "1"
+
+
+@pytest.mark.parametrize("out_of_memory", [False, True])
+def test_a_release_says_whether_the_engine_had_no_memory(world: World, out_of_memory: bool) -> None:
+    publisher = world.publish()
+    running = job()
+    publisher.add(running)
+    publisher.engine_crashed(None, out_of_memory=out_of_memory)
+    assert running.over.wait(DEADLINE_S)
+    assert world.store.out_of_memory == [out_of_memory]
 
 
 def test_jobs_of_a_crashed_engine_are_released_with_their_tokens_and_a_loss_each(world: World) -> None:
