@@ -19,21 +19,22 @@ class Consumption:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """`clock` returns seconds."""
         self._clock = clock
-        self._looked_at = clock()
+        #: When the consumer last looked for messages; None before the worker is registered.
+        self._looked_at: float | None = None
         #: Returns whether the worker takes messages now.
         self.is_open: Callable[[], bool] = lambda: True
 
     def looked(self) -> None:
-        """Record that the consumer looked for messages of its queue."""
+        """Record that the consumer looked for messages of its queue. The bootstep calls it once to begin the watch."""
         self._looked_at = self._clock()
 
     @property
     def stalled(self) -> bool:
-        """Whether the consumer has not looked for messages for a while.
+        """Whether the consumer has not looked for messages for a while. False before the watch has begun.
 
         Its queue may have been cancelled, its connection may be broken, or Celery's main loop may hang.
         """
-        return self._clock() - self._looked_at > STALLED_AFTER_S
+        return self._looked_at is not None and self._clock() - self._looked_at > STALLED_AFTER_S
 
 
 #: Celery makes one consumer for each process.

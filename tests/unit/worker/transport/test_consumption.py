@@ -37,8 +37,11 @@ def test_a_closed_gate_takes_nothing_but_reads_the_reply_to_what_it_asked_before
 def test_a_consumer_that_stops_looking_is_stalled() -> None:
     now = 0.0
     watched = Consumption(clock=lambda: now)
-    assert not watched.stalled
     now = STALLED_AFTER_S + 1
+    assert not watched.stalled, "the checkpoint is still being loaded"
+    watched.looked()
+    assert not watched.stalled
+    now *= 2
     assert watched.stalled
     watched.looked()
     assert not watched.stalled
@@ -48,6 +51,7 @@ def test_only_the_channel_of_the_queue_counts(monkeypatch: pytest.MonkeyPatch) -
     now = 0.0
     watched = Consumption(clock=lambda: now)
     monkeypatch.setattr(module, "consumption", watched)
+    watched.looked()
     now = STALLED_AFTER_S + 1
     qos(queues=()).can_consume()
     assert watched.stalled
