@@ -76,6 +76,6 @@ def _check_queues(worker: Any, checkpoint: str) -> None:
     consumed = sorted(worker.app.amqp.queues.consume_from)
     if consumed != [own]:
         raise ConfigurationError(
-            f"This worker would consume {', '.join(consumed)}; it serves the jobs of {own} and nothing else. Start it "
+            f"This worker would consume {', '.join(consumed) or 'nothing'}; it serves the jobs of {own} and nothing else. Start it "
             "without -Q and -X."
         )
