@@ -75,7 +75,7 @@ def _check_queues(worker: Any, checkpoint: str) -> None:
     own = keys.queue(checkpoint)
     consumed = sorted(worker.app.amqp.queues.consume_from)
     if consumed != [own]:
+        named = ", ".join(consumed) or "no queue"
         raise ConfigurationError(
-            f"This worker would consume {', '.join(consumed) or 'nothing'}; it serves the jobs of {own} and nothing else. Start it "
-            "without -Q and -X."
+            f"This worker would consume {named}; it serves the jobs of {own} and nothing else. Start it without -Q and -X."
         )
