@@ -77,5 +77,6 @@ def _check_queues(worker: Any, checkpoint: str) -> None:
     if consumed != [own]:
         named = ", ".join(consumed) or "no queue"
         raise ConfigurationError(
-            f"This worker would consume {named}; it serves the jobs of {own} and nothing else. Start it without -Q and -X."
+            f"This worker would consume {named}; it serves the jobs of {own} and nothing else. Start it without -Q "
+            "and -X."
         )
