@@ -92,7 +92,7 @@ def _wait_for_workers(url: str, workers: int, started: list[Process]) -> None:
                 raise RuntimeError(f"{process.name} ended with {process.returncode}:\n{process.output}")
         with suppress(httpx.TransportError):
             answer = httpx.get(f"{url}/v1/workers")
-            if answer.is_success and len(answer.json()["data"]) == workers:
+            if answer.is_success and [entry["state"] for entry in answer.json()["data"]] == ["idle"] * workers:
                 return
         if time.monotonic() > deadline:
             raise TimeoutError(f"{workers} workers did not start within {START_S:g} s")

@@ -9,6 +9,13 @@ WORKER_LOST = JobError(
     "Workers were lost too many times while they ran this job.",
     retryable=True,
 )
+#: The engines that ran the job ended because there was no memory left.
+OUT_OF_MEMORY = JobError(
+    ErrorCode.OUT_OF_MEMORY,
+    "Engines that ran this job were ended too many times because no memory was left. Ask for fewer tokens, or give the "
+    "worker more memory.",
+    retryable=True,
+)
 #: The job was accepted for weights that no worker still has.
 CHECKPOINT_CHANGED = JobError(
     ErrorCode.CHECKPOINT_CHANGED,

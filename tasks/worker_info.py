@@ -10,10 +10,13 @@ from enum import StrEnum
 class WorkerState(StrEnum):
     """The state of a worker. Jobs are dispatched only to idle and busy workers."""
 
+    #: It loads its checkpoint: at its start, or again after its engine has crashed.
     STARTING = "starting"
     IDLE = "idle"
     BUSY = "busy"
-    #: The worker is stopping and takes no new jobs.
+    #: It takes no messages although it should: its main loop hangs, or has no connection to Redis.
+    STALLED = "stalled"
+    #: It is stopping and takes no new jobs.
     DRAINING = "draining"
 
 
@@ -26,13 +29,13 @@ class WorkerInfo:
     #: A random id of this run, which differs from that of an earlier run with the same name.
     incarnation: str
     checkpoint: str
-    #: `cpu`, `cuda`, `mps`.
+    #: `cpu`, `cuda`, `mps`; `auto` until the device is chosen.
     device: str
     #: Number of jobs that it can run at once.
     slots: int
     pid: int
     host: str
-    #: Digest of the checkpoint's card.
+    #: Digest of the checkpoint's card; empty until the checkpoint is loaded for the first time.
     digest: str = ""
     state: WorkerState = WorkerState.STARTING
     #: Number of jobs that it runs now.
@@ -64,6 +67,16 @@ class WorkerInfo:
             "tokens_per_s": str(self.tokens_per_s),
         }
         return [part for pair in fields.items() for part in pair]
+
+    @property
+    def takes_jobs(self) -> bool:
+        """Whether jobs are dispatched to it."""
+        return self.state in (WorkerState.IDLE, WorkerState.BUSY)
+
+    @property
+    def is_reloading(self) -> bool:
+        """Whether it replaces a crashed engine, and then serves the weights of its digest again."""
+        return self.state is WorkerState.STARTING and bool(self.digest)
 
     @classmethod
     def from_hash(cls, fields: Mapping[bytes, bytes]) -> WorkerInfo:

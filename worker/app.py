@@ -28,12 +28,14 @@ from worker.transport import current
 from worker.transport.bootstep import EngineStep
 from worker.transport.channel import ReusingAMQP
 from worker.transport.consumer import BRPOP_S
+from worker.transport.control import replace_commands
 from worker.transport.shutdown import begin_stop
 from worker.transport.task_request import GenerationRequest
 
 app = make_app(settings_or_exit())
 app.amqp_cls = ReusingAMQP
 app.steps["worker"].add(EngineStep)
+replace_commands()
 app.conf.update(
     worker_pool="threads",
     worker_concurrency=settings().slots,

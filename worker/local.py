@@ -86,7 +86,8 @@ class LocalModel:
             )
         except (ValueError, MemoryError, RuntimeError) as error:
             # torch raises RuntimeError when the device has no memory left.
-            raise LocalModelError(f"{folder.name} cannot be loaded: {error}") from error
+            reason = str(error) or type(error).__name__
+            raise LocalModelError(f"{folder.name} cannot be loaded: {reason}") from error
         return cls(loaded.engine, loaded.card, tokenizer, loaded.warnings)
 
     def encode(self, prompt: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
@@ -140,7 +141,8 @@ class LocalModel:
             while self._engine.has_work:
                 self._engine.step()
         if sequence.finish is FinishReason.ERROR:
-            raise LocalModelError(f"decoding failed: {sequence.error}")
+            reason = "no reason given" if sequence.error is None else sequence.error.message
+            raise LocalModelError(f"decoding failed: {reason}")
         if detokenizer is not None:
             add(detokenizer.finish())
         logits = sequence.prompt_logits

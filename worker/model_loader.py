@@ -9,7 +9,7 @@ from tasks.card import Card
 from worker.checkpoints import formats
 from worker.checkpoints.cards import build_card
 from worker.checkpoints.folder import CheckpointFolder
-from worker.checkpoints.tokenizers import Tokenizer
+from worker.checkpoints.tokenizers import Tokenizer, tokenizer_digest
 from worker.engine.architecture.weight_form import WeightForm
 from worker.engine.backends import load_weights
 from worker.engine.device import Device
@@ -30,6 +30,8 @@ class LoadedModel:
     device: Device
     #: Size of the KV cache, in tokens.
     kv_tokens: int
+    #: SHA-256 (hex) of the tokenizer's files; empty if it has none.
+    tokenizer_digest: str
     #: Warnings for the operator about the checkpoint.
     warnings: tuple[str, ...]
 
@@ -83,4 +85,11 @@ def load_model(
         prefill_chunk_tokens=prefill_chunk_tokens,
     )
     warm_up(engine)
-    return LoadedModel(engine=engine, card=card, device=chosen, kv_tokens=kv_tokens, warnings=checkpoint.warnings)
+    return LoadedModel(
+        engine=engine,
+        card=card,
+        device=chosen,
+        kv_tokens=kv_tokens,
+        tokenizer_digest="" if tokenizer is None else tokenizer_digest(folder),
+        warnings=checkpoint.warnings,
+    )

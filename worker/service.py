@@ -6,9 +6,9 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import structlog
@@ -16,23 +16,26 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from tasks.connections import make_sync, redacted
+from tasks.errors import CardConflictError, SchemaError
 from tasks.settings import Settings
 from tasks.store import keys
 from tasks.store.worker_store import WorkerStore
 from tasks.worker_info import WorkerInfo, WorkerState
-from worker import health
 from worker.checkpoints.folder import CheckpointFolder
-from worker.checkpoints.tokenizers import Tokenizer, load_tokenizer
+from worker.checkpoints.tokenizers import Tokenizer, load_tokenizer, tokenizer_digest
 from worker.engine.kv.budget import KvBudget
 from worker.engine_process.client import EngineLoadError
-from worker.engine_process.messages import Ready, Start
+from worker.engine_process.messages import Ready, Start, Update
 from worker.engine_process.supervisor import EngineSupervisor
+from worker.health import HealthFile
+from worker.jobs.announcer import Announcer
 from worker.jobs.cancel_listener import CancelListener
 from worker.jobs.job_runner import JobRunner
 from worker.jobs.kv_admission import KvAdmission
 from worker.jobs.lease_keeper import LeaseKeeper
 from worker.jobs.publisher import Publisher
 from worker.jobs.retry import RetryStoppedError, retry_while_redis_is_away
+from worker.jobs.stuck_jobs import STUCK_AFTER_S, StuckJobs
 
 log = structlog.get_logger(__name__)
 
@@ -40,6 +43,41 @@ log = structlog.get_logger(__name__)
 RETRY_S = 1.0
 #: How long a drain waits for the task bodies, in seconds.
 DRAIN_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransportHooks:
+    """What the service needs of Celery's side of the process. All of them may be called from any thread."""
+
+    #: Stops the worker, which cannot continue, with a message for people.
+    give_up: Callable[[str], None]
+    #: Whether the worker is being stopped.
+    should_stop: Callable[[], bool]
+    #: Whether the consumer has not looked for messages for a while.
+    stalled: Callable[[], bool]
+    #: The jobs of the messages that were taken and are not acknowledged.
+    held_jobs: Callable[[], Collection[str]]
+    #: Makes the consumer look again at once whether it may take messages.
+    wake: Callable[[], None]
+
+
+class _EngineEvents:
+    """Passes what the engine does to the publisher, and its changes to the service once there is one."""
+
+    def __init__(self, publisher: Publisher) -> None:
+        self._publisher = publisher
+        #: Called when the engine has crashed, and when a new one has loaded.
+        self.on_change: Callable[[], None] = lambda: None
+
+    def engine_decoded(self, updates: Sequence[Update], /) -> None:
+        self._publisher.engine_decoded(updates)
+
+    def engine_crashed(self, suspect: str | None, /, *, out_of_memory: bool) -> None:
+        self.on_change()
+        self._publisher.engine_crashed(suspect, out_of_memory=out_of_memory)
+
+    def engine_restarted(self) -> None:
+        self.on_change()
 
 
 class WorkerService:
@@ -55,27 +93,19 @@ class WorkerService:
         publisher: Publisher,
         ready: Ready,
         tokenizer: Tokenizer,
-        name: str,
-        give_up: Callable[[str], None],
+        starting: WorkerInfo,
+        hooks: TransportHooks,
     ) -> None:
-        """`engine` has loaded its checkpoint: `ready` is its first message."""
+        """`engine` has loaded its checkpoint: `ready` is its first message. `starting` was announced before."""
         self._settings = settings
         self._redis = redis
         self._store = store
         self._engine = engine
         self._publisher = publisher
         self._ready = ready
-        self._info = WorkerInfo(
-            name=name,
-            incarnation=secrets.token_hex(8),
-            checkpoint=ready.card.name,
-            device=ready.device,
-            slots=settings.slots,
-            pid=os.getpid(),
-            host=socket.gethostname(),
-            digest=ready.card.digest,
-            kv_tokens=ready.kv_tokens,
-        )
+        self._hooks = hooks
+        self._draining = False
+        self._info = replace(starting, device=ready.device, digest=ready.card.digest, kv_tokens=ready.kv_tokens)
         self._speed = _Speedometer()
         self._runner = JobRunner(
             store=store,
@@ -84,7 +114,7 @@ class WorkerService:
             admission=KvAdmission(KvBudget(ready.kv_tokens)),
             tokenizer=tokenizer,
             card=ready.card,
-            worker=name,
+            worker=self._info.name,
             incarnation=self._info.incarnation,
         )
         self._lease_keeper = LeaseKeeper(
@@ -92,42 +122,41 @@ class WorkerService:
             publisher,
             self._runner,
             info=self._current_info,
-            before_heartbeat=self._check_engine,
-            on_conflict=give_up,
+            before_heartbeat=self._check_process,
+            on_conflict=hooks.give_up,
             period_s=settings.heartbeat_s,
         )
-        self._cancel_listener = CancelListener(redis, keys.worker_channel(name), publisher.cancel_requested)
+        self._cancel_listener = CancelListener(redis, keys.worker_channel(self._info.name), publisher.cancel_requested)
+        self._health_file = None if settings.health_file is None else HealthFile(settings.health_file)
+        self._stuck_jobs = StuckJobs(hooks.held_jobs, self._runner.job_ids)
 
     @classmethod
     def start(
-        cls,
-        settings: Settings,
-        folder: CheckpointFolder,
-        name: str,
-        *,
-        give_up: Callable[[str], None],
-        should_stop: Callable[[], bool],
+        cls, settings: Settings, folder: CheckpointFolder, name: str, hooks: TransportHooks
     ) -> WorkerService | None:
-        """Load the checkpoint, register the worker, and start the threads. None if `should_stop` returned True.
+        """Load the checkpoint, register the worker, and start the threads. None if the worker is being stopped.
 
-        `give_up` is called, from any thread, with a message for people when the worker cannot continue. Raises
-        EngineLoadError, CheckpointError, CardConflictError and SchemaError, each with a message for people. If no
-        service is returned, nothing is left running.
+        Raises EngineLoadError, CheckpointError, CardConflictError and SchemaError, each with a message for people. If
+        no service is returned, nothing is left running.
         """
         redis = make_sync(settings)
         store = WorkerStore(redis, settings)
         engine = EngineSupervisor(
-            _start_message(settings, folder), load_timeout_s=settings.load_timeout_s, on_give_up=give_up
+            _start_message(settings, folder), load_timeout_s=settings.load_timeout_s, on_give_up=hooks.give_up
         )
         publisher = Publisher(store, abort=engine.abort, flush_interval_s=settings.flush_interval_ms / 1000)
-        retry = partial(_retry, settings, should_stop)
+        events = _EngineEvents(publisher)
+        starting = _starting(settings, folder, name)
+        retry = partial(_retry, settings, hooks.should_stop)
         with ExitStack() as undo:
             undo.callback(redis.close)
             undo.callback(engine.stop)
+            undo.callback(_deregister, store, starting)
             try:
                 retry(store.check_schema)
                 log.info("loading", checkpoint=folder.name, path=str(folder.path))
-                ready = engine.start(publisher, should_stop=should_stop)
+                with Announcer(store, starting, period_s=settings.heartbeat_s):
+                    ready = engine.start(events, should_stop=hooks.should_stop)
                 service = cls(
                     settings,
                     redis=redis,
@@ -135,19 +164,25 @@ class WorkerService:
                     engine=engine,
                     publisher=publisher,
                     ready=ready,
-                    tokenizer=load_tokenizer(folder, ready.card.vocab_size),
-                    name=name,
-                    give_up=give_up,
+                    tokenizer=_load_tokenizer(folder, ready),
+                    starting=starting,
+                    hooks=hooks,
                 )
-                retry(service._register)
+                service._register(retry)
             except (RetryStoppedError, EngineLoadError):
-                if should_stop():
+                if hooks.should_stop():
                     return None
                 raise
             undo.pop_all()
+        events.on_change = service._engine_changed
         service._start_threads()
         service._log_loaded()
         return service
+
+    @property
+    def takes_messages(self) -> bool:
+        """Whether the consumer may take messages: an engine is there, and the worker does not stop."""
+        return self._engine.available and not self._draining
 
     def run(self, job_id: str) -> None:
         """The task body."""
@@ -163,23 +198,41 @@ class WorkerService:
         Celery has stopped taking messages before.
         """
         log.info("draining", running=len(self._publisher.running()))
+        self._draining = True
         self._runner.close()
-        # The worker deregisters before it releases jobs, or they would be dispatched to it again. A heartbeat would
-        # register it again.
         self._lease_keeper.stop()
-        self._deregister()
+        # Before jobs are released, or they would be dispatched to this worker again.
+        self._send_last_heartbeat()
         self._publisher.stop()
         self._engine.stop()
         self._wait_for_task_bodies()
         self._cancel_listener.stop()
+        _deregister(self._store, self._info)
         self._redis.close()
+
+    def begin_drain(self) -> None:
+        """Take no more messages, and show that in the registry. `drain` follows when Celery has stopped."""
+        self._draining = True
+        self._lease_keeper.beat_now()
 
     def kill_engine(self) -> None:
         """Kill the engine process without waiting for its end."""
         self._engine.kill()
 
-    def _register(self) -> None:
-        self._store.register(self._current_info(), self._ready.card)
+    def _register(self, retry: Callable[[Callable[[], None]], None]) -> None:
+        """Register the worker. Raises CardConflictError if other workers serve other weights and do not end.
+
+        A worker that was killed counts as live until its heartbeats are too old. So a conflict may end by itself.
+        """
+        deadline = time.monotonic() + self._settings.worker_ttl_s + RETRY_S
+        while True:
+            try:
+                return retry(lambda: self._store.register(self._current_info(), self._ready.card))
+            except CardConflictError as error:
+                if time.monotonic() >= deadline or self._hooks.should_stop():
+                    raise
+                log.warning("waits_for_name", reason=str(error))
+                time.sleep(RETRY_S)
 
     def _start_threads(self) -> None:
         self._publisher.start()
@@ -199,32 +252,83 @@ class WorkerService:
             kv_tokens=self._ready.kv_tokens,
         )
 
-    def _deregister(self) -> None:
+    def _engine_changed(self) -> None:
+        """Show in the registry that the engine has crashed or that a new one has loaded, and tell the consumer."""
+        self._lease_keeper.beat_now()
+        self._hooks.wake()
+
+    def _send_last_heartbeat(self) -> None:
         try:
-            self._store.deregister(self._info)
-        except RedisError as error:
-            log.warning("deregister_failed", error=str(error))
+            self._store.heartbeat(self._current_info())
+        except (RedisError, CardConflictError, SchemaError) as error:
+            log.warning("heartbeat_failed", error=str(error))
 
     def _wait_for_task_bodies(self) -> None:
         if not self._runner.wait_idle(DRAIN_S):
             log.error("task_bodies_still_run", after_s=DRAIN_S)
 
-    def _check_engine(self) -> None:
-        """Kill an engine that makes no progress. Otherwise touch the health file."""
-        killed = self._engine.kill_if_unresponsive(self._settings.engine_silence_s)
-        if not killed and self._settings.health_file is not None:
-            health.touch(self._settings.health_file)
+    def _check_process(self) -> None:
+        """Kill an engine that makes no progress, and stop a worker whose threads run nothing. Else touch the file."""
+        if self._engine.kill_if_unresponsive(self._settings.engine_silence_s):
+            return
+        if not self._draining and (stuck := self._stuck_jobs.find()):
+            self._hooks.give_up(
+                f"For {STUCK_AFTER_S:g} s the worker held messages that none of its threads ran: {', '.join(stuck)}. "
+                "The jobs go back to the queue."
+            )
+            return
+        if self._health_file is not None:
+            self._health_file.touch()
 
     def _current_info(self) -> WorkerInfo:
         report = self._engine.report
         running = len(self._publisher.running())
         return replace(
             self._info,
-            state=WorkerState.BUSY if running else WorkerState.IDLE,
+            state=self._state(running),
             running=running,
             kv_tokens_free=self._info.kv_tokens if report is None else report.kv_tokens_free,
             tokens_per_s=self._speed.per_second(self._publisher.tokens_decoded),
         )
+
+    def _state(self, running: int) -> WorkerState:
+        if self._draining:
+            return WorkerState.DRAINING
+        if not self._engine.available:
+            return WorkerState.STARTING
+        if self._hooks.stalled():
+            return WorkerState.STALLED
+        return WorkerState.BUSY if running else WorkerState.IDLE
+
+
+def _starting(settings: Settings, folder: CheckpointFolder, name: str) -> WorkerInfo:
+    """A worker that loads its checkpoint, as it is registered before more is known."""
+    return WorkerInfo(
+        name=name,
+        incarnation=secrets.token_hex(8),
+        checkpoint=folder.name,
+        device=settings.device,
+        slots=settings.slots,
+        pid=os.getpid(),
+        host=socket.gethostname(),
+    )
+
+
+def _load_tokenizer(folder: CheckpointFolder, ready: Ready) -> Tokenizer:
+    """The tokenizer that the engine has loaded. Raises TokenizerError, and EngineLoadError if it was replaced since."""
+    tokenizer = load_tokenizer(folder, ready.card.vocab_size)
+    if tokenizer_digest(folder) != ready.tokenizer_digest:
+        raise EngineLoadError(
+            f"The tokenizer of {folder.name} was replaced while the checkpoint was loaded. Start the worker again."
+        )
+    return tokenizer
+
+
+def _deregister(store: WorkerStore, info: WorkerInfo) -> None:
+    try:
+        store.deregister(info)
+    except RedisError as error:
+        log.warning("deregister_failed", error=str(error))
 
 
 def _start_message(settings: Settings, folder: CheckpointFolder) -> Start:

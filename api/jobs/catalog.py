@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from api.http.problems import RETRY_WORKER_S, ApiError, Code, FieldError
 from tasks.card import Card
-from tasks.store.job_store import JobStore, ServedCheckpoint
+from tasks.store.job_store import JobStore, WorkerCounts
 from tasks.worker_info import WorkerInfo
 
 #: Oldest snapshot that is used to accept a request, in seconds. A refusal is always based on a new one.
@@ -25,17 +25,35 @@ class CatalogSnapshot:
 
     #: The cards of all checkpoints that a worker has ever served.
     cards: Mapping[str, Card]
-    #: The checkpoints that have a live worker that takes jobs.
-    serving_now: Sequence[ServedCheckpoint]
+    #: The live workers of each checkpoint that has some.
+    workers: Sequence[WorkerCounts]
 
-    def serving(self, name: str | None = None) -> list[ServedCheckpoint]:
-        """What takes jobs now, of one checkpoint or of all."""
-        return [served for served in self.serving_now if name in (None, served.checkpoint)]
+    def serving(self, name: str | None = None) -> list[WorkerCounts]:
+        """The checkpoints with a worker that takes jobs, one of them or all."""
+        return [counts for counts in self._counts_of(name) if counts.serving]
+
+    def accepting(self, name: str | None = None) -> list[WorkerCounts]:
+        """The checkpoints for which new jobs are accepted, one of them or all.
+
+        They have a worker that takes jobs, or one that replaces a crashed engine and soon takes jobs again.
+        """
+        return [counts for counts in self._counts_of(name) if counts.serving or counts.reloading]
+
+    def loading(self, name: str | None = None) -> int:
+        """Number of workers that load a checkpoint, for the first time or again, of one checkpoint or of all."""
+        return sum(counts.starting + counts.reloading for counts in self._counts_of(name))
+
+    def stalled(self) -> int:
+        """Number of workers whose consumer does not look for messages."""
+        return sum(counts.stalled for counts in self.workers)
+
+    def _counts_of(self, name: str | None) -> list[WorkerCounts]:
+        return [counts for counts in self.workers if name in (None, counts.checkpoint)]
 
     @property
     def served(self) -> list[str]:
-        """Names of the checkpoints that have a worker that takes jobs, sorted."""
-        return sorted({served.checkpoint for served in self.serving()} & self.cards.keys())
+        """Names of the checkpoints for which jobs are accepted, sorted."""
+        return sorted({counts.checkpoint for counts in self.accepting()} & self.cards.keys())
 
     def default(self, configured: str | None) -> str | None:
         """The checkpoint of a request that names none.
@@ -74,8 +92,8 @@ class Catalog:
             # A request that waited for the lock uses the snapshot that was taken in the meantime.
             if self._taken_at < asked_at - max_age_s:
                 taken_at = time.monotonic()
-                cards, serving = await asyncio.gather(self._store.cards(), self._store.serving())
-                self._snapshot = CatalogSnapshot(cards, serving)
+                cards, workers = await asyncio.gather(self._store.cards(), self._store.worker_counts())
+                self._snapshot = CatalogSnapshot(cards, workers)
                 self._taken_at = taken_at
             return self._snapshot
 
@@ -128,10 +146,12 @@ class Catalog:
             raise ApiError(Code.MODEL_NOT_LOADED, NOT_LOADED, retry_after_s=RETRY_WORKER_S)
         if card is None:
             raise _not_found(name, sorted(snapshot.cards))
-        if not may_wait and not snapshot.serving(name):
+        if not may_wait and not snapshot.accepting(name):
+            loading = snapshot.loading(name)
+            now = f"a worker loads {name} now. Try" if loading else f"no worker serves {name} now. Start one, or try"
             raise ApiError(
                 Code.NO_WORKERS,
-                f"{NOT_LOADED}: no worker serves {name} now. Start one, or try again later.",
+                f"{NOT_LOADED}: {now} again later.",
                 retry_after_s=RETRY_WORKER_S,
             )
         return card

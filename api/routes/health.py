@@ -7,6 +7,7 @@ from redis.exceptions import RedisError
 
 from api.http.openapi import QUEUE_CODES, problems
 from api.http.problems import RETRY_WORKER_S, ApiError, Code
+from api.jobs.catalog import CatalogSnapshot
 from api.schemas.health import Liveness, Readiness
 from api.services import UncheckedServicesDep
 from tasks.errors import SchemaError
@@ -27,7 +28,10 @@ async def live() -> Liveness:
     responses=problems((*QUEUE_CODES, Code.MODEL_NOT_LOADED, Code.NO_WORKERS)),
 )
 async def ready(services: UncheckedServicesDep) -> Readiness:
-    """200 while a worker takes jobs; else 503 with `state` STARTING, NO_WORKERS, REDIS_DOWN or SCHEMA_MISMATCH."""
+    """200 while a worker takes jobs; else 503 with `state`.
+
+    `state` is STARTING, STALLED, NO_WORKERS, REDIS_DOWN or SCHEMA_MISMATCH.
+    """
     try:
         snapshot = await services.health.snapshot()
     except (RedisError, TimeoutError) as error:
@@ -38,11 +42,23 @@ async def ready(services: UncheckedServicesDep) -> Readiness:
         raise _not_ready(Code.MODEL_NOT_LOADED, "STARTING", "No worker has loaded a checkpoint yet.")
     serving = snapshot.serving()
     if not serving:
-        raise _not_ready(Code.NO_WORKERS, "NO_WORKERS", "No worker takes jobs.")
-    workers = sum(served.workers for served in serving)
-    slots = sum(served.slots for served in serving)
-    running = sum(served.running for served in serving)
+        raise _none_takes_jobs(snapshot)
+    workers = sum(counts.serving for counts in serving)
+    slots = sum(counts.slots for counts in serving)
+    running = sum(counts.running for counts in serving)
     return Readiness(state="BUSY" if running >= slots else "READY", workers=workers, slots=slots, running=running)
+
+
+def _none_takes_jobs(snapshot: CatalogSnapshot) -> ApiError:
+    """Why no worker takes jobs, although checkpoints are known."""
+    if loading := snapshot.loading():
+        return _not_ready(
+            Code.NO_WORKERS, "STARTING", f"No worker takes jobs. Workers that load their checkpoint: {loading}."
+        )
+    if stalled := snapshot.stalled():
+        detail = f"No worker takes jobs. Live workers whose consumer does not look for messages: {stalled}."
+        return _not_ready(Code.NO_WORKERS, "STALLED", detail)
+    return _not_ready(Code.NO_WORKERS, "NO_WORKERS", "No worker takes jobs.")
 
 
 def _not_ready(code: Code, state: str, detail: str) -> ApiError:

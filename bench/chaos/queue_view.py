@@ -99,8 +99,8 @@ class QueueView:
         return messages or []
 
     async def workers(self) -> dict[int, WorkerInfo]:
-        """Return the live workers by process id."""
-        return {worker.pid: worker for worker in await self._retry(self._store.workers)}
+        """Return the live workers that take jobs, by process id."""
+        return {worker.pid: worker for worker in await self._retry(self._store.workers) if worker.takes_jobs}
 
     async def job(self, job_id: str) -> Job | None:
         """Return a job's record; None if it has none."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from worker.engine.batch import Batch
 from worker.engine.decoding_model import DecodingModel
 from worker.engine.kv.cache import KvCache
+from worker.engine_process import loading
 from worker.engine_process import main as engine_process
 from worker.engine_process.messages import Start
 from worker.model_loader import LoadedModel
@@ -41,14 +42,14 @@ class SleepingModel:
 
 
 def load(start: Start) -> LoadedModel:
-    """Load what `worker.engine_process.main` loads, and replace the model."""
+    """Load what `worker.engine_process.loading` loads, and replace the model."""
     loaded = real_load(start)
     loaded.engine.model = SleepingModel(loaded.engine.model, float(os.environ[STEP_MS]) / 1000)
     return loaded
 
 
-real_load = engine_process.load
+real_load = loading.load_once
 
 if __name__ == "__main__":
-    engine_process.load = load
+    loading.load_once = load
     sys.exit(engine_process.main())

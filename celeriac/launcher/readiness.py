@@ -18,7 +18,7 @@ class ReadinessCheck:
     """Polls the server in its own thread, and calls `on_ready` once."""
 
     def __init__(self, url: str, workers: Collection[str], on_ready: Callable[[], None]) -> None:
-        """`on_ready` is called when the server is ready and lists one of `workers`.
+        """`on_ready` is called when the server is ready and one of `workers` takes jobs.
 
         Names are compared because Redis may still list workers of an earlier run.
         """
@@ -50,5 +50,6 @@ class ReadinessCheck:
             return False
         listed = http.get("/v1/workers")
         return listed.status_code == httpx.codes.OK and any(
-            worker["name"].startswith(self._workers) for worker in listed.json()["data"]
+            worker["name"].startswith(self._workers) and worker["state"] in ("idle", "busy")
+            for worker in listed.json()["data"]
         )

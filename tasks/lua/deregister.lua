@@ -12,5 +12,9 @@ if redis.call('HGET', KEY.worker(name), 'incarnation') ~= incarnation then
 end
 redis.call('DEL', KEY.worker(name))
 remove_worker(checkpoint, name)
+-- No worker ever loaded the checkpoint.
+if redis.call('EXISTS', KEY.card(checkpoint), KEY.workers(checkpoint)) == 0 then
+  redis.call('SREM', KEY.CHECKPOINTS, checkpoint)
+end
 dispatch(checkpoint)
 return 1

@@ -7,7 +7,7 @@
 --        known; ratios of real to predicted duration of the last jobs}
 
 local checkpoint = ARGV[1]
-local _, slots = live_capacity(checkpoint)
+local slots = live_counts(checkpoint).slots
 local first_token_ms, ms_per_token, share = unpack(redis.call(
   'HMGET', KEY.pace(checkpoint), 'first_token_ms', 'ms_per_token', 'share'))
 return {

@@ -123,7 +123,7 @@ for _, checkpoint in ipairs(checkpoints) do
 
   local gone_here = remove_expired_workers(checkpoint)
   if checkpoint == to_recount then
-    recount_slots(checkpoint)
+    recount_workers(checkpoint)
   end
   local until_us = gone_here > 0 and NOW_US or NOW_US - dispatch_timeout_ms * 1000
   local pushed_here, orphans_here = push_missing_messages(checkpoint, until_us)

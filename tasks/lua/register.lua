@@ -1,28 +1,40 @@
 -- Registers a worker and publishes its checkpoint's card.
 --
+-- A worker that still loads its checkpoint calls this without a card each second, and is then listed as `starting`. Its
+-- digest is not known, so it is not compared; and while an earlier run under its name is listed, nothing happens.
+--
 -- A later run under the same name replaces the earlier run. Jobs that the earlier run still holds return to the head of
 -- the backlog at once, before their leases expire. That counts as a loss for each: a run that stops in an orderly way
 -- releases its jobs before its name can be taken, so a run that still holds jobs has crashed.
 --
 -- KEYS   none
--- ARGV   1 worker   2 its incarnation   3 checkpoint   4 digest   5 card (JSON)   6 ms until the worker counts as gone
+-- ARGV   1 worker   2 its incarnation   3 checkpoint   4 digest, or ''   5 card (JSON), or ''
+--        6 ms until the worker counts as gone
 --        7.. field, value, ... of the worker's hash
 -- reply  {'ok', jobs taken from the earlier run}
 --        {'conflict', digest}    another live worker serves these weights under the checkpoint's name
 
 write_even_if_full()
 local name, incarnation, checkpoint, digest, card, ttl_ms = unpack(ARGV, 1, 6)
+local earlier, earlier_checkpoint = unpack(redis.call('HMGET', KEY.worker(name), 'incarnation', 'checkpoint'))
+local is_loading = card == ''
 
--- Returns the digest that another live worker serves under the checkpoint's name; nil if there is no such worker. All live
--- workers of a checkpoint have the digest of its card, because `register` and `heartbeat` refuse others.
-local function digest_of_others()
-  local live = redis.call(
-    'ZRANGEBYSCORE', KEY.workers(checkpoint), '(' .. format_int(NOW_MS), '+inf', 'LIMIT', 0, 2)
-  for _, other in ipairs(live) do
-    if other ~= name then
-      return redis.call('HGET', KEY.card(checkpoint), 'digest') or redis.call('HGET', KEY.worker(other), 'digest')
-    end
+if is_loading and earlier and earlier ~= incarnation then
+  return {'ok', 0}
+end
+
+-- Returns whether other live workers have loaded the checkpoint. All of them have the digest of its card, because
+-- `register` and `heartbeat` refuse others. A worker that drains claims no more jobs, so it does not count.
+local function others_have_loaded()
+  local counts = live_counts(checkpoint)
+  local loaded = counts.serving + counts.reloading + counts.stalled
+  local ends_at = redis.call('ZSCORE', KEY.workers(checkpoint), name)
+  if ends_at and tonumber(ends_at) > NOW_MS then
+    local own = {}
+    add_share(own, redis.call('HGET', KEY.capacity(checkpoint), 'worker:' .. name) or '', 1)
+    loaded = loaded - (own.serving or own.reloading or own.stalled or 0)
   end
+  return loaded > 0
 end
 
 -- Takes the jobs that an earlier run still holds. Returns how many.
@@ -46,21 +58,22 @@ local function take_jobs()
   return taken
 end
 
-local served = digest_of_others()
-if served and served ~= digest then
+local served = redis.call('HGET', KEY.card(checkpoint), 'digest')
+if not is_loading and served and served ~= digest and others_have_loaded() then
   return {'conflict', served}
 end
 
-redis.call('HSET', KEY.card(checkpoint), 'card', card, 'digest', digest)
 redis.call('SADD', KEY.CHECKPOINTS, checkpoint)
-
-local earlier, earlier_checkpoint = unpack(redis.call('HMGET', KEY.worker(name), 'incarnation', 'checkpoint'))
 if earlier_checkpoint and earlier_checkpoint ~= checkpoint then
   remove_worker(earlier_checkpoint, name)
 end
 local taken = 0
-if earlier ~= incarnation then
-  redis.call('DEL', KEY.worker(name))
+if not is_loading then
+  redis.call('HSET', KEY.card(checkpoint), 'card', card, 'digest', digest)
+  if earlier ~= incarnation then
+    redis.call('DEL', KEY.worker(name))
+  end
+  -- Also if this run was announced before, because its earlier run was gone then.
   taken = take_jobs()
 end
 store_heartbeat(name, checkpoint, ttl_ms, {unpack(ARGV, 7)})

@@ -112,20 +112,26 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
-class ServedCheckpoint:
-    """A checkpoint with live workers that take jobs."""
+class WorkerCounts:
+    """The live workers of a checkpoint, counted by what they do. A worker that drains is not counted."""
 
     checkpoint: str
-    #: Number of these workers.
-    workers: int
+    #: Workers that take jobs.
+    serving: int
     #: Their slots together.
     slots: int
     #: Running jobs of the checkpoint.
     running: int
+    #: Workers that replace a crashed engine: they have proved that they serve the weights of the card.
+    reloading: int = 0
+    #: Workers that load the checkpoint for the first time.
+    starting: int = 0
+    #: Workers whose consumer does not look for messages.
+    stalled: int = 0
 
 
 # Aliases, because `list` is a method inside the class.
-Serving = list[ServedCheckpoint]
+Counts = list[WorkerCounts]
 Entries = list[Entry]
 Workers = list[WorkerInfo]
 
@@ -300,10 +306,13 @@ class JobStore:
             texts = await pipeline.execute()
         return {name: Card.from_json(text) for name, text in zip(names, texts, strict=True) if text is not None}
 
-    async def serving(self) -> Serving:
-        """The checkpoints with a live worker that takes jobs, by name. The cost does not depend on how many workers."""
-        found = await scripts.get("serving").acall(self._redis)
-        return [ServedCheckpoint(name.decode(), *counts) for name, *counts in sorted(found)]
+    async def worker_counts(self) -> Counts:
+        """The counts of each checkpoint that has a live worker, in order of their names.
+
+        The cost does not depend on how many workers there are.
+        """
+        found = await scripts.get("worker_counts").acall(self._redis)
+        return [WorkerCounts(name.decode(), *counts) for name, *counts in sorted(found)]
 
     async def workers(self, checkpoint: str | None = None) -> Workers:
         """The live workers of one checkpoint, or of all, in order of their names."""

@@ -71,7 +71,7 @@ def workers(checkpoint: str) -> str:
 
 
 def capacity(checkpoint: str) -> str:
-    """Hash: `workers` that take jobs and their `slots` together, and `slots:<name>` of each of them."""
+    """Hash: what the workers of a checkpoint do, and their slots: see `lua/prelude/workers.lua`."""
     return f"{PREFIX}capacity:{checkpoint}"
 
 

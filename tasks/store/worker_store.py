@@ -15,7 +15,7 @@ from typing import Any, Literal
 import redis
 from redis.exceptions import NoScriptError
 
-from tasks import token_log
+from tasks import failures, token_log
 from tasks.card import Card
 from tasks.errors import CardConflictError, WorkerReplacedError
 from tasks.generation import FinishReason
@@ -129,19 +129,17 @@ class WorkerStore:
 
         Raises CardConflictError if live workers serve other weights under the checkpoint's name.
         """
-        outcome, *rest = self._call(
-            "register",
-            info.name,
-            info.incarnation,
-            info.checkpoint,
-            card.digest,
-            card.to_json(),
-            self._worker_ttl_ms,
-            *info.to_fields(),
-        )
+        outcome, *rest = self._register(info, card.digest, card.to_json())
         if outcome == b"conflict":
             raise CardConflictError(info.checkpoint, card.digest, rest[0].decode())
         self._card = card
+
+    def announce(self, info: WorkerInfo) -> None:
+        """Send the heartbeat of a worker that loads its checkpoint. `register` follows, with the same incarnation.
+
+        Nothing happens while an earlier run under its name is listed: `register` replaces that.
+        """
+        self._register(info, "", "")
 
     def heartbeat(self, info: WorkerInfo) -> bool:
         """Send the heartbeat of a registered worker. False if Redis had lost its data: the worker is registered again.
@@ -252,12 +250,14 @@ class WorkerStore:
         """Requeue a job whose message this worker took and which it will not claim: the job is served next."""
         self._call("requeue", job_id)
 
-    def release(self, job_id: str, attempt: int, *, count_loss: bool = False) -> bool:
+    def release(self, job_id: str, attempt: int, *, count_loss: bool = False, out_of_memory: bool = False) -> bool:
         """Release a running job, with its tokens: it is served next. False if this attempt does not hold it.
 
         The job ends instead if a cancel was requested, if it has too many losses, or if a time limit has passed.
+        `out_of_memory` says why the loss happened: the error of a job with too many losses then says it too.
         """
-        return bool(self._call("release", job_id, attempt, int(count_loss)))
+        error = failures.OUT_OF_MEMORY if out_of_memory else failures.WORKER_LOST
+        return bool(self._call("release", job_id, attempt, int(count_loss), error.to_json()))
 
     def renew(self, leases: Mapping[str, int]) -> Renewal:
         """Renew the leases of running jobs. `leases` has the attempt for each job id."""
@@ -267,6 +267,19 @@ class WorkerStore:
     def reap(self) -> Reaped:
         """Run the reaper, unless another process has just run it. Every process calls it each second."""
         return Reaped.from_reply(self._call("reap", *self._reap_arguments))
+
+    def _register(self, info: WorkerInfo, digest: str, card: str) -> list[Any]:
+        reply: list[Any] = self._call(
+            "register",
+            info.name,
+            info.incarnation,
+            info.checkpoint,
+            digest,
+            card,
+            self._worker_ttl_ms,
+            *info.to_fields(),
+        )
+        return reply
 
     def _call(self, script: str, *arguments: scripts.Argument) -> Any:
         return scripts.get(script).call(self._redis, *arguments)

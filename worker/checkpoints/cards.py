@@ -8,10 +8,8 @@ from dataclasses import asdict
 
 from tasks.card import Card, TokenizerCard
 from worker.checkpoints import archive
-from worker.checkpoints.errors import CheckpointError
 from worker.checkpoints.formats import Checkpoint
-from worker.checkpoints.tokenizers import Tokenizer
-from worker.checkpoints.tokenizers.finder import tokenizer_file
+from worker.checkpoints.tokenizers import Tokenizer, tokenizer_content
 from worker.engine.architecture.weight_form import INT8_GROUP, WeightForm
 
 #: For a checkpoint without a tokenizer: prompts must be token ids.
@@ -47,18 +45,18 @@ def build_card(
 
 
 def _digest(checkpoint: Checkpoint, tokenizer: Tokenizer | None, form: WeightForm) -> str:
-    """SHA-256 (hex) over everything that determines the answer to a prompt: the digest of the weights file, the shape,
-    the tokenizer, and the rounding to int8."""
+    """SHA-256 (hex) over everything that determines the answer to a prompt.
+
+    That is the digest of the weights file; the shape and the softcap; the tokenizer with the token that ends a text;
+    and the rounding to int8. The step and the loss are not part of it.
+    """
     parts = [
         archive.digest(checkpoint.folder.model_file).encode(),
         json.dumps(asdict(checkpoint.config), sort_keys=True).encode(),
         json.dumps(asdict(_tokenizer_card(tokenizer)), sort_keys=True).encode(),
     ]
-    if tokenizer is not None and (file := tokenizer_file(checkpoint.folder)) is not None:
-        try:
-            parts.append(file.read_bytes())
-        except OSError as error:
-            raise CheckpointError(file, f"can no longer be read: {error.strerror}") from error
+    if tokenizer is not None and (content := tokenizer_content(checkpoint.folder)):
+        parts.append(content)
     if form == "int8":
         parts.append(b"int8 weights, a scale for %d" % INT8_GROUP)
     return hashlib.sha256(b"\n".join(parts)).hexdigest()

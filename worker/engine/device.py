@@ -107,11 +107,6 @@ class Device:
             return torch.frombuffer(memory, dtype=self.dtype).view(shape)
         return torch.zeros(shape, dtype=self.dtype, device=self.torch_device)
 
-    def is_fatal(self, error: Exception) -> bool:
-        """Whether this process can no longer use the device after `error`, such as after a fault in a CUDA context."""
-        accelerator_error = getattr(torch, "AcceleratorError", None)  # since torch 2.8
-        return accelerator_error is not None and isinstance(error, accelerator_error)
-
     def memory_bytes(self) -> int:
         """Total memory of the device that this process may use, in bytes."""
         if self.kind == "cuda":

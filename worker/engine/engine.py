@@ -20,6 +20,7 @@ from worker.engine.backends import fastest_sampler
 from worker.engine.batch import Batch
 from worker.engine.batch_reuse import BatchReuse
 from worker.engine.decoding_model import DecodingModel
+from worker.engine.device_errors import is_fatal, is_out_of_memory
 from worker.engine.kv.budget import KvBudget
 from worker.engine.kv.cache import KvCache
 from worker.engine.philox import UniformStream
@@ -30,6 +31,7 @@ from worker.engine.sequence import Sequence
 from worker.engine.step_report import StepReport, Unreported
 from worker.engine.stop_criteria import StopCriteria
 from worker.engine.transfer import PendingIds
+from worker.engine.update import Failure
 from worker.engine.vocabulary import NO_TOKEN, Vocabulary
 
 log = logging.getLogger(__name__)
@@ -137,7 +139,7 @@ class Engine:
         `before_run` is called before the model runs, with the id of the suspect that runs alone, or None. If the step
         ends before `hold_until`, a time of the engine's clock, its tokens wait for the next report, unless one of them
         is the first of its sequence, a sequence has ended, or a suspect runs alone. Raises the error of the device if
-        this process can no longer use it (see `Device.is_fatal`).
+        this process can no longer use it (see `device_errors.is_fatal`).
         """
         self._end_overdue()
         self._admit()
@@ -176,7 +178,7 @@ class Engine:
         for sequence in self._scheduler.admit():
             sequence.extent = self._cache.allocate(self._extent_size or self._scheduler.need(sequence))
 
-    def _forward_and_sample(self, chunks: Rows[Chunk]) -> str | None:
+    def _forward_and_sample(self, chunks: Rows[Chunk]) -> Failure | None:
         """Run the model on `chunks` and sample. Returns None, or what went wrong.
 
         Raises the error of the device if this process can no longer use it.
@@ -186,10 +188,10 @@ class Engine:
             logits = self._forward(batch)
             self._sample(batch, logits)
         except Exception as error:
-            if self.model.device.is_fatal(error):
+            if is_fatal(error):
                 raise
             log.warning("a step failed", exc_info=True)
-            return f"{type(error).__name__}: {error}"
+            return Failure(f"{type(error).__name__}: {error}", out_of_memory=is_out_of_memory(error))
         return None
 
     def _forward(self, batch: Batch) -> Tensor:
@@ -228,7 +230,7 @@ class Engine:
     def _append(self, sequence: Sequence, token: int) -> None:
         """Add a drawn token to its sequence, or end the sequence."""
         if token == NO_TOKEN:
-            self._end(sequence, FinishReason.ERROR, "the model's logits are not finite")
+            self._end(sequence, FinishReason.ERROR, Failure("the model's logits are not finite"))
         elif sequence.stop_criteria.is_stop(token):
             self._end(sequence, FinishReason.STOP)
         else:
@@ -237,7 +239,7 @@ class Engine:
             if finish is not None:
                 self._end(sequence, finish)
 
-    def _end(self, sequence: Sequence, finish: FinishReason, error: str | None = None) -> None:
+    def _end(self, sequence: Sequence, finish: FinishReason, error: Failure | None = None) -> None:
         """Free all that a sequence holds; the next report contains its end."""
         sequence.finish = finish
         sequence.error = error

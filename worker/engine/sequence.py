@@ -9,6 +9,7 @@ from worker.engine.kv.allocator import Extent
 from worker.engine.philox import UniformStream
 from worker.engine.request import SequenceRequest
 from worker.engine.stop_criteria import StopCriteria
+from worker.engine.update import Failure
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -23,8 +24,8 @@ class Sequence:
     tokens: list[int]
     #: Why it ended; None while it waits or runs.
     finish: FinishReason | None = None
-    #: A description of the error, if `finish` is `FinishReason.ERROR`.
-    error: str | None = None
+    #: Set if `finish` is `FinishReason.ERROR`.
+    error: Failure | None = None
     #: Logits after the prompt, one for each id, if the request asked for them.
     prompt_logits: list[float] | None = None
 

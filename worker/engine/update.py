@@ -7,6 +7,15 @@ from typing import NamedTuple
 from tasks.generation import FinishReason
 
 
+class Failure(NamedTuple):
+    """Why the engine could not decode a sequence."""
+
+    #: A description of the error, for people.
+    message: str
+    #: Whether the device or the process had no memory left. The same request may succeed later.
+    out_of_memory: bool = False
+
+
 class Update(NamedTuple):
     """The changes of one sequence since its last update."""
 
@@ -15,5 +24,5 @@ class Update(NamedTuple):
     tokens: tuple[int, ...]
     #: Why it ended; None while it continues.
     finish: FinishReason | None = None
-    #: A description of the error, if `finish` is `FinishReason.ERROR`.
-    error: str | None = None
+    #: Set if `finish` is `FinishReason.ERROR`.
+    error: Failure | None = None

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import structlog
 
+from worker.engine_process.exit import EngineExit, oom_kills
 from worker.engine_process.messages import (
     Abort,
     AddRequest,
@@ -48,13 +49,19 @@ class EngineCrashedError(Exception):
 class EngineClient:
     """One engine process. A new process needs a new client."""
 
-    def __init__(self, start: Start, *, on_report: Callable[[Report], None], on_crash: Callable[[int], None]) -> None:
-        """`on_report` and `on_crash`, which gets the exit code, are called from the reader thread."""
+    def __init__(
+        self, start: Start, *, on_report: Callable[[Report], None], on_crash: Callable[[EngineExit], None]
+    ) -> None:
+        """`on_report` and `on_crash` are called from the reader thread."""
         self._start = start
         self._on_report = on_report
         self._on_crash = on_crash
         self._send_lock = threading.Lock()
         self._stopping = threading.Event()
+        #: Whether `kill_unresponsive` killed the process.
+        self._killed_unresponsive = False
+        #: `oom_kills` before the process started.
+        self._oom_kills: int | None = None
         self._connection: Connection | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._reader: threading.Thread | None = None
@@ -72,6 +79,7 @@ class EngineClient:
         It is a fresh interpreter with a socket pair, and not `multiprocessing`, for two reasons: the child does not
         import Celery's main module again, and it reads the end of the file when this process ends for any reason.
         """
+        self._oom_kills = oom_kills()
         ours, theirs = socket.socketpair()
         # A terminal sends SIGINT to the whole process group, and a service manager SIGTERM. The engine must not end on
         # them: this process decides when it ends. A child inherits blocked signals, so they are blocked from its start.
@@ -119,12 +127,13 @@ class EngineClient:
                     raise EngineLoadError("The worker received a signal to stop while it loaded the checkpoint.")
                 if time.monotonic() > deadline:
                     raise EngineLoadError(
-                        f"Loading took longer than {timeout_s:g} s. If the disk is slow, raise CELERIAC_LOAD_TIMEOUT_S."
+                        f"Loading took longer than {timeout_s:g} s. If the disk is slow, or the files are still being "
+                        "copied, raise CELERIAC_LOAD_TIMEOUT_S."
                     )
             first: FromEngine = connection.recv()
         except (EOFError, OSError):
-            reason = describe_exit(self._wait_for_exit(process))
-            raise EngineLoadError(f"The engine process ended while it loaded the checkpoint ({reason}).") from None
+            ended = self._wait_for_exit(process)
+            raise EngineLoadError(f"The engine process ended while it loaded the checkpoint ({ended}).") from None
         if isinstance(first, LoadFailed):
             raise EngineLoadError(first.message)
         if not isinstance(first, Ready):
@@ -161,6 +170,7 @@ class EngineClient:
 
     def kill_unresponsive(self) -> None:
         """Kill a process that makes no progress. `on_crash` is called, as for any crash."""
+        self._killed_unresponsive = True
         if self._process is not None:
             self._process.kill()
 
@@ -191,18 +201,15 @@ class EngineClient:
         if not self._stopping.is_set():
             self._on_crash(self._wait_for_exit(process))
 
-    def _wait_for_exit(self, process: subprocess.Popen[bytes]) -> int:
-        """The exit code of a process that closed its pipe. A process that does not exit in time is killed."""
+    def _wait_for_exit(self, process: subprocess.Popen[bytes]) -> EngineExit:
+        """The exit of a process that closed its pipe. A process that does not exit in time is killed."""
+        killed = self._killed_unresponsive
         try:
-            return process.wait(timeout=EXIT_GRACE_S)
+            code = process.wait(timeout=EXIT_GRACE_S)
         except subprocess.TimeoutExpired:
             process.kill()
-            return process.wait()
-
-
-def describe_exit(code: int) -> str:
-    """An exit code in words. For a signal: its number, and what it usually means."""
-    if code >= 0:
-        return f"exit code {code}"
-    hint = {-9: ", often the kernel's out-of-memory killer", -11: ", a crash in native code"}.get(code, "")
-    return f"signal {-code}{hint}"
+            killed, code = True, process.wait()
+        before, now = self._oom_kills, oom_kills()
+        return EngineExit(
+            code=code, killed_here=killed, oom_kill_seen=before is not None and now is not None and now > before
+        )

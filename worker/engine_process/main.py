@@ -16,12 +16,20 @@ import structlog
 from tasks.generation import FinishReason
 from tasks.logs import setup_logging
 from tasks.settings import settings
-from worker.checkpoints import meta
-from worker.checkpoints.errors import CheckpointError
-from worker.checkpoints.tokenizers import load_tokenizer
 from worker.engine.engine import Engine
-from worker.engine_process.messages import Abort, AddRequest, LoadFailed, Ready, Report, SequenceRequest, Start, Update
-from worker.model_loader import LoadedModel, load_model
+from worker.engine_process.loading import LoadError, load_when_complete
+from worker.engine_process.messages import (
+    OUT_OF_MEMORY_EXIT,
+    Abort,
+    AddRequest,
+    Failure,
+    LoadFailed,
+    Ready,
+    Report,
+    SequenceRequest,
+    Start,
+    Update,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -83,38 +91,22 @@ def add_request(engine: Engine, request: SequenceRequest) -> list[Update]:
         engine.add_request(request)
     except ValueError as error:
         log.warning("request_refused", sequence=request.id, reason=str(error))
-        return [Update(request.id, (), FinishReason.ERROR, str(error))]
+        return [Update(request.id, (), FinishReason.ERROR, Failure(str(error)))]
     return []
 
 
-def load(start: Start) -> LoadedModel:
-    """Load the checkpoint that `start` names. Raises CheckpointError, ValueError, and the errors of torch."""
-    vocab_size = meta.read(start.folder.meta_file).sizes["vocab_size"]
-    return load_model(
-        start.folder,
-        load_tokenizer(start.folder, vocab_size),
-        device=start.device,
-        threads=start.threads,
-        softcap=start.softcap,
-        weights=start.weights,
-        slots=start.slots,
-        kv_memory_mb=start.kv_memory_mb,
-        prefill_chunk_tokens=start.prefill_chunk_tokens,
-    )
-
-
 def main() -> int:
-    """Load the checkpoint, then decode until the pipe closes. Returns the exit code: 1 if loading failed."""
+    """Load the checkpoint, then decode until the pipe closes. Returns the exit code: 1 if loading failed, and
+    `OUT_OF_MEMORY_EXIT` if there is no memory to continue."""
     setup_logging(settings())
     pipe = Connection(int(sys.argv[1]))
     try:
         start: Start = pipe.recv()
         began = time.monotonic()
         try:
-            loaded = load(start)
-        except (CheckpointError, OSError, ValueError, MemoryError, RuntimeError) as error:
-            # torch raises RuntimeError for a device that is missing or out of memory.
-            pipe.send(LoadFailed(str(error) or type(error).__name__))
+            loaded = load_when_complete(start)
+        except LoadError as error:
+            pipe.send(LoadFailed(str(error)))
             return 1
         for warning in loaded.warnings:
             log.warning("checkpoint", reason=warning)
@@ -123,10 +115,14 @@ def main() -> int:
                 card=loaded.card,
                 device=loaded.device.kind,
                 kv_tokens=loaded.kv_tokens,
+                tokenizer_digest=loaded.tokenizer_digest,
                 load_s=time.monotonic() - began,
             )
         )
         serve(pipe, loaded.engine)
+    except MemoryError:
+        log.exception("out_of_memory")
+        return OUT_OF_MEMORY_EXIT
     except (EOFError, BrokenPipeError, ConnectionResetError):
         # The worker has ended. An orderly exit of the interpreter and torch would hold the device's memory for seconds,
         # and the next worker may need it.

@@ -5,6 +5,7 @@ The Celery side imports `SequenceRequest` and `Update` from here, so that this f
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,11 +13,13 @@ from tasks.card import Card
 from worker.checkpoints.folder import CheckpointFolder
 from worker.engine.architecture.weight_form import WeightForm
 from worker.engine.request import SequenceRequest
-from worker.engine.update import Update
+from worker.engine.update import Failure, Update
 
 __all__ = [
+    "OUT_OF_MEMORY_EXIT",
     "Abort",
     "AddRequest",
+    "Failure",
     "FromEngine",
     "LoadFailed",
     "Ready",
@@ -26,6 +29,9 @@ __all__ = [
     "ToEngine",
     "Update",
 ]
+
+#: Exit code of an engine process that ended because it could allocate no memory.
+OUT_OF_MEMORY_EXIT = errno.ENOMEM
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +70,8 @@ class Ready:
     device: str
     #: Size of the KV cache in tokens.
     kv_tokens: int
+    #: SHA-256 (hex) of the tokenizer's files that the engine read; empty if it has none.
+    tokenizer_digest: str
     #: How long loading took, in seconds.
     load_s: float
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -57,14 +58,14 @@ class JobRunner:
         self._card = card
         self._worker = worker
         self._incarnation = incarnation
-        #: Number of threads in `run`.
-        self._inside = 0
+        #: The job of each thread in `run`.
+        self._inside: Counter[str] = Counter()
         self._idle = threading.Condition()
         self._closed = threading.Event()
 
     def run(self, job_id: str) -> None:
         """Run a job until it is over or released. Does nothing for a job that is over, or that another worker runs."""
-        with self._counted():
+        with self._counted(job_id):
             try:
                 self._run_or_reject(job_id)
             except RetryStoppedError as error:
@@ -88,28 +89,41 @@ class JobRunner:
     def wait_idle(self, timeout_s: float) -> bool:
         """Wait until all calls of `run` have returned. Returns False if some have not in time."""
         with self._idle:
-            return self._idle.wait_for(lambda: self._inside == 0, timeout_s)
+            return self._idle.wait_for(lambda: not self._inside, timeout_s)
+
+    def job_ids(self) -> set[str]:
+        """The jobs for which a thread is in `run` now."""
+        with self._idle:
+            return set(self._inside)
 
     @contextmanager
-    def _counted(self) -> Iterator[None]:
+    def _counted(self, job_id: str) -> Iterator[None]:
         with self._idle:
-            self._inside += 1
+            self._inside[job_id] += 1
         try:
             yield
         finally:
             with self._idle:
-                self._inside -= 1
+                self._inside -= Counter((job_id,))
                 self._idle.notify_all()
 
     def _run_or_reject(self, job_id: str) -> None:
-        """Run a job. A job that cannot be prepared fails; otherwise it would wait forever."""
+        """Run a job. A job that cannot be prepared fails; otherwise it would wait forever.
+
+        No error leaves the task body, not even one that is no Exception, such as a panic in an extension module: Celery
+        would not acknowledge the message, and the slot would be lost.
+        """
         try:
             self._run(job_id)
         except PromptError as error:
             self._reject(job_id, JobError(error.code, str(error), retryable=False))
         except RetryStoppedError:
             raise
-        except Exception as error:
+        except MemoryError:
+            log.exception("job_error", job_id=job_id)
+            message = "The worker has no memory left to prepare this job."
+            self._reject(job_id, JobError(ErrorCode.OUT_OF_MEMORY, message, retryable=True))
+        except BaseException as error:
             log.exception("job_error", job_id=job_id)
             message = f"The worker could not prepare this job ({type(error).__name__})."
             self._reject(job_id, JobError(ErrorCode.INTERNAL, message, retryable=True))
@@ -156,7 +170,8 @@ class JobRunner:
                     len(request.prompt), request.sampling.max_tokens, job_id=request.id, suspect=request.alone > 0
                 )
             )
-            if not self._engine.wait_available():
+            if not self._engine.available:
+                # Another worker may have an engine. This one takes the job again when it has a new engine.
                 raise AdmissionClosedError
         except AdmissionClosedError:
             self._retry(partial(self._store.requeue, request.id))
@@ -204,7 +219,7 @@ class JobRunner:
             running.over.wait()
         except PublisherStoppedError:
             self._retry(partial(self._store.release, job.id, claim.attempt))
-        except Exception:
+        except BaseException:
             # A bug of the worker, perhaps with this job alone. It counts as a loss; after some losses the job fails.
             log.exception("job_error", job_id=job.id)
             self._retry(partial(self._store.release, job.id, claim.attempt, count_loss=True))

@@ -72,13 +72,12 @@ class KvAdmission:
             self._waiting.append(reservation)
             try:
                 self._condition.wait_for(
-                    lambda: self._closed or reservation.removed or self._can_admit(reservation, tokens)
+                    lambda: self._closed or reservation.removed or self._try_admit(reservation, tokens)
                 )
                 if self._closed:
                     raise AdmissionClosedError
                 if reservation.removed:
                     raise ReservationRemovedError
-                self._budget.try_reserve(tokens)
                 if suspect:
                     self._suspect = reservation
             finally:
@@ -112,6 +111,6 @@ class KvAdmission:
             self._closed = True
             self._condition.notify_all()
 
-    def _can_admit(self, reservation: Reservation, tokens: int) -> bool:
-        """Whether it is first, no suspect runs, and its memory is free. Changes nothing."""
-        return self._waiting[0] is reservation and self._suspect is None and tokens <= self._budget.free
+    def _try_admit(self, reservation: Reservation, tokens: int) -> bool:
+        """Reserve its memory if it is the first, no suspect runs, and the memory is free. Returns whether it did."""
+        return self._waiting[0] is reservation and self._suspect is None and self._budget.try_reserve(tokens)

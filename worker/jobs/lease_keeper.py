@@ -49,6 +49,8 @@ class LeaseKeeper:
         self._on_conflict = on_conflict
         self._period_s = period_s
         self._stopping = threading.Event()
+        #: Set to begin the next round at once.
+        self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lease-keeper", daemon=True)
 
     def start(self) -> None:
@@ -58,10 +60,19 @@ class LeaseKeeper:
     def stop(self) -> None:
         """Stop the thread and wait for its end."""
         self._stopping.set()
+        self._wake.set()
         self._thread.join()
 
+    def beat_now(self) -> None:
+        """Send a heartbeat without waiting for the period to end, because the worker's state has changed."""
+        self._wake.set()
+
     def _run(self) -> None:
-        while not self._stopping.wait(self._period_s):
+        while True:
+            self._wake.wait(self._period_s)
+            self._wake.clear()
+            if self._stopping.is_set():
+                return
             self._before_heartbeat()
             try:
                 self._beat()

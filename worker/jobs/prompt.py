@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tasks.job import ErrorCode
-from worker.checkpoints.tokenizers import Tokenizer, UnknownCharacterError
+from worker.checkpoints.tokenizers import Tokenizer, TokenizerFailedError, UnknownCharacterError
 
 
 class PromptError(Exception):
@@ -20,7 +20,7 @@ def encode_prompt(tokenizer: Tokenizer, text: str) -> tuple[tuple[int, ...], tup
     """The token ids of a prompt and warnings. BOS comes first if the checkpoint requires it. Raises PromptError."""
     try:
         encoding = tokenizer.encode(text)
-    except UnknownCharacterError as error:
+    except (UnknownCharacterError, TokenizerFailedError) as error:
         raise PromptError(ErrorCode.INVALID_REQUEST, str(error)) from error
     bos = (tokenizer.bos_id,) if tokenizer.prepend_bos and tokenizer.bos_id is not None else ()
     return bos + encoding.ids, encoding.warnings

@@ -45,6 +45,7 @@ class _Release:
 @dataclass(frozen=True, slots=True)
 class _EngineCrashed:
     suspect: str | None
+    out_of_memory: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +113,13 @@ class Publisher:
         """Add what the engine decoded to the jobs."""
         self._inbox.put(updates)
 
-    def engine_crashed(self, suspect: str | None, /) -> None:
+    def engine_crashed(self, suspect: str | None, /, *, out_of_memory: bool) -> None:
         """Flush and release every job that was added before this call.
 
-        A loss is counted for `suspect`, the sequence that ran alone; for each of the jobs if it is None.
+        A loss is counted for `suspect`, the sequence that ran alone; for each of the jobs if it is None. A job that
+        ends because it has too many losses has the code `out_of_memory` if that is known to be the reason.
         """
-        self._inbox.put(_EngineCrashed(suspect))
+        self._inbox.put(_EngineCrashed(suspect, out_of_memory))
 
     def cancel(self, job_id: str) -> None:
         """Stop the sequence of a job; the engine's next report ends the job. Does nothing if no such job runs here."""
@@ -191,7 +193,9 @@ class Publisher:
             self._release(job for job in self._jobs.values() if job.sequence_id == item.sequence_id)
         elif isinstance(item, _EngineCrashed):
             self._release(
-                self._jobs.values(), counts_loss=lambda job: item.suspect is None or job.sequence_id == item.suspect
+                self._jobs.values(),
+                counts_loss=lambda job: item.suspect is None or job.sequence_id == item.suspect,
+                out_of_memory=item.out_of_memory,
             )
         elif isinstance(item, _LeaseLost):
             if (lost := self._jobs.get(item.sequence_id)) is not None:
@@ -258,7 +262,11 @@ class Publisher:
                 self._abort(job.sequence_id)
 
     def _release(
-        self, jobs: Iterable[RunningJob], *, counts_loss: Callable[[RunningJob], bool] = lambda _: False
+        self,
+        jobs: Iterable[RunningJob],
+        *,
+        counts_loss: Callable[[RunningJob], bool] = lambda _: False,
+        out_of_memory: bool = False,
     ) -> None:
         jobs = list(jobs)
         self._flush(self._dirty())
@@ -266,7 +274,15 @@ class Publisher:
             if job.over.is_set():
                 continue
             try:
-                self._retry(partial(self._store.release, job.job_id, job.attempt, count_loss=counts_loss(job)))
+                self._retry(
+                    partial(
+                        self._store.release,
+                        job.job_id,
+                        job.attempt,
+                        count_loss=counts_loss(job),
+                        out_of_memory=out_of_memory,
+                    )
+                )
             except RetryStoppedError:
                 # Its lease will run out.
                 self._remove(job, "redis_away")
@@ -283,5 +299,7 @@ class Publisher:
         """Stop the work of this worker with a job that is not finished."""
         log.info("job_removed", job_id=job.job_id, why=why)
         del self._jobs[job.sequence_id]
-        self._abort(job.sequence_id)
+        # In this order: the job runner adds the request and then reads `over`. Either it reads True and aborts the
+        # sequence itself, or the engine has the sequence already, and this abort ends it.
         job.over.set()
+        self._abort(job.sequence_id)

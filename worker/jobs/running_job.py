@@ -10,7 +10,7 @@ from tasks.failures import DEADLINE_EXCEEDED
 from tasks.generation import FinishReason
 from tasks.job import ErrorCode, JobError, Status
 from tasks.store.worker_store import AppendTokens, FinishJob
-from worker.engine_process.messages import Update
+from worker.engine_process.messages import Failure, Update
 from worker.engine_process.sequence_id import sequence_id_of
 from worker.jobs.detokenizer import Detokenizer
 
@@ -41,7 +41,7 @@ class RunningJob:
     tokens_at_cancel: int | None = None
     tail: str = ""
     finish: FinishReason | None = None
-    error: str | None = None
+    error: Failure | None = None
     #: Set when this worker has no more work with the job: it is finished, released, or another worker's.
     over: threading.Event = field(default_factory=threading.Event)
 
@@ -118,5 +118,6 @@ class RunningJob:
             return Status.CANCELLED, None
         if finish is FinishReason.DEADLINE:
             return Status.FAILED, DEADLINE_EXCEEDED
-        message = f"Decoding failed: {self.error or 'no reason given'}"
-        return Status.FAILED, JobError(ErrorCode.INTERNAL, message, retryable=True)
+        failure = self.error or Failure("no reason given")
+        code = ErrorCode.OUT_OF_MEMORY if failure.out_of_memory else ErrorCode.INTERNAL
+        return Status.FAILED, JobError(code, f"Decoding failed: {failure.message}", retryable=True)

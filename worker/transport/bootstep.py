@@ -8,18 +8,31 @@ from typing import Any
 import structlog
 from celery import bootsteps
 from celery.exceptions import WorkerShutdown
+from celery.worker import state
 
-from tasks.errors import CardConflictError, SchemaError
+from tasks.errors import CardConflictError, ConfigurationError, SchemaError
 from tasks.settings import settings
+from tasks.store import keys
 from worker.checkpoints.errors import CheckpointError
 from worker.checkpoints.folder import find
 from worker.engine_process.client import EngineLoadError
-from worker.service import WorkerService
+from worker.service import TransportHooks, WorkerService
 from worker.transport import current, process_hooks
 from worker.transport.consumer import BRPOP_LATE_S, BRPOP_S
-from worker.transport.shutdown import give_up, should_stop
+from worker.transport.consumption import consumption
+from worker.transport.shutdown import give_up, should_stop, wake_main_loop
 
 log = structlog.get_logger(__name__)
+
+
+#: What the service may ask of Celery. `requests` is a plain dict, so a copy of its keys is safe in every thread.
+HOOKS = TransportHooks(
+    give_up=give_up,
+    should_stop=should_stop,
+    stalled=lambda: consumption.stalled,
+    held_jobs=lambda: list(state.requests),
+    wake=wake_main_loop,
+)
 
 
 class EngineStep(bootsteps.StartStopStep):
@@ -34,13 +47,16 @@ class EngineStep(bootsteps.StartStopStep):
         config = settings().model_copy(update={"slots": worker.concurrency})
         try:
             folder = find(config.checkpoint, config.checkpoint_dir)
-            service = WorkerService.start(config, folder, worker.hostname, give_up=give_up, should_stop=should_stop)
-        except (CheckpointError, EngineLoadError, CardConflictError, SchemaError) as error:
+            _check_queues(worker, folder.name)
+            service = WorkerService.start(config, folder, worker.hostname, HOOKS)
+        except (ConfigurationError, CheckpointError, EngineLoadError, CardConflictError, SchemaError) as error:
             log.error("cannot_serve", reason=str(error))
             raise WorkerShutdown(1) from None
         if service is None:
             raise WorkerShutdown(0)
         current.service = service
+        consumption.is_open = lambda: service.takes_messages
+        consumption.looked()
 
     def stop(self, worker: Any) -> None:
         """Release every job. The consumer has stopped; the pool and the acknowledgements end after this."""
@@ -52,3 +68,15 @@ class EngineStep(bootsteps.StartStopStep):
     def terminate(self, worker: Any) -> None:
         """A cold shutdown releases jobs as well: that takes no longer."""
         self.stop(worker)
+
+
+def _check_queues(worker: Any, checkpoint: str) -> None:
+    """Raise ConfigurationError if Celery's options make the worker consume other queues than its checkpoint's."""
+    own = keys.queue(checkpoint)
+    consumed = sorted(worker.app.amqp.queues.consume_from)
+    if consumed != [own]:
+        named = ", ".join(consumed) or "no queue"
+        raise ConfigurationError(
+            f"This worker would consume {named}; it serves the jobs of {own} and nothing else. Start it without -Q "
+            "and -X."
+        )

@@ -13,6 +13,8 @@ from celery.app.amqp import AMQP
 from kombu import Connection
 from kombu.transport.redis import Channel, Transport
 
+from worker.transport.consumption import GatedQoS
+
 
 class ReusingChannel(Channel):  # type: ignore[misc]
     """Keeps the client of its pool.
@@ -21,6 +23,7 @@ class ReusingChannel(Channel):  # type: ignore[misc]
     in this process. A client has no state but its pool, and several threads may use it.
     """
 
+    QoS = GatedQoS
     _client_of_pool: redis.Redis | None = None
 
     def _create_client(self, asynchronous: bool = False) -> Any:

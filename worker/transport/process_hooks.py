@@ -1,6 +1,6 @@
 """Hooks that the worker replaces in its whole process: signal handlers, and the hook for failed threads.
 
-`task_request` also replaces two of Celery's control commands.
+`task_request` and `control` also replace some of Celery's control commands.
 """
 
 from __future__ import annotations

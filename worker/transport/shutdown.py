@@ -40,6 +40,13 @@ def begin_stop() -> None:
     deadline = threading.Timer(STOP_DEADLINE_S, exit_at_once)
     deadline.daemon = True
     deadline.start()
+    wake_main_loop()
+    if current.service is not None:
+        current.service.begin_drain()
+
+
+def wake_main_loop() -> None:
+    """Make Celery's main loop turn now. May be called from any thread."""
     hub = get_event_loop()
     if hub is not None:
         hub.call_soon(lambda: None)

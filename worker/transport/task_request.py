@@ -18,6 +18,10 @@ class GenerationRequest(Request):
         """`revoke(terminate=True)`: cancel the job, which ends the task body."""
         current.require().cancel(self.id)
 
+    def revoked(self) -> bool:
+        """Whether Celery skips the message: never. The claim reads in the job's record whether it is cancelled."""
+        return False
+
     def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
         """Do nothing when the connection is lost or on a cold shutdown: the job continues, or the drain releases it."""
 

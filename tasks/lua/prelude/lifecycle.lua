@@ -119,8 +119,9 @@ end
 
 -- Takes a running job from its worker and puts it at the head of the backlog; the caller dispatches. `lost` is true if
 -- the worker or its engine was lost, which counts as a loss, and false if the worker released the job. The job ends
--- instead if a cancel was requested, if it has too many losses, or if it has exceeded a time limit.
-local function return_to_backlog(id, lost)
+-- instead if a cancel was requested, if it has too many losses (with `failure`, JSON, or else as WORKER_LOST), or if it
+-- has exceeded a time limit.
+local function return_to_backlog(id, lost, failure)
   local checkpoint, score, created_at, losses, in_a_row, requested_at = get_fields(
     id, 'checkpoint', 'score', 'created_at', 'losses', 'losses_in_a_row', 'cancel_requested_at')
   if requested_at then
@@ -130,7 +131,7 @@ local function return_to_backlog(id, lost)
     losses, in_a_row = losses + 1, in_a_row + 1
     redis.call('HSET', KEY.job(id), 'losses', losses, 'losses_in_a_row', in_a_row)
     if in_a_row >= LIMIT.MAX_LOSSES_IN_A_ROW or losses >= LIMIT.MAX_LOSSES then
-      return finish_failed(id, FAILURE.WORKER_LOST)
+      return finish_failed(id, failure or FAILURE.WORKER_LOST)
     end
   end
   local left = time_left(id)
@@ -170,7 +171,7 @@ local function store_heartbeat(name, checkpoint, ttl_ms, fields)
   redis.call('HSETNX', KEY.worker(name), 'started_at', NOW_MS)
   redis.call('PEXPIRE', KEY.worker(name), ttl_ms)
   redis.call('ZADD', KEY.workers(checkpoint), NOW_MS + ttl_ms, name)
-  local changed = count_slots(checkpoint, name, slots_of(name))
+  local changed = count_worker(checkpoint, name, share_of(name))
   expire_workers(checkpoint)
   return changed or not ends_at or tonumber(ends_at) <= NOW_MS
 end

@@ -75,8 +75,8 @@ end
 -- Returns how many jobs may be dispatched or running at once: the slots of the live workers, and a few spare messages
 -- for each worker, so that a free slot finds its next job on Celery's list.
 local function capacity(checkpoint)
-  local workers, slots = live_capacity(checkpoint)
-  return slots + workers * LIMIT.SPARE_MESSAGES
+  local counts = live_counts(checkpoint)
+  return counts.slots + counts.serving * LIMIT.SPARE_MESSAGES
 end
 
 -- Returns the next score for `dispatched`: the current time in microseconds since 2026, plus 1 for each earlier call.

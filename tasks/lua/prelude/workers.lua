@@ -1,13 +1,15 @@
--- Fourth part of the prelude: which workers serve a checkpoint, how many slots they have together, and what they run.
+-- Fourth part of the prelude: which workers serve a checkpoint, what they do, how many slots they have together, and
+-- what they run.
 --
--- Slots are counted when they change, so that no script walks over all workers to know their sum. `capacity` is one hash
--- for each checkpoint: the slots that each worker contributes, `slots:<name>`, and the sums `workers` and `slots`. A worker
--- that takes no jobs contributes nothing and has no field. The share of a worker is kept with the sums and not in the
--- worker's own hash, because that hash expires with the worker, and its share must be subtracted afterwards.
+-- Workers and slots are counted when they change, so that no script walks over all workers to know a sum. `capacity` is
+-- one hash for each checkpoint. It has the share of each worker, `worker:<name>` with `<activity> <slots>`, and the sums:
+-- `slots`, and the number of workers for each activity. A worker that takes no jobs has no slots in its share. The shares
+-- are kept with the sums and not in the workers' own hashes, because such a hash expires with its worker, and the share
+-- must be subtracted afterwards.
 --
 -- A worker is live while its score in `workers` is in the future. One that is no longer live stays in both keys until the
--- reaper removes it; until then `live_capacity` subtracts its share. So only heartbeats, `register`, `deregister` and the
--- reaper write: a script that reads the capacity first may still refuse, or only read.
+-- reaper removes it; until then `live_counts` subtracts its share. So only heartbeats, `register`, `deregister` and the
+-- reaper write: a script that reads the counts first may still refuse, or only read.
 
 -- Most arguments that one command gets from a list. Lua's `unpack` has a limit of about 8,000.
 local ARGUMENTS_AT_ONCE = 1000
@@ -19,43 +21,60 @@ local function in_parts(list, action)
   end
 end
 
--- Adds to the sums of a checkpoint. A hash without workers is removed.
-local function add_to_capacity(checkpoint, workers, slots)
-  local key = KEY.capacity(checkpoint)
-  redis.call('HINCRBY', key, 'slots', format_int(slots + 0))
-  if redis.call('HINCRBY', key, 'workers', format_int(workers + 0)) <= 0 then
-    redis.call('DEL', key)
+-- The sums in `capacity`. `serving`: the worker takes jobs. `reloading`: it replaces a crashed engine. `starting`: it
+-- loads its checkpoint for the first time. `stalled` and `draining`: as the states of the same names.
+local COUNTS = {'slots', 'serving', 'reloading', 'starting', 'stalled', 'draining'}
+
+-- Adds a worker's share to sums, `sign` times.
+local function add_share(sums, share, sign)
+  local activity, slots = string.match(share, '^(%a+) (%d+)$')
+  if activity then
+    sums[activity] = (sums[activity] or 0) + sign
+    sums.slots = (sums.slots or 0) + sign * slots
   end
 end
 
--- Sets how many slots a worker contributes; 0 if it takes no jobs. Returns whether that changed.
-local function count_slots(checkpoint, name, slots)
-  local key, field = KEY.capacity(checkpoint), 'slots:' .. name
-  local before = tonumber(redis.call('HGET', key, field) or 0)
-  if slots == before then
+-- Adds changes to the sums of a checkpoint. A sum of zero is removed, and with the last one the hash.
+local function change_counts(checkpoint, changes)
+  for count, change in pairs(changes) do
+    if change ~= 0 and redis.call('HINCRBY', KEY.capacity(checkpoint), count, format_int(change)) <= 0 then
+      redis.call('HDEL', KEY.capacity(checkpoint), count)
+    end
+  end
+end
+
+-- Sets a worker's share; nil removes it. Returns whether the share changed.
+local function count_worker(checkpoint, name, share)
+  local key, field, changes = KEY.capacity(checkpoint), 'worker:' .. name, {}
+  local before = redis.call('HGET', key, field)
+  if before == (share or false) then
     return false
   end
-  if slots > 0 then
-    redis.call('HSET', key, field, slots)
+  if before then
+    add_share(changes, before, -1)
+  end
+  if share then
+    redis.call('HSET', key, field, share)
+    add_share(changes, share, 1)
   else
     redis.call('HDEL', key, field)
   end
-  add_to_capacity(checkpoint, (slots > 0 and 1 or 0) - (before > 0 and 1 or 0), slots - before)
+  change_counts(checkpoint, changes)
   return true
 end
 
--- Returns the fields of `capacity` for a list of workers, and how many of them contribute, with how many slots.
-local function shares_of(checkpoint, names)
-  local fields, workers, slots = {}, 0, 0
+-- Returns the fields of `capacity` for a list of workers, and the changes of the sums if they are removed.
+local function removal_of(checkpoint, names)
+  local fields, changes = {}, {}
   for index, name in ipairs(names) do
-    fields[index] = 'slots:' .. name
+    fields[index] = 'worker:' .. name
   end
   for _, share in ipairs(redis.call('HMGET', KEY.capacity(checkpoint), unpack(fields))) do
     if share then
-      workers, slots = workers + 1, slots + share
+      add_share(changes, share, -1)
     end
   end
-  return fields, workers, slots
+  return fields, changes
 end
 
 -- Returns the workers that are registered and no longer live.
@@ -63,29 +82,29 @@ local function expired_workers(checkpoint)
   return redis.call('ZRANGEBYSCORE', KEY.workers(checkpoint), '-inf', NOW_MS)
 end
 
--- Returns how many live workers take jobs, and their slots together.
-local function live_capacity(checkpoint)
-  local workers, slots = unpack(redis.call('HMGET', KEY.capacity(checkpoint), 'workers', 'slots'))
-  if not workers or not slots then
-    return 0, 0
+-- Returns the sums of the live workers, by the names in COUNTS.
+local function live_counts(checkpoint)
+  local counts = {}
+  for index, count in ipairs(redis.call('HMGET', KEY.capacity(checkpoint), unpack(COUNTS))) do
+    counts[COUNTS[index]] = tonumber(count or 0) or 0
   end
   in_parts(expired_workers(checkpoint), function(names)
-    local _, expired, their_slots = shares_of(checkpoint, names)
-    workers, slots = workers - expired, slots - their_slots
+    local _, changes = removal_of(checkpoint, names)
+    for count, change in pairs(changes) do
+      counts[count] = (counts[count] or 0) + change
+    end
   end)
-  return tonumber(workers), tonumber(slots)
+  return counts
 end
 
 -- Removes the workers that are no longer live. Returns how many there were.
 local function remove_expired_workers(checkpoint)
   local expired = expired_workers(checkpoint)
   in_parts(expired, function(names)
-    local fields, workers, slots = shares_of(checkpoint, names)
+    local fields, changes = removal_of(checkpoint, names)
     redis.call('ZREM', KEY.workers(checkpoint), unpack(names))
-    if workers > 0 then
-      redis.call('HDEL', KEY.capacity(checkpoint), unpack(fields))
-      add_to_capacity(checkpoint, -workers, -slots)
-    end
+    redis.call('HDEL', KEY.capacity(checkpoint), unpack(fields))
+    change_counts(checkpoint, changes)
   end)
   return #expired
 end
@@ -93,14 +112,19 @@ end
 -- Removes one worker from a checkpoint.
 local function remove_worker(checkpoint, name)
   redis.call('ZREM', KEY.workers(checkpoint), name)
-  count_slots(checkpoint, name, 0)
+  count_worker(checkpoint, name, nil)
 end
 
--- Returns how many slots a worker contributes, according to its last heartbeat; 0 if it takes no jobs or is gone.
-local function slots_of(name)
-  local slots, state = unpack(redis.call('HMGET', KEY.worker(name), 'slots', 'state'))
-  local takes_jobs = state == 'idle' or state == 'busy'
-  return takes_jobs and tonumber(slots) or 0
+-- Returns a worker's share, according to its last heartbeat; nil if it is gone.
+local function share_of(name)
+  local state, slots, digest = unpack(redis.call('HMGET', KEY.worker(name), 'state', 'slots', 'digest'))
+  if state == 'idle' or state == 'busy' then
+    return 'serving ' .. format_int(tonumber(slots) or 0)
+  end
+  if state == 'starting' and digest and digest ~= '' then
+    state = 'reloading'
+  end
+  return state and state .. ' 0' or nil
 end
 
 -- Lets the keys of a checkpoint's workers expire together, with the last worker.
@@ -112,12 +136,12 @@ local function expire_workers(checkpoint)
   end
 end
 
--- Counts the slots of a checkpoint anew, from the last heartbeats. The sums are always right, unless something else than
+-- Counts the workers of a checkpoint anew, from the last heartbeats. The sums are always right, unless something else than
 -- these scripts changed the keys: an eviction, an operator, or a clock that was set back.
-local function recount_slots(checkpoint)
+local function recount_workers(checkpoint)
   redis.call('DEL', KEY.capacity(checkpoint))
   for _, name in ipairs(redis.call('ZRANGE', KEY.workers(checkpoint), 0, -1)) do
-    count_slots(checkpoint, name, slots_of(name))
+    count_worker(checkpoint, name, share_of(name))
   end
   expire_workers(checkpoint)
 end

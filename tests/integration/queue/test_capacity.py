@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -160,11 +161,32 @@ class CapacityMachine(RuleBasedStateMachine):
     def the_sums_are_those_of_the_shares(self) -> None:
         for checkpoint in CHECKPOINTS:
             capacity: Any = self.redis.hgetall(keys.capacity(checkpoint))
-            shares = {field.decode(): int(value) for field, value in capacity.items()}
-            workers, slots = shares.pop("workers", 0), shares.pop("slots", 0)
-            assert (workers, slots) == (len(shares), sum(shares.values()))
+            shares = {field: capacity.pop(field).split() for field in list(capacity) if field.startswith(b"worker:")}
+            sums = Counter(activity for activity, _ in shares.values())
+            slots = sum(int(slots) for _, slots in shares.values())
+            assert {field: int(value) for field, value in capacity.items()} == sums | (
+                {b"slots": slots} if slots else {}
+            )
             registered: Any = self.redis.zrange(keys.workers(checkpoint), 0, -1)
-            assert shares.keys() <= {f"slots:{name.decode()}" for name in registered}
+            assert shares.keys() <= {b"worker:" + name for name in registered}
+
+    @invariant()
+    def the_activities_are_those_of_the_live_workers(self) -> None:
+        activities = {
+            WorkerState.STARTING: "reloading",
+            WorkerState.IDLE: "serving",
+            WorkerState.BUSY: "serving",
+            WorkerState.STALLED: "stalled",
+        }
+        expected: dict[str, Counter[str]] = {}
+        for worker in self.live.values():
+            if worker.state in activities:
+                expected.setdefault(worker.checkpoint, Counter())[activities[worker.state]] += 1
+        found = {
+            counts.checkpoint: Counter(serving=counts.serving, reloading=counts.reloading, stalled=counts.stalled)
+            for counts in self.run(self.jobs.worker_counts())
+        }
+        assert found == expected
 
     @invariant()
     def both_keys_expire_together(self) -> None:
@@ -239,14 +261,16 @@ async def test_a_count_that_was_changed_by_others_is_corrected(queue: QueueWorld
     queue = queue.tuned(reap_every_s=0.0)
     queue.register(slots=3)
     queue.register(name="draining@host", slots=5, state=WorkerState.DRAINING)
-    queue.redis.hset(keys.capacity("tiny"), mapping={"slots": 99, "workers": 7, "slots:nobody@host": 96})
+    queue.redis.hset(keys.capacity("tiny"), mapping={"slots": 99, "serving": 7, "worker:nobody@host": "serving 96"})
     queue.redis.hdel(keys.REAPED, "recounted_at")
     queue.workers.reap()
     assert (await queue.jobs.queue_load("tiny")).slots == 3
     assert queue.redis.hgetall(keys.capacity("tiny")) == {
-        b"workers": b"1",
+        b"serving": b"1",
+        b"draining": b"1",
         b"slots": b"3",
-        f"slots:{WORKER.name}".encode(): b"3",
+        f"worker:{WORKER.name}".encode(): b"serving 3",
+        b"worker:draining@host": b"draining 0",
     }
     assert queue.redis.pttl(keys.capacity("tiny")) > 0
 
@@ -259,8 +283,8 @@ async def test_many_workers_that_expire_at_once_are_removed(queue: QueueWorld) -
     queue.workers.reap()
     names = [f"{number}@host" for number in range(2500)]
     queue.redis.zadd(keys.workers("tiny"), dict.fromkeys(names, 1))
-    shares: dict[str | bytes, bytes | float | int | str] = {f"slots:{name}": 4 for name in names}
-    queue.redis.hset(keys.capacity("tiny"), mapping=shares | {"slots": WORKER.slots + 10_000, "workers": 2501})
+    shares: dict[str | bytes, bytes | float | int | str] = {f"worker:{name}": "serving 4" for name in names}
+    queue.redis.hset(keys.capacity("tiny"), mapping=shares | {"slots": WORKER.slots + 10_000, "serving": 2501})
     assert (await queue.jobs.queue_load("tiny")).slots == WORKER.slots
     assert queue.workers.reap().workers_gone == 2500
     assert (await queue.jobs.queue_load("tiny")).slots == WORKER.slots

@@ -8,7 +8,7 @@ import pytest
 
 from tasks.errors import CardConflictError, WorkerReplacedError
 from tasks.store import keys
-from tasks.store.job_store import ServedCheckpoint
+from tasks.store.job_store import WorkerCounts
 from tasks.worker_info import WorkerState
 from tests.integration.conftest import CARD, WORKER, QueueWorld
 
@@ -115,8 +115,83 @@ async def test_checkpoints_are_served_while_a_live_worker_takes_jobs(queue: Queu
     queue.register(name="tiny-2@host", slots=4)
     draining = queue.register(name="other-1@host", card=replace(CARD, name="other"), state=WorkerState.DRAINING)
     await queue.running()
-    assert await queue.jobs.serving() == [ServedCheckpoint("tiny", workers=2, slots=7, running=1)]
+    assert await queue.jobs.worker_counts() == [WorkerCounts("tiny", serving=2, slots=7, running=1)]
     queue.workers.heartbeat(replace(draining, state=WorkerState.IDLE, slots=1))
     queue.workers.deregister(info)
     queue.redis.zadd(keys.workers("tiny"), {"tiny-2@host": 1})
-    assert await queue.jobs.serving() == [ServedCheckpoint("other", workers=1, slots=1, running=0)]
+    assert await queue.jobs.worker_counts() == [WorkerCounts("other", serving=1, slots=1, running=0)]
+
+
+async def test_a_worker_that_loads_is_listed_and_gets_its_card_later(queue: QueueWorld) -> None:
+    loading = replace(WORKER, state=WorkerState.STARTING, digest="")
+    queue.workers.announce(loading)
+    queue.workers.announce(loading)
+    [worker] = await queue.jobs.workers()
+    assert (worker.name, worker.state, worker.takes_jobs, worker.is_reloading) == (
+        WORKER.name,
+        "starting",
+        False,
+        False,
+    )
+    assert await queue.jobs.cards() == {}
+    queue.register()
+    [worker] = await queue.jobs.workers()
+    assert (worker.state, worker.digest) == ("idle", CARD.digest)
+    assert worker.started_at > 0
+
+
+async def test_a_worker_that_loads_stops_no_other_weights_and_takes_no_jobs(queue: QueueWorld) -> None:
+    queue.workers.announce(replace(WORKER, name="tiny-2@host", state=WorkerState.STARTING, digest="", slots=50))
+    queue.register(card=OTHER_WEIGHTS)
+    queue.workers.announce(replace(WORKER, name="tiny-2@host", state=WorkerState.STARTING, digest="", slots=50))
+    assert await queue.jobs.card("tiny") == OTHER_WEIGHTS
+    for _ in range(20):
+        await queue.submit(digest=OTHER_WEIGHTS.digest)
+    assert queue.redis.llen(keys.queue("tiny")) == WORKER.slots + 2
+
+
+async def test_a_worker_that_loads_replaces_its_earlier_run_only_when_it_is_loaded(queue: QueueWorld) -> None:
+    earlier = queue.register()
+    job_id = await queue.running()
+    queue.workers.announce(replace(WORKER, incarnation="second", state=WorkerState.STARTING, digest=""))
+    [worker] = await queue.jobs.workers()
+    assert (worker.incarnation, worker.state) == (earlier.incarnation, "idle")
+    # The earlier run is not listed any more, but its lease is longer than that.
+    queue.redis.delete(keys.worker(WORKER.name))
+    queue.workers.announce(replace(WORKER, incarnation="second", state=WorkerState.STARTING, digest=""))
+    [worker] = await queue.jobs.workers()
+    assert (worker.incarnation, worker.state) == ("second", "starting")
+    job = await queue.jobs.get(job_id)
+    assert job is not None
+    assert job.status == "running"
+    queue.register(incarnation="second")
+    job = await queue.jobs.get(job_id)
+    assert job is not None
+    assert (job.status, job.losses) == ("queued", 1)
+
+
+async def test_a_worker_that_drains_does_not_stop_other_weights(queue: QueueWorld) -> None:
+    queue.register(state=WorkerState.DRAINING)
+    queue.register(card=OTHER_WEIGHTS, name="tiny-2@host")
+    assert await queue.jobs.card("tiny") == OTHER_WEIGHTS
+
+
+async def test_a_checkpoint_that_no_worker_could_load_is_forgotten(queue: QueueWorld) -> None:
+    loading = replace(WORKER, state=WorkerState.STARTING, digest="")
+    queue.workers.announce(loading)
+    queue.workers.deregister(loading)
+    assert queue.redis.smembers(keys.CHECKPOINTS) == set()
+    assert await queue.jobs.workers() == []
+
+
+@pytest.mark.parametrize(("out_of_memory", "code"), [(True, "out_of_memory"), (False, "worker_lost")])
+async def test_a_job_whose_engines_had_no_memory_says_so(queue: QueueWorld, out_of_memory: bool, code: str) -> None:
+    queue.register()
+    job_id = await queue.submit()
+    for attempt in (1, 2, 3):
+        queue.claim(job_id)
+        queue.workers.release(job_id, attempt, count_loss=True, out_of_memory=out_of_memory)
+    job = await queue.jobs.get(job_id)
+    assert job is not None
+    assert job.error is not None
+    assert (job.status, job.error.code) == ("failed", code)

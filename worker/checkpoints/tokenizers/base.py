@@ -27,6 +27,16 @@ class UnknownCharacterError(Exception):
         self.character = character
 
 
+class TokenizerFailedError(Exception):
+    """The tokenizer's library cannot encode a prompt. It fails again with the same prompt."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"This checkpoint's tokenizer failed on the prompt ({reason}). Shorten the prompt, or remove long runs of "
+            "one character from it."
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Encoding:
     """A prompt as token ids, without BOS."""
@@ -76,7 +86,10 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, text: str) -> Encoding:
-        """The token ids of a prompt. Names of special tokens in it are ordinary text. Raises UnknownCharacterError."""
+        """The token ids of a prompt. Names of special tokens in it are ordinary text.
+
+        Raises UnknownCharacterError and TokenizerFailedError.
+        """
         ...
 
     def token_bytes(self, token_id: int) -> bytes | None:

@@ -12,14 +12,25 @@ from typing import Any, TypeVar
 import tiktoken
 
 from tasks.card import TokenizerCard
-from worker.checkpoints.tokenizers.base import BOS_TOKEN, STOP_TOKENS, BytesDecoder, Encoding, refuse_surrogates
+from worker.checkpoints.tokenizers.base import (
+    BOS_TOKEN,
+    STOP_TOKENS,
+    BytesDecoder,
+    Encoding,
+    TokenizerFailedError,
+    refuse_surrogates,
+)
+from worker.checkpoints.tokenizers.library_errors import LibraryError, library_errors
 
 K = TypeVar("K")
 #: Longest part of a prompt that is encoded at once. The regular expression engine of tiktoken backtracks: on a run of
-#: about 400,000 spaces it gives up and ends the thread.
+#: about 400,000 spaces it gives up and panics.
 _PART_CHARACTERS = 100_000
 #: Exceptions that reading a damaged pickle may raise, besides UnpicklingError.
-_DAMAGED = (EOFError, AttributeError, IndexError, KeyError, TypeError, MemoryError, OverflowError, ImportError)
+_DAMAGED = (
+    *(EOFError, AttributeError, IndexError, KeyError, TypeError, MemoryError, OverflowError, ImportError),
+    RecursionError,
+)
 
 
 class _EncodingState:
@@ -68,7 +79,7 @@ class BpeTokenizer:
         pattern = state.get("pat_str")
         if not isinstance(pattern, str):
             raise ValueError("its tiktoken.Encoding lacks pat_str")  # noqa: TRY004
-        # tiktoken ends the thread when a text has a byte that has no token.
+        # tiktoken panics when a text has a byte that has no token.
         if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
             raise ValueError(f"it has no token for the single byte 0x{missing[0]:02x}, so it cannot spell every text")
         ids = [*ranks.values(), *specials.values()]
@@ -77,10 +88,11 @@ class BpeTokenizer:
         if max(ids) >= vocab_size:
             raise ValueError(f"it has {max(ids) + 1} ids and the model has {vocab_size}: it belongs to another model")
         try:
-            encoding = tiktoken.Encoding(
-                name="checkpoint", pat_str=pattern, mergeable_ranks=ranks, special_tokens=specials
-            )
-        except ValueError as error:
+            with library_errors():
+                encoding = tiktoken.Encoding(
+                    name="checkpoint", pat_str=pattern, mergeable_ranks=ranks, special_tokens=specials
+                )
+        except LibraryError as error:
             raise ValueError(f"its split pattern cannot be used: {error}") from error
         return cls(encoding, specials, {token_id: text for text, token_id in ranks.items()})
 
@@ -90,7 +102,12 @@ class BpeTokenizer:
         # Where two parts meet, the tokens may differ from those of the whole text. That does not matter, because a text
         # of this length does not fit into any context.
         parts = (text[start : start + _PART_CHARACTERS] for start in range(0, len(text), _PART_CHARACTERS))
-        return Encoding(tuple(token_id for part in parts for token_id in self._encoding.encode_ordinary(part)))
+        try:
+            with library_errors():
+                ids = tuple(token_id for part in parts for token_id in self._encoding.encode_ordinary(part))
+        except LibraryError as error:
+            raise TokenizerFailedError(str(error)) from error
+        return Encoding(ids)
 
     def token_bytes(self, token_id: int) -> bytes | None:
         """See `Tokenizer`."""

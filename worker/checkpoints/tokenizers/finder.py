@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from worker.checkpoints.errors import TokenizerError
@@ -15,6 +16,15 @@ from worker.checkpoints.tokenizers.huggingface import CONFIG_NAME, HuggingFaceTo
 _CHARACTERS, _PICKLE, _HUGGING_FACE = CONFIG_NAME, "tokenizer.pkl", "tokenizer.json"
 
 
+def tokenizer_paths(folder: CheckpointFolder) -> list[Path]:
+    """Every path at which a file of a checkpoint's tokenizer may be, whether or not there is one."""
+    return [place / name for place in _places(folder) for name in (_CHARACTERS, _PICKLE, _HUGGING_FACE)]
+
+
+def _places(folder: CheckpointFolder) -> tuple[Path, ...]:
+    return folder.path, folder.path / "tokenizer", folder.path.parent.parent / "tokenizer"
+
+
 def tokenizer_file(folder: CheckpointFolder) -> Path | None:
     """The file of a checkpoint's tokenizer, None if there is none. Raises TokenizerError.
 
@@ -22,7 +32,7 @@ def tokenizer_file(folder: CheckpointFolder) -> Path | None:
     beside the folder of all runs. A `tokenizer_config.json` without `vocab_chars` belongs to a Hugging Face tokenizer.
     """
     without_characters = None
-    for place in (folder.path, folder.path / "tokenizer", folder.path.parent.parent / "tokenizer"):
+    for place in _places(folder):
         characters = place / _CHARACTERS
         has_characters = characters.is_file() and "vocab_chars" in read_object(characters, TokenizerError)
         for file in (characters if has_characters else None, place / _PICKLE, place / _HUGGING_FACE):
@@ -33,6 +43,28 @@ def tokenizer_file(folder: CheckpointFolder) -> Path | None:
     if without_characters is not None:
         raise TokenizerError(without_characters, "has no `vocab_chars`, the vocabulary's characters in id order")
     return None
+
+
+def tokenizer_content(folder: CheckpointFolder) -> bytes:
+    """Everything in the files of a checkpoint that determines its tokenizer; empty without a file.
+
+    Raises TokenizerError.
+    """
+    file = tokenizer_file(folder)
+    if file is None:
+        return b""
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise TokenizerError(file, f"cannot be read: {error.strerror}") from error
+    eos_token = _eos_token(file) if file.name == _HUGGING_FACE else None
+    return content if eos_token is None else b"%b\neos_token %b" % (content, eos_token.encode(errors="surrogatepass"))
+
+
+def tokenizer_digest(folder: CheckpointFolder) -> str:
+    """SHA-256 (hex) of `tokenizer_content`; empty without a file. Raises TokenizerError."""
+    content = tokenizer_content(folder)
+    return hashlib.sha256(content).hexdigest() if content else ""
 
 
 def load_tokenizer(folder: CheckpointFolder, vocab_size: int) -> Tokenizer:

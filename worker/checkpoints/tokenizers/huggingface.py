@@ -16,9 +16,11 @@ from worker.checkpoints.tokenizers.base import (
     STOP_TOKENS,
     BytesDecoder,
     Encoding,
+    TokenizerFailedError,
     UnknownCharacterError,
     refuse_surrogates,
 )
+from worker.checkpoints.tokenizers.library_errors import LibraryError, library_errors
 from worker.checkpoints.tokenizers.spelling import Spelling
 
 _BOS_TOKENS = (BOS_TOKEN, "<s>", "<bos>")
@@ -63,21 +65,22 @@ class HuggingFaceTokenizer:
         `eos_token` is a token that ends a text, in addition to `STOP_TOKENS`; `tokenizer_config.json` names it.
         """
         try:
-            tokenizer = tokenizers.Tokenizer.from_str(data.decode())
-        # The library raises a bare Exception for everything that it cannot read.
-        except Exception as error:
+            with library_errors():
+                tokenizer = tokenizers.Tokenizer.from_str(data.decode())
+                vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
+                _encode_plainly(tokenizer)
+                added = tokenizer.get_added_tokens_decoder()
+        except LibraryError as error:
             raise ValueError(f"the tokenizers library cannot read it: {error}") from error
         content: dict[str, Any] = json.loads(data)
-        vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
         if max(vocabulary.values(), default=0) >= vocab_size:
             raise ValueError(
                 f"it has {max(vocabulary.values()) + 1} ids and the model has {vocab_size}: it belongs to another model"
             )
         if eos_token is not None and eos_token not in vocabulary:
             raise ValueError(f"the `eos_token` {eos_token!r} of {CONFIG_NAME} is not in it")
-        _encode_plainly(tokenizer)
         spelling = Spelling.of(content.get("decoder"))
-        specials = {token.content: i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        specials = {token.content: i for i, token in added.items() if token.special}
         unknown_id = _unknown_id(content["model"], vocabulary)
         text_ids = {
             i: spelling.bytes_of(name) for name, i in vocabulary.items() if name not in specials and i != unknown_id
@@ -97,12 +100,19 @@ class HuggingFaceTokenizer:
         refuse_surrogates(text)
         if not self._spells_all:
             self._refuse_unknown(text)
-        return Encoding(tuple(self._tokenizer.encode(text, add_special_tokens=False).ids))
+        return Encoding(self._ids(text))
+
+    def _ids(self, text: str) -> tuple[int, ...]:
+        try:
+            with library_errors():
+                return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        except LibraryError as error:
+            raise TokenizerFailedError(str(error)) from error
 
     def _refuse_unknown(self, text: str) -> None:
         # In the order of first appearance: the error must name the first unknown character.
         for character in dict.fromkeys(text):
-            ids = self._tokenizer.encode(character, add_special_tokens=False).ids
+            ids = self._ids(character)
             if not ids or self._unknown_id in ids:
                 raise UnknownCharacterError(text.index(character), character)
 

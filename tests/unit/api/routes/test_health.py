@@ -68,6 +68,47 @@ async def test_a_busy_worker_is_ready_and_a_draining_one_is_not(redis_url: str) 
             assert (await client.post("/generate", json={"prompt": "1"})).status_code == 503
 
 
+async def test_while_the_only_worker_replaces_its_engine_jobs_are_accepted_and_health_says_starting(
+    redis_url: str,
+) -> None:
+    settings = settings_for(redis_url)
+    with fake_worker(settings) as worker:
+        worker.store.heartbeat(replace(worker.info, state=WorkerState.STARTING))
+        async with api(settings) as client:
+            ready = await client.get("/health/ready")
+            assert (ready.status_code, ready.json()["state"]) == (503, "STARTING")
+            assert "load their checkpoint: 1" in ready.json()["detail"]
+            assert (await client.get("/health")).json()["model_loaded"] is False
+            assert (await client.post("/v1/jobs", json={"prompt": "1"})).status_code == 202
+
+
+async def test_a_worker_that_was_never_loaded_accepts_no_jobs_for_an_old_card(redis_url: str) -> None:
+    settings = settings_for(redis_url)
+    with fake_worker(settings) as worker:
+        worker.store.deregister(worker.info)
+        worker.store.announce(replace(worker.info, state=WorkerState.STARTING, digest=""))
+        async with api(settings) as client:
+            assert (await client.get("/health/ready")).json()["state"] == "STARTING"
+            refused = await client.post("/v1/jobs", json={"prompt": "1"})
+            assert (refused.status_code, refused.json()["code"]) == (503, "no_workers")
+            assert "a worker loads step_002920 now" in refused.json()["detail"]
+            assert refused.headers["retry-after"]
+            waiting = await client.post("/v1/jobs", json={"prompt": "1", "wait_for_worker": True})
+            assert waiting.status_code == 202
+            listed = (await client.get("/v1/workers")).json()["data"]
+            assert [entry["state"] for entry in listed] == ["starting"]
+
+
+async def test_a_worker_whose_consumer_stalls_is_not_ready(redis_url: str) -> None:
+    settings = settings_for(redis_url)
+    with fake_worker(settings) as worker:
+        worker.store.heartbeat(replace(worker.info, state=WorkerState.STALLED))
+        async with api(settings) as client:
+            ready = await client.get("/health/ready")
+            assert (ready.status_code, ready.json()["state"]) == (503, "STALLED")
+            assert (await client.post("/v1/jobs", json={"prompt": "1"})).status_code == 503
+
+
 async def test_a_browser_may_call_from_anywhere(redis_url: str) -> None:
     origin = {"Origin": "https://example.org"}
     async with api(settings_for(redis_url)) as client:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copyreg
-import io
 import json
 import os
 import pickle
@@ -21,55 +19,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
+from tests.helpers.tokenizer_files import SPECIALS, TEXT_IDS, pickled
 from worker.checkpoints.errors import TokenizerError
 from worker.checkpoints.folder import CheckpointFolder
-from worker.checkpoints.tokenizers import Tokenizer, UnknownCharacterError, load_tokenizer
+from worker.checkpoints.tokenizers import Tokenizer, TokenizerFailedError, UnknownCharacterError, load_tokenizer
 from worker.checkpoints.tokenizers.bpe import BpeTokenizer
 from worker.checkpoints.tokenizers.characters import CharacterTokenizer
 from worker.checkpoints.tokenizers.huggingface import HuggingFaceTokenizer
+from worker.checkpoints.tokenizers.library_errors import library_errors
 
-#: nanochat's special tokens, in its order.
-SPECIALS = [
-    *("<|bos|>", "<|user_start|>", "<|user_end|>", "<|assistant_start|>", "<|assistant_end|>"),
-    *("<|python_start|>", "<|python_end|>", "<|output_start|>", "<|output_end|>"),
-]
-#: nanochat's split pattern: words, numbers of up to two digits, punctuation, spaces.
-PATTERN = (
-    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
-)
-MERGES = [b"th", b"the", b" t", "é".encode(), "😀".encode()[:2], "😀".encode()]
-TEXT_IDS = 256 + len(MERGES)
 VOCAB_SIZE = 320
 #: Other processes share the machine, so the time of an example proves nothing.
 without_deadline = settings(deadline=None)
 GUIDE_CONFIG: dict[str, Any] = {"vocab_chars": list("0123456789+-="), "special_tokens": ["<|bos|>"], "vocab_size": 32}
-
-
-def pickled(**changes: Any) -> bytes:
-    """nanochat's tokenizer.pkl, with some of the encoding's state changed."""
-    ranks = {bytes([byte]): byte for byte in range(256)} | {text: 256 + i for i, text in enumerate(MERGES)}
-    state = {
-        "name": "rustbpe",
-        "pat_str": PATTERN,
-        "mergeable_ranks": ranks,
-        "special_tokens": {name: TEXT_IDS + i for i, name in enumerate(SPECIALS)},
-    }
-    buffer = io.BytesIO()
-    _EncodingPickler(buffer, state | changes).dump(tiktoken.Encoding.__new__(tiktoken.Encoding))
-    return buffer.getvalue()
-
-
-class _EncodingPickler(pickle.Pickler):
-    """Pickles an encoding with any state, including states that the library would refuse."""
-
-    def __init__(self, file: io.BytesIO, state: object) -> None:
-        super().__init__(file)
-        self._state = state
-
-    def reducer_override(self, obj: object) -> Any:
-        if isinstance(obj, tiktoken.Encoding):
-            return copyreg.__newobj__, (tiktoken.Encoding,), self._state  # type: ignore[attr-defined]
-        return NotImplemented
 
 
 @cache
@@ -271,6 +233,30 @@ def test_a_million_spaces_can_be_encoded(kind: str) -> None:
 
 
 # Characters
+
+
+def test_a_prompt_on_which_the_library_panics_is_an_ordinary_error() -> None:
+    # The regular expression engine backtracks for ever and gives up, which is a panic in tiktoken.
+    panicking = BpeTokenizer.from_pickle(pickled(pat_str=r"(a|aa)+\1$"), VOCAB_SIZE)
+    assert panicking.encode("b").ids == ()
+    for _ in range(2):
+        with pytest.raises(TokenizerFailedError, match=r"tokenizer failed on the prompt \(.*BacktrackLimit"):
+            panicking.encode("a" * 40 + "c")
+
+
+def test_a_prompt_that_the_hugging_face_library_cannot_encode_is_an_ordinary_error() -> None:
+    tokenizer = tokenizers.Tokenizer(models.WordLevel(vocab={"a": 0}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.decoder = decoders.Fuse()
+    failing = HuggingFaceTokenizer.from_json(tokenizer.to_str().encode(), 8)
+    with pytest.raises(TokenizerFailedError, match="UNK"):
+        failing.encode("b")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, MemoryError])
+def test_what_is_no_failure_of_the_library_passes(error: type[BaseException]) -> None:
+    with pytest.raises(error), library_errors():
+        raise error
 
 
 def test_the_guides_vocabulary_is_that_of_its_code() -> None:

@@ -24,8 +24,8 @@ from tests.helpers.engines import (
 )
 from worker.engine.batch import Batch
 from worker.engine.decoding_model import DecodingModel
-from worker.engine.device import Device
 from worker.engine.request import SequenceRequest
+from worker.engine.update import Failure
 
 E7 = "E7/step_000101"
 POISON = 11
@@ -48,7 +48,7 @@ def test_only_the_sequence_that_makes_a_step_raise_fails(caplog: pytest.LogCaptu
     with caplog.at_level(logging.WARNING):
         run_until_idle(decoding)
     assert sequences[-1].finish is FinishReason.ERROR
-    assert sequences[-1].error == "RuntimeError: an illegal instruction"
+    assert sequences[-1].error == Failure("RuntimeError: an illegal instruction")
     for sequence, one in zip(sequences, healthy, strict=False):
         assert sequence.finish is FinishReason.LENGTH
         assert sequence.tokens == undisturbed(one)
@@ -88,12 +88,34 @@ def test_tokens_drawn_before_the_error_are_kept_and_reported_once() -> None:
     assert reported == sequence.tokens == undisturbed(request("a", (1, 2, 3), 4))
 
 
-def test_an_error_that_breaks_the_device_fails_no_sequence_and_raises(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Device, "is_fatal", lambda self, error: isinstance(error, RuntimeError))
-    decoding = engine(Tampered(model(E7), raise_at_poison))
+def test_an_error_that_breaks_the_device_fails_no_sequence_and_raises() -> None:
+    def break_device(batch: Batch, logits: Tensor) -> Tensor:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    decoding = engine(Tampered(model(E7), break_device))
     sequence = decoding.add_request(request("poison", (POISON, 1)))
-    with pytest.raises(RuntimeError, match="illegal instruction"):
+    with pytest.raises(RuntimeError, match="illegal memory access"):
         run_until_done(decoding, sequence)
+    assert sequence.finish is None
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")]
+)
+def test_a_sequence_for_which_there_is_no_memory_fails_alone_and_says_so(error: Exception) -> None:
+    def raise_for_long(batch: Batch, logits: Tensor) -> Tensor:
+        if POISON in batch.tokens.tolist():
+            raise error
+        return logits
+
+    decoding = engine(Tampered(model(E7), raise_for_long))
+    healthy = decoding.add_request(request("a", (1, 2, 3)))
+    poison = decoding.add_request(request("poison", (4, POISON, 6)))
+    run_until_idle(decoding)
+    assert poison.error is not None
+    assert poison.error.out_of_memory
+    assert type(error).__name__ in poison.error.message
+    assert healthy.tokens == undisturbed(request("a", (1, 2, 3)))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -109,7 +131,8 @@ def test_logits_that_are_not_finite_end_only_their_own_row(temperature: float, b
     sequence = decoding.add_request(healthy)
     poison = decoding.add_request(request("poison", (POISON, 6), temperature=temperature))
     run_until_idle(decoding)
-    assert (poison.finish, poison.error, poison.tokens) == (FinishReason.ERROR, "the model's logits are not finite", [])
+    assert (poison.finish, poison.tokens) == (FinishReason.ERROR, [])
+    assert poison.error == Failure("the model's logits are not finite")
     assert sequence.tokens == undisturbed(healthy)
 
 

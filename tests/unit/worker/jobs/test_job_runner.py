@@ -16,6 +16,7 @@ from tasks.store.worker_store import Claimed, Refused, WorkerStore
 from tests.helpers.fake_worker import CARD
 from tests.helpers.job_objects import QUEUED
 from tests.helpers.requests import make_generation
+from worker.checkpoints.tokenizers import TokenizerFailedError
 from worker.checkpoints.tokenizers.characters import CharacterTokenizer
 from worker.engine.kv.budget import KvBudget
 from worker.engine_process.client import EngineCrashedError
@@ -66,7 +67,7 @@ class Store(WorkerStore):
         self.before()
         self.requeued.append(job_id)
 
-    def release(self, job_id: str, attempt: int, *, count_loss: bool = False) -> bool:
+    def release(self, job_id: str, attempt: int, *, count_loss: bool = False, out_of_memory: bool = False) -> bool:
         self.releases.append((job_id, attempt, count_loss))
         return True
 
@@ -80,13 +81,13 @@ class Store(WorkerStore):
 
 
 class Engine(EngineSupervisor):
-    """Accepts requests unless it crashed, and is available unless the worker stops."""
+    """Accepts requests unless it crashed, and is available unless it is being replaced."""
 
     def __init__(self) -> None:
         self.requests: list[SequenceRequest] = []
         self.aborted: list[str] = []
         self.crashed = False
-        self.stopping = False
+        self.reloading = False
 
     def add_request(self, request: SequenceRequest) -> None:
         if self.crashed:
@@ -96,8 +97,9 @@ class Engine(EngineSupervisor):
     def abort(self, sequence_id: str) -> None:
         self.aborted.append(sequence_id)
 
-    def wait_available(self) -> bool:
-        return not self.stopping
+    @property
+    def available(self) -> bool:
+        return not self.reloading
 
 
 class FakePublisher(Publisher):
@@ -239,8 +241,8 @@ def test_a_closed_runner_requeues_a_job_that_it_has_not_claimed(world: World) ->
     assert world.store.claims == []
 
 
-def test_a_job_that_waits_for_the_engine_when_the_worker_stops_is_requeued(world: World) -> None:
-    world.engine.stopping = True
+def test_a_job_is_requeued_while_the_engine_is_replaced(world: World) -> None:
+    world.engine.reloading = True
     world.runner.run("job_1")
     assert world.store.requeued == ["job_1"]
     assert world.admission.waiting == ()
@@ -289,6 +291,50 @@ def test_a_bug_before_the_claim_fails_the_job_and_a_bug_after_it_counts_a_loss(
     monkeypatch.setattr(world.engine, "add_request", broken)
     world.runner.run("job_1")
     assert world.store.releases == [("job_1", 1, True)]
+
+
+class PanicException(BaseException):
+    """As PyO3 raises it for a panic in Rust: no Exception."""
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (PanicException("called `Result::unwrap()` on an `Err` value"), ErrorCode.INTERNAL),
+        (SystemExit(1), ErrorCode.INTERNAL),
+        (RecursionError(), ErrorCode.INTERNAL),
+        (MemoryError(), ErrorCode.OUT_OF_MEMORY),
+    ],
+)
+def test_no_error_leaves_the_task_body(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: ErrorCode
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("worker.jobs.job_runner.encode_prompt", broken)
+        world.runner.run("job_1")
+    assert [rejected.code for rejected in world.store.rejections] == [code]
+    monkeypatch.setattr(world.runner._tokenizer, "decoder", broken)
+    world.runner.run("job_2")
+    assert world.store.releases == [("job_2", 1, True)]
+    assert world.runner.job_ids() == set()
+    assert world.runner.wait_idle(0)
+    assert world.admission.waiting == ()
+
+
+def test_a_job_whose_prompt_the_tokenizer_cannot_encode_fails_as_invalid(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(text: str) -> None:
+        raise TokenizerFailedError("BacktrackLimitExceeded")
+
+    monkeypatch.setattr(world.runner._tokenizer, "encode", fail)
+    world.runner.run("job_1")
+    [rejection] = world.store.rejections
+    assert (rejection.code, rejection.retryable) == (ErrorCode.INVALID_REQUEST, False)
+    assert "BacktrackLimitExceeded" in rejection.message
 
 
 def test_wait_idle_waits_until_all_task_bodies_have_returned(world: World) -> None:

@@ -47,6 +47,8 @@ class Store(WorkerStore):
         self._changed = threading.Condition()
         self.batches: list[list[AppendTokens | FinishJob]] = []
         self.released: list[tuple[str, int, bool]] = []
+        #: For each release, whether it says that there was no memory left.
+        self.out_of_memory: list[bool] = []
         self.logs: dict[str, list[str]] = {}
         self.ends: dict[str, FinishJob] = {}
         #: The next reply of `flush` for a job, which is then not written.
@@ -63,9 +65,10 @@ class Store(WorkerStore):
             self.batches.append(list(batch))
             return [self._write(item) for item in batch]
 
-    def release(self, job_id: str, attempt: int, *, count_loss: bool = False) -> bool:
+    def release(self, job_id: str, attempt: int, *, count_loss: bool = False, out_of_memory: bool = False) -> bool:
         with self._call():
             self.released.append((job_id, attempt, count_loss))
+            self.out_of_memory.append(out_of_memory)
             return True
 
     def wait_for(self, condition: Callable[[], object]) -> None:
@@ -230,6 +233,21 @@ def test_a_log_that_lost_its_last_tokens_is_completed(world: World) -> None:
     assert world.store.text() == "abcd"
 
 
+def test_a_removed_job_is_over_before_its_sequence_is_aborted(world: World) -> None:
+    """The job runner adds the request and then looks whether the job is over: in this order one of both aborts it."""
+    running = job()
+    over_at_abort: list[bool] = []
+    publisher = Publisher(
+        world.store, abort=lambda _: over_at_abort.append(running.over.is_set()), flush_interval_s=ALWAYS_S
+    )
+    publisher.start()
+    publisher.add(running)
+    publisher.lease_lost(running.sequence_id)
+    assert running.over.wait(DEADLINE_S)
+    publisher.stop()
+    assert over_at_abort == [True]
+
+
 def test_a_fenced_job_is_removed_and_its_sequence_aborted_and_other_jobs_continue(world: World) -> None:
     publisher = world.publish()
     lost, kept = job("job_1"), job("job_2")
@@ -301,13 +319,23 @@ def test_a_stop_text_that_the_engine_did_not_find_aborts_the_sequence(world: Wor
     assert world.store.ends["job_1"].completion == "1"
 
 
+@pytest.mark.parametrize("out_of_memory", [False, True])
+def test_a_release_says_whether_the_engine_had_no_memory(world: World, out_of_memory: bool) -> None:
+    publisher = world.publish()
+    running = job()
+    publisher.add(running)
+    publisher.engine_crashed(None, out_of_memory=out_of_memory)
+    assert running.over.wait(DEADLINE_S)
+    assert world.store.out_of_memory == [out_of_memory]
+
+
 def test_jobs_of_a_crashed_engine_are_released_with_their_tokens_and_a_loss_each(world: World) -> None:
     publisher = world.publish(SELDOM_S)
     first, second = job("job_1"), job("job_2", attempt=4)
     publisher.add(first)
     publisher.add(second)
     publisher.engine_decoded([decoded(first, "ab"), decoded(second, "xy")])
-    publisher.engine_crashed(None)
+    publisher.engine_crashed(None, out_of_memory=False)
     assert first.over.wait(DEADLINE_S)
     assert second.over.wait(DEADLINE_S)
     assert world.store.released == [("job_1", 1, True), ("job_2", 4, True)]
@@ -320,7 +348,7 @@ def test_after_a_crash_the_job_that_ran_alone_has_the_only_loss(world: World) ->
     publisher.add(first)
     publisher.add(second)
     publisher.engine_decoded([decoded(first, "ab"), decoded(second, "xy")])
-    publisher.engine_crashed(second.sequence_id)
+    publisher.engine_crashed(second.sequence_id, out_of_memory=False)
     assert first.over.wait(DEADLINE_S)
     assert second.over.wait(DEADLINE_S)
     assert world.store.released == [("job_1", 2, False), ("job_2", 2, True)]
@@ -334,7 +362,7 @@ def test_after_a_crash_no_loss_is_counted_if_the_suspect_is_over(world: World) -
     publisher.add(running)
     publisher.engine_decoded([decoded(over, "a", FinishReason.LENGTH)])
     assert over.over.wait(DEADLINE_S)
-    publisher.engine_crashed(over.sequence_id)
+    publisher.engine_crashed(over.sequence_id, out_of_memory=False)
     assert running.over.wait(DEADLINE_S)
     assert world.store.released == [("job_2", 1, False)]
 
@@ -344,7 +372,7 @@ def test_a_release_is_repeated_while_redis_is_away(world: World) -> None:
     running = job()
     publisher.add(running)
     world.store.available = False
-    publisher.engine_crashed(None)
+    publisher.engine_crashed(None, out_of_memory=False)
     world.store.wait_for(lambda: world.store.failed_calls >= 2)
     assert not running.over.is_set()
     world.store.available = True
@@ -382,7 +410,9 @@ def test_a_later_attempt_of_a_job_replaces_the_earlier_one(world: World) -> None
     old, new = job(attempt=1), job(attempt=2)
     publisher.add(old)
     publisher.add(new)
-    assert old.over.wait(DEADLINE_S)
+    publisher.engine_decoded([decoded(new, "a")])
+    world.store.wait_for(lambda: world.store.text() == "a")
+    assert old.over.is_set()
     assert world.aborted == [old.sequence_id]
     assert [running.attempt for running in publisher.running()] == [2]
 

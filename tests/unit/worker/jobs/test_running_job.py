@@ -7,7 +7,7 @@ import pytest
 from tasks.generation import FinishReason
 from tasks.job import ErrorCode, Status
 from tasks.store.worker_store import AppendTokens, FinishJob
-from worker.engine_process.messages import Update
+from worker.engine_process.messages import Failure, Update
 from worker.jobs.detokenizer import Detokenizer
 from worker.jobs.running_job import RunningJob
 
@@ -34,7 +34,7 @@ def job(text: str = "", *, stop: tuple[str, ...] = (), attempt: int = 1) -> Runn
     )
 
 
-def decoded(text: str, finish: FinishReason | None = None, error: str | None = None) -> Update:
+def decoded(text: str, finish: FinishReason | None = None, error: Failure | None = None) -> Update:
     return Update("job_1/1", tuple(map(ord, text)), finish, error)
 
 
@@ -124,7 +124,7 @@ def test_the_end_of_a_sequence_sets_status_reason_and_error_of_the_job(
     finish: FinishReason, status: Status, reason: FinishReason, code: ErrorCode | None
 ) -> None:
     running = job()
-    running.extend(decoded("a", finish, "the step raised"))
+    running.extend(decoded("a", finish, Failure("the step raised")))
     operation = running.operation()
     assert isinstance(operation, FinishJob)
     assert (operation.status, operation.finish_reason, operation.completion) == (status, reason, "a")
@@ -132,6 +132,16 @@ def test_the_end_of_a_sequence_sets_status_reason_and_error_of_the_job(
     if finish is FinishReason.ERROR:
         assert operation.error is not None
         assert "the step raised" in operation.error.message
+
+
+def test_a_sequence_for_which_the_engine_has_no_memory_fails_with_a_code_of_its_own() -> None:
+    running = job()
+    running.extend(decoded("a", FinishReason.ERROR, Failure("CUDA out of memory", out_of_memory=True)))
+    operation = running.operation()
+    assert isinstance(operation, FinishJob)
+    assert operation.error is not None
+    assert (operation.error.code, operation.error.retryable) == (ErrorCode.OUT_OF_MEMORY, True)
+    assert "CUDA out of memory" in operation.error.message
 
 
 def test_two_attempts_at_a_job_have_different_sequence_ids() -> None:

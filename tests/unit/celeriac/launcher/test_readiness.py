@@ -1,0 +1,36 @@
+"""When a server that was just started counts as ready."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from celeriac.launcher.readiness import ReadinessCheck
+
+
+@pytest.mark.parametrize(
+    ("status", "workers", "ready"),
+    [
+        (200, [("d4-1@host", "idle")], True),
+        (200, [("d4-1@host", "busy")], True),
+        # A worker of an earlier run still counts as live, and this server's own one loads.
+        (200, [("d4-0@host", "idle"), ("d4-1@host", "starting")], False),
+        (200, [("d4-10@host", "idle")], False),
+        (503, [("d4-1@host", "starting")], False),
+        (200, [], False),
+    ],
+)
+def test_a_server_is_ready_when_its_own_worker_takes_jobs(
+    status: int, workers: list[tuple[str, str]], ready: bool
+) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/health/ready":
+            return httpx.Response(status, json={})
+        data: list[dict[str, Any]] = [{"name": name, "state": state} for name, state in workers]
+        return httpx.Response(200, json={"data": data})
+
+    check = ReadinessCheck("http://server", ["d4-1"], lambda: None)
+    with httpx.Client(base_url="http://server", transport=httpx.MockTransport(answer)) as http:
+        assert check._ready(http) is ready

@@ -1,0 +1,72 @@
+"""Loads the checkpoint in the engine process, and waits for files that are still being written."""
+
+from __future__ import annotations
+
+import structlog
+
+from worker.checkpoints import meta
+from worker.checkpoints.errors import CheckpointError
+from worker.checkpoints.file_state import CheckpointFiles, wait_for_change
+from worker.checkpoints.tokenizers import load_tokenizer
+from worker.engine.device_errors import is_out_of_memory
+from worker.engine_process.messages import Start
+from worker.model_loader import LoadedModel, load_model
+
+log = structlog.get_logger(__name__)
+
+
+class LoadError(Exception):
+    """The checkpoint cannot be loaded. The message is for people."""
+
+
+def load_when_complete(start: Start) -> LoadedModel:
+    """Load the checkpoint that `start` names. Raises LoadError.
+
+    A checkpoint may be copied over the old one while a worker runs, and its engine may be started again at that moment.
+    So a load that fails, or during which a file changed, is repeated as soon as the files have not changed for some
+    seconds. What was loaded is therefore one state of the files, and never a mixture of two. The worker limits how long
+    that may take.
+    """
+    files = CheckpointFiles(start.folder)
+    while True:
+        try:
+            loaded = load_once(start)
+        except (CheckpointError, OSError, ValueError, MemoryError, RuntimeError) as error:
+            # torch raises RuntimeError for a device that is missing or out of memory.
+            if is_out_of_memory(error):
+                raise LoadError(
+                    f"There is not enough memory to load {start.folder.name} ({_text(error)}). Use a device with more "
+                    "memory, or lower CELERIAC_KV_MEMORY_MB or CELERIAC_SLOTS."
+                ) from error
+            changed = files.changed()
+            if not changed and not isinstance(error, CheckpointError | OSError):
+                raise LoadError(_text(error)) from error
+            log.warning("waits_for_checkpoint", checkpoint=start.folder.name, reason=_text(error))
+            if not wait_for_change(files, changed=changed):
+                raise LoadError(_text(error)) from error
+        else:
+            if not files.changed():
+                return loaded
+            del loaded
+            log.warning("waits_for_checkpoint", checkpoint=start.folder.name, reason="files change while it is loaded")
+            wait_for_change(files, changed=True)
+
+
+def load_once(start: Start) -> LoadedModel:
+    """Load the checkpoint that `start` names. Raises CheckpointError, ValueError, and the errors of torch."""
+    vocab_size = meta.read(start.folder.meta_file).sizes["vocab_size"]
+    return load_model(
+        start.folder,
+        load_tokenizer(start.folder, vocab_size),
+        device=start.device,
+        threads=start.threads,
+        softcap=start.softcap,
+        weights=start.weights,
+        slots=start.slots,
+        kv_memory_mb=start.kv_memory_mb,
+        prefill_chunk_tokens=start.prefill_chunk_tokens,
+    )
+
+
+def _text(error: BaseException) -> str:
+    return str(error) or type(error).__name__
