@@ -7,10 +7,9 @@ import json
 from dataclasses import asdict
 
 from tasks.card import Card, TokenizerCard
-from worker.checkpoints.errors import CheckpointError
 from worker.checkpoints.formats import Checkpoint
 from worker.checkpoints.tokenizers import Tokenizer
-from worker.checkpoints.tokenizers.finder import tokenizer_file
+from worker.checkpoints.tokenizers.finder import read_tokenizer, tokenizer_file
 from worker.engine.architecture.weight_form import INT8_GROUP, WeightForm
 
 #: For a checkpoint without a tokenizer: prompts must be token ids.
@@ -54,10 +53,7 @@ def _digest(checkpoint: Checkpoint, tokenizer: Tokenizer | None, form: WeightFor
         json.dumps(asdict(_tokenizer_card(tokenizer)), sort_keys=True).encode(),
     ]
     if tokenizer is not None and (file := tokenizer_file(checkpoint.folder)) is not None:
-        try:
-            parts.append(file.read_bytes())
-        except OSError as error:
-            raise CheckpointError(file, f"can no longer be read: {error.strerror}") from error
+        parts.append(read_tokenizer(file))
     if form == "int8":
         parts.append(b"int8 weights, a scale for %d" % INT8_GROUP)
     return hashlib.sha256(b"\n".join(parts)).hexdigest()

@@ -105,7 +105,7 @@ def _is_function_of_torch(name: str) -> bool:
 def _tensors(archive: Archive, content: dict[object, object]) -> Iterator[tuple[str, StoredTensor]]:
     for name, entry in content.items():
         if isinstance(entry, Call) and entry.function.name == _PARAMETER and entry.arguments:
-            entry = entry.arguments[0]  # noqa: PLW2901
+            entry = entry.arguments[0]
         if not isinstance(name, str) or not isinstance(entry, Call) or not entry.function.name.startswith("torch._"):
             shown = name if isinstance(name, str | int) else type(name).__name__
             raise CheckpointError(archive.path, f"entry {shown!r} is not a named tensor; only a state dict is expected")

@@ -16,7 +16,7 @@ from tasks.card import Card, TokenizerCard
 from tests.helpers.checkpoint_files import meta, state_dict, write
 from tests.helpers.engines import GOLDEN
 from worker.checkpoints.cards import build_card
-from worker.checkpoints.errors import CheckpointError, TokenizerError
+from worker.checkpoints.errors import TokenizerError
 from worker.checkpoints.folder import find
 from worker.checkpoints.formats import load
 from worker.checkpoints.tokenizers import load_tokenizer
