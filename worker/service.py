@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 from tasks.connections import make_sync, redacted
 from tasks.settings import Settings
 from tasks.store import keys
-from tasks.store.worker_store import WorkerStore
+from tasks.store.worker_store import Ended, WorkerStore
 from tasks.worker_info import WorkerInfo, WorkerState
 from worker import health
 from worker.checkpoints.folder import CheckpointFolder
@@ -149,9 +149,13 @@ class WorkerService:
         service._log_loaded()
         return service
 
-    def run(self, job_id: str) -> None:
-        """The task body."""
+    def run(self, job_id: str) -> Ended | None:
+        """The task body. Returns how the job has ended; None if it has not, or if Redis is away."""
         self._runner.run(job_id)
+        try:
+            return self._store.ended(job_id)
+        except RedisError:
+            return None
 
     def cancel(self, job_id: str) -> None:
         """Cancel a job, running or waiting. Celery's own cancel commands call this."""

@@ -12,6 +12,7 @@ import redis
 from celery.app.amqp import AMQP
 from kombu import Connection
 from kombu.transport.redis import Channel, Transport
+from kombu.utils.url import maybe_sanitize_url
 
 
 class ReusingChannel(Channel):  # type: ignore[misc]
@@ -39,7 +40,17 @@ class ReusingTransport(Transport):  # type: ignore[misc]
 
 
 class ReusingConnection(Connection):  # type: ignore[misc]
-    """Uses this transport for every URL."""
+    """Uses this transport for every URL. What it tells about itself contains no password of a Unix socket's URL."""
+
+    def info(self) -> dict[str, Any]:
+        """The parts of the connection, for `celery inspect stats` and Flower. Celery removes the password itself.
+
+        For a Unix socket, the host name is a whole URL.
+        """
+        info: dict[str, Any] = super().info()
+        info["hostname"] = maybe_sanitize_url(info["hostname"])
+        info["alternates"] = [maybe_sanitize_url(url) for url in info["alternates"]]
+        return info
 
     def get_transport_cls(self) -> type[ReusingTransport]:
         return ReusingTransport
