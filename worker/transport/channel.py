@@ -6,13 +6,16 @@ Select it with `app.amqp_cls = ReusingAMQP`. Celery's setting `broker_transport`
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import redis
 from celery.app.amqp import AMQP
 from kombu import Connection
 from kombu.transport.redis import Channel, Transport
-from kombu.utils.url import maybe_sanitize_url
+
+#: User and password in a URL, whose special characters are written with %.
+_LOGIN = re.compile(r"(?<=://)[^/?#]*@")
 
 
 class ReusingChannel(Channel):  # type: ignore[misc]
@@ -48,8 +51,8 @@ class ReusingConnection(Connection):  # type: ignore[misc]
         For a Unix socket, the host name is a whole URL.
         """
         info: dict[str, Any] = super().info()
-        info["hostname"] = maybe_sanitize_url(info["hostname"])
-        info["alternates"] = [maybe_sanitize_url(url) for url in info["alternates"]]
+        info["hostname"] = _LOGIN.sub("", info["hostname"])
+        info["alternates"] = [_LOGIN.sub("", url) for url in info["alternates"]]
         return info
 
     def get_transport_cls(self) -> type[ReusingTransport]:

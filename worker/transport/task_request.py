@@ -14,7 +14,7 @@ from worker.transport import current
 class GenerationRequest(Request):
     """One delivered message. Celery's thread pool cannot stop a task, but the engine can stop a sequence."""
 
-    def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002 (Celery's name)
+    def send_event(self, type: str, **fields: Any) -> None:
         """Send an event to Flower and other listeners, with the queue of the message and without a traceback."""
         queue = self.delivery_info["routing_key"]
         if "traceback" in fields:
