@@ -35,7 +35,7 @@ class Commands(click.Group):
             return self._invoke(ctx)
         except click.ClickException as error:
             # The message may quote a file or a server.
-            error.message = printable(error.message, keep=LINES)
+            error.message = printable(error.message, keep=LINES)  # type: ignore[misc]
             raise
 
     def _invoke(self, ctx: click.Context) -> Any:

@@ -13,8 +13,8 @@ import weakref
 import zipfile
 import zlib
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from worker.checkpoints.errors import CheckpointError
 from worker.checkpoints.regular_file import open_regular
@@ -147,7 +147,7 @@ class Archive:
     def _read_directory(self) -> list[Record]:
         """The records. Their contents lie one behind the other in the file. Raises CheckpointError."""
         try:
-            with zipfile.ZipFile(_DirectoryReader(self._file)) as archive:  # type: ignore[arg-type]
+            with zipfile.ZipFile(_DirectoryReader(self._file)) as archive:
                 infos, end = archive.infolist(), archive.start_dir
         # zipfile raises NotImplementedError for features that torch never uses, and struct.error for cut extra fields.
         except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
@@ -182,19 +182,10 @@ class Archive:
         )
 
 
-def digest(path: Path) -> str:
-    """The digest of a weights file; see `Archive.digest`. Raises CheckpointError."""
-    archive = Archive(path)
-    try:
-        return archive.digest()
-    finally:
-        archive.close()
-
-
 class _DirectoryReader:
     """Lets zipfile read the archive's directory, but not a huge one."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BufferedReader) -> None:
         self._file = file
         self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from worker.checkpoints.errors import CheckpointError
 
 
-def open_regular(path: Path, error: type[CheckpointError] = CheckpointError) -> BinaryIO:
+def open_regular(path: Path, error: type[CheckpointError] = CheckpointError) -> BufferedReader:
     """Open a regular file for reading. Raises `error`."""
     try:
         # Without O_NONBLOCK, the call would wait for the writer of a FIFO.
