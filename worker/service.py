@@ -150,8 +150,11 @@ class WorkerService:
         return service
 
     def run(self, job_id: str) -> Ended | None:
-        """The task body. Returns how the job has ended; None if it has not, or if Redis is away."""
+        """The task body. Returns how the job has ended; None if it has not, or if this is not known."""
         self._runner.run(job_id)
+        if self._runner.closed:
+            # The job was released, as a rule. A worker that stops must not wait for a Redis that is away.
+            return None
         try:
             return self._store.ended(job_id)
         except RedisError:

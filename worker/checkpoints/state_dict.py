@@ -42,7 +42,9 @@ _OTHERS = {
     "ComplexDouble": torch.complex128,
 }
 _STORAGES = {f"torch.{kind}Storage": dtype for kind, dtype in (_SUPPORTED | _OTHERS).items()}
-_TENSOR, _PARAMETER = "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"
+_TENSOR = "torch._utils._rebuild_tensor_v2"
+#: Their first argument is a tensor.
+_PARAMETERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
 _META = "torch._utils._rebuild_meta_tensor_no_storage"
 #: Tensors may share their content, as an embedding and an output matrix do. All of them together may have this many
 #: times the size of the file.
@@ -104,7 +106,7 @@ def _is_function_of_torch(name: str) -> bool:
 
 def _tensors(archive: Archive, content: dict[object, object]) -> Iterator[tuple[str, StoredTensor]]:
     for name, entry in content.items():
-        if isinstance(entry, Call) and entry.function.name == _PARAMETER and entry.arguments:
+        if isinstance(entry, Call) and entry.function.name in _PARAMETERS and entry.arguments:
             entry = entry.arguments[0]
         if not isinstance(name, str) or not isinstance(entry, Call) or not entry.function.name.startswith("torch._"):
             shown = name if isinstance(name, str | int) else type(name).__name__

@@ -1,4 +1,4 @@
-"""Keeps compiled kernels in the user's cache folder, and uses only files that nobody else can have written.
+"""Keeps compiled kernels in the user's cache folder, and uses only files that no other user can have written.
 
 A library that is loaded runs as this process. So a file is used if it and its folders belong to this user or to root,
 only their owner may write to them, and its content has the digest that is in its name. A file that is incomplete or

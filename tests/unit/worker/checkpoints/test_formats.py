@@ -77,6 +77,7 @@ def test_bf16_embeddings_stay_bf16(tmp_path: Path) -> None:
 
 def test_a_state_dict_of_parameters_is_accepted(tmp_path: Path) -> None:
     parameters = OrderedDict((name, torch.nn.Parameter(tensor)) for name, tensor in state_dict().items())
+    parameters["lm_head.weight"].note = "a Python attribute"  # type: ignore[attr-defined]
     found = loaded(write(tmp_path / "run", parameters))
     assert not any(tensor.requires_grad for tensor in found.weights.values())
 
