@@ -22,7 +22,7 @@ CMD ["celeriac", "api", "--host", "0.0.0.0", "--port", "8000"]
 FROM base AS kernels
 RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev
 COPY worker/engine/native worker/engine/native
-RUN python worker/engine/native/library.py /kernels
+RUN python -m worker.engine.native.library /kernels
 
 FROM base AS worker
 COPY tasks tasks

@@ -54,6 +54,14 @@ def make_async(settings: Settings) -> redis.asyncio.Redis:
 def parse(url: str) -> dict[str, Any]:
     """The options that redis-py reads from a URL. Raises ConfigurationError."""
     try:
+        _ = urlsplit(url).port
+    except ValueError:
+        # The message of this error may contain a part of the password.
+        raise ConfigurationError(
+            "CELERIAC_REDIS_URL is not a URL: its host or port is invalid. In a password, write each special character "
+            "as % and two digits, such as %23 for #"
+        ) from None
+    try:
         options: dict[str, Any] = dict(parse_url(url))  # type: ignore[no-untyped-call]
     except ValueError as error:
         raise ConfigurationError(f"CELERIAC_REDIS_URL: {error}") from None
@@ -67,15 +75,17 @@ def broker_url(url: str) -> str:
     options = parse(url)
     parts = urlsplit(url)
     database = options.get("db", 0)
+    # redis-py also reads them from the part after the question mark; kombu does not.
+    user, password = options.get("username") or "", options.get("password") or ""
+    login = f"{quote(user, safe='')}:{quote(password, safe='')}@" if user or password else ""
     if parts.scheme == "unix":
-        user, password = options.get("username") or "", options.get("password") or ""
-        login = f"{quote(user, safe='')}:{quote(password, safe='')}@" if user or password else ""
         return f"redis+socket://{login}{quote(options['path'])}?virtual_host={database}"
     tls = {name: values[-1] for name, values in parse_qs(parts.query).items() if name.startswith("ssl_")}
     if parts.scheme == "rediss":
         # By default, kombu accepts any certificate.
         tls.setdefault("ssl_cert_reqs", "required")
-    return urlunsplit((parts.scheme, parts.netloc, f"/{database}", urlencode(tls), ""))
+    address = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, f"{login}{address}", f"/{database}", urlencode(tls), ""))
 
 
 def redacted(url: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from celery import signals
 from celery.exceptions import SecurityWarning
-from kombu import Queue
+from kombu import Exchange, Queue
 
 from tasks.celery_app import TASK_NAME, make_app
 from tasks.environment.startup import settings_or_exit
@@ -30,6 +30,7 @@ from worker.transport.channel import ReusingAMQP
 from worker.transport.consumer import BRPOP_S
 from worker.transport.control import replace_commands
 from worker.transport.shutdown import begin_stop
+from worker.transport.task_outcome import EXPECTED, end_task
 from worker.transport.task_request import GenerationRequest
 
 app = make_app(settings_or_exit())
@@ -57,10 +58,12 @@ def run_worker() -> int:
     return exit_code
 
 
-@app.task(name=TASK_NAME, bind=True, Request=GenerationRequest, acks_late=True, ignore_result=True)  # type: ignore[untyped-decorator]
+@app.task(  # type: ignore[untyped-decorator]
+    name=TASK_NAME, bind=True, Request=GenerationRequest, acks_late=True, ignore_result=True, throws=EXPECTED
+)
 def generate(self: Any, job_id: str) -> None:
     """Run one job. The message carries only its id; everything else is in the record."""
-    current.require().run(job_id)
+    end_task(current.require().run(job_id))
 
 
 @signals.celeryd_init.connect  # type: ignore[untyped-decorator]
@@ -70,7 +73,9 @@ def _serve_checkpoint(instance: Any, conf: Any, **_: Any) -> None:
     # The bootstep reports a name that cannot be used.
     with suppress(CheckpointError):
         checkpoint = name_of(config.checkpoint)
-        conf.task_queues = [Queue(keys.queue(checkpoint), routing_key="")]
+        # Celery's tools show the exchange and the routing key of a queue, which are `celery` by default.
+        queue = keys.queue(checkpoint)
+        conf.task_queues = [Queue(queue, Exchange(queue), routing_key=queue)]
         # Celery's default name is the same for all workers of a machine.
         if instance.hostname.startswith("celery@"):
             name = config.worker_name or f"{checkpoint}-{secrets.token_hex(2)}"

@@ -19,7 +19,7 @@ from tasks.connections import make_sync, redacted
 from tasks.errors import CardConflictError, SchemaError
 from tasks.settings import Settings
 from tasks.store import keys
-from tasks.store.worker_store import WorkerStore
+from tasks.store.worker_store import Ended, WorkerStore
 from tasks.worker_info import WorkerInfo, WorkerState
 from worker.checkpoints.folder import CheckpointFolder
 from worker.checkpoints.tokenizers import Tokenizer, load_tokenizer, tokenizer_digest
@@ -184,9 +184,16 @@ class WorkerService:
         """Whether the consumer may take messages: an engine is there, and the worker does not stop."""
         return self._engine.available and not self._draining
 
-    def run(self, job_id: str) -> None:
-        """The task body."""
+    def run(self, job_id: str) -> Ended | None:
+        """The task body. Returns how the job has ended; None if it has not, or if this is not known."""
         self._runner.run(job_id)
+        if self._runner.closed:
+            # The job was released, as a rule. A worker that stops must not wait for a Redis that is away.
+            return None
+        try:
+            return self._store.ended(job_id)
+        except RedisError:
+            return None
 
     def cancel(self, job_id: str) -> None:
         """Cancel a job, running or waiting. Celery's own cancel commands call this."""

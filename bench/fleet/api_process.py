@@ -39,7 +39,7 @@ async def _api_rows(fleet: SimulatedFleet, url: str, watched: int, rounds: int) 
     workers = len(fleet.workers)
     try:
         rows = [
-            await _read(fleet, "which checkpoints are served", store.serving, rounds),
+            await _read(fleet, "which checkpoints are served", store.worker_counts, rounds),
             await _read(fleet, f"{workers:,} workers, for /v1/workers", store.workers, rounds),
             await _read(fleet, "page of 20 jobs", store.list, rounds),
             await _read(fleet, "page of an owner without jobs", lambda: store.list(owner="owner without jobs"), rounds),
@@ -47,7 +47,7 @@ async def _api_rows(fleet: SimulatedFleet, url: str, watched: int, rounds: int) 
         watch_row = await _watch(fleet, store, Subscriptions(client), watched, rounds)
         fleet.redis.sadd(keys.CHECKPOINTS, *(f"{CHECKPOINT}-{number}" for number in range(PAST_CHECKPOINTS)))
         past = f"served, with {PAST_CHECKPOINTS:,} checkpoints that were served once"
-        rows.append(await _read(fleet, past, store.serving, rounds))
+        rows.append(await _read(fleet, past, store.worker_counts, rounds))
         rows.append(await _read(fleet, f"reap, with {PAST_CHECKPOINTS:,} such checkpoints", _in_thread(fleet), rounds))
         return [*rows, watch_row]
     finally:

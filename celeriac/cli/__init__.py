@@ -22,6 +22,7 @@ from celeriac.cli.commands import (
     watch,
     worker,
 )
+from celeriac.cli.printable import LINES, printable
 from celeriac.errors import CeleriacError
 
 
@@ -30,6 +31,14 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
+        try:
+            return self._invoke(ctx)
+        except click.ClickException as error:
+            # The message may quote a file or a server.
+            error.message = printable(error.message, keep=LINES)  # type: ignore[misc]
+            raise
+
+    def _invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except CeleriacError as error:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from celeriac.cli.input import read_line
-from celeriac.cli.output import warn
+from celeriac.cli.output import print_text, warn
+from celeriac.cli.printable import LINES, printable
 from tasks.sampling_params import MAX_TEMPERATURE, MAX_TOKENS_LIMIT
 from worker.local import LocalModelError
 
@@ -83,10 +84,10 @@ class Conversation:
         try:
             ids, warnings = self._model.encode(prompt)
             warn(warnings)
-            click.echo(prompt, nl=False)
-            self._model.generate(ids, self._sampling, on_text=lambda piece: click.echo(piece, nl=False))
+            print_text(prompt)
+            self._model.generate(ids, self._sampling, on_text=print_text)
         except LocalModelError as error:
-            click.echo(f"Error: {error}", nl=False)
+            click.echo(f"Error: {printable(str(error), keep=LINES)}", nl=False)
         except KeyboardInterrupt:
             click.echo(" (interrupted)", nl=False)
         click.echo()

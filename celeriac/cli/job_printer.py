@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from celeriac.cli.output import is_terminal
+from celeriac.cli.output import is_terminal, print_row, print_text
+from celeriac.cli.printable import printable
 
 if TYPE_CHECKING:
     from celeriac.client import Job
@@ -45,7 +46,7 @@ class JobPrinter:
             return
         text = piece if self._text_begun else self._prompt + piece
         self._text_begun = True
-        click.echo(text, nl=False)
+        print_text(text)
         self._inside_line = not text.endswith("\n") if text else self._inside_line
 
     def print_whole_text(self, job: Job) -> None:
@@ -62,7 +63,7 @@ class JobPrinter:
             click.echo(err=True)
             self._inside_line = False
         self._last_state = state
-        click.echo(f"{self._job_id} {state}", err=True)
+        print_row(self._job_id, state, err=True, separator=" ")
 
     def print_position(self, position: int | None, state: str) -> None:
         """Print the position in the queue; `state` describes it."""
@@ -70,7 +71,7 @@ class JobPrinter:
             if position != self._last_position or not self._last_state:
                 self.print_state(state)
         else:
-            line = f"{self._job_id} {state}"
+            line = printable(f"{self._job_id} {state}")
             click.echo(f"\r{line:<{len(self._queue_line)}}", nl=False, err=True)
             self._queue_line = line
         self._last_position = position

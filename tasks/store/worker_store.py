@@ -110,6 +110,15 @@ class Renewal:
     cancelled: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a job has ended."""
+
+    status: Status
+    #: Empty if the job has no error.
+    error_code: str
+
+
 class WorkerStore:
     """The queue in Redis, for threads. Safe to share between threads."""
 
@@ -177,6 +186,14 @@ class WorkerStore:
         # redis-py's types also allow decoded replies, which our clients do not use.
         fields: Any = self._redis.hgetall(keys.job(job_id))
         return Job.from_hash(fields) if fields else None
+
+    def ended(self, job_id: str) -> Ended | None:
+        """How a job has ended. None if it has not, or does not exist."""
+        fields: Any = self._redis.hmget(keys.job(job_id), ["status", "error"])
+        status, error = fields
+        if status is None or not Status(status.decode()).terminal:
+            return None
+        return Ended(Status(status.decode()), "" if error is None else json.loads(error)["code"])
 
     def no_longer_queued(self, job_ids: Sequence[str]) -> set[str]:
         """The jobs among `job_ids` that no longer wait, or do not exist, in one round trip."""

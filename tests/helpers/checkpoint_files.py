@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -54,4 +55,15 @@ def write(folder: Path, weights: object = None, content: object = None, *, era: 
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(state_dict(era) if weights is None else weights, folder / f"model_{step:06d}.pt")
     (folder / f"meta_{step:06d}.json").write_text(json.dumps(meta(era) if content is None else content))
+    return folder
+
+
+def write_with_index(folder: Path, index: bytes) -> Path:
+    """Write a checkpoint whose weights file has this pickle as its index. Returns the folder."""
+    file = write(folder) / "model_000007.pt"
+    with zipfile.ZipFile(file) as archive:
+        content = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, data in content.items():
+            archive.writestr(name, index if name.endswith("/data.pkl") else data)
     return folder

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.helpers.requests import sequence_request
-from worker.engine.native.library import built, library, opened, processor_kinds
+from worker.engine.native.library import library, load, processor_kinds
 from worker.engine.philox import UniformStream
 from worker.engine.sampling.native_sampler import NativeSampler
 from worker.engine.sampling.sampler import Sampler
@@ -26,7 +26,7 @@ TEXT = Vocabulary(8, tuple(bytes([97 + i]) if i < 6 else None for i in range(8))
 
 @cache
 def kernels_for(kind: str) -> ctypes.CDLL:
-    return opened(built(kind))
+    return load(kind)
 
 
 def torch_sampler(vocabulary: Vocabulary) -> TorchSampler:

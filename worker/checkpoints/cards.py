@@ -7,7 +7,6 @@ import json
 from dataclasses import asdict
 
 from tasks.card import Card, TokenizerCard
-from worker.checkpoints import archive
 from worker.checkpoints.formats import Checkpoint
 from worker.checkpoints.tokenizers import Tokenizer, tokenizer_content
 from worker.engine.architecture.weight_form import INT8_GROUP, WeightForm
@@ -21,7 +20,7 @@ def build_card(
 ) -> Card:
     """Build the card. Raises CheckpointError if a file was deleted since the checkpoint was loaded."""
     config, meta, folder = checkpoint.config, checkpoint.meta, checkpoint.folder
-    weights = checkpoint.weights.values()
+    tensors = checkpoint.weights.tensors.values()
     return Card(
         name=folder.name,
         digest=_digest(checkpoint, tokenizer, form),
@@ -36,8 +35,8 @@ def build_card(
         vocab_size=config.vocab_size,
         context=config.sequence_len,
         softcap=config.softcap,
-        parameters=sum(tensor.numel() for tensor in weights),
-        weight_bytes=sum(tensor.numel() * tensor.element_size() for tensor in weights),
+        parameters=sum(tensor.count for tensor in tensors),
+        weight_bytes=sum(tensor.nbytes for tensor in tensors),
         weights=form,
         kv_bytes_per_token=kv_bytes_per_token,
         tokenizer=_tokenizer_card(tokenizer),
@@ -51,7 +50,7 @@ def _digest(checkpoint: Checkpoint, tokenizer: Tokenizer | None, form: WeightFor
     and the rounding to int8. The step and the loss are not part of it.
     """
     parts = [
-        archive.digest(checkpoint.folder.model_file).encode(),
+        checkpoint.weights.archive.digest().encode(),
         json.dumps(asdict(checkpoint.config), sort_keys=True).encode(),
         json.dumps(asdict(_tokenizer_card(tokenizer)), sort_keys=True).encode(),
     ]

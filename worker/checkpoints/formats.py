@@ -7,30 +7,23 @@ which era of nanochat it is from.
 from __future__ import annotations
 
 import math
-import pickle
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from worker.checkpoints import archive, meta
+from worker.checkpoints import meta
+from worker.checkpoints.archive import Archive
 from worker.checkpoints.errors import CheckpointError
 from worker.checkpoints.folder import CheckpointFolder
 from worker.checkpoints.meta import Meta
+from worker.checkpoints.state_dict import read_state_dict
+from worker.checkpoints.stored_weights import StoredTensor, StoredWeights
 from worker.engine.architecture.config import ModelConfig
 from worker.engine.architecture.era import E1A, E1B, E2, E3, E4, E5, E6, E7, SMEAR_WIDTH, Era
 
-#: Prefixes that torch.compile and data-parallel wrappers add to every name.
-_PREFIXES = ("_orig_mod.", "module.")
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 #: The original guide's checkpoints have this many ids, and as many rows. They are of era E1b, although they do not have
 #: the additional rows by which E1b usually differs from E1a.
 _GUIDE_VOCAB_SIZE = 32
-#: In torch's error message: the class or function that the file needs, but that is not allowed.
-_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 #: The largest number of tensors that a message names.
 _NAMED = 5
 
@@ -42,18 +35,22 @@ class Checkpoint:
     folder: CheckpointFolder
     meta: Meta
     config: ModelConfig
-    #: By nanochat's names. The tensors are mapped from the file, and take no memory until they are read.
-    weights: dict[str, Tensor]
+    #: By nanochat's names. The tensors are in the file, and take no memory until they are read.
+    weights: StoredWeights
     #: Warnings for the operator.
     warnings: tuple[str, ...]
 
 
 def load(folder: CheckpointFolder, *, softcap: float | None = None) -> Checkpoint:
-    """Map the weights of a checkpoint and check them. `softcap` replaces the era's. Raises CheckpointError."""
+    """Open the weights of a checkpoint, and check names, shapes and types. Raises CheckpointError.
+
+    `softcap` replaces the era's.
+    """
     if softcap is not None and not 0 < softcap < math.inf:
         raise CheckpointError("softcap", f"must be a finite number above 0, not {softcap}")
     found = meta.read(folder.meta_file)
-    weights = _read_weights(folder.model_file)
+    stored = read_state_dict(Archive(folder.model_file))
+    weights = stored.tensors
     _refuse_unsupported(folder.model_file, weights)
     rows = _rows(folder.model_file, weights, found)
     era = _era(folder.model_file, weights, found, rows)
@@ -71,7 +68,7 @@ def load(folder: CheckpointFolder, *, softcap: float | None = None) -> Checkpoin
         raise CheckpointError(folder.meta_file, f"does not describe a model: {error}") from error
     _check(folder.model_file, weights, _shapes(config))
     warnings = tuple(_warnings(folder, era, found, softcap))
-    return Checkpoint(folder=folder, meta=found, config=config, weights=weights, warnings=warnings)
+    return Checkpoint(folder=folder, meta=found, config=config, weights=stored, warnings=warnings)
 
 
 def _warnings(folder: CheckpointFolder, era: Era, found: Meta, softcap: float | None) -> Iterator[str]:
@@ -88,54 +85,9 @@ def _warnings(folder: CheckpointFolder, era: Era, found: Meta, softcap: float | 
         )
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    archive.records(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        wanted = _GLOBAL.search(str(error))
-        what = f"it refers to {wanted[1]}" if wanted is not None else "its index cannot be read"
-        raise CheckpointError(
-            path,
-            f"holds more than tensors; {what}. Loading it could run code, so it was not loaded: save only the model's "
-            "state dict",
-        ) from error
-    except OSError as error:
-        raise CheckpointError(path, f"cannot be read: {error.strerror}") from error
-    # With a damaged index, torch may raise any exception.
-    except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(path, f"is damaged or was not written by torch.save: copy it again ({reason})") from error
-    return _named_tensors(path, content)
-
-
-def _named_tensors(path: Path, content: object) -> dict[str, Tensor]:
-    """The state dict without prefixes. Every entry must be a tensor with content and a supported type."""
-    if not isinstance(content, dict) or not content:
-        raise CheckpointError(path, "does not hold a state dict (tensors by name)")
-    weights = {}
-    for name, tensor in content.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise CheckpointError(path, f"entry {name!r} is not a named tensor; only a state dict is expected")
-        if tensor.dtype not in _DTYPES or tensor.layout is not torch.strided:
-            raise CheckpointError(path, f"tensor {name} is of type {tensor.dtype}; fp32, bf16 or fp16 is expected")
-        if tensor.device.type != "cpu":
-            raise CheckpointError(path, f"tensor {name} has a shape but no content: it was saved from a meta device")
-        weights[_bare(name)] = tensor.detach()
-    if len(weights) != len(content):
-        raise CheckpointError(path, "holds tensors twice, with and without a prefix such as _orig_mod.")
-    return weights
-
-
-def _bare(name: str) -> str:
-    while prefix := next((prefix for prefix in _PREFIXES if name.startswith(prefix)), None):
-        name = name.removeprefix(prefix)
-    return name
-
-
-def _rows(path: Path, weights: dict[str, Tensor], found: Meta) -> int:
+def _rows(path: Path, weights: Mapping[str, StoredTensor], found: Meta) -> int:
     table = weights.get("transformer.wte.weight")
-    if table is None or table.dim() != 2:
+    if table is None or len(table.shape) != 2:
         raise CheckpointError(path, "has no matrix transformer.wte.weight, so it is not a nanochat GPT")
     rows, vocab_size = table.shape[0], found.sizes["vocab_size"]
     if rows < vocab_size:
@@ -145,7 +97,7 @@ def _rows(path: Path, weights: dict[str, Tensor], found: Meta) -> int:
     return rows
 
 
-def _refuse_unsupported(path: Path, weights: dict[str, Tensor]) -> None:
+def _refuse_unsupported(path: Path, weights: Mapping[str, StoredTensor]) -> None:
     """Raise CheckpointError for architectures of nanochat that are not supported. The message names them."""
     if moe := next((name for name in weights if "mlp.experts." in name or "mlp.router." in name), None):
         raise CheckpointError(path, f"is a mixture of experts, which is not supported (tensor {moe})")
@@ -155,16 +107,16 @@ def _refuse_unsupported(path: Path, weights: dict[str, Tensor]) -> None:
         raise CheckpointError(path, "is of era E4x (bigram embeddings, January 2026), which is not supported")
 
 
-def _era(path: Path, weights: dict[str, Tensor], found: Meta, rows: int) -> Era:
+def _era(path: Path, weights: Mapping[str, StoredTensor], found: Meta, rows: int) -> Era:
     """The era that has these tensors. E4 is returned for E5, too: they differ only by the softcap."""
     if "smear_gate.weight" in weights:
         return E7
     gate = weights.get(f"transformer.h.{found.sizes['n_layer'] - 1}.attn.ve_gate.weight")
     if gate is not None:
         by_width = {era.gate_width: era for era in (E4, E6)}
-        if gate.dim() != 2 or gate.shape[1] not in by_width:
+        if len(gate.shape) != 2 or gate.shape[1] not in by_width:
             raise CheckpointError(
-                path, f"the gates of the value embeddings have shape {tuple(gate.shape)}, which no known era has"
+                path, f"the gates of the value embeddings have shape {gate.shape}, which no known era has"
             )
         return by_width[gate.shape[1]]
     if "resid_lambdas" in weights:
@@ -198,15 +150,15 @@ def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _check(path: Path, weights: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> None:
+def _check(path: Path, weights: Mapping[str, StoredTensor], shapes: dict[str, tuple[int, ...]]) -> None:
     if missing := [name for name in shapes if name not in weights]:
         raise CheckpointError(path, f"lacks tensors that its meta file requires: {_list(missing)}")
     if left_over := [name for name in weights if name not in shapes]:
         raise CheckpointError(path, f"has tensors that no known era has: {_list(left_over)}")
     for name, shape in shapes.items():
-        if tuple(weights[name].shape) != shape:
+        if weights[name].shape != shape:
             raise CheckpointError(
-                path, f"tensor {name} has shape {tuple(weights[name].shape)}; its meta file requires {shape}"
+                path, f"tensor {name} has shape {weights[name].shape}; its meta file requires {shape}"
             )
 
 

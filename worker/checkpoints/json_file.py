@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from worker.checkpoints.errors import CheckpointError
+from worker.checkpoints.regular_file import read_bytes
+
+#: The largest JSON file that is read, in bytes. Meta files have some thousand.
+MAX_JSON_BYTES = 16 << 20
 
 
 def read_object(path: Path, error: type[CheckpointError] = CheckpointError) -> dict[str, Any]:
     """The object in a JSON file. Raises `error`."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as cause:
-        raise error(path, f"cannot be read: {cause.strerror}") from cause
+        content = json.loads(read_bytes(path, MAX_JSON_BYTES, error).decode())
     # RecursionError: arrays or objects are nested too deeply.
     except (ValueError, RecursionError) as cause:
         raise error(path, f"is not valid JSON: {cause}") from cause

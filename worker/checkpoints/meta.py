@@ -87,5 +87,8 @@ def _number(value: object) -> float | None:
 
 def _short(value: object) -> str:
     """A value as JSON, cut to a length that fits into a message."""
-    text = json.dumps(value)
+    try:
+        text = json.dumps(value)
+    except RecursionError:
+        return "a deeply nested value"
     return text if len(text) <= 60 else f"{text[:60]}..."

@@ -11,7 +11,7 @@ from worker.engine.architecture.config import ModelConfig
 from worker.engine.architecture.weight_form import INT8_GROUP, WeightForm
 from worker.engine.decoding_model import DecodingModel
 from worker.engine.device import Device
-from worker.engine.native.library import built, library, opened
+from worker.engine.native.library import library, load
 from worker.engine.native.model import NativeModel
 from worker.engine.sampling.native_sampler import NativeSampler
 from worker.engine.sampling.sampler import Sampler
@@ -26,7 +26,7 @@ def compiled_kernels(device: Device) -> ctypes.CDLL | None:
     """The compiled kernels for `device`, or None if there are none."""
     if device.kind != "cpu":
         return None
-    return library() if device.processor is None else opened(built(device.processor))
+    return library() if device.processor is None else load(device.processor)
 
 
 def load_weights(

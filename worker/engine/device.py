@@ -82,7 +82,7 @@ class Device:
         return torch.device("cpu") if self.kind == "mps" else self.torch_device
 
     def copy(self, tensor: Tensor) -> Tensor:
-        """A copy of a weight in this device's memory and number format. It never shares pages with the file."""
+        """A copy of a weight in this device's memory and number format. It never shares memory with `tensor`."""
         return tensor.to(self.torch_device, self.dtype, copy=True)
 
     def copy_table(self, tensor: Tensor) -> Tensor:

@@ -72,6 +72,11 @@ class JobRunner:
                 # The job stays as it is in Redis: its message is pushed again, or its lease runs out.
                 log.warning("stopped_while_redis_away", job_id=job_id, error=str(error))
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed.is_set()
+
     def close(self) -> None:
         """Claim no more jobs: from now on a job that is not claimed is requeued."""
         self._closed.set()

@@ -6,6 +6,7 @@ Select it with `app.amqp_cls = ReusingAMQP`. Celery's setting `broker_transport`
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import redis
@@ -14,6 +15,9 @@ from kombu import Connection
 from kombu.transport.redis import Channel, Transport
 
 from worker.transport.consumption import GatedQoS
+
+#: User and password in a URL, whose special characters are written with %.
+_LOGIN = re.compile(r"(?<=://)[^/?#]*@")
 
 
 class ReusingChannel(Channel):  # type: ignore[misc]
@@ -42,7 +46,17 @@ class ReusingTransport(Transport):  # type: ignore[misc]
 
 
 class ReusingConnection(Connection):  # type: ignore[misc]
-    """Uses this transport for every URL."""
+    """Uses this transport for every URL. What it tells about itself contains no password of a Unix socket's URL."""
+
+    def info(self) -> dict[str, Any]:
+        """The parts of the connection, for `celery inspect stats` and Flower. Celery removes the password itself.
+
+        For a Unix socket, the host name is a whole URL.
+        """
+        info: dict[str, Any] = super().info()
+        info["hostname"] = _LOGIN.sub("", info["hostname"])
+        info["alternates"] = [_LOGIN.sub("", url) for url in info["alternates"]]
+        return info
 
     def get_transport_cls(self) -> type[ReusingTransport]:
         return ReusingTransport

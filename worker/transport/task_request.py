@@ -14,6 +14,14 @@ from worker.transport import current
 class GenerationRequest(Request):
     """One delivered message. Celery's thread pool cannot stop a task, but the engine can stop a sequence."""
 
+    def send_event(self, type: str, **fields: Any) -> None:
+        """Send an event to Flower and other listeners, with the queue of the message and without a traceback."""
+        queue = self.delivery_info["routing_key"]
+        if "traceback" in fields:
+            # A failed job is no error of the worker: the job's record has its error.
+            fields["traceback"] = None
+        super().send_event(type, queue=queue, routing_key=queue, **fields)
+
     def terminate(self, pool: Any, signal: Any = None) -> None:
         """`revoke(terminate=True)`: cancel the job, which ends the task body."""
         current.require().cancel(self.id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from celeriac.cli import options
+from celeriac.cli.output import print_row
 
 
 @click.command("cancel")
@@ -17,4 +18,4 @@ def command(job_ids: tuple[str, ...], url: str) -> None:
     with InferenceClient(url) as client:
         for job_id in job_ids:
             job = client.cancel(job_id)
-            click.echo(f"{job.id}\t{job.status if job.done else 'stopping'}")
+            print_row(job.id, job.status if job.done else "stopping")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from celeriac.cli import options
+from celeriac.cli.output import print_row
 
 
 @click.command("retry")
@@ -16,4 +17,4 @@ def command(job_ids: tuple[str, ...], url: str) -> None:
 
     with InferenceClient(url) as client:
         for job_id in job_ids:
-            click.echo(client.retry(job_id).id)
+            print_row(client.retry(job_id).id)

@@ -9,7 +9,7 @@ import click
 from celeriac.cli import options
 from celeriac.cli.environment import load_settings, readable_checkpoint_errors, require
 from celeriac.cli.input import prompt_text
-from celeriac.cli.output import print_json, warn
+from celeriac.cli.output import print_json, print_text, warn
 from tasks.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def decode(
     unprinted = [text or ""]
 
     def print_piece(piece: str) -> None:
-        click.echo("".join((*unprinted, piece)), nl=False)
+        print_text("".join((*unprinted, piece)))
         unprinted.clear()
 
     output = model.generate(ids, sampling, every_id=text is None, on_text=print_piece)

@@ -8,7 +8,7 @@ import click
 
 from celeriac.cli import options
 from celeriac.cli.input import prompt_text
-from celeriac.cli.output import print_json, warn
+from celeriac.cli.output import print_json, print_row, warn
 
 
 @click.command("submit")
@@ -32,4 +32,4 @@ def command(prompt: str, url: str, as_json: bool, **request: Any) -> None:
     if as_json:
         print_json(job.raw)
     else:
-        click.echo(job.id)
+        print_row(job.id)

@@ -18,6 +18,10 @@ from tasks.settings import Settings
         ("redis://host/1?socket_timeout=3", "redis://host/1"),
         ("rediss://:secret@host/1", "rediss://:secret@host/1?ssl_cert_reqs=required"),
         ("rediss://host/1?ssl_cert_reqs=none", "rediss://host/1?ssl_cert_reqs=none"),
+        ("redis://host:7000/2?password=p%23ss&username=me", "redis://me:p%23ss@host:7000/2"),
+        ("redis://:one@host/2?password=other", "redis://:one@host/2"),
+        ("rediss://[::1]:7000/0?password=s", "rediss://:s@[::1]:7000/0?ssl_cert_reqs=required"),
+        ("unix:///run/redis.sock?password=p%40ss", "redis+socket://:p%40ss@/run/redis.sock?virtual_host=0"),
         ("unix:///run/redis.sock", "redis+socket:///run/redis.sock?virtual_host=0"),
         ("unix:///run/a%20folder/redis.sock?db=5", "redis+socket:///run/a%20folder/redis.sock?virtual_host=5"),
         ("unix://:p%40ss%2F@/run/redis.sock?db=1", "redis+socket://:p%40ss%2F@/run/redis.sock?virtual_host=1"),
@@ -35,6 +39,27 @@ def test_an_invalid_url_is_refused_with_the_settings_name(url: str) -> None:
     for make in (make_sync, make_async, make_app):
         with pytest.raises(ConfigurationError, match="CELERIAC_REDIS_URL"):
             make(settings)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:s3cr3t#1@host:6379/0",
+        "redis://user:s3cr3t/1@host:6379/0",
+        "redis://:s3cr3t?a@host",
+        "redis://:s3cr3t\u2100@host/0",
+        "redis://:s3cr3t]@[host/0",
+        "redis://:s3cr3t@host:99999/0",
+        "redis://host/0?password=s3cr3t&db=x",
+        "http://:s3cr3t@host",
+        "unix://:s3cr3t@",
+    ],
+)
+def test_an_error_about_the_url_does_not_contain_its_password(url: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        make_app(Settings(redis_url=url))
+    assert "CELERIAC_REDIS_URL" in str(caught.value)
+    assert "s3cr3t" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,12 @@ nanochat/tokenizer.py (https://github.com/karpathy/nanochat) writes it.
 
 from __future__ import annotations
 
-import io
-import pickle
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import tiktoken
 
 from tasks.card import TokenizerCard
+from worker.checkpoints.pickled_data import Call, RefusedReferenceError, read_pickle
 from worker.checkpoints.tokenizers.base import (
     BOS_TOKEN,
     STOP_TOKENS,
@@ -26,31 +25,8 @@ K = TypeVar("K")
 #: Longest part of a prompt that is encoded at once. The regular expression engine of tiktoken backtracks: on a run of
 #: about 400,000 spaces it gives up and panics.
 _PART_CHARACTERS = 100_000
-#: Exceptions that reading a damaged pickle may raise, besides UnpicklingError.
-_DAMAGED = (
-    *(EOFError, AttributeError, IndexError, KeyError, TypeError, MemoryError, OverflowError, ImportError),
-    RecursionError,
-)
-
-
-class _EncodingState:
-    """Replaces `tiktoken.Encoding` while the pickle is read. It only keeps the state."""
-
-    state: object = None
-
-    def __setstate__(self, state: object) -> None:
-        self.state = state
-
-
-class _Unpickler(pickle.Unpickler):
-    """Builds plain data and `_EncodingState`. Everything else that the file names is refused before it is imported."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("tiktoken.core", "Encoding"):
-            return _EncodingState
-        raise ValueError(
-            f"it refers to {module}.{name}, which could run code; only a pickled tiktoken.Encoding is read"
-        )
+#: What nanochat pickles.
+_ENCODING = "tiktoken.core.Encoding"
 
 
 class BpeTokenizer:
@@ -69,10 +45,10 @@ class BpeTokenizer:
     def from_pickle(cls, data: bytes, vocab_size: int) -> BpeTokenizer:
         """From the bytes of `tokenizer.pkl`. Raises ValueError, with the reason, if it cannot be used."""
         try:
-            found = _Unpickler(io.BytesIO(data)).load()
-        except (pickle.UnpicklingError, *_DAMAGED) as error:
-            raise ValueError(f"it is not a pickle, or it is damaged: {error}") from error
-        state = found.state if isinstance(found, _EncodingState) else None
+            found = read_pickle(data, references=_ENCODING.__eq__, functions=_ENCODING.__eq__)
+        except RefusedReferenceError as error:
+            raise ValueError(f"{error}, which could run code; only a pickled tiktoken.Encoding is read") from error
+        state = found.state if isinstance(found, Call) else None
         if not isinstance(state, dict):
             raise ValueError("it holds no tiktoken.Encoding object")  # noqa: TRY004
         ranks, specials = _table(state.get("mergeable_ranks"), bytes), _table(state.get("special_tokens"), str)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import reprlib
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -35,17 +37,17 @@ class CharacterTokenizer:
         if not isinstance(characters, str | list) or not characters:
             raise ValueError("`vocab_chars` must be a list of characters in id order")
         if wrong := [char for char in characters if not isinstance(char, str) or len(char) != 1]:
-            raise ValueError(f"`vocab_chars` must hold single characters; {wrong[0]!r} is not one")
+            raise ValueError(f"`vocab_chars` must hold single characters; {reprlib.repr(wrong[0])} is not one")
         if halves := [char for char in characters if "\ud800" <= char <= "\udfff"]:
             raise ValueError(f"`vocab_chars` has {halves[0]!r}, half of a surrogate pair, which is not a character")
         if not isinstance(specials, list) or not all(isinstance(name, str) and name for name in specials):
             raise ValueError("`special_tokens` must be a list of names")
         for name, entries in (("vocab_chars", characters), ("special_tokens", specials)):
-            if len(set(entries)) < len(entries):
-                double = next(entry for i, entry in enumerate(entries) if entry in entries[:i])
-                raise ValueError(f"`{name}` has {double!r} twice")
+            if double := next((entry for entry, count in Counter(entries).items() if count > 1), None):
+                raise ValueError(f"`{name}` has {reprlib.repr(double)} twice")
         if config.get("vocab_size", vocab_size) != vocab_size:
-            raise ValueError(f"`vocab_size` is {config['vocab_size']!r} and the model's is {vocab_size}")
+            found = reprlib.repr(config["vocab_size"])
+            raise ValueError(f"`vocab_size` is {found} and the model's is {vocab_size}")
         if len(characters) + len(specials) > vocab_size:
             raise ValueError(
                 f"{len(characters)} characters and {len(specials)} special tokens are more than the model's "

@@ -8,11 +8,14 @@ from pathlib import Path
 from worker.checkpoints.errors import TokenizerError
 from worker.checkpoints.folder import CheckpointFolder
 from worker.checkpoints.json_file import read_object
+from worker.checkpoints.regular_file import read_bytes
 from worker.checkpoints.tokenizers.base import Tokenizer
 from worker.checkpoints.tokenizers.bpe import BpeTokenizer
 from worker.checkpoints.tokenizers.characters import GUIDE_VOCAB_SIZE, CharacterTokenizer
 from worker.checkpoints.tokenizers.huggingface import CONFIG_NAME, HuggingFaceTokenizer
 
+#: The largest tokenizer that is read, in bytes. One with 260,000 tokens has 35 million as JSON.
+MAX_TOKENIZER_BYTES = 64 << 20
 _CHARACTERS, _PICKLE, _HUGGING_FACE = CONFIG_NAME, "tokenizer.pkl", "tokenizer.json"
 
 
@@ -45,6 +48,11 @@ def tokenizer_file(folder: CheckpointFolder) -> Path | None:
     return None
 
 
+def read_tokenizer(file: Path) -> bytes:
+    """The content of a tokenizer's file. Raises TokenizerError."""
+    return read_bytes(file, MAX_TOKENIZER_BYTES, TokenizerError)
+
+
 def tokenizer_content(folder: CheckpointFolder) -> bytes:
     """Everything in the files of a checkpoint that determines its tokenizer; empty without a file.
 
@@ -53,10 +61,7 @@ def tokenizer_content(folder: CheckpointFolder) -> bytes:
     file = tokenizer_file(folder)
     if file is None:
         return b""
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise TokenizerError(file, f"cannot be read: {error.strerror}") from error
+    content = read_tokenizer(file)
     eos_token = _eos_token(file) if file.name == _HUGGING_FACE else None
     return content if eos_token is None else b"%b\neos_token %b" % (content, eos_token.encode(errors="surrogatepass"))
 
@@ -82,10 +87,8 @@ def load_tokenizer(folder: CheckpointFolder, vocab_size: int) -> Tokenizer:
         if file.name == _CHARACTERS:
             return CharacterTokenizer.from_config(read_object(file, TokenizerError), vocab_size)
         if file.name == _PICKLE:
-            return BpeTokenizer.from_pickle(file.read_bytes(), vocab_size)
-        return HuggingFaceTokenizer.from_json(file.read_bytes(), vocab_size, eos_token=_eos_token(file))
-    except OSError as error:
-        raise TokenizerError(file, f"cannot be read: {error.strerror}") from error
+            return BpeTokenizer.from_pickle(read_tokenizer(file), vocab_size)
+        return HuggingFaceTokenizer.from_json(read_tokenizer(file), vocab_size, eos_token=_eos_token(file))
     except ValueError as error:
         raise TokenizerError(file, str(error)) from error
 

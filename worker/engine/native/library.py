@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import logging
-import os
 import platform
 import shutil
 import subprocess
@@ -18,6 +17,8 @@ import sys
 import tempfile
 from functools import cache
 from pathlib import Path
+
+from worker.engine.native.kernel_cache import KernelCache
 
 log = logging.getLogger(__name__)
 
@@ -139,15 +140,51 @@ def library() -> ctypes.CDLL | None:
         log.info("no kernels for this processor: the model runs on torch")
         return None
     try:
-        return opened(built(kinds[0]))
-    except (OSError, subprocess.SubprocessError) as error:
+        return load(kinds[0])
+    except (OSError, subprocess.SubprocessError, AttributeError) as error:
         detail = getattr(error, "stderr", None) or error
-        log.warning("the kernels cannot be built (%s): the model runs on torch, which is slower", detail)
+        log.warning("the kernels cannot be built or loaded (%s): the model runs on torch, which is slower", detail)
         return None
 
 
+def load(kind: str) -> ctypes.CDLL:
+    """The library for a kind of processor: from the image, from the user's cache, or built now.
+
+    Raises OSError or SubprocessError if it cannot be built or loaded, and AttributeError if the image's library is one
+    of other sources.
+    """
+    stem = _stem(kind)
+    # Its files are not checked: they are as trustworthy as the code of this package.
+    in_image = _SOURCES / "built" / f"{stem}.so"
+    if in_image.exists():
+        return opened(in_image)
+    try:
+        cached = KernelCache.of_user()
+        paths = list(cached.find(stem))
+    except OSError as error:
+        log.warning("the cache of kernels cannot be used (%s): they are built at every start", error)
+        cached, paths = None, []
+    for path in paths:
+        try:
+            return opened(path)
+        except (OSError, AttributeError) as error:
+            log.warning("%s cannot be loaded (%s): the kernels are built again", path, error)
+    with tempfile.TemporaryDirectory(prefix="celeriac-kernels-") as scratch:
+        compiled = _compile(kind, Path(scratch) / "kernels.so")
+        if cached is not None:
+            try:
+                # A temporary folder may not allow programs to be run from it, so the copy is loaded.
+                return opened(cached.add(compiled, stem))
+            except OSError as error:
+                log.warning("the kernels cannot be kept in the cache (%s): they are built at every start", error)
+        return opened(compiled)
+
+
 def opened(path: Path) -> ctypes.CDLL:
-    """Load a built library and declare the types of its functions. Raises OSError if the file is not a library."""
+    """Load a library and declare the types of its functions.
+
+    Raises OSError if the file is not a library, and AttributeError if it lacks a function.
+    """
     kernels = ctypes.CDLL(str(path))
     for name, (result, arguments) in _FUNCTIONS.items():
         function = getattr(kernels, name)
@@ -163,44 +200,31 @@ def processor_kinds() -> list[str]:
     return [name for name, needed in kinds if needed <= flags]
 
 
-def built(kind: str) -> Path:
-    """The path of the library for a kind of processor: from the image, from the cache, or built now.
-
-    Raises OSError or SubprocessError if it cannot be built.
-    """
-    name = f"kernels-{kind}-{_digest()}.so"
-    in_image = _SOURCES / "built" / name
-    if in_image.exists():
-        return in_image
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "celeriac" / "kernels"
-    if not (folder / name).exists():
-        build(kind, folder)
-    return folder / name
-
-
 def build(kind: str, folder: Path) -> Path:
-    """Compile the kernels for a kind of processor into `folder`. Returns the path of the library.
+    """Compile the kernels for a kind of processor into a folder of an image. Returns the path of the library.
 
     Raises OSError or SubprocessError if that fails.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        return _compile(kind, Path(scratch) / "kernels.so").replace(folder / f"{_stem(kind)}.so")
+
+
+def _compile(kind: str, target: Path) -> Path:
+    """Compile the kernels for a kind of processor to `target`, and return it. Raises OSError or SubprocessError."""
     compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
     if compiler is None:
         raise FileNotFoundError(f"no C compiler is on PATH (looked for {', '.join(_COMPILERS)})")
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"kernels-{kind}-{_digest()}.so"
-    # Several processes may build at the same time. Each of them moves a complete file into place.
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        compiled = Path(scratch) / target.name
-        command = [compiler, *_FLAGS, f"-march={kind}", "-o", str(compiled), str(_SOURCES / "kernels.c"), "-lm"]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S)
-        compiled.replace(target)
+    command = [compiler, *_FLAGS, f"-march={kind}", "-o", str(target), str(_SOURCES / "kernels.c"), "-lm"]
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S)
     return target
 
 
-def _digest() -> str:
-    """A digest of the sources and the compiler's flags: a change of either leads to a new build."""
+def _stem(kind: str) -> str:
+    """The name of a library without its ending. A change of the sources or of the flags leads to another name."""
     parts = [path.read_bytes() for path in sorted(_SOURCES.glob("*.[ch]"))]
-    return hashlib.sha256(b"\0".join([*parts, " ".join(_FLAGS).encode()])).hexdigest()[:12]
+    digest = hashlib.sha256(b"\0".join([*parts, " ".join(_FLAGS).encode()])).hexdigest()[:12]
+    return f"kernels-{kind}-{digest}"
 
 
 def main() -> None:

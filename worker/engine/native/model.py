@@ -20,7 +20,6 @@ from worker.engine.architecture.rope import rounded_angles
 from worker.engine.batch import Batch
 from worker.engine.device import Device
 from worker.engine.kv.cache import KvCache
-from worker.engine.mapped_pages import MappedPages
 from worker.engine.native.library import Layer, Matrix, ModelData, Pass, Table
 from worker.engine.native.thread_tuner import ThreadTuner
 
@@ -185,14 +184,13 @@ def share_bounds(batch: Batch, count: int) -> ctypes.Array[ctypes.c_int64]:
 
 
 class _Loader:
-    """Packs a checkpoint's tensors one after the other, so that only one of them is in memory twice."""
+    """Packs a checkpoint's tensors one after the other: `weights` may read each of them when it is asked for it."""
 
     def __init__(self, model: NativeModel, weights: Mapping[str, Tensor], group: int) -> None:
         self._model = model
         self._group = group
         self._config = model.config
         self._weights = weights
-        self._pages = MappedPages()
 
     def load(self) -> None:
         model, config, data = self._model, self._config, self._model._data
@@ -247,7 +245,6 @@ class _Loader:
                 plain.dtype is torch.bfloat16,
                 torch.get_num_threads(),
             )
-            self._pages.release(tensor)
             at += count
         return matrix
 
@@ -259,9 +256,7 @@ class _Loader:
         return self._keep(name, self._model.device.copy).data_ptr()
 
     def _keep(self, name: str, copy: Callable[[Tensor], Tensor]) -> Tensor:
-        tensor = self._weights[name]
-        copied = self._plain(copy(tensor))
-        self._pages.release(tensor)
+        copied = self._plain(copy(self._weights[name]))
         self._model._kept.append(copied)
         return copied
 

@@ -19,7 +19,6 @@ from worker.engine.architecture.config import ModelConfig
 from worker.engine.batch import Batch
 from worker.engine.device import Device
 from worker.engine.kv.cache import KvCache
-from worker.engine.mapped_pages import MappedPages
 from worker.engine.torch.attention import CALL_COST_BYTES, AttentionCall, attend, plan_calls
 from worker.engine.torch.linear import Linear, linear
 from worker.engine.torch.norm import rms_norm
@@ -106,8 +105,8 @@ class Model:
     def load(cls, config: ModelConfig, weights: Mapping[str, Tensor], device: Device) -> Model:
         """Copy the weights, tensor by tensor, into the form that is fastest on the device.
 
-        `weights` are as on disk. Pages of a mapped file are released as soon as they are copied, so that peak memory is
-        little more than the size of the model.
+        `weights` are as on disk. They may read each tensor when it is asked for: peak memory is then little more than
+        the size of the model.
         """
         with torch.inference_mode():
             return _Loader(config, weights, device).load()
@@ -183,7 +182,6 @@ class _Loader:
         self._config = config
         self._weights = weights
         self._device = device
-        self._pages = MappedPages()
 
     def load(self) -> Model:
         config = self._config
@@ -235,10 +233,7 @@ class _Loader:
         dim = self._config.head_dim
         names = [f"{layer}attn.c_{part}.weight" for part in "qkv"]
         q, k, v = (self._weights[name] for name in names)
-        qkv = linear(torch.cat((pair_channels(q, dim), pair_channels(k, dim), v)), self._device)
-        for part in (q, k, v):
-            self._pages.release(part)
-        return qkv
+        return linear(torch.cat((pair_channels(q, dim), pair_channels(k, dim), v)), self._device)
 
     def _linear(self, name: str, *, relu: bool = False) -> Linear:
         return self._use(name, lambda weight: linear(weight, self._device, relu=relu))
@@ -251,8 +246,4 @@ class _Loader:
         return values
 
     def _use(self, name: str, copy: Callable[[Tensor], T]) -> T:
-        """The result of `copy` on a tensor. Afterwards the tensor's pages are released."""
-        tensor = self._weights[name]
-        copied = copy(tensor)
-        self._pages.release(tensor)
-        return copied
+        return copy(self._weights[name])

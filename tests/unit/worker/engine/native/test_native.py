@@ -154,15 +154,6 @@ def test_without_a_compiler_the_model_runs_on_torch(
     assert "no C compiler is on PATH" in caplog.text
 
 
-def test_a_library_is_built_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    kind = processor_kinds()[0]
-    first = libraries.built(kind)
-    assert first.is_relative_to(tmp_path)
-    monkeypatch.setenv("PATH", "")
-    assert libraries.built(kind) == first
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_forked_process_starts_its_own_threads() -> None:
     program = (

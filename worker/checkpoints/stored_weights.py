@@ -1,0 +1,74 @@
+"""The tensors of a weights file. Each one is read when it is asked for, and its checksum is compared then."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from worker.checkpoints.archive import Archive, Record
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredTensor:
+    """Where a tensor is in the file, and its shape and type."""
+
+    record: Record
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    #: Distance of two neighbours in each dimension, in numbers.
+    stride: tuple[int, ...]
+    #: Number of numbers in the record before the first one of the tensor.
+    offset: int
+
+    @property
+    def count(self) -> int:
+        """Number of numbers in the tensor."""
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the tensor in bytes."""
+        return self.count * self.dtype.itemsize
+
+    @property
+    def span(self) -> int:
+        """Number of numbers in the record from the tensor's first one to its last one."""
+        if not self.count:
+            return 0
+        return 1 + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
+
+
+class StoredWeights(Mapping[str, Tensor]):
+    """The tensors of an open weights file by name.
+
+    Every access reads the tensor into new memory, so keep what is needed again. It raises CheckpointError if the file
+    is damaged, or was cut off or changed while it was read. The file is read and not mapped: a mapped file that becomes
+    shorter ends the process.
+    """
+
+    def __init__(self, archive: Archive, tensors: dict[str, StoredTensor]) -> None:
+        self.archive = archive
+        self.tensors = tensors
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self.tensors[name]
+        size = tensor.span * tensor.dtype.itemsize
+        if not size:
+            return torch.empty(tensor.shape, dtype=tensor.dtype)
+        # Memory of the C library would not be returned to the system when the tensor is no longer needed.
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        self.archive.read_into(tensor.record, tensor.offset * tensor.dtype.itemsize, memoryview(memory))
+        return torch.frombuffer(memory, dtype=tensor.dtype).as_strided(tensor.shape, tensor.stride)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
