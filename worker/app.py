@@ -5,6 +5,15 @@ celery -A worker.app worker --pool threads --without-gossip --without-mingle
 
 from __future__ import annotations
 
+import os
+import sys
+
+# `celery` puts the current folder first on the import path. If it is not the folder of this code, it is searched last:
+# it may have a `tasks` or a `torch.py` of another project. The engine process inherits the import path.
+sys.path.sort(
+    key=lambda entry: os.path.realpath(entry) == os.path.realpath("") != os.path.realpath(__file__ + "/../..")
+)
+
 import logging
 import secrets
 import socket
@@ -26,11 +35,13 @@ from worker.checkpoints.errors import CheckpointError
 from worker.checkpoints.folder import name_of
 from worker.transport import current
 from worker.transport.bootstep import EngineStep
+from worker.transport.celery_options import refuse_other_configuration
 from worker.transport.channel import ReusingAMQP
 from worker.transport.consumer import BRPOP_S
 from worker.transport.shutdown import begin_stop
 from worker.transport.task_request import GenerationRequest
 
+refuse_other_configuration()
 app = make_app(settings_or_exit())
 app.amqp_cls = ReusingAMQP
 app.steps["worker"].add(EngineStep)
