@@ -32,7 +32,7 @@ from tasks.logs import setup_logging
 from tasks.settings import settings
 from tasks.store import keys
 from worker.checkpoints.errors import CheckpointError
-from worker.checkpoints.folder import name_of
+from worker.checkpoints.folder import find
 from worker.transport import current
 from worker.transport.bootstep import EngineStep
 from worker.transport.celery_options import refuse_other_configuration
@@ -76,9 +76,9 @@ def generate(self: Any, job_id: str) -> None:
 def _serve_checkpoint(instance: Any, conf: Any, **_: Any) -> None:
     """Consume the checkpoint's queue. Name the worker after the checkpoint, unless it was given a name."""
     config = settings()
-    # The bootstep reports a name that cannot be used.
+    # The bootstep reports a checkpoint that cannot be used.
     with suppress(CheckpointError):
-        checkpoint = name_of(config.checkpoint)
+        checkpoint = find(config.checkpoint, config.checkpoint_dir, name=config.checkpoint_name).name
         conf.task_queues = [Queue(keys.queue(checkpoint), routing_key="")]
         # Celery's default name is the same for all workers of a machine.
         if instance.hostname.startswith("celery@"):

@@ -33,7 +33,7 @@ class EngineStep(bootsteps.StartStopStep):
         # Each slot needs a thread of the pool, so the pool's size decides.
         config = settings().model_copy(update={"slots": worker.concurrency})
         try:
-            folder = find(config.checkpoint, config.checkpoint_dir)
+            folder = find(config.checkpoint, config.checkpoint_dir, name=config.checkpoint_name)
             service = WorkerService.start(config, folder, worker.hostname, give_up=give_up, should_stop=should_stop)
         except (CheckpointError, EngineLoadError, CardConflictError, SchemaError) as error:
             log.error("cannot_serve", reason=str(error))

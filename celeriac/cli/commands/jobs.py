@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from celeriac.cli import options
+from celeriac.cli.command import Command
 from celeriac.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ STATUSES = ("queued", "running", "succeeded", "failed", "cancelled", "expired")
 PROMPT_WIDTH = 30
 
 
-@click.command("jobs")
+@click.command("jobs", cls=Command)
 @click.option("--status", type=click.Choice(STATUSES), help="List only jobs in this status.")
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Most jobs to list.")
 @options.url
