@@ -252,7 +252,7 @@ def test_several_checkpoints_and_steps_are_served_at_once(served: Served) -> Non
     served.ready(sft, f"{base}@50", checkpoint=base)
     with InferenceClient(served.url) as client:
         workers = httpx.get(f"{served.url}/v1/workers").json()["data"]
-        assert {worker["checkpoint"] for worker in workers} == {"d4", "d4-50", "d4-sft"}
+        assert {worker["model"] for worker in workers} == {"d4", "d4-50", "d4-sft"}
         for name, step in (("d4", 102), ("d4-50", 50), ("d4-sft", 102)):
             assert client.generate("12+", max_tokens=5, model=name)["model"] == name
             assert client.info(name)["step"] == step
