@@ -40,7 +40,8 @@ class HealthCheck:
             # Without Redis no request can be served, even if workers have loaded a model.
             name = self._checkpoint_name(self._catalog.last_snapshot)
             return HealthResponse(status="error", model_loaded=False, checkpoint=name)
-        loaded = bool(snapshot.served)
+        default = self._catalog.default_name(snapshot)
+        loaded = bool(snapshot.served) if default is None else default in snapshot.served
         return HealthResponse(
             status="ok" if loaded else "error", model_loaded=loaded, checkpoint=self._checkpoint_name(snapshot)
         )
