@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import httpx
@@ -29,6 +29,8 @@ KINDS: Mapping[int, type[ApiError]] = {
     502: UnavailableError,
     503: UnavailableError,
 }
+#: Most faults of a request that an error message names.
+MAX_FAULTS = 3
 #: Most characters of an unexpected response that an error message quotes.
 MAX_QUOTE = 200
 
@@ -70,29 +72,41 @@ def _message(body: Any) -> str | None:
     """The server's message; None if the body is not an error of Celeriac."""
     detail = body.get("detail") if isinstance(body, dict) else None
     if isinstance(detail, list):
-        return "; ".join(_field_error(entry) for entry in detail)
+        return "; ".join(_first_of_each(_field_error(entry) for entry in detail))
     if not isinstance(detail, str):
         return None
     faults = [_problem_fault(entry) for entry in body.get("errors") or () if isinstance(entry, dict)]
     if [text for _, text in faults] == [detail]:
-        return faults[0][0]
-    return " ".join([detail, *(fault for fault, text in faults if text not in detail)])
+        return ": ".join(filter(None, faults[0]))
+    return " ".join([detail, *_first_of_each((where, text) for where, text in faults if text not in detail)])
+
+
+def _first_of_each(faults: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """The first fault of each field, as `top_k: Input should be ...`, at most `MAX_FAULTS`, and how many are left out.
+
+    A prompt may have a hundred characters that are not in the vocabulary.
+    """
+    given = list(faults)
+    first = dict(reversed(given))
+    for where in list(dict.fromkeys(where for where, _ in given))[:MAX_FAULTS]:
+        yield f"{where}: {first[where]}" if where else first[where]
+    if left_out := len(given) - min(len(first), MAX_FAULTS):
+        yield f"({left_out} more like this)"
 
 
 def _problem_fault(entry: dict[str, Any]) -> tuple[str, str]:
-    """One entry of a problem's `errors`: as `top_k: Input should be ...`, and its text without the field's name."""
+    """The field and the text of one entry of a problem's `errors`."""
     text = str(entry.get("detail", ""))
     where = str(entry.get("pointer") or entry.get("parameter") or entry.get("header") or "").removeprefix("#/")
-    return (f"{where}: {text}" if where else text), text
+    return where, text
 
 
-def _field_error(entry: Any) -> str:
-    """One entry of FastAPI's list of errors, as `max_tokens: Input should be ...`."""
+def _field_error(entry: Any) -> tuple[str, str]:
+    """The field and the text of one entry of FastAPI's list of errors."""
     if not isinstance(entry, dict):
-        return str(entry)
+        return "", str(entry)
     where = ".".join(str(part) for part in list(entry.get("loc", ()))[1:])
-    message = str(entry.get("msg", entry))
-    return f"{where}: {message}" if where else message
+    return where, str(entry.get("msg", entry))
 
 
 def _retry_after(response: httpx.Response) -> float | None:

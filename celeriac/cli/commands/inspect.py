@@ -66,7 +66,7 @@ def print_runs(folder: Path, runs: Sequence[Run], *, as_json: bool) -> None:
         )
         for run in runs
     ]
-    print_table(("FOLDER", "NAME", "STEPS", "ERA", "TOKENIZER"), rows)
+    print_table(("FOLDER", "NAME", "STEPS", "ERA", "TOKENIZER"), rows, cut="STEPS", hide=("TOKENIZER", "ERA", "STEPS"))
     warn(f"{run.name} cannot be served. {run.problem}" for run in runs if run.problem is not None)
 
 

@@ -32,7 +32,8 @@ def command(status: str | None, limit: int, url: str, as_json: bool) -> None:
     if as_json:
         print_json([job.raw for job in jobs])
     else:
-        print_table(("ID", "STATUS", "TOKENS", "MODEL", "CREATED", "PROMPT"), map(row_of, jobs))
+        columns = ("ID", "STATUS", "TOKENS", "MODEL", "CREATED", "PROMPT")
+        print_table(columns, map(row_of, jobs), cut="PROMPT", hide=("CREATED", "MODEL", "TOKENS", "PROMPT"))
 
 
 def row_of(job: Job) -> tuple[str, ...]:
