@@ -377,7 +377,7 @@ def _unreachable(base_url: str, error: httpx.RequestError) -> ServerUnreachableE
         )
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return ServerUnreachableError(
-            f"No server responds at {base_url}. Start one (celeriac serve --checkpoint NAME), or check the URL."
+            f"No server responds at {base_url}. Start one (celeriac serve CHECKPOINT), or check the URL."
         )
     reason = "no response came in time" if isinstance(error, httpx.TimeoutException) else "the connection was lost"
     return ServerUnreachableError(f"{base_url}: {reason} ({error or type(error).__name__})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -17,6 +18,8 @@ from celeriac.client.errors import (
 )
 
 T = TypeVar("T")
+
+_TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
 
 #: HTTP status: class of the exception. Other statuses give a plain ApiError.
 KINDS: Mapping[int, type[ApiError]] = {
@@ -82,7 +85,7 @@ def _message(body: Any) -> str | None:
 
 
 def _first_of_each(faults: Iterable[tuple[str, str]]) -> Iterator[str]:
-    """The first fault of each field, as `top_k: Input should be ...`, at most `MAX_FAULTS`, and how many are left out.
+    """The first fault of each field, as `top_k: Input should be ...`, at most `MAX_FAULTS`, and whether there are more.
 
     A prompt may have a hundred characters that are not in the vocabulary.
     """
@@ -90,8 +93,8 @@ def _first_of_each(faults: Iterable[tuple[str, str]]) -> Iterator[str]:
     first = dict(reversed(given))
     for where in list(dict.fromkeys(where for where, _ in given))[:MAX_FAULTS]:
         yield f"{where}: {first[where]}" if where else first[where]
-    if left_out := len(given) - min(len(first), MAX_FAULTS):
-        yield f"({left_out} more like this)"
+    if len(given) > min(len(first), MAX_FAULTS):
+        yield "(and more)"
 
 
 def _problem_fault(entry: dict[str, Any]) -> tuple[str, str]:
@@ -117,10 +120,12 @@ def _retry_after(response: httpx.Response) -> float | None:
 
 def unexpected_response(response: httpx.Response, text: str) -> UnexpectedAnswerError:
     """The exception of a response, or of a part of it (`text`), that does not come from a Celeriac server."""
-    words = " ".join(text.split())
+    # Of a web page only the title is of use to people.
+    title = _TITLE.search(text)
+    words = " ".join((text if title is None else title[1]).split())
     quote = words if len(words) <= MAX_QUOTE else f"{words[:MAX_QUOTE]}..."
     return UnexpectedAnswerError(
         f"{response.request.url} responded with HTTP {response.status_code} and something that is not Celeriac's: "
-        f"{quote or 'nothing'}",
+        f"{quote or 'nothing'}. Check the URL: another program may listen there.",
         status=response.status_code,
     )

@@ -21,6 +21,7 @@ from celeriac.launcher.placement import placement
 from celeriac.launcher.redis_server import DataFolder
 from tasks.settings import Settings
 from worker.checkpoints.folder import CheckpointFolder, find
+from worker.checkpoints.tokenizers import check_tokenizer
 
 #: The file that runs the command line.
 COMMAND_LINE = Path(__file__).parents[1] / "__main__.py"
@@ -98,6 +99,8 @@ def _checkpoints(options: Options, settings: Settings) -> dict[str, str]:
             )
         folders[folder.name] = folder
         served[folder.name] = given
+    for folder in folders.values():
+        check_tokenizer(folder)
     return served
 
 

@@ -195,7 +195,9 @@ def _no_weights(path: Path) -> CheckpointError:
             f"this folder contains runs: {_listed(runs)}. Give the folder of one of them; "
             "`celeriac inspect` with this folder describes them",
         )
-    return CheckpointError(path, "no model_XXXXXX.pt in this folder, so it is not a nanochat checkpoint")
+    return CheckpointError(
+        path, "no model_XXXXXX.pt in this folder, so it is not a nanochat checkpoint. Give the folder with the weights"
+    )
 
 
 def _meta_of(model_file: Path) -> Path:

@@ -9,7 +9,7 @@ import click
 
 from celeriac.cli import options
 from celeriac.cli.command import Command
-from celeriac.cli.environment import load_queue_settings, require
+from celeriac.cli.environment import load_queue_settings, readable_checkpoint_errors, require
 
 
 @click.command("worker", cls=Command)
@@ -48,7 +48,14 @@ def command(
         "WORKER_NAME": worker_name,
     }
     os.environ.update({f"CELERIAC_{key}": str(value) for key, value in chosen.items() if value is not None})
-    options.checkpoint_of(load_queue_settings())
+    settings = load_queue_settings()
+    checkpoint = options.checkpoint_of(settings)
+    # The worker would find the same errors, but only after Celery is imported, and would log them.
+    with readable_checkpoint_errors():
+        from worker.checkpoints.folder import find
+        from worker.checkpoints.tokenizers import check_tokenizer
+
+        check_tokenizer(find(checkpoint, settings.checkpoint_dir, name=settings.checkpoint_name))
     from worker.main import run
 
     sys.exit(run())

@@ -1,6 +1,14 @@
 """Tokenizers of checkpoints. They do not import torch, because the Celery side uses them."""
 
 from worker.checkpoints.tokenizers.base import STOP_TOKENS, Decoder, Encoding, Tokenizer, UnknownCharacterError
-from worker.checkpoints.tokenizers.finder import load_tokenizer
+from worker.checkpoints.tokenizers.finder import check_tokenizer, load_tokenizer
 
-__all__ = ["STOP_TOKENS", "Decoder", "Encoding", "Tokenizer", "UnknownCharacterError", "load_tokenizer"]
+__all__ = [
+    "STOP_TOKENS",
+    "Decoder",
+    "Encoding",
+    "Tokenizer",
+    "UnknownCharacterError",
+    "check_tokenizer",
+    "load_tokenizer",
+]

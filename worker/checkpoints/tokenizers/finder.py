@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from worker.checkpoints import meta
 from worker.checkpoints.errors import TokenizerError
 from worker.checkpoints.folder import CheckpointFolder
 from worker.checkpoints.json_file import read_object
@@ -33,6 +34,11 @@ def tokenizer_file(folder: CheckpointFolder) -> Path | None:
     if without_characters is not None:
         raise TokenizerError(without_characters, "has no `vocab_chars`, the vocabulary's characters in id order")
     return None
+
+
+def check_tokenizer(folder: CheckpointFolder) -> None:
+    """Raise TokenizerError if a checkpoint has no tokenizer that can be used, or CheckpointError for its meta file."""
+    load_tokenizer(folder, meta.read(folder.meta_file).sizes["vocab_size"])
 
 
 def load_tokenizer(folder: CheckpointFolder, vocab_size: int) -> Tokenizer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from celeriac.launcher.plan import Options, PlanError, _checkpoints, _environment, _worker_names
 from tasks.settings import Settings
-from tests.helpers.checkpoint_files import write
+from tests.helpers.checkpoint_files import SIZES, write
 from worker.checkpoints.errors import CheckpointError
 
 OPTIONS = Options(
@@ -38,11 +39,20 @@ def test_an_empty_no_color_counts_as_unset(
     assert ("FORCE_COLOR" in _environment(OPTIONS, Settings(), "x", "redis://host")) == coloured
 
 
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> None:
+    """A tokenizer for all runs in the folder of the test, where nanochat has it."""
+    (tmp_path / "tokenizer").mkdir()
+    config = {"vocab_chars": "0123456789", "vocab_size": SIZES["vocab_size"]}
+    (tmp_path / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(config))
+
+
 def served(root: Path, *checkpoints: str, names: tuple[str, ...] = ()) -> dict[str, str]:
     """The checkpoints of `celeriac serve` by their names for clients."""
     return _checkpoints(replace(OPTIONS, checkpoints=checkpoints, names=names), Settings(checkpoint_dir=root))
 
 
+@pytest.mark.usefixtures("tokenizer")
 def test_several_checkpoints_are_served_by_their_names(tmp_path: Path) -> None:
     for runs in ("base_checkpoints", "chatsft_checkpoints"):
         for step in (100, 650):
@@ -69,3 +79,9 @@ def test_each_worker_has_a_name_of_its_own() -> None:
     assert len({one for of_checkpoint in names.values() for one in of_checkpoint}) == 4
     assert _worker_names(["a"], 1, Settings(worker_name="w")) == {"a": ["w"]}
     assert _worker_names(["a", "b"], 1, Settings(worker_name="w@host")) == {"a": ["w-a"], "b": ["w-b"]}
+
+
+def test_a_checkpoint_without_a_tokenizer_is_refused_before_anything_is_started(tmp_path: Path) -> None:
+    write(tmp_path / "one" / "d4")
+    with pytest.raises(CheckpointError, match="one/d4: no tokenizer"):
+        served(tmp_path, "one/d4")
