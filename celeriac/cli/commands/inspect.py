@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tasks.card import Card
     from worker.checkpoints.runs import Run
 
+#: What the form of the weights means for their size in memory.
+IN_MEMORY = {"exact": "", "int8": "; in memory the matrices take about one byte per weight (int8)"}
 #: Most steps of a run that the list of runs shows.
 MAX_STEPS = 5
 
@@ -96,7 +98,7 @@ def fields_of(card: Card) -> list[tuple[str, str]]:
         ("limits", f"prompt {card.context - 1} tokens, continuation {min(MAX_TOKENS_LIMIT, card.context - 1)}"),
         ("softcap", f"{card.softcap:g}"),
         ("parameters", f"{card.parameters:,}"),
-        ("weights", f"{card.weight_bytes:,} bytes, {card.weights} in memory"),
+        ("weights", f"{card.weight_bytes:,} bytes on disk{IN_MEMORY[card.weights]}"),
         ("KV memory", f"{card.kv_bytes_per_token:,} bytes per token, {context_mib(card)} MiB for a full context"),
         ("tokenizer", "none: only prompts of token ids" if tokenizer.kind == "none" else kind),
     ]
