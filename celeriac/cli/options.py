@@ -90,8 +90,8 @@ def weights(command: F) -> F:
         default="exact",
         show_default=True,
         show_envvar=True,
-        help="exact: in the type of the device (fp32 on a CPU). int8: rounded to 8 bits, which is smaller and makes small "
-        "batches faster; only on a CPU.",
+        help="exact: in the type of the device (fp32 on a CPU). int8: rounded to 8 bits, which is smaller and makes "
+        "small batches faster; only on a CPU.",
     )(command)
 
 
