@@ -21,10 +21,6 @@ from celeriac.cli import main
 from tests.integration.stack import CHECKPOINTS, ROOT, START_S, Process, free_port, until
 from tests.unit.docs.pages import PAGES, name_of
 
-PAGES = sorted(
-    page.relative_to(ROOT).as_posix()
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md"))
-)
 #: Pages whose blocks are run.
 RUN = ("README.md", "docs/quickstart.md", "docs/guide.md", "docs/reference/commands.md", "docs/reference/client.md")
 #: A block with one of these needs another machine, files of the reader, or a server of its own.
