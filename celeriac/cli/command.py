@@ -12,7 +12,13 @@ class Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the command line. Raises UsageError."""
-        _, _, order = self.make_parser(ctx).parse_args(args=[*args])
+        try:
+            _, _, order = self.make_parser(ctx).parse_args(args=[*args])
+        except click.NoSuchOption as error:
+            takes_prompt = any(isinstance(one, click.Argument) and one.name == "prompt" for one in self.params)
+            if takes_prompt and not error.option_name.startswith("--"):
+                error.message += " Options go before --, and a prompt that begins with a dash after it."
+            raise
         for parameter, count in Counter(order).items():
             loses = isinstance(parameter, click.Option) and not (parameter.multiple or parameter.is_flag)
             if loses and count > 1:

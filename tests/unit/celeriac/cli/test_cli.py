@@ -420,3 +420,20 @@ def test_every_command_refuses_an_option_that_is_given_twice_and_would_lose_a_va
 def test_checkpoints_are_arguments_and_options(line: str, chosen: tuple[str, ...]) -> None:
     name, *words = line.split()
     assert main.commands[name].make_context(name, words).params["checkpoints"] == chosen
+
+
+@pytest.mark.parametrize("command", ["generate", "submit"])
+def test_a_prompt_that_begins_with_a_dash_is_told_the_way(shell: Shell, command: str) -> None:
+    result = shell(command, "-5+3=")
+    assert result.exit_code == 2
+    assert "a prompt that begins with a dash after it" in result.stderr
+    assert shell(command, "--", "-5+3=", responses=[ok(job_object(SUCCEEDED))]).exit_code == 0
+    assert json.loads(shell.requests[-1].content)["prompt"] == "-5+3="
+    assert "a dash" not in shell(command, "--max-tokns", "3", "1").stderr
+
+
+def test_generate_says_at_once_that_no_worker_serves_the_model(shell: Shell, caplog: pytest.LogCaptureFixture) -> None:
+    away = {"detail": "Model not loaded: no worker serves x now.", "code": "no_workers"}
+    busy = httpx.Response(503, json=away, headers={"Retry-After": "2"})
+    shell("generate", "1", responses=[busy, busy, ok(job_object(SUCCEEDED))])
+    assert caplog.messages == ["Model not loaded: no worker serves x now. Trying again for up to 30 s."]
