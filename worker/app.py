@@ -35,7 +35,7 @@ from worker.checkpoints.errors import CheckpointError
 from worker.checkpoints.folder import find
 from worker.transport import current
 from worker.transport.bootstep import EngineStep
-from worker.transport.celery_options import refuse_other_configuration
+from worker.transport.celery_options import refuse_other_configuration, refuse_other_queues
 from worker.transport.channel import ReusingAMQP
 from worker.transport.consumer import BRPOP_S
 from worker.transport.shutdown import begin_stop
@@ -73,8 +73,9 @@ def generate(self: Any, job_id: str) -> None:
 
 
 @signals.celeryd_init.connect  # type: ignore[untyped-decorator]
-def _serve_checkpoint(instance: Any, conf: Any, **_: Any) -> None:
+def _serve_checkpoint(instance: Any, conf: Any, options: Any, **_: Any) -> None:
     """Consume the checkpoint's queue. Name the worker after the checkpoint, unless it was given a name."""
+    refuse_other_queues(options)
     config = settings()
     # The bootstep reports a checkpoint that cannot be used.
     with suppress(CheckpointError):

@@ -305,6 +305,16 @@ def test_celery_cannot_be_given_another_redis_than_the_settings(
     assert worker.output.count("\n") == 1
 
 
+@pytest.mark.parametrize("option", ["--queues", "--exclude-queues"])
+def test_celery_cannot_be_given_other_queues_than_that_of_the_checkpoint(
+    make_roles: Callable[[dict[str, str]], Roles], option: str
+) -> None:
+    roles = make_roles({})
+    worker = roles.run("worker", *celery_worker(), option, "another")
+    assert worker.wait(START_S) == 2, worker.output
+    assert worker.output.splitlines()[-1].startswith(f"Error: {option} cannot be used: ")
+
+
 @pytest.mark.parametrize("package", ["celeriac", "api", "tasks", "worker"])
 def test_a_folder_that_is_called_like_a_package_does_not_hide_it(tmp_path: Path, package: str) -> None:
     """A clone is such a folder: it is called `celeriac` and has no `__init__.py`."""
