@@ -19,11 +19,6 @@ _CONFIGURATION = {
     "loader": "--loader",
     "config": "--config",
 }
-    "broker": "--broker",
-    "result_backend": "--result-backend",
-    "loader": "--loader",
-    "config": "--config",
-}
 #: Options of `celery worker` that choose other queues.
 _QUEUES = {"queues": "--queues", "exclude_queues": "--exclude-queues"}
 
