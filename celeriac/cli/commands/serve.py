@@ -62,8 +62,8 @@ def command(
         names = (settings.checkpoint_name,)
     if names and len(names) != len(checkpoints):
         raise click.UsageError(
-            f"{len(checkpoints)} checkpoints need {len(checkpoints)} names, not {len(names)}. Give --name "
-            "once for each checkpoint, in the same order, or not at all."
+            f"{len(checkpoints)} checkpoints need {len(checkpoints)} names, not {len(names)}. Give --name once for "
+            "each checkpoint, in the same order, or give no name (--name, CELERIAC_CHECKPOINT_NAME)."
         )
     from pathlib import Path
 
