@@ -34,7 +34,9 @@ class Served:
         self.processes: list[Process] = []
 
     def start(self, *options: str, checkpoint: Path | str = CHECKPOINT, **env: str) -> Process:
-        command = [sys.executable, "-m", "celeriac", "serve", "--checkpoint", str(checkpoint), "--port", str(self.port)]
+        command = [sys.executable, "-m", "celeriac", "serve", "--checkpoint", str(checkpoint)]
+        if "--port" not in options:
+            command += ["--port", str(self.port)]
         process = Process(
             f"serve-{len(self.processes)}",
             [*command, "--data-dir", str(self.folder / "data"), *options],
