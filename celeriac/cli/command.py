@@ -17,7 +17,10 @@ class Command(click.Command):
         except click.NoSuchOption as error:
             takes_prompt = any(isinstance(one, click.Argument) and one.name == "prompt" for one in self.params)
             if takes_prompt and not error.option_name.startswith("--"):
-                error.message += " Options go before --, and a prompt that begins with a dash after it."
+                message = (
+                    f"{error.format_message()} Options go before --, and a prompt that begins with a dash after it."
+                )
+                raise click.UsageError(message, ctx) from error
             raise
         for parameter, count in Counter(order).items():
             loses = isinstance(parameter, click.Option) and not (parameter.multiple or parameter.is_flag)
