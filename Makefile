@@ -12,7 +12,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s  %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 serve: $(VENV)/.serve ## everything on one machine, at http://127.0.0.1:8000
-	$(BIN)/celeriac serve --checkpoint $(CHECKPOINT)
+	$(BIN)/celeriac serve $(CHECKPOINT)
 
 check: ## the checks that a change must pass: lint, then test
 	$(MAKE) lint

@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
+# `uvicorn` puts the current folder first on the import path. If it is not the folder of this code, it is searched last:
+# it may have a `tasks` or a `redis.py` of another project.
+sys.path.sort(
+    key=lambda entry: os.path.realpath(entry) == os.path.realpath("") != os.path.realpath(__file__ + "/../..")
+)
+
 import logging
 import resource
 from collections.abc import AsyncIterator

@@ -82,7 +82,7 @@ class CardConflictError(QueueError):
         super().__init__(
             f"Live workers serve other weights under the name {checkpoint!r} (digest {served[:12]}, here "
             f"{digest[:12]}), or the same weights in another form (CELERIAC_WEIGHTS). Stop those workers first, or "
-            "rename this checkpoint's folder."
+            "serve this checkpoint under another name (--name, CELERIAC_CHECKPOINT_NAME)."
         )
         self.checkpoint = checkpoint
         self.digest = digest

@@ -11,6 +11,7 @@ from typing import Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+from tasks.checkpoint_name import RULE, is_checkpoint_name
 from tasks.errors import ConfigurationError
 from tasks.time_rules import broken_rules, variable
 
@@ -62,7 +63,8 @@ class Settings(BaseSettings):
     # The API
     default_checkpoint: str | None = Field(
         None,
-        description="Checkpoint for requests without `model`. Unset: the only one that is served, or status 422.",
+        description="Name of the checkpoint for requests without `model`. Unset: the only one that is served, or "
+        "status 422.",
     )
     sync_wait_s: float = Field(120.0, gt=0, description="How long a synchronous call waits if the caller sets no time.")
     max_wait_s: float = Field(600.0, gt=0, description="Longest wait that a caller can set with `Prefer: wait=N`.")
@@ -114,7 +116,14 @@ class Settings(BaseSettings):
 
     # The worker
     checkpoint: str | None = Field(
-        None, description="Checkpoint that the worker serves: the path of its folder, or its name."
+        None,
+        description="Checkpoint that the worker serves: the path of its folder, or its name. `@` and a step may "
+        "follow, as in `d4@650`.",
+    )
+    checkpoint_name: str | None = Field(
+        None,
+        description="Name by which clients request the worker's checkpoint. Unset: made from its folder's name, the "
+        "stage of training, and the step if one is given.",
     )
     slots: int = Field(32, ge=1, le=1024, description="Most jobs in one batch; also Celery's concurrency.")
     kv_memory_mb: int = Field(
@@ -172,6 +181,16 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"{value!r} is not a path such as /llm. It begins with a slash and does not end with one, and its "
                 f"first part is none of {', '.join(API_PATHS)}"
+            )
+        return value
+
+    @field_validator("default_checkpoint", "checkpoint_name")
+    @classmethod
+    def _check_checkpoint_name(cls, value: str | None) -> str | None:
+        if value is not None and not is_checkpoint_name(value):
+            raise ValueError(
+                f"{value!r} cannot be a checkpoint's name, which is {RULE}. It is not the path of a folder: `celeriac "
+                "inspect` prints the name of a checkpoint"
             )
         return value
 

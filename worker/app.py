@@ -5,6 +5,15 @@ celery -A worker.app worker --pool threads --without-gossip --without-mingle
 
 from __future__ import annotations
 
+import os
+import sys
+
+# `celery` puts the current folder first on the import path. If it is not the folder of this code, it is searched last:
+# it may have a `tasks` or a `torch.py` of another project. The engine process inherits the import path.
+sys.path.sort(
+    key=lambda entry: os.path.realpath(entry) == os.path.realpath("") != os.path.realpath(__file__ + "/../..")
+)
+
 import logging
 import secrets
 import socket
@@ -23,9 +32,10 @@ from tasks.logs import setup_logging
 from tasks.settings import settings
 from tasks.store import keys
 from worker.checkpoints.errors import CheckpointError
-from worker.checkpoints.folder import name_of
+from worker.checkpoints.folder import find
 from worker.transport import current
 from worker.transport.bootstep import EngineStep
+from worker.transport.celery_options import refuse_other_configuration, refuse_other_queues
 from worker.transport.channel import ReusingAMQP
 from worker.transport.consumer import BRPOP_S
 from worker.transport.control import replace_commands
@@ -33,6 +43,7 @@ from worker.transport.shutdown import begin_stop
 from worker.transport.task_outcome import EXPECTED, end_task
 from worker.transport.task_request import GenerationRequest
 
+refuse_other_configuration()
 app = make_app(settings_or_exit())
 app.amqp_cls = ReusingAMQP
 app.steps["worker"].add(EngineStep)
@@ -67,12 +78,13 @@ def generate(self: Any, job_id: str) -> None:
 
 
 @signals.celeryd_init.connect  # type: ignore[untyped-decorator]
-def _serve_checkpoint(instance: Any, conf: Any, **_: Any) -> None:
+def _serve_checkpoint(instance: Any, conf: Any, options: Any, **_: Any) -> None:
     """Consume the checkpoint's queue. Name the worker after the checkpoint, unless it was given a name."""
+    refuse_other_queues(options)
     config = settings()
-    # The bootstep reports a name that cannot be used.
+    # The bootstep reports a checkpoint that cannot be used.
     with suppress(CheckpointError):
-        checkpoint = name_of(config.checkpoint)
+        checkpoint = find(config.checkpoint, config.checkpoint_dir, name=config.checkpoint_name).name
         # Celery's tools show the exchange and the routing key of a queue, which are `celery` by default.
         queue = keys.queue(checkpoint)
         conf.task_queues = [Queue(queue, Exchange(queue), routing_key=queue)]

@@ -40,7 +40,7 @@ class HealthCheck:
             # Without Redis no request can be served, even if workers have loaded a model.
             name = self._checkpoint_name(self._catalog.last_snapshot)
             return HealthResponse(status="error", model_loaded=False, checkpoint=name)
-        loaded = bool(snapshot.serving())
+        loaded = bool(snapshot.serving(self._catalog.default_name(snapshot)))
         return HealthResponse(
             status="ok" if loaded else "error", model_loaded=loaded, checkpoint=self._checkpoint_name(snapshot)
         )

@@ -191,7 +191,8 @@ def check_against(card: Card, generation: Generation) -> None:
     if unknown and card.tokenizer.unknown == "refuse":
         raise ApiError(
             Code.INVALID_REQUEST,
-            f"The vocabulary of {card.name} lacks {len(unknown)} of the prompt's characters.",
+            f"The vocabulary of {card.name} lacks {len(unknown)} of the prompt's characters. "
+            f"`celeriac inspect {card.name}` prints the vocabulary.",
             errors=[_unknown_character(card, index, char) for index, char in unknown[:MAX_NAMED_CHARACTERS]],
         )
     tokens, at_least = card.tokenizer.prompt_tokens(generation.prompt), ""

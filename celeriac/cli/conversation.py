@@ -43,9 +43,8 @@ class Conversation:
 
     def _read(self) -> str | None:
         """The next line without its line end; None at the end of the input."""
-        click.echo("> ", nl=False)
         try:
-            line = read_line()
+            line = read_line("> ")
         except KeyboardInterrupt:
             line = ""
         if not line:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TextIO
 
 import click
+
+from celeriac.cli.output import is_terminal
 
 
 def prompt_text(argument: str) -> str:
@@ -19,9 +22,25 @@ def prompt_text(argument: str) -> str:
     return _checked(argument, "The prompt")
 
 
-def read_line() -> str:
-    """The next line of standard input with its line end; empty at the end of the input. Errors as for `prompt_text`."""
+def read_line(prompt: str) -> str:
+    """Print `prompt`, and read the next line of standard input with its line end; empty at the end of the input.
+
+    In a terminal the line can be edited, and the arrow keys bring back earlier lines. Errors as for `prompt_text`.
+    """
+    if is_terminal(sys.stdin) and is_terminal(sys.stdout):
+        return _read(lambda _: _edited_line(prompt))
+    click.echo(prompt, nl=False)
     return _read(lambda stdin: stdin.readline())
+
+
+def _edited_line(prompt: str) -> str:
+    with suppress(ImportError):
+        # `input` then edits lines. A few builds of Python do not have it.
+        import readline  # noqa: F401
+    try:
+        return f"{input(prompt)}\n"
+    except EOFError:
+        return ""
 
 
 def _read(read: Callable[[TextIO], str]) -> str:

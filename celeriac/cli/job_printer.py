@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from celeriac.cli.output import is_terminal, print_row, print_text
+from celeriac.cli.output import is_terminal, print_row, print_text, terminal_width
 from celeriac.cli.printable import printable
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class JobPrinter:
             if position != self._last_position or not self._last_state:
                 self.print_state(state)
         else:
-            line = printable(f"{self._job_id} {state}")
+            line = _within(terminal_width(sys.stderr), printable(f"{self._job_id} {state}"), printable(state))
             click.echo(f"\r{line:<{len(self._queue_line)}}", nl=False, err=True)
             self._queue_line = line
         self._last_position = position
@@ -93,3 +93,12 @@ class JobPrinter:
         if self._queue_line:
             click.echo(f"\r{'':<{len(self._queue_line)}}\r", nl=False, err=True)
             self._queue_line = ""
+
+
+def _within(width: int, *texts: str) -> str:
+    """The first text that fits into one line of the terminal, or the beginning of the last one.
+
+    A longer line would continue on the next one, where it cannot be overwritten. The last column stays free: some
+    terminals begin a new line after it.
+    """
+    return next((text for text in texts if len(text) < width), texts[-1][: width - 1])

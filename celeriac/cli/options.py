@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from tasks.sampling_params import SAMPLING_FIELDS, SamplingField
 
+if TYPE_CHECKING:
+    from tasks.settings import Settings
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEVICES = ("auto", "cpu", "cuda", "mps")
+#: Key of a context's `meta`: the values of `--checkpoint`.
+_CHECKPOINT_OPTIONS = "celeriac.cli.options.checkpoint"
 
 
 def url(command: F) -> F:
@@ -34,16 +39,33 @@ def as_json(command: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
 
 
-def checkpoint(command: F) -> F:
-    """Add the checkpoint to serve."""
-    return click.option(
-        "--checkpoint",
-        envvar="CELERIAC_CHECKPOINT",
-        required=True,
-        show_envvar=True,
-        metavar="NAME|PATH",
-        help="Path of the checkpoint's folder, or its name under CELERIAC_CHECKPOINT_DIR.",
-    )(command)
+def checkpoints(command: F) -> F:
+    """Add the checkpoints to serve, as arguments and as `--checkpoint`. The command gets them as `checkpoints`."""
+    options: tuple[Callable[[F], F], ...] = (
+        click.argument("checkpoints", metavar="[CHECKPOINT]...", nargs=-1, callback=_add_options),
+        click.option(
+            "--checkpoint",
+            "checkpoint_options",
+            metavar="CHECKPOINT",
+            multiple=True,
+            # Before the arguments, whose callback adds these.
+            is_eager=True,
+            expose_value=False,
+            callback=_keep_options,
+            help="The same as the argument.  [env: CELERIAC_CHECKPOINT]",
+        ),
+    )
+    return _with(options, command)
+
+
+def checkpoint_of(settings: Settings) -> str:
+    """The checkpoint of the settings, for a command that was given none. Raises UsageError if there is none."""
+    if settings.checkpoint is None:
+        raise click.UsageError(
+            "Give the checkpoint to serve: the path of its folder, or its name under CELERIAC_CHECKPOINT_DIR. Or set "
+            "CELERIAC_CHECKPOINT."
+        )
+    return settings.checkpoint
 
 
 def device(command: F) -> F:
@@ -68,7 +90,8 @@ def weights(command: F) -> F:
         default="exact",
         show_default=True,
         show_envvar=True,
-        help="exact: keep the weights as they are. int8: round them to 8 bits; smaller and faster, only on a CPU.",
+        help="exact: in the type of the device (fp32 on a CPU). int8: rounded to 8 bits, which is smaller and makes "
+        "small batches faster; only on a CPU.",
     )(command)
 
 
@@ -179,6 +202,14 @@ def _with(options: tuple[Callable[[F], F], ...], command: F) -> F:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def _keep_options(context: click.Context, _: click.Parameter, given: tuple[str, ...]) -> None:
+    context.meta[_CHECKPOINT_OPTIONS] = given
+
+
+def _add_options(context: click.Context, _: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
+    return (*given, *context.meta[_CHECKPOINT_OPTIONS])
 
 
 def _set_root_path(_: click.Context, __: click.Parameter, value: str | None) -> None:

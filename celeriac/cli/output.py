@@ -6,6 +6,7 @@ All text that a file, a server or a model has made reaches the terminal through 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
@@ -14,10 +15,21 @@ import click
 
 from celeriac.cli.printable import DIRECTIONS, LINES, printable
 
+#: Width of a terminal that does not say how wide it is.
+USUAL_WIDTH = 80
+
 
 def is_terminal(stream: TextIO | None) -> bool:
     """Whether output to a stream of this process goes to a terminal. Python has no stream where it is closed."""
     return stream is not None and stream.isatty()
+
+
+def terminal_width(stream: TextIO) -> int:
+    """Width in cells of the terminal of a stream; `USUAL_WIDTH` if it does not say."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or USUAL_WIDTH
+    except (OSError, ValueError):
+        return USUAL_WIDTH
 
 
 def print_json(value: Any) -> None:
@@ -39,22 +51,22 @@ def print_row(*cells: str, err: bool = False, separator: str = "\t") -> None:
     click.echo(separator.join(map(printable, cells)), err=err)
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print rows under the names of their columns."""
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, cut: str, hide: Sequence[str] = ()) -> None:
+    """Print rows under the names of their columns.
+
+    In a narrow terminal the column `cut` is shortened, and columns of `hide` are left out, the first of them first.
+    """
     rows = [[printable(cell) for cell in row] for row in rows]
     if not is_terminal(sys.stdout):
         for row in (columns, *rows):
             click.echo("\t".join(row))
         return
-    from rich.console import Console
-    from rich.table import Table
+    from celeriac.cli.table import lay_out
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    Console(markup=False).print(table)
+    (head, *lines), hidden = lay_out(columns, [*rows], width=terminal_width(sys.stdout), cut=cut, hide=hide)
+    click.echo("\n".join([click.style(head, bold=True), *lines]))
+    if hidden:
+        click.echo(f"This terminal is too narrow for {', '.join(hidden)}; --json prints everything.", err=True)
 
 
 def print_fields(fields: Sequence[tuple[str, str]]) -> None:

@@ -9,6 +9,7 @@ and one with asyncio. Tests run them without I/O.
 
 from __future__ import annotations
 
+import logging
 import math
 import ssl
 import time
@@ -31,6 +32,9 @@ from celeriac.client.responses import error_of, parsed, unexpected_response
 from celeriac.client.sse import Message, SseParser
 from celeriac.client.steps import SILENCE_S, Call, Flow, Open, Pause, Read, StreamFlow, is_stream
 from celeriac.client.stream_position import StreamGapError, StreamPosition
+
+#: Without a configuration of its own, Python prints warnings to stderr.
+log = logging.getLogger(__name__)
 
 #: How long the server may hold one request, in seconds. Proxies cut connections after 30 or 60 s.
 LONG_POLL_S = 20.0
@@ -267,6 +271,7 @@ class Protocol:
         """
         limit_s = self._retry_s if retry_s is None else retry_s
         backoff = Backoff(self._clock, deadline=deadline)
+        told = False
         while True:
             failure: ApiError | ServerUnreachableError
             cause: Exception | None = None
@@ -283,6 +288,11 @@ class Protocol:
             pause_s = self._pause_s(backoff, failure, limit_s=limit_s)
             if pause_s is None:
                 raise failure from cause
+            if not told and self._has_responded:
+                # A server that has never responded is given up so soon that the error is news enough.
+                told = True
+                longest_s = min(limit_s, deadline - self._clock())
+                log.warning("%s. Trying again for up to %.0f s.", str(failure).rstrip("."), longest_s)
             yield Pause(pause_s)
 
     def _pause_s(
@@ -367,7 +377,7 @@ def _unreachable(base_url: str, error: httpx.RequestError) -> ServerUnreachableE
         )
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return ServerUnreachableError(
-            f"No server responds at {base_url}. Start one (celeriac serve --checkpoint NAME), or check the URL."
+            f"No server responds at {base_url}. Start one (celeriac serve CHECKPOINT), or check the URL."
         )
     reason = "no response came in time" if isinstance(error, httpx.TimeoutException) else "the connection was lost"
     return ServerUnreachableError(f"{base_url}: {reason} ({error or type(error).__name__})")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import httpx
@@ -18,6 +19,8 @@ from celeriac.client.errors import (
 
 T = TypeVar("T")
 
+_TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
+
 #: HTTP status: class of the exception. Other statuses give a plain ApiError.
 KINDS: Mapping[int, type[ApiError]] = {
     400: InvalidRequestError,
@@ -29,6 +32,8 @@ KINDS: Mapping[int, type[ApiError]] = {
     502: UnavailableError,
     503: UnavailableError,
 }
+#: Most faults of a request that an error message names.
+MAX_FAULTS = 3
 #: Most characters of an unexpected response that an error message quotes.
 MAX_QUOTE = 200
 
@@ -70,29 +75,41 @@ def _message(body: Any) -> str | None:
     """The server's message; None if the body is not an error of Celeriac."""
     detail = body.get("detail") if isinstance(body, dict) else None
     if isinstance(detail, list):
-        return "; ".join(_field_error(entry) for entry in detail)
+        return "; ".join(_first_of_each(_field_error(entry) for entry in detail))
     if not isinstance(detail, str):
         return None
     faults = [_problem_fault(entry) for entry in body.get("errors") or () if isinstance(entry, dict)]
     if [text for _, text in faults] == [detail]:
-        return faults[0][0]
-    return " ".join([detail, *(fault for fault, text in faults if text not in detail)])
+        return ": ".join(filter(None, faults[0]))
+    return " ".join([detail, *_first_of_each((where, text) for where, text in faults if text not in detail)])
+
+
+def _first_of_each(faults: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """The first fault of each field, as `top_k: Input should be ...`, at most `MAX_FAULTS`, and whether there are more.
+
+    A prompt may have a hundred characters that are not in the vocabulary.
+    """
+    given = list(faults)
+    first = dict(reversed(given))
+    for where in list(dict.fromkeys(where for where, _ in given))[:MAX_FAULTS]:
+        yield f"{where}: {first[where]}" if where else first[where]
+    if len(given) > min(len(first), MAX_FAULTS):
+        yield "(and more)"
 
 
 def _problem_fault(entry: dict[str, Any]) -> tuple[str, str]:
-    """One entry of a problem's `errors`: as `top_k: Input should be ...`, and its text without the field's name."""
+    """The field and the text of one entry of a problem's `errors`."""
     text = str(entry.get("detail", ""))
     where = str(entry.get("pointer") or entry.get("parameter") or entry.get("header") or "").removeprefix("#/")
-    return (f"{where}: {text}" if where else text), text
+    return where, text
 
 
-def _field_error(entry: Any) -> str:
-    """One entry of FastAPI's list of errors, as `max_tokens: Input should be ...`."""
+def _field_error(entry: Any) -> tuple[str, str]:
+    """The field and the text of one entry of FastAPI's list of errors."""
     if not isinstance(entry, dict):
-        return str(entry)
+        return "", str(entry)
     where = ".".join(str(part) for part in list(entry.get("loc", ()))[1:])
-    message = str(entry.get("msg", entry))
-    return f"{where}: {message}" if where else message
+    return where, str(entry.get("msg", entry))
 
 
 def _retry_after(response: httpx.Response) -> float | None:
@@ -103,10 +120,12 @@ def _retry_after(response: httpx.Response) -> float | None:
 
 def unexpected_response(response: httpx.Response, text: str) -> UnexpectedAnswerError:
     """The exception of a response, or of a part of it (`text`), that does not come from a Celeriac server."""
-    words = " ".join(text.split())
+    # Of a web page only the title is of use to people.
+    title = _TITLE.search(text)
+    words = " ".join((text if title is None else title[1]).split())
     quote = words if len(words) <= MAX_QUOTE else f"{words[:MAX_QUOTE]}..."
     return UnexpectedAnswerError(
         f"{response.request.url} responded with HTTP {response.status_code} and something that is not Celeriac's: "
-        f"{quote or 'nothing'}",
+        f"{quote or 'nothing'}. Check the URL: another program may listen there.",
         status=response.status_code,
     )

@@ -57,9 +57,12 @@ class Launcher:
         workers: Sequence[Role],
         console: Console,
         url: str,
-        worker_names: Sequence[str],
+        worker_names: Sequence[Sequence[str]],
     ) -> None:
-        """`front_ends` are stopped first, then `workers`, then Redis. `url`: of the API."""
+        """`front_ends` are stopped first, then `workers`, then Redis. `url`: of the API.
+
+        `worker_names`: of the workers of each checkpoint.
+        """
         self._console = console
         self._folder = None if redis is None else redis[0]
         self._redis = [] if redis is None else [self._child(redis[1])]

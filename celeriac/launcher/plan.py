@@ -7,9 +7,12 @@ import secrets
 import shlex
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
+from celeriac.errors import CeleriacError
 from celeriac.launcher import ports, redis_server
 from celeriac.launcher.child import Role
 from celeriac.launcher.console import Console
@@ -17,7 +20,8 @@ from celeriac.launcher.launcher import Launcher
 from celeriac.launcher.placement import placement
 from celeriac.launcher.redis_server import DataFolder
 from tasks.settings import Settings
-from worker.checkpoints.folder import find
+from worker.checkpoints.folder import CheckpointFolder, find
+from worker.checkpoints.tokenizers import check_tokenizer
 
 #: The file that runs the command line.
 COMMAND_LINE = Path(__file__).parents[1] / "__main__.py"
@@ -33,16 +37,23 @@ WORKER_STOP_S = 10.0
 REDIS_STOP_S = 30.0
 
 
+class PlanError(CeleriacError):
+    """The options contradict one another."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """The options of `celeriac serve`."""
 
-    checkpoint: str
+    #: Names or paths, and the names for clients, one for each; no names: the default ones.
+    checkpoints: tuple[str, ...]
+    names: tuple[str, ...] = ()
     host: str
     port: int
     device: str
     weights: str
     reload: bool
+    #: Workers for each checkpoint.
     workers: int
     flower: bool
     flower_port: int
@@ -51,12 +62,12 @@ class Options:
 
 def serve(options: Options, settings: Settings) -> int:
     """Run all roles until a signal. Returns the exit code. Raises CeleriacError or CheckpointError before the start."""
-    folder = find(options.checkpoint, settings.checkpoint_dir)
+    served = _checkpoints(options, settings)
     ports.check_port(options.host, options.port)
     if options.flower:
         ports.check_port(FLOWER_HOST, options.flower_port, option="--flower-port")
     if "redis_url" in settings.model_fields_set:
-        return _launch(options, settings, folder.name, None)
+        return _launch(options, settings, served, None)
     executable = redis_server.find_executable()
     data = DataFolder.acquire(options.data_dir / str(options.port))
     try:
@@ -71,14 +82,35 @@ def serve(options: Options, settings: Settings) -> int:
             # The server holds the lock of its data folder until it exits.
             pass_fds=(data.lock,),
         )
-        return _launch(options, settings, folder.name, (data, redis))
+        return _launch(options, settings, served, (data, redis))
     finally:
         data.release()
 
 
-def _launch(options: Options, settings: Settings, checkpoint: str, redis: tuple[DataFolder, Role] | None) -> int:
+def _checkpoints(options: Options, settings: Settings) -> dict[str, str]:
+    """The checkpoints as the operator gave them, by their names for clients. Raises CheckpointError or PlanError."""
+    served: dict[str, str] = {}
+    folders: dict[str, CheckpointFolder] = {}
+    for given, name in zip_longest(options.checkpoints, options.names):
+        folder = find(given, settings.checkpoint_dir, name=name)
+        other = folders.get(folder.name)
+        if other == folder:
+            raise PlanError(f"{given} is given twice. Use --workers to start several workers for each checkpoint.")
+        if other is not None:
+            raise PlanError(
+                f"{served[folder.name]} and {given} would both be called {folder.name}. Give each checkpoint a name, "
+                f"in the same order: --name {folder.name}-1 --name {folder.name}-2"
+            )
+        folders[folder.name] = folder
+        served[folder.name] = given
+    for folder in folders.values():
+        check_tokenizer(folder)
+    return served
+
+
+def _launch(options: Options, settings: Settings, served: dict[str, str], redis: tuple[DataFolder, Role] | None) -> int:
     redis_url = settings.redis_url if redis is None else redis[0].url
-    env = _environment(options, settings, checkpoint, redis_url)
+    env = _environment(options, settings, next(iter(served)), redis_url)
     # With -P, Python does not put the current folder, which may contain modules of another project, on the import path.
     run = [sys.executable, "-P", str(COMMAND_LINE)]
     host = ["--host", options.host]
@@ -87,27 +119,33 @@ def _launch(options: Options, settings: Settings, checkpoint: str, redis: tuple[
     if options.flower:
         flower = [*run, "flower", "--address", FLOWER_HOST, "--port", str(options.flower_port)]
         front_ends.append(Role(name="flower", command=flower, env=env, stop_s=FLOWER_STOP_S))
-    names = _worker_names(checkpoint, options.workers, settings)
+    names = _worker_names(list(served), options.workers, settings)
+    count = sum(map(len, names.values()))
     workers = [
         Role(
-            name="worker" if options.workers == 1 else f"worker-{index + 1}",
-            command=[*run, "worker", "--name", name],
-            env={**env, **placement(index, options.workers, device=options.device, env=os.environ)},
+            name="worker" if count == 1 else f"worker-{index + 1}",
+            command=[*run, "worker", "--worker-name", name],
+            env={
+                **env,
+                "CELERIAC_CHECKPOINT": served[checkpoint],
+                "CELERIAC_CHECKPOINT_NAME": checkpoint,
+                **placement(index, count, device=options.device, env=os.environ),
+            },
             # Redis ends with the launcher as well, so a worker cannot release its jobs.
             parent_death_signal=signal.SIGKILL,
             stop_s=WORKER_STOP_S,
         )
-        for index, name in enumerate(names)
+        for index, (checkpoint, name) in enumerate((one, name) for one in served for name in names[one])
     ]
     console = Console([role.name for role in (*([] if redis is None else [redis[1]]), *front_ends, *workers)])
-    _announce(console, options, checkpoint, None if redis is None else redis[0])
+    _announce(console, options, list(served), count, None if redis is None else redis[0])
     return Launcher(
         redis=redis,
         front_ends=front_ends,
         workers=workers,
         console=console,
         url=ports.url_of(options.host, options.port),
-        worker_names=names,
+        worker_names=list(names.values()),
     ).run()
 
 
@@ -115,7 +153,6 @@ def _environment(options: Options, settings: Settings, checkpoint: str, redis_ur
     """Environment variables of all children, in addition to those of this process."""
     env = {
         "CELERIAC_REDIS_URL": redis_url,
-        "CELERIAC_CHECKPOINT": options.checkpoint,
         "CELERIAC_DEVICE": options.device,
         "CELERIAC_WEIGHTS": options.weights,
         # Requests without `model` keep using this checkpoint when workers of other checkpoints join.
@@ -130,14 +167,21 @@ def _environment(options: Options, settings: Settings, checkpoint: str, redis_ur
     return env
 
 
-def _worker_names(checkpoint: str, workers: int, settings: Settings) -> list[str]:
-    """A name for each worker. It is new in each run, unless the user chose it."""
-    base = (settings.worker_name or f"{checkpoint}-{secrets.token_hex(2)}").partition("@")[0]
-    return [base] if workers == 1 else [f"{base}-{index + 1}" for index in range(workers)]
+def _worker_names(checkpoints: Sequence[str], workers: int, settings: Settings) -> dict[str, list[str]]:
+    """The names of the workers of each checkpoint. They are new in each run, unless the user chose one."""
+    names: dict[str, list[str]] = {}
+    for checkpoint in checkpoints:
+        base = (settings.worker_name or f"{checkpoint}-{secrets.token_hex(2)}").partition("@")[0]
+        if settings.worker_name is not None and len(checkpoints) > 1:
+            base = f"{base}-{checkpoint}"
+        names[checkpoint] = [base] if workers == 1 else [f"{base}-{index + 1}" for index in range(workers)]
+    return names
 
 
-def _announce(console: Console, options: Options, checkpoint: str, data: DataFolder | None) -> None:
-    console.info(f"Starting Celeriac with {checkpoint} and {options.workers} worker(s). Ctrl-C stops it.")
+def _announce(
+    console: Console, options: Options, checkpoints: Sequence[str], workers: int, data: DataFolder | None
+) -> None:
+    console.info(f"Starting Celeriac with {', '.join(checkpoints)} and {workers} worker(s). Ctrl-C stops it.")
     if data is not None:
         console.info(f"Data folder of Redis: {data.path}")
         console.info(f"Redis for further workers: CELERIAC_REDIS_URL={shlex.quote(data.url)}")

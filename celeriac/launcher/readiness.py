@@ -17,13 +17,13 @@ RESPONSE_S = 5.0
 class ReadinessCheck:
     """Polls the server in its own thread, and calls `on_ready` once."""
 
-    def __init__(self, url: str, workers: Collection[str], on_ready: Callable[[], None]) -> None:
-        """`on_ready` is called when the server is ready and one of `workers` takes jobs.
+    def __init__(self, url: str, workers: Collection[Collection[str]], on_ready: Callable[[], None]) -> None:
+        """`on_ready` is called when the server is ready and one of `workers` takes jobs for each checkpoint.
 
         Names are compared because Redis may still list workers of an earlier run.
         """
         self._url = url
-        self._workers = tuple(f"{name}@" for name in workers)
+        self._workers = [tuple(f"{name}@" for name in names) for names in workers]
         self._on_ready = on_ready
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._poll, name="readiness", daemon=True)
@@ -49,7 +49,7 @@ class ReadinessCheck:
         if http.get("/health/ready").status_code != httpx.codes.OK:
             return False
         listed = http.get("/v1/workers")
-        return listed.status_code == httpx.codes.OK and any(
-            worker["name"].startswith(self._workers) and worker["state"] in ("idle", "busy")
-            for worker in listed.json()["data"]
-        )
+        if listed.status_code != httpx.codes.OK:
+            return False
+        serving = [worker["name"] for worker in listed.json()["data"] if worker["state"] in ("idle", "busy")]
+        return all(any(name.startswith(of_checkpoint) for name in serving) for of_checkpoint in self._workers)

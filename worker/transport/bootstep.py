@@ -10,9 +10,8 @@ from celery import bootsteps
 from celery.exceptions import WorkerShutdown
 from celery.worker import state
 
-from tasks.errors import CardConflictError, ConfigurationError, SchemaError
+from tasks.errors import CardConflictError, SchemaError
 from tasks.settings import settings
-from tasks.store import keys
 from worker.checkpoints.errors import CheckpointError
 from worker.checkpoints.folder import find
 from worker.engine_process.client import EngineLoadError
@@ -46,10 +45,9 @@ class EngineStep(bootsteps.StartStopStep):
         # Each slot needs a thread of the pool, so the pool's size decides.
         config = settings().model_copy(update={"slots": worker.concurrency})
         try:
-            folder = find(config.checkpoint, config.checkpoint_dir)
-            _check_queues(worker, folder.name)
+            folder = find(config.checkpoint, config.checkpoint_dir, name=config.checkpoint_name)
             service = WorkerService.start(config, folder, worker.hostname, HOOKS)
-        except (ConfigurationError, CheckpointError, EngineLoadError, CardConflictError, SchemaError) as error:
+        except (CheckpointError, EngineLoadError, CardConflictError, SchemaError) as error:
             log.error("cannot_serve", reason=str(error))
             raise WorkerShutdown(1) from None
         if service is None:
@@ -68,15 +66,3 @@ class EngineStep(bootsteps.StartStopStep):
     def terminate(self, worker: Any) -> None:
         """A cold shutdown releases jobs as well: that takes no longer."""
         self.stop(worker)
-
-
-def _check_queues(worker: Any, checkpoint: str) -> None:
-    """Raise ConfigurationError if Celery's options make the worker consume other queues than its checkpoint's."""
-    own = keys.queue(checkpoint)
-    consumed = sorted(worker.app.amqp.queues.consume_from)
-    if consumed != [own]:
-        named = ", ".join(consumed) or "no queue"
-        raise ConfigurationError(
-            f"This worker would consume {named}; it serves the jobs of {own} and nothing else. Start it without -Q "
-            "and -X."
-        )

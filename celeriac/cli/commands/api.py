@@ -8,13 +8,14 @@ from importlib.util import find_spec
 import click
 
 from celeriac.cli import options
+from celeriac.cli.command import Command
 from celeriac.cli.environment import load_queue_settings, require
 
 #: How long running requests may take at shutdown, in seconds. Their jobs continue in any case.
 GRACE_S = 5
 
 
-@click.command("api")
+@click.command("api", cls=Command)
 @options.listening
 def command(host: str, port: int, reload: bool) -> None:
     """Run the HTTP API, which puts jobs into the queue.

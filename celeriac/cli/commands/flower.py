@@ -6,6 +6,7 @@ import os
 
 import click
 
+from celeriac.cli.command import Command
 from celeriac.cli.environment import load_queue_settings, require
 
 #: Number of tasks that Flower keeps in memory. Its default, 100,000, takes gigabytes.
@@ -21,7 +22,7 @@ PROTECTING_VARIABLES = (
 METRICS_VARIABLES = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
 
 
-@click.command("flower")
+@click.command("flower", cls=Command)
 @click.option("--address", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(1, 65535), default=5555, show_default=True, help="Port to listen on.")
 @click.option(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from celeriac.cli import options
+from celeriac.cli.command import Command
 from celeriac.cli.input import prompt_text
 from celeriac.cli.output import print_json, warn
 from celeriac.cli.progress import stream_job
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from celeriac.client import Job
 
 
-@click.command("generate")
+@click.command("generate", cls=Command)
 @click.argument("prompt")
 @options.sampling
 @options.generating

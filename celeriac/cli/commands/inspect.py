@@ -3,31 +3,47 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from celeriac.cli import options
+from celeriac.cli.command import Command
 from celeriac.cli.environment import load_settings, readable_checkpoint_errors, require
-from celeriac.cli.output import print_fields, print_json, warn
+from celeriac.cli.output import print_fields, print_json, print_table, warn
 from tasks.sampling_params import MAX_TOKENS_LIMIT
 
 if TYPE_CHECKING:
     from tasks.card import Card
+    from worker.checkpoints.runs import Run
+
+#: What the form of the weights means for their size in memory.
+IN_MEMORY = {"exact": "", "int8": "; in memory the matrices take about one byte per weight (int8)"}
+#: Most steps of a run that the list of runs shows.
+MAX_STEPS = 5
 
 
-@click.command("inspect")
+@click.command("inspect", cls=Command)
 @click.argument("checkpoint")
 @options.as_json
 def command(checkpoint: str, as_json: bool) -> None:
-    """Print the training, size and tokenizer of a checkpoint.
+    """Print the training, size and tokenizer of a checkpoint, or list the checkpoints in a folder.
 
-    CHECKPOINT is the path of a folder, or its name under CELERIAC_CHECKPOINT_DIR. Warns if it cannot be served.
+    CHECKPOINT is the path of a folder, or its name under CELERIAC_CHECKPOINT_DIR; @STEP may follow. Warns if it cannot
+    be served. A folder that contains runs is listed, with the name under which each run would be served.
     """
     require("torch", extra="worker")
     settings = load_settings()
     with readable_checkpoint_errors():
+        from worker.checkpoints.runs import runs_in
         from worker.local import read_card
+
+        if runs := runs_in(Path(checkpoint)):
+            print_runs(Path(checkpoint), runs, as_json=as_json)
+            return
 
         card, warnings = read_card(checkpoint, settings.checkpoint_dir, softcap=settings.softcap, form=settings.weights)
     warn(warnings)
@@ -35,6 +51,33 @@ def command(checkpoint: str, as_json: bool) -> None:
         print_json(json.loads(card.to_json()))
     else:
         print_fields(fields_of(card))
+
+
+def print_runs(folder: Path, runs: Sequence[Run], *, as_json: bool) -> None:
+    """Print the runs in a folder, and to stderr why some of them cannot be served."""
+    if as_json:
+        print_json([{**asdict(run), "path": str(run.path)} for run in runs])
+        return
+    rows = [
+        (
+            str(run.path.relative_to(folder)),
+            run.name,
+            listed_steps(run.steps),
+            run.era or "unknown",
+            run.tokenizer or "none",
+        )
+        for run in runs
+    ]
+    print_table(("FOLDER", "NAME", "STEPS", "ERA", "TOKENIZER"), rows, cut="STEPS", hide=("TOKENIZER", "ERA", "STEPS"))
+    warn(f"{run.name} cannot be served. {run.problem}" for run in runs if run.problem is not None)
+
+
+def listed_steps(steps: Sequence[int]) -> str:
+    """The first steps and the last one, which is served unless another is named."""
+    shown = [str(step) for step in steps]
+    if len(shown) > MAX_STEPS:
+        shown[MAX_STEPS - 1 : -1] = ["..."]
+    return ", ".join(shown) or "none"
 
 
 def fields_of(card: Card) -> list[tuple[str, str]]:
@@ -55,7 +98,7 @@ def fields_of(card: Card) -> list[tuple[str, str]]:
         ("limits", f"prompt {card.context - 1} tokens, continuation {min(MAX_TOKENS_LIMIT, card.context - 1)}"),
         ("softcap", f"{card.softcap:g}"),
         ("parameters", f"{card.parameters:,}"),
-        ("weights", f"{card.weight_bytes:,} bytes, {card.weights} in memory"),
+        ("weights", f"{card.weight_bytes:,} bytes on disk{IN_MEMORY[card.weights]}"),
         ("KV memory", f"{card.kv_bytes_per_token:,} bytes per token, {context_mib(card)} MiB for a full context"),
         ("tokenizer", "none: only prompts of token ids" if tokenizer.kind == "none" else kind),
     ]

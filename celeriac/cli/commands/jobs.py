@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from celeriac.cli import options
+from celeriac.cli.command import Command
 from celeriac.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ STATUSES = ("queued", "running", "succeeded", "failed", "cancelled", "expired")
 PROMPT_WIDTH = 30
 
 
-@click.command("jobs")
+@click.command("jobs", cls=Command)
 @click.option("--status", type=click.Choice(STATUSES), help="List only jobs in this status.")
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Most jobs to list.")
 @options.url
@@ -31,7 +32,8 @@ def command(status: str | None, limit: int, url: str, as_json: bool) -> None:
     if as_json:
         print_json([job.raw for job in jobs])
     else:
-        print_table(("ID", "STATUS", "TOKENS", "MODEL", "CREATED", "PROMPT"), map(row_of, jobs))
+        columns = ("ID", "STATUS", "TOKENS", "MODEL", "CREATED", "PROMPT")
+        print_table(columns, map(row_of, jobs), cut="PROMPT", hide=("CREATED", "MODEL", "TOKENS", "PROMPT"))
 
 
 def row_of(job: Job) -> tuple[str, ...]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import click
 
 from celeriac.cli import options
+from celeriac.cli.command import Command
 from celeriac.cli.output import print_row
 
 
-@click.command("retry")
+@click.command("retry", cls=Command)
 @click.argument("job_ids", metavar="JOB_ID...", nargs=-1, required=True)
 @options.url
 def command(job_ids: tuple[str, ...], url: str) -> None:

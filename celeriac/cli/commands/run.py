@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from celeriac.cli import options
+from celeriac.cli.command import Command
 from celeriac.cli.environment import load_settings, readable_checkpoint_errors, require
 from celeriac.cli.input import prompt_text
 from celeriac.cli.output import print_json, print_text, warn
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from worker.local import Completion, LocalModel
 
 
-@click.command("run")
+@click.command("run", cls=Command)
 @click.argument("checkpoint")
 @click.option("--prompt", help='Text to continue ("-": read standard input).')
 @click.option("--token-ids", callback=lambda *given: parse_ids(given[-1]), help="Token ids to continue, such as 1,2,3.")
@@ -45,8 +46,8 @@ def command(
 ) -> None:
     """Generate text in this process, without a server.
 
-    CHECKPOINT is the path of a folder, or its name under CELERIAC_CHECKPOINT_DIR. Give one of --prompt, --token-ids and
-    --interactive.
+    CHECKPOINT is the path of a folder, or its name under CELERIAC_CHECKPOINT_DIR; @STEP may follow. Give one of
+    --prompt, --token-ids and --interactive.
     """
     if sum((prompt is not None, token_ids is not None, interactive)) != 1:
         raise click.UsageError("Give one of --prompt, --token-ids and --interactive.")

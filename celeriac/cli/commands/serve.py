@@ -7,15 +7,25 @@ import sys
 import click
 
 from celeriac.cli import options
+from celeriac.cli.command import Command
 from celeriac.cli.environment import load_queue_settings, readable_checkpoint_errors, require
 
 
-@click.command("serve")
-@options.checkpoint
+@click.command("serve", cls=Command)
+@options.checkpoints
+@click.option(
+    "--name",
+    "names",
+    multiple=True,
+    help="Name of the checkpoint for clients. With several checkpoints: repeat it, in the order of the checkpoints.  "
+    "[env: CELERIAC_CHECKPOINT_NAME]",
+)
 @options.listening
 @options.device
 @options.weights
-@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Number of workers to start.")
+@click.option(
+    "--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Workers for each checkpoint."
+)
 @click.option("--flower", is_flag=True, help="Also run Flower, the web monitor of Celery, for this machine only.")
 @click.option("--flower-port", type=click.IntRange(1, 65535), default=5555, show_default=True, help="Port of Flower.")
 @click.option(
@@ -24,7 +34,8 @@ from celeriac.cli.environment import load_queue_settings, readable_checkpoint_er
     help="Folder of the Redis data, with a subfolder for each port.  [env: CELERIAC_DATA_DIR; default: .celeriac]",
 )
 def command(
-    checkpoint: str,
+    checkpoints: tuple[str, ...],
+    names: tuple[str, ...],
     host: str,
     port: int,
     device: str,
@@ -35,7 +46,10 @@ def command(
     flower_port: int,
     data_dir: str | None,
 ) -> None:
-    """Serve a checkpoint on this machine, until Ctrl-C.
+    """Serve checkpoints on this machine, until Ctrl-C.
+
+    CHECKPOINT is the path of a folder, or its name under CELERIAC_CHECKPOINT_DIR; @STEP may follow. Several checkpoints
+    get workers of their own, and requests choose one with `model`.
 
     Starts Redis, the workers and the API. If CELERIAC_REDIS_URL is set, that Redis is used instead of a new one.
     """
@@ -43,12 +57,21 @@ def command(
         raise click.UsageError("--port and --flower-port must differ.")
     require("fastapi", "uvicorn", "torch", *(["flower"] if flower else []), extra="serve")
     settings = load_queue_settings()
+    checkpoints = checkpoints or (options.checkpoint_of(settings),)
+    if not names and settings.checkpoint_name is not None:
+        names = (settings.checkpoint_name,)
+    if names and len(names) != len(checkpoints):
+        raise click.UsageError(
+            f"{len(checkpoints)} checkpoints need {len(checkpoints)} names, not {len(names)}. Give --name once for "
+            "each checkpoint, in the same order, or give no name (--name, CELERIAC_CHECKPOINT_NAME)."
+        )
     from pathlib import Path
 
     from celeriac.launcher.plan import Options, serve
 
     chosen = Options(
-        checkpoint=checkpoint,
+        checkpoints=checkpoints,
+        names=names,
         host=host,
         port=port,
         device=device,

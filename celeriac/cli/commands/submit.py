@@ -7,11 +7,12 @@ from typing import Any
 import click
 
 from celeriac.cli import options
+from celeriac.cli.command import Command
 from celeriac.cli.input import prompt_text
 from celeriac.cli.output import print_json, print_row, warn
 
 
-@click.command("submit")
+@click.command("submit", cls=Command)
 @click.argument("prompt")
 @options.sampling
 @click.option("--priority", type=click.IntRange(0, 9), default=5, show_default=True, help="0 is served first, 9 last.")

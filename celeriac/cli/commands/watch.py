@@ -5,11 +5,12 @@ from __future__ import annotations
 import click
 
 from celeriac.cli import options
+from celeriac.cli.command import Command
 from celeriac.cli.output import print_json, warn
 from celeriac.cli.progress import stream_job
 
 
-@click.command("watch")
+@click.command("watch", cls=Command)
 @click.argument("job_id")
 @options.url
 @options.as_json

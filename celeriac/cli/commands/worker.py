@@ -8,25 +8,54 @@ import sys
 import click
 
 from celeriac.cli import options
-from celeriac.cli.environment import load_queue_settings, require
+from celeriac.cli.command import Command
+from celeriac.cli.environment import load_queue_settings, readable_checkpoint_errors, require
 
 
-@click.command("worker")
-@options.checkpoint
+@click.command("worker", cls=Command)
+@options.checkpoints
+@click.option("--name", help="Name of the checkpoint for clients.  [env: CELERIAC_CHECKPOINT_NAME]")
 @options.device
 @options.weights
 @click.option("--slots", type=click.IntRange(1, 1024), help="Jobs decoded at the same time.  [env: CELERIAC_SLOTS]")
-@click.option("--name", help="Name of this worker.  [env: CELERIAC_WORKER_NAME]")
-def command(checkpoint: str, device: str, weights: str, slots: int | None, name: str | None) -> None:
+@click.option("--worker-name", help="Name of this worker.  [env: CELERIAC_WORKER_NAME]")
+def command(
+    checkpoints: tuple[str, ...],
+    name: str | None,
+    device: str,
+    weights: str,
+    slots: int | None,
+    worker_name: str | None,
+) -> None:
     """Run a worker, which decodes the jobs of one checkpoint.
 
-    The queue is in the Redis at CELERIAC_REDIS_URL. Several workers share its jobs.
+    CHECKPOINT is the path of a folder, or its name under CELERIAC_CHECKPOINT_DIR; @STEP may follow. The queue is in the
+    Redis at CELERIAC_REDIS_URL. Several workers share its jobs.
     """
+    if len(checkpoints) > 1:
+        raise click.UsageError(
+            f"A worker serves one checkpoint, not {' and '.join(checkpoints)}. Start a worker for each, or use "
+            "`celeriac serve`, which does that."
+        )
     require("torch", extra="worker")
     # Celery and the engine process read their settings from the environment.
-    chosen = {"CHECKPOINT": checkpoint, "DEVICE": device, "WEIGHTS": weights, "SLOTS": slots, "WORKER_NAME": name}
+    chosen = {
+        "CHECKPOINT": next(iter(checkpoints), None),
+        "CHECKPOINT_NAME": name,
+        "DEVICE": device,
+        "WEIGHTS": weights,
+        "SLOTS": slots,
+        "WORKER_NAME": worker_name,
+    }
     os.environ.update({f"CELERIAC_{key}": str(value) for key, value in chosen.items() if value is not None})
-    load_queue_settings()
+    settings = load_queue_settings()
+    checkpoint = options.checkpoint_of(settings)
+    # The worker would find the same errors, but only after Celery is imported, and would log them.
+    with readable_checkpoint_errors():
+        from worker.checkpoints.folder import find
+        from worker.checkpoints.tokenizers import check_tokenizer
+
+        check_tokenizer(find(checkpoint, settings.checkpoint_dir, name=settings.checkpoint_name))
     from worker.main import run
 
     sys.exit(run())

@@ -34,7 +34,9 @@ class Served:
         self.processes: list[Process] = []
 
     def start(self, *options: str, checkpoint: Path | str = CHECKPOINT, **env: str) -> Process:
-        command = [sys.executable, "-m", "celeriac", "serve", "--checkpoint", str(checkpoint), "--port", str(self.port)]
+        command = [sys.executable, "-m", "celeriac", "serve", "--checkpoint", str(checkpoint)]
+        if "--port" not in options:
+            command += ["--port", str(self.port)]
         process = Process(
             f"serve-{len(self.processes)}",
             [*command, "--data-dir", str(self.folder / "data"), *options],
@@ -239,3 +241,22 @@ def test_reload_on_an_open_address_prints_a_warning(served: Served) -> None:
     assert "Warning: everyone who can reach 0.0.0.0" in process.output
     assert process.terminate(30) == 0
     assert not served.family()
+
+
+def test_several_checkpoints_and_steps_are_served_at_once(served: Served) -> None:
+    runs = {name: served.folder / name / "d4" for name in ("base_checkpoints", "chatsft_checkpoints")}
+    for run, steps in zip(runs.values(), ((50, 102), (102,)), strict=True):
+        run.mkdir(parents=True)
+        for step in steps:
+            shutil.copy(CHECKPOINT / "model_000102.pt", run / f"model_{step:06d}.pt")
+            shutil.copy(CHECKPOINT / "meta_000102.json", run / f"meta_{step:06d}.json")
+    base, sft = map(str, runs.values())
+    served.ready(sft, f"{base}@50", checkpoint=base)
+    with InferenceClient(served.url) as client:
+        workers = httpx.get(f"{served.url}/v1/workers").json()["data"]
+        assert {worker["model"] for worker in workers} == {"d4", "d4-50", "d4-sft"}
+        for name, step in (("d4", 102), ("d4-50", 50), ("d4-sft", 102)):
+            assert client.generate("12+", max_tokens=5, model=name)["model"] == name
+            assert client.info(name)["step"] == step
+        # The first argument is the default.
+        assert client.generate("12+", max_tokens=5)["model"] == "d4-sft"

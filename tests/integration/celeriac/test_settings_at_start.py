@@ -106,7 +106,7 @@ def test_the_api_and_a_worker_run_when_all_other_settings_are_empty(stack: Stack
 def test_an_empty_checkpoint_counts_as_missing(stack: Stack, command: list[str]) -> None:
     process = stack.run("worker", *CELERIAC, *command, checkpoint="")
     assert process.wait(START_S) == 2
-    assert "Missing option '--checkpoint'" in process.output
+    assert "Error: Give the checkpoint to serve: " in process.output
 
 
 @pytest.mark.parametrize("name", ["FLOWER_BASIC_AUTH", "FLOWER_URL_PREFIX", "FLOWER_MAX_WORKERS"])

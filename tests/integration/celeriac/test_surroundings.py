@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -262,3 +264,64 @@ def test_a_checkout_runs_its_own_modules_from_its_root(shadowed: Roles, tmp_path
     run = shadowed.run("run", *COMMANDS["module"], "run", str(TINY), "--prompt", "1")
     assert run.wait(START_S) == 1
     assert "the module of this checkout" in run.output
+
+
+#: Modules that Celery's and uvicorn's own commands import only through `worker.app` and `api.app`.
+OWN_MODULES = (
+    "tasks",
+    "redis",
+    "hiredis",
+    "structlog",
+    "pydantic_settings",
+    "tiktoken",
+    "tokenizers",
+    "torch",
+    "numpy",
+)
+
+
+def test_celery_and_uvicorn_search_the_current_folder_last_for_our_modules(shadowed: Roles) -> None:
+    for file in shadowed.cwd.iterdir():
+        if file.stem not in OWN_MODULES:
+            shutil.rmtree(file) if file.is_dir() else file.unlink()
+    for name in ("tiktoken", "tokenizers", "torch", "numpy"):
+        assert (shadowed.cwd / f"{name}.py").exists()
+    options = "-A worker.app worker --pool threads --without-gossip --without-mingle"
+    worker = shadowed.worker(str(BIN / "celery"), *options.split())
+    url = shadowed.front_end(str(BIN / "uvicorn"), "api.app:app", path="/health/live")
+    assert generate(url)
+    assert worker.terminate() == 0
+    assert_nothing_was_imported(shadowed)
+
+
+@pytest.mark.parametrize("option", ["--broker", "--result-backend", "--loader", "--config"])
+def test_celery_cannot_be_given_another_redis_than_the_settings(
+    make_roles: Callable[[dict[str, str]], Roles], option: str
+) -> None:
+    roles = make_roles({})
+    worker = roles.run("worker", str(BIN / "celery"), option, NOWHERE, "-A", "worker.app", "worker")
+    assert worker.wait(START_S) == 2, worker.output
+    assert worker.output.startswith(f"Error: {option} cannot be used: ")
+    assert worker.output.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--queues", "--exclude-queues"])
+def test_celery_cannot_be_given_other_queues_than_that_of_the_checkpoint(
+    make_roles: Callable[[dict[str, str]], Roles], option: str
+) -> None:
+    roles = make_roles({})
+    worker = roles.run("worker", *celery_worker(), option, "another")
+    assert worker.wait(START_S) == 2, worker.output
+    assert worker.output.splitlines()[-1].startswith(f"Error: {option} cannot be used: ")
+
+
+@pytest.mark.parametrize("package", ["celeriac", "api", "tasks", "worker"])
+def test_a_folder_that_is_called_like_a_package_does_not_hide_it(tmp_path: Path, package: str) -> None:
+    """A clone is such a folder: it is called `celeriac` and has no `__init__.py`."""
+    (tmp_path / package / "docs").mkdir(parents=True)
+    code = f"import {package}; print({package}.__file__)"
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=START_S
+    )
+    assert found.stdout == f"{ROOT / package / '__init__.py'}\n", found.stderr

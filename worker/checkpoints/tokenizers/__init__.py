@@ -8,7 +8,7 @@ from worker.checkpoints.tokenizers.base import (
     TokenizerFailedError,
     UnknownCharacterError,
 )
-from worker.checkpoints.tokenizers.finder import load_tokenizer, tokenizer_content, tokenizer_digest
+from worker.checkpoints.tokenizers.finder import check_tokenizer, load_tokenizer, tokenizer_content, tokenizer_digest
 
 __all__ = [
     "STOP_TOKENS",
@@ -17,6 +17,7 @@ __all__ = [
     "Tokenizer",
     "TokenizerFailedError",
     "UnknownCharacterError",
+    "check_tokenizer",
     "load_tokenizer",
     "tokenizer_content",
     "tokenizer_digest",

@@ -21,7 +21,8 @@ class UnknownCharacterError(Exception):
 
     def __init__(self, index: int, character: str) -> None:
         super().__init__(
-            f"The prompt's character {character!r} at index {index} is not in this checkpoint's vocabulary."
+            f"The prompt's character {character!r} at index {index} is not in this checkpoint's vocabulary, "
+            "which `celeriac inspect` prints."
         )
         self.index = index
         self.character = character

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from worker.checkpoints import meta
 from worker.checkpoints.errors import TokenizerError
 from worker.checkpoints.folder import CheckpointFolder
 from worker.checkpoints.json_file import read_object
@@ -70,6 +71,11 @@ def tokenizer_digest(folder: CheckpointFolder) -> str:
     """SHA-256 (hex) of `tokenizer_content`; empty without a file. Raises TokenizerError."""
     content = tokenizer_content(folder)
     return hashlib.sha256(content).hexdigest() if content else ""
+
+
+def check_tokenizer(folder: CheckpointFolder) -> None:
+    """Raise TokenizerError if a checkpoint has no tokenizer that can be used, or CheckpointError for its meta file."""
+    load_tokenizer(folder, meta.read(folder.meta_file).sizes["vocab_size"])
 
 
 def load_tokenizer(folder: CheckpointFolder, vocab_size: int) -> Tokenizer:

@@ -190,3 +190,16 @@ async def test_an_unexpected_error_is_500_without_its_message(redis_url: str, mo
     assert [line["error"] for line in errors] == ["RuntimeError", "RuntimeError"]
     assert "broken" in errors[0]["stack"]
     assert secret not in str(logs) + legacy.text + problem.text
+
+
+async def test_health_is_that_of_the_checkpoint_of_a_request_without_model(redis_url: str) -> None:
+    settings = settings_for(redis_url, default_checkpoint="another")
+    async with api(settings) as client:
+        with fake_worker(settings):
+            # /generate without `model` would answer 503.
+            assert (await client.get("/health")).json() == {
+                "status": "error",
+                "model_loaded": False,
+                "checkpoint": "another",
+            }
+            assert (await client.post("/generate", json={"prompt": "1"})).status_code == 503

@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from celeriac.cli import main
+from celeriac.cli.command import Command
 from celeriac.cli.job_printer import JobPrinter
 from celeriac.client import sync_client
 from tasks.job import Status
@@ -299,6 +300,16 @@ def test_errors_are_one_line_and_exit_code_1(shell: Shell, response: Any, messag
         "worker",
         "serve",
         "serve --checkpoint x --port 0",
+        "serve x --name a --name b",
+        "serve x y --name a",
+        "serve x --port 1 --port 2",
+        "worker x y",
+        "worker x --checkpoint y",
+        "worker --checkpoint x --checkpoint y",
+        "worker x --name a --name b",
+        "run x --prompt a --prompt b",
+        "generate 1 --seed 1 --seed 2",
+        "jobs --url http://a --url http://b",
         "serve --checkpoint x --port 80 --flower --flower-port 80",
         "run x",
         "run x --prompt a --token-ids 1",
@@ -382,3 +393,47 @@ def test_the_command_line_starts_without_heavy_packages() -> None:
     code = f"import sys, celeriac.cli; print([m for m in {heavy!r} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert found == "[]\n"
+
+
+def test_every_command_refuses_an_option_that_is_given_twice_and_would_lose_a_value() -> None:
+    assert all(type(command) is Command for command in main.commands.values())
+    for name, command in main.commands.items():
+        for parameter in command.params:
+            if not isinstance(parameter, click.Option) or parameter.multiple or parameter.is_flag:
+                continue
+            twice = [parameter.opts[0], "1"] * 2
+            with pytest.raises(click.UsageError, match=f"{parameter.opts[0]} is given 2 times"):
+                command.make_context(name, ["x", *twice])
+
+
+@pytest.mark.parametrize(
+    ("line", "chosen"),
+    [
+        ("serve a", ("a",)),
+        ("serve a b --checkpoint c --checkpoint d", ("a", "b", "c", "d")),
+        ("serve --checkpoint c", ("c",)),
+        ("worker a", ("a",)),
+        ("worker --checkpoint a", ("a",)),
+        ("worker", ()),
+    ],
+)
+def test_checkpoints_are_arguments_and_options(line: str, chosen: tuple[str, ...]) -> None:
+    name, *words = line.split()
+    assert main.commands[name].make_context(name, words).params["checkpoints"] == chosen
+
+
+@pytest.mark.parametrize("command", ["generate", "submit"])
+def test_a_prompt_that_begins_with_a_dash_is_told_the_way(shell: Shell, command: str) -> None:
+    result = shell(command, "-5+3=")
+    assert result.exit_code == 2
+    assert "a prompt that begins with a dash after it" in result.stderr
+    assert shell(command, "--", "-5+3=", responses=[ok(job_object(SUCCEEDED))]).exit_code == 0
+    assert json.loads(shell.requests[-1].content)["prompt"] == "-5+3="
+    assert "a dash" not in shell(command, "--max-tokns", "3", "1").stderr
+
+
+def test_generate_says_at_once_that_no_worker_serves_the_model(shell: Shell, caplog: pytest.LogCaptureFixture) -> None:
+    away = {"detail": "Model not loaded: no worker serves x now.", "code": "no_workers"}
+    busy = httpx.Response(503, json=away, headers={"Retry-After": "2"})
+    shell("generate", "1", responses=[busy, busy, ok(job_object(SUCCEEDED))])
+    assert caplog.messages == ["Model not loaded: no worker serves x now. Trying again for up to 30 s."]

@@ -275,6 +275,18 @@ def test_cancel_accepts_an_id_or_a_job(call: Both) -> None:
             InvalidRequestError,
             "Two are wrong. prompt: At 0.",
         ),
+        (
+            422,
+            {
+                "detail": "Three are wrong.",
+                "errors": [
+                    *({"detail": f"At {n}.", "pointer": "#/prompt"} for n in range(10)),
+                    {"detail": "Too large.", "pointer": "#/top_k"},
+                ],
+            },
+            InvalidRequestError,
+            "Three are wrong. prompt: At 0. top_k: Too large. (and more)",
+        ),
         (422, {"detail": "a: Bad.", "errors": [{"detail": "Bad.", "pointer": "#/a"}]}, InvalidRequestError, "a: Bad."),
         (405, {"detail": "Method Not Allowed"}, ApiError, "Method Not Allowed"),
     ],

@@ -304,3 +304,17 @@ def test_a_prompt_with_a_lone_surrogate_can_be_sent() -> None:
 def test_a_url_without_http_is_an_error(url: str) -> None:
     with pytest.raises(ValueError, match="http://"):
         Protocol(url, retry_s=0.0)
+
+
+def test_retries_are_told_once_and_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    """The pause before the first retry may be the longest part of a call: a caller must know what it waits for."""
+    away = problem(503, "no_workers", retry_after=2)
+    server = Server([away, away, away, ok(job_object(QUEUED), 202)])
+    assert server.submit().id == JOB_ID
+    assert caplog.messages == ["It is no_workers. Trying again for up to 30 s."]
+
+
+def test_a_server_that_never_responded_is_told_only_by_the_error(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ServerUnreachableError):
+        Server([REFUSED]).submit()
+    assert caplog.messages == []
