@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from api.http import error_handlers
 from api.http.middleware import BodyLimit, HeadRequests, RequestLog, RootPath, UnexpectedErrors
 from api.http.openapi import openapi
-from api.routes import guide, health, jobs, streams, workers
+from api.routes import documentation, guide, health, jobs, streams, workers
 from api.services import Services
 from api.shutdown import on_stop_signal
 from tasks.connections import redacted
@@ -78,11 +78,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         description="Text generation from trained checkpoints, through a queue.",
         version=guide.VERSION,
         lifespan=lifespan,
+        openapi_url=documentation.OPENAPI_PATH,
+        # Our own pages replace those of FastAPI, which load their scripts from other servers.
+        docs_url=None,
+        redoc_url=None,
         # A redirect to the path without its last slash would have the scheme and host that this process sees, not those
         # of the proxy before it.
         redirect_slashes=False,
     )
-    for family in (guide, health, jobs, streams, workers):
+    for family in (documentation, guide, health, jobs, streams, workers):
         app.include_router(family.router)
     error_handlers.install(app, on_redis_away=lambda: app.state.services.schema.redis_went_away())
     # The middleware that is added last is the outermost.

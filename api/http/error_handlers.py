@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from api.http.disconnect import ClientGoneError
-from api.http.openapi import allowed_methods
+from api.http.openapi import allowed_methods, with_head
 from api.http.problems import RETRY_SOON_S, ApiError, Code, FieldError, presentable
 from tasks.errors import SchemaError
 
@@ -104,8 +104,7 @@ async def _http_exception(request: Request, error: Exception) -> Response:
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         code = Code.METHOD_NOT_ALLOWED
         # The router names only the methods of the first route on this path.
-        allowed = allowed_methods(request.app, path) or sorted(headers["Allow"].split(", "))
-        headers["Allow"] = ", ".join(allowed)
+        headers["Allow"] = ", ".join(allowed_methods(request.app, path) or with_head(headers["Allow"].split(", ")))
     elif path.endswith("/") and allowed_methods(request.app, path.rstrip("/")):
         detail += ": send the request without the slash at the end of the path"
     if not _uses_problem_details(request.scope):

@@ -77,6 +77,12 @@ def allowed_methods(app: FastAPI, path: str) -> list[str]:
         pattern, _, _ = compile_path(template)
         if pattern.match(path):
             found.update(method.upper() for method in operations)
+    return with_head(found)
+
+
+def with_head(methods: Iterable[str]) -> list[str]:
+    """The methods, sorted. HEAD is among them if GET is, because every route that answers GET answers HEAD."""
+    found = {*methods}
     return sorted(found | {"HEAD"} if "GET" in found else found)
 
 
