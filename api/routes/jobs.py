@@ -38,6 +38,7 @@ WaitQuery = Annotated[
     Query(ge=0, allow_inf_nan=False, description="Long poll: seconds to wait, limited by the server's maximum."),
 ]
 
+_ETAG = "Changes when the job, its position or an estimate changes."
 _JOB_HEADERS = headers(Location="URL of the job.", X_Job_Id="Id of the job.")
 _ACCEPTED_HEADERS = headers(
     Location="URL of the job.",
@@ -112,10 +113,10 @@ async def jobs(
     response_model=JobResponse,
     summary="Read a job",
     responses={
-        200: {"headers": headers(ETag="The job's version.")},
+        200: {"headers": headers(ETag=_ETAG)},
         304: {
-            "description": "The job still has the version in `If-None-Match`.",
-            "headers": headers(ETag="The job's version."),
+            "description": "The job is as in the response whose `ETag` is in `If-None-Match`.",
+            "headers": headers(ETag=_ETAG),
         },
         **problems((*QUEUE_CODES, Code.NOT_FOUND, Code.GONE, Code.INVALID_REQUEST)),
     },
@@ -145,10 +146,7 @@ async def job(
         )
         changed = await while_connected(request.receive, waiting)
         found = changed or found
-    etag = f'"{found.version}"'
-    if etag in _if_none_match(request):
-        return Response(status_code=304, headers={"ETag": etag})
-    return await services.responses.job(found, prefix, {"ETag": etag})
+    return await services.responses.current(request, found, prefix)
 
 
 @router.get(
@@ -250,9 +248,3 @@ async def delete(job_id: JobIdPath, services: ServicesDep) -> Response:
 def _has_answer(job: Job, after_version: int | None) -> bool:
     """Whether a long poll ends with this state of the job."""
     return job.status.terminal or (after_version is not None and job.version > after_version)
-
-
-def _if_none_match(request: Request) -> set[str]:
-    """Entity tags in `If-None-Match`. They are compared weakly, as HTTP requires here."""
-    lines = request.headers.getlist("if-none-match")
-    return {tag.strip().removeprefix("W/") for line in lines for tag in line.split(",")}
