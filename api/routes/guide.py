@@ -79,7 +79,7 @@ async def generate(
     request has an `Idempotency-Key`, with which the client can get the answer later. With `Accept: text/event-stream`
     the response is the stream of the job's events, as in `GET /v1/jobs/{id}/stream`.
     """
-    key = request_idempotency(body, submit_headers, route="generate")
+    key = request_idempotency(await request.json(), body, submit_headers, route="generate")
     streams = prefers_events(request.headers.getlist("accept"))
     cursor = parse_cursor(last_event_id) if streams else Cursor()
     settings, preferences = services.settings, submit_headers.preferences

@@ -11,7 +11,7 @@ from api.http.openapi import QUEUE_CODES, SUBMIT_CODES, headers, problems
 from api.http.parameters import JobIdPath, KeyLinesDep, SubmitHeadersDep, UrlPrefixDep
 from api.http.problems import Code, invalid
 from api.http.request_headers import parse_idempotency_key
-from api.http.strict_json import StrictRoute
+from api.http.strict_query import StrictQueryRoute
 from api.jobs.job_view import job_response, job_result
 from api.jobs.lookup import check_job_id, get_job
 from api.jobs.responses import (
@@ -31,7 +31,7 @@ from api.services import ServicesDep
 from tasks.job import Job, Status
 from tasks.job_id import new_job_id
 
-router = APIRouter(prefix="/v1/jobs", route_class=StrictRoute, tags=["jobs"])
+router = APIRouter(route_class=StrictQueryRoute, prefix="/v1/jobs", tags=["jobs"])
 
 WaitQuery = Annotated[
     float | None,
@@ -71,7 +71,7 @@ async def submit(
     prefix: UrlPrefixDep,
 ) -> Response:
     """Queues a generation and answers at once. With `Prefer: wait=N` it waits for the job's end, at most N seconds."""
-    key = request_idempotency(body, submit_headers, route="jobs")
+    key = request_idempotency(await request.json(), body, submit_headers, route="jobs")
     wait_s = submit_headers.preferences.granted_wait_s(default=None, longest=services.settings.max_wait_s)
     call = await services.submit_and_wait.run(
         body, submit_headers, prefix, key=key, wait_s=wait_s, receive=request.receive

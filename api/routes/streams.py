@@ -10,10 +10,11 @@ from api.http.openapi import QUEUE_CODES, STREAM_CONTENT, headers, problems
 from api.http.parameters import JobIdPath, LastEventIdHeader, UrlPrefixDep
 from api.http.problems import Code
 from api.http.sse import parse_cursor
+from api.http.strict_query import StrictQueryRoute
 from api.jobs.lookup import get_job
 from api.services import ServicesDep
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = APIRouter(route_class=StrictQueryRoute, prefix="/v1/jobs", tags=["jobs"])
 
 
 @router.get(

@@ -129,7 +129,9 @@ class JobResponse(Model):
 
     id: str
     object: Literal["job"] = "job"
-    version: int = Field(description="Increases with every change of the job itself. A new position or estimate is no such change.")
+    version: int = Field(
+        description="Increases with every change of the job itself. A new position or estimate is no such change."
+    )
     status: Status
     model: str
     created_at: Moment

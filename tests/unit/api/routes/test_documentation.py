@@ -97,9 +97,7 @@ async def test_a_file_is_cached(client: httpx.AsyncClient, name: str) -> None:
     assert head.headers["content-length"] == first.headers["content-length"]
 
 
-@pytest.mark.parametrize(
-    "name", ["", "%2e%2e%2f__init__.py", "..%2f__init__.py", "swagger-ui.css.map", "x.js"]
-)
+@pytest.mark.parametrize("name", ["", "%2e%2e%2f__init__.py", "..%2f__init__.py", "swagger-ui.css.map", "x.js"])
 async def test_only_these_files_are_served(client: httpx.AsyncClient, name: str) -> None:
     url = httpx.URL(f"{client.base_url}".rstrip("/") + f"{FILES_PATH}/{name}")
     assert (await client.get(url)).status_code == 404
