@@ -8,10 +8,12 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
 from starlette.routing import compile_path
 
 from api.http.problems import KINDS, Code
 from api.schemas.errors import LegacyError, Problem
+from api.schemas.events import EVENT_DATA
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -31,10 +33,16 @@ SUBMIT_CODES = (
     Code.NO_WORKERS,
 )
 
-#: The content of a stream. The same status may also have JSON content.
-STREAM_CONTENT = {"text/event-stream": {"schema": {"type": "string"}}}
+_REF = "#/components/schemas/{model}"
+#: The content of a stream. The same status may also have JSON content. OpenAPI 3.1 has no field for the data of events.
+STREAM_CONTENT = {
+    "text/event-stream": {
+        "schema": {"type": "string", "description": "Server-Sent Events. `x-events` has the schema of each event's data."},
+        "x-events": {name.value: {"$ref": _REF.format(model=data.__name__)} for name, data in EVENT_DATA.items()},
+    }
+}
 
-_PROBLEM_REF = "#/components/schemas/Problem"
+_PROBLEM_REF = _REF.format(model="Problem")
 
 
 def legacy_errors(codes: Iterable[Code]) -> Responses:
@@ -64,6 +72,9 @@ def openapi(app: FastAPI) -> dict[str, Any]:
                 content = response.get("content", {})
                 if content.get("application/json", {}).get("schema", {}).get("$ref") == _PROBLEM_REF:
                     content["application/problem+json"] = content.pop("application/json")
+    _, events = models_json_schema([(data, "serialization") for data in EVENT_DATA.values()], ref_template=_REF)
+    for name, schema in events["$defs"].items():
+        document["components"]["schemas"].setdefault(name, schema)
     return document
 
 

@@ -24,7 +24,7 @@ router = APIRouter(route_class=StrictQueryRoute, prefix="/v1/jobs", tags=["jobs"
     response_class=Response,
     responses={
         200: {
-            "description": "Events `queue`, `status`, `token`, `attempt`, `error`, and at the end `done`.",
+            "description": "Events `queue`, `status`, `token`, `attempt`, `problem`, and at the end `done`.",
             "content": STREAM_CONTENT,
             "headers": headers(Location="URL of the job.", X_Job_Id="Id of the job."),
         },

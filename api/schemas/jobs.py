@@ -130,7 +130,7 @@ class JobResponse(Model):
     id: str
     object: Literal["job"] = "job"
     version: int = Field(
-        description="Increases with every change of the job itself. A new position or estimate is no such change."
+        description="Increases with every change of the job. A new position or estimate is none."
     )
     status: Status
     model: str
