@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import resource
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,8 +15,11 @@ from fastapi.middleware.cors import CORSMiddleware
 from redis.exceptions import RedisError
 
 from api.http import error_handlers
-from api.http.middleware import BodyLimit, HeadRequests, RequestLog, RootPath, UnexpectedErrors
+from api.http.hosts import HostCheck
+from api.http.middleware import BodyLimit, HeadRequests, IgnoreCookies, RequestLog, UnexpectedErrors
 from api.http.openapi import openapi
+from api.http.origins import LOCAL_ORIGIN, OriginCheck
+from api.http.proxy import RootPath, TrustedProxies
 from api.routes import documentation, guide, health, jobs, streams, workers
 from api.services import Services
 from api.shutdown import on_stop_signal
@@ -93,16 +97,22 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=chosen.max_body_bytes)
     app.add_middleware(UnexpectedErrors, answer=error_handlers.unexpected_error)
     app.add_middleware(HeadRequests)
+    app.add_middleware(OriginCheck, allowed=chosen.cors_origins)
     app.add_middleware(
         CORSMiddleware,
-        allow_origins=chosen.cors_origins,
+        allow_origins=chosen.cors_origins or (),
+        allow_origin_regex=LOCAL_ORIGIN if chosen.cors_origins is None else None,
+        # Browsers ask before a page of the Internet calls a server of a private network.
+        allow_private_network=True,
         allow_methods=["*"],
         allow_headers=["*"],
         expose_headers=EXPOSED_HEADERS,
     )
+    app.add_middleware(HostCheck, allowed=chosen.allowed_hosts)
+    app.add_middleware(IgnoreCookies)
     app.add_middleware(RequestLog)
-    if chosen.root_path is not None:
-        app.add_middleware(RootPath, path=chosen.root_path)
+    proxies = TrustedProxies(os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1"))
+    app.add_middleware(RootPath, path=chosen.root_path, proxies=proxies)
     return app
 
 

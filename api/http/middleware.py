@@ -1,4 +1,4 @@
-"""ASGI middleware: the root path, request ids and log, HEAD, a limit on bodies, and answers to unexpected errors."""
+"""ASGI middleware: request ids and log, no cookies, HEAD, a limit on bodies, and answers to unexpected errors."""
 
 from __future__ import annotations
 
@@ -23,19 +23,20 @@ log = structlog.get_logger(__name__)
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
-class RootPath:
-    """Names the path under which a proxy serves the API in each request, as `root_path` of ASGI.
+class IgnoreCookies:
+    """Removes `Cookie` from each request. Nothing here uses cookies, but FastAPI parses them for every route.
 
-    The path of the request may begin with it or not.
+    The parser of Python 3.11 takes time that grows with the square of the length of some values.
     """
 
-    def __init__(self, app: ASGIApp, path: str) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._path = path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
-        await self._app({**scope, "root_path": self._path} if scope["type"] == "http" else scope, receive, send)
+        if scope["type"] == "http" and any(name == b"cookie" for name, _ in scope["headers"]):
+            scope = {**scope, "headers": [header for header in scope["headers"] if header[0] != b"cookie"]}
+        await self._app(scope, receive, send)
 
 
 class RequestLog:

@@ -37,7 +37,10 @@ _REF = "#/components/schemas/{model}"
 #: The content of a stream. The same status may also have JSON content. OpenAPI 3.1 has no field for the data of events.
 STREAM_CONTENT = {
     "text/event-stream": {
-        "schema": {"type": "string", "description": "Server-Sent Events. `x-events` has the schema of each event's data."},
+        "schema": {
+            "type": "string",
+            "description": "Server-Sent Events. `x-events` has the schema of each event's data.",
+        },
         "x-events": {name.value: {"$ref": _REF.format(model=data.__name__)} for name, data in EVENT_DATA.items()},
     }
 }

@@ -59,6 +59,8 @@ class Code(StrEnum):
     CANCELLED = "cancelled"
     EXPIRED = "expired"
     INTERNAL = "internal"
+    UNKNOWN_HOST = "unknown_host"
+    ORIGIN_NOT_ALLOWED = "origin_not_allowed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,8 @@ KINDS: Mapping[Code, Kind] = {
     Code.CANCELLED: Kind(409, "The job was cancelled"),
     Code.EXPIRED: Kind(410, "The job expired before it was started"),
     Code.INTERNAL: Kind(500, "Internal error"),
+    Code.UNKNOWN_HOST: Kind(421, "The server does not know this host"),
+    Code.ORIGIN_NOT_ALLOWED: Kind(403, "Pages of this origin may not call the server"),
 }
 
 

@@ -43,8 +43,8 @@ class JobStream:
     async def chunks(self, changes: JobChanges) -> AsyncGenerator[bytes]:
         """The stream in the wire format. `changes` were read after the state's cursor, just now.
 
-        The stream ends after `done`, or after a `problem` if the job is gone. If this process shuts down it ends without
-        either, and the client reconnects elsewhere. While Redis is away it waits.
+        The stream ends after `done`, or after a `problem` if the job is gone. If this process shuts down it ends
+        without either, and the client reconnects elsewhere. While Redis is away it waits.
         """
         for event in self._state.events(changes):
             yield event.encode()

@@ -50,7 +50,9 @@ class StreamState:
         if changes.ended is not None:
             if changes.ended.error is not None:
                 yield self.problem_event(unsuccessful(changes.ended, self.prefix))
-            yield Event(EventName.DONE, job_response(changes.ended, prefix=self.prefix).model_dump_json(), changes.end_id)
+            yield Event(
+                EventName.DONE, job_response(changes.ended, prefix=self.prefix).model_dump_json(), changes.end_id
+            )
 
     def has_moved(self, position: int | None) -> bool:
         """Whether `position` differs from the one that was sent last. False unless the job is queued."""

@@ -38,7 +38,7 @@ class AttemptEvent(Model):
 
 
 class EventName(StrEnum):
-    """Names of a stream's events. `open`, `message` and `error` are taken: `EventSource` has events of its own there."""
+    """Names of a stream's events. None is `open`, `message` or `error`, which are events of `EventSource` itself."""
 
     QUEUE = "queue"
     STATUS = "status"

@@ -249,7 +249,9 @@ async def test_if_redis_loses_its_data_the_stream_ends_with_job_lost(queue: Queu
         await in_thread(lambda: reader.take("status"))
         queue.redis.flushall()
         events = await in_thread(reader.rest)
-    assert [(event.name, event.data["code"], event.data["status"]) for event in events] == [("problem", "job_lost", 503)]
+    assert [(event.name, event.data["code"], event.data["status"]) for event in events] == [
+        ("problem", "job_lost", 503)
+    ]
 
 
 async def test_a_silent_stream_gets_comments(queue: QueueWorld, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
