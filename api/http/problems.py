@@ -236,6 +236,12 @@ def invalid(
     return ApiError(code, msg, errors=[FieldError(loc, msg, type_, given, ctx)])
 
 
+def listed(names: Sequence[str]) -> str:
+    """Names for a message; of many, only the first ones."""
+    more = len(names) - MAX_ECHO_ITEMS
+    return ", ".join(names[:MAX_ECHO_ITEMS]) + (f" and {more} more" if more > 0 else "")
+
+
 def presentable(value: Any) -> Any:
     """A copy of `value` that every JSON encoder accepts: limited in size, finite, without lone surrogates.
 
