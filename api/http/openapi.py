@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -17,20 +17,27 @@ from api.schemas.events import EVENT_DATA
 
 Responses = dict[int | str, dict[str, Any]]
 
+#: Error codes of every route.
+_COMMON_CODES = (Code.BODY_TOO_LARGE, Code.UNKNOWN_HOST, Code.INTERNAL)
+#: Error codes of every route that changes something.
+CHANGE_CODES = (Code.ORIGIN_NOT_ALLOWED,)
 #: Error codes of every route that needs Redis.
-QUEUE_CODES = (Code.REDIS_UNAVAILABLE, Code.SCHEMA_MISMATCH, Code.INTERNAL)
+QUEUE_CODES = (Code.REDIS_UNAVAILABLE, Code.SCHEMA_MISMATCH)
 #: Error codes of every route that submits a job.
 SUBMIT_CODES = (
     *QUEUE_CODES,
+    *CHANGE_CODES,
     Code.INVALID_REQUEST,
     Code.PROMPT_TOO_LONG,
-    Code.BODY_TOO_LARGE,
     Code.MODEL_NOT_FOUND,
     Code.MODEL_REQUIRED,
     Code.IDEMPOTENCY_MISMATCH,
     Code.QUEUE_FULL,
     Code.MODEL_NOT_LOADED,
     Code.NO_WORKERS,
+    # The job was accepted, or found by its key, and then deleted or lost.
+    Code.GONE,
+    Code.JOB_LOST,
 )
 
 _REF = "#/components/schemas/{model}"
@@ -48,14 +55,20 @@ STREAM_CONTENT = {
 _PROBLEM_REF = _REF.format(model="Problem")
 
 
-def legacy_errors(codes: Iterable[Code]) -> Responses:
-    """`responses` of a route of the guide: one entry for each status, with FastAPI's error body."""
-    return _responses(codes, LegacyError)
+def legacy_errors(codes: Iterable[Code] = ()) -> Responses:
+    """`responses` of a route of the guide: one entry for each status, with FastAPI's error body.
+
+    The codes that every route has are added.
+    """
+    return _responses(codes, LegacyError, {})
 
 
-def problems(codes: Iterable[Code]) -> Responses:
-    """`responses` of any other route: one entry for each status, with problem details."""
-    return _responses(codes, Problem)
+def problems(codes: Iterable[Code] = (), *, with_status: Mapping[int, Iterable[Code]] | None = None) -> Responses:
+    """`responses` of any other route: one entry for each status, with problem details.
+
+    The codes that every route has are added. `with_status` has codes by a status that is not the one of the table.
+    """
+    return _responses(codes, Problem, with_status or {})
 
 
 def headers(**described: str) -> dict[str, Any]:
@@ -100,9 +113,13 @@ def with_head(methods: Iterable[str]) -> list[str]:
     return sorted(found | {"HEAD"} if "GET" in found else found)
 
 
-def _responses(codes: Iterable[Code], model: type[LegacyError | Problem]) -> Responses:
+def _responses(
+    codes: Iterable[Code], model: type[LegacyError | Problem], with_status: Mapping[int, Iterable[Code]]
+) -> Responses:
     by_status: dict[int, list[Code]] = defaultdict(list)
-    for code in codes:
+    for status, those in with_status.items():
+        by_status[status].extend(those)
+    for code in dict.fromkeys((*codes, *_COMMON_CODES)):
         by_status[KINDS[code].status].append(code)
     return {
         status: {

@@ -57,7 +57,6 @@ class Code(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"
     DEADLINE_EXCEEDED = "deadline_exceeded"
     CANCELLED = "cancelled"
-    EXPIRED = "expired"
     INTERNAL = "internal"
     UNKNOWN_HOST = "unknown_host"
     ORIGIN_NOT_ALLOWED = "origin_not_allowed"
@@ -98,7 +97,6 @@ KINDS: Mapping[Code, Kind] = {
     Code.OUT_OF_MEMORY: Kind(503, "The worker is out of memory", retryable=True),
     Code.DEADLINE_EXCEEDED: Kind(504, "The job ran out of time"),
     Code.CANCELLED: Kind(409, "The job was cancelled"),
-    Code.EXPIRED: Kind(410, "The job expired before it was started"),
     Code.INTERNAL: Kind(500, "Internal error"),
     Code.UNKNOWN_HOST: Kind(421, "The server does not know this host"),
     Code.ORIGIN_NOT_ALLOWED: Kind(403, "Pages of this origin may not call the server"),

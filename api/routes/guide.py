@@ -30,8 +30,6 @@ _JOB_CODES = (
     Code.WAIT_TIMEOUT,
     Code.START_TIMEOUT,
     Code.DEADLINE_EXCEEDED,
-    Code.GONE,
-    Code.JOB_LOST,
     Code.CANCELLED,
     Code.CHECKPOINT_CHANGED,
     Code.WORKER_LOST,
@@ -62,6 +60,7 @@ _JOB_CODES = (
                 Location="URL of the job.", Retry_After="Estimated seconds until the job is over, 1 to 60."
             ),
         },
+        204: {"description": "A repeated stream: the last event that you received was `done`."},
         **legacy_errors((*SUBMIT_CODES, *_JOB_CODES)),
     },
 )
@@ -109,7 +108,13 @@ async def generate(
     return await services.responses.accepted(job, prefix, call.headers)
 
 
-@router.get("/health", tags=["health", "guide"], response_model=HealthResponse, summary="Health check")
+@router.get(
+    "/health",
+    tags=["health", "guide"],
+    response_model=HealthResponse,
+    summary="Health check",
+    responses=legacy_errors(),
+)
 async def health(services: UncheckedServicesDep) -> HealthResponse:
     """Whether a worker has a model loaded. Always 200; `/health/ready` shows the state as a status code."""
     return await services.health.summary()
@@ -120,7 +125,9 @@ async def health(services: UncheckedServicesDep) -> HealthResponse:
     tags=["guide"],
     response_model=InfoResponse,
     summary="Model information",
-    responses=legacy_errors((*QUEUE_CODES, Code.MODEL_NOT_FOUND, Code.MODEL_REQUIRED, Code.MODEL_NOT_LOADED)),
+    responses=legacy_errors(
+        (*QUEUE_CODES, Code.INVALID_REQUEST, Code.MODEL_NOT_FOUND, Code.MODEL_REQUIRED, Code.MODEL_NOT_LOADED)
+    ),
 )
 async def info(services: ServicesDep, model: str | None = None) -> InfoResponse:
     """Describes a checkpoint, also while no worker serves it. `model` chooses one if there are several."""
@@ -136,7 +143,7 @@ async def info(services: ServicesDep, model: str | None = None) -> InfoResponse:
     )
 
 
-@router.get("/", tags=["guide"], response_model=RootResponse, summary="Overview")
+@router.get("/", tags=["guide"], response_model=RootResponse, summary="Overview", responses=legacy_errors())
 async def root(services: UncheckedServicesDep) -> RootResponse:
     """The service and its endpoints."""
     summary = await services.health.summary()

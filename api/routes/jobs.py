@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from api.http.disconnect import while_connected
-from api.http.openapi import QUEUE_CODES, SUBMIT_CODES, headers, problems
+from api.http.openapi import CHANGE_CODES, QUEUE_CODES, SUBMIT_CODES, headers, problems
 from api.http.parameters import JobIdPath, KeyLinesDep, SubmitHeadersDep, UrlPrefixDep
 from api.http.problems import Code, invalid
 from api.http.request_headers import parse_idempotency_key
@@ -15,6 +15,7 @@ from api.http.strict_query import StrictQueryRoute
 from api.jobs.job_view import job_response, job_result
 from api.jobs.lookup import check_job_id, get_job
 from api.jobs.responses import (
+    code_of,
     job_headers,
     json_response,
     missing,
@@ -28,7 +29,7 @@ from api.jobs.submit_and_wait import request_idempotency
 from api.schemas.generation import JobRequest
 from api.schemas.jobs import DEFAULT_PAGE, MAX_PAGE, JobList, JobResponse, JobResult
 from api.services import ServicesDep
-from tasks.job import Job, Status
+from tasks.job import ErrorCode, Job, Status
 from tasks.job_id import new_job_id
 
 router = APIRouter(route_class=StrictQueryRoute, prefix="/v1/jobs", tags=["jobs"])
@@ -155,7 +156,10 @@ async def job(
     summary="Read a job's text",
     responses={
         202: {"model": JobResponse, "description": "The job is not over yet.", "headers": _ACCEPTED_HEADERS},
-        **problems((*QUEUE_CODES, Code.NOT_FOUND, Code.GONE, Code.INVALID_REQUEST, Code.CANCELLED, Code.EXPIRED)),
+        **problems(
+            (*QUEUE_CODES, Code.NOT_FOUND, Code.GONE, Code.INVALID_REQUEST, Code.CANCELLED),
+            with_status={409: map(code_of, ErrorCode), 410: (Code.START_TIMEOUT, Code.DEADLINE_EXCEEDED)},
+        ),
     },
 )
 async def result(
@@ -186,7 +190,7 @@ async def result(
             "description": "The job runs; its worker was asked to stop.",
             "headers": _ACCEPTED_HEADERS,
         },
-        **problems((*QUEUE_CODES, Code.NOT_FOUND, Code.GONE, Code.INVALID_REQUEST)),
+        **problems((*QUEUE_CODES, *CHANGE_CODES, Code.NOT_FOUND, Code.GONE, Code.INVALID_REQUEST)),
     },
 )
 async def cancel(job_id: JobIdPath, services: ServicesDep, prefix: UrlPrefixDep) -> Response:
@@ -208,7 +212,7 @@ async def cancel(job_id: JobIdPath, services: ServicesDep, prefix: UrlPrefixDep)
     summary="Repeat a job",
     responses={
         202: {"headers": _ACCEPTED_HEADERS},
-        **problems((*SUBMIT_CODES, Code.NOT_FOUND, Code.GONE, Code.NOT_RETRYABLE)),
+        **problems((*SUBMIT_CODES, Code.NOT_FOUND, Code.NOT_RETRYABLE)),
     },
 )
 async def retry(job_id: JobIdPath, services: ServicesDep, prefix: UrlPrefixDep, key_lines: KeyLinesDep) -> Response:
@@ -232,7 +236,7 @@ async def retry(job_id: JobIdPath, services: ServicesDep, prefix: UrlPrefixDep, 
     response_class=Response,
     response_description="The job is deleted.",
     summary="Delete a job",
-    responses=problems((*QUEUE_CODES, Code.NOT_FOUND)),
+    responses=problems((*QUEUE_CODES, *CHANGE_CODES, Code.NOT_FOUND, Code.GONE, Code.INVALID_REQUEST)),
 )
 async def delete(job_id: JobIdPath, services: ServicesDep) -> Response:
     """Deletes a job with its prompt and its text, and stops it if it is queued or runs. Its URLs then answer 410.
