@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from http import HTTPStatus
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -21,6 +22,9 @@ log = structlog.get_logger(__name__)
 
 #: A request id that is accepted from the caller. Any other is replaced.
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+#: Most digits of a `Content-Length` that is read.
+_MAX_LENGTH_DIGITS = 18
 
 
 class IgnoreCookies:
@@ -152,7 +156,13 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         body = bytearray()
-        too_large = int(headers.get("content-length", "0")) > self._max_bytes
+        declared = headers.get("content-length", "0").lstrip("0") or "0"
+        if not (declared.isascii() and declared.isdigit()):
+            error = ApiError(Code.INVALID_REQUEST, "Content-Length is not a number.", status=HTTPStatus.BAD_REQUEST)
+            await error_response(scope, error)(scope, receive, send)
+            return
+        # A number of so many digits is larger in any case, and Python would refuse to read thousands of them.
+        too_large = len(declared) > _MAX_LENGTH_DIGITS or int(declared) > self._max_bytes
         more = not too_large
         while more:
             message = await receive()
