@@ -118,8 +118,15 @@ class _HeadAnswered(Exception):  # noqa: N818 (it is no error)
     """A HEAD request has its response."""
 
 
+class BrokenResponseError(Exception):
+    """An unexpected error ended a response that had begun. The server closes the connection, so the client notices."""
+
+
 class UnexpectedErrors:
-    """Turns unexpected errors into responses, so that the middleware outside it adds CORS headers and a log line."""
+    """Turns unexpected errors into responses, so that the middleware outside it adds CORS headers and a log line.
+
+    No error reaches the server, which would log its message.
+    """
 
     def __init__(self, app: ASGIApp, answer: Callable[[Scope, Exception], Response]) -> None:
         self._app = app
@@ -137,9 +144,13 @@ class UnexpectedErrors:
         try:
             await self._app(scope, receive, tracking_send)
         except Exception as error:
-            if scope["type"] != "http" or started:
+            if scope["type"] != "http":
                 raise
-            await self._answer(scope, error)(scope, receive, send)
+            response = self._answer(scope, error)
+            if started:
+                # The cause is in the log already, without its message.
+                raise BrokenResponseError("A response was broken off. See the log line before this one.") from None
+            await response(scope, receive, send)
 
 
 class BodyLimit:
