@@ -21,6 +21,7 @@ from api.http.openapi import openapi
 from api.http.origins import LOCAL_ORIGIN, OriginCheck
 from api.http.proxy import RootPath, TrustedProxies
 from api.routes import documentation, guide, health, jobs, streams, workers
+from api.schemas.events import EVENT_DATA
 from api.services import Services
 from api.shutdown import on_stop_signal
 from tasks.connections import redacted
@@ -54,7 +55,7 @@ class Api(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document. It is made once."""
         if self.openapi_schema is None:
-            self.openapi_schema = openapi(self)
+            self.openapi_schema = openapi(self, EVENT_DATA.values())
         return self.openapi_schema
 
 

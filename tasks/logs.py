@@ -34,11 +34,7 @@ def setup_logging(settings: Settings) -> None:
     colours = sys.stderr.isatty() or bool(os.environ.get("FORCE_COLOR"))
     final: list[Processor] = (
         # structlog would use rich, whose tracebacks show local variables, which may contain prompts.
-        [
-            structlog.dev.ConsoleRenderer(
-                colors=colours, pad_event_to=16, exception_formatter=plain_traceback
-            )
-        ]
+        [structlog.dev.ConsoleRenderer(colors=colours, pad_event_to=16, exception_formatter=plain_traceback)]
         if human
         else [structlog.processors.ExceptionRenderer(traceback_text), structlog.processors.JSONRenderer()]
     )

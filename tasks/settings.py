@@ -36,7 +36,14 @@ def is_root_path(path: str) -> bool:
 class Settings(BaseSettings):
     """All settings. A name that ends in a unit gives the unit of the value. An empty variable counts as unset."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        # A value may be a URL with a password.
+        hide_input_in_errors=True,
+    )
 
     # Addresses and folders
     redis_url: str = Field(

@@ -31,11 +31,12 @@ def traceback_text(exc_info: ExcInfo) -> str:
 def _parts(error: BaseException, seen: set[int]) -> list[str]:
     seen.add(id(error))
     parts: list[str] = []
-    if error.__cause__ is not None:
-        before, link = error.__cause__, "The above exception was the direct cause of the following exception:"
-    else:
-        before = None if error.__suppress_context__ else error.__context__
-        link = "During handling of the above exception, another exception occurred:"
+    before = error.__context__ if error.__cause__ is None and not error.__suppress_context__ else error.__cause__
+    link = (
+        "During handling of the above exception, another exception occurred:"
+        if error.__cause__ is None
+        else "The above exception was the direct cause of the following exception:"
+    )
     if before is not None and id(before) not in seen:
         parts += [*_parts(before, seen), f"\n{link}\n\n"]
     if error.__traceback__ is not None:

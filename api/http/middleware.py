@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.http.error_handlers import error_response, route_path
-from api.http.problems import ApiError, Code
+from api.http.problems import ApiError, Code, presentable
 
 log = structlog.get_logger(__name__)
 
@@ -81,7 +81,7 @@ class RequestLog:
                     logging.DEBUG if route_path(scope).startswith("/health/") else logging.INFO,
                     "request",
                     method=scope["method"],
-                    path=scope["path"],
+                    path=presentable(scope["path"]),
                     status=status,
                     ms=round((time.perf_counter() - started) * 1000, 1),
                     job_id=job_id,

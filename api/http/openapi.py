@@ -8,12 +8,12 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.routing import compile_path
 
 from api.http.problems import KINDS, Code
 from api.schemas.errors import LegacyError, Problem
-from api.schemas.events import EVENT_DATA
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -41,17 +41,6 @@ SUBMIT_CODES = (
 )
 
 _REF = "#/components/schemas/{model}"
-#: The content of a stream. The same status may also have JSON content. OpenAPI 3.1 has no field for the data of events.
-STREAM_CONTENT = {
-    "text/event-stream": {
-        "schema": {
-            "type": "string",
-            "description": "Server-Sent Events. `x-events` has the schema of each event's data.",
-        },
-        "x-events": {name.value: {"$ref": _REF.format(model=data.__name__)} for name, data in EVENT_DATA.items()},
-    }
-}
-
 _PROBLEM_REF = _REF.format(model="Problem")
 
 
@@ -71,6 +60,19 @@ def problems(codes: Iterable[Code] = (), *, with_status: Mapping[int, Iterable[C
     return _responses(codes, Problem, with_status or {})
 
 
+def stream_content(events: Mapping[str, type[BaseModel]]) -> dict[str, Any]:
+    """`content` of a response that is a stream of events, with the data of each event.
+
+    The same status may also have JSON content. OpenAPI 3.1 has no field for the data of events, so it is in `x-events`.
+    """
+    return {
+        "text/event-stream": {
+            "schema": {"type": "string", "description": "Server-Sent Events."},
+            "x-events": {name: {"$ref": _REF.format(model=data.__name__)} for name, data in events.items()},
+        }
+    }
+
+
 def headers(**described: str) -> dict[str, Any]:
     """`headers` of a response: descriptions by name, with `_` for `-`."""
     return {
@@ -79,8 +81,11 @@ def headers(**described: str) -> dict[str, Any]:
     }
 
 
-def openapi(app: FastAPI) -> dict[str, Any]:
-    """The application's OpenAPI document. Problem details get their own media type."""
+def openapi(app: FastAPI, models: Iterable[type[BaseModel]]) -> dict[str, Any]:
+    """The application's OpenAPI document. Problem details get their own media type.
+
+    `models` are those that only `stream_content` names.
+    """
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     for path in document["paths"].values():
         for operation in path.values():
@@ -88,8 +93,8 @@ def openapi(app: FastAPI) -> dict[str, Any]:
                 content = response.get("content", {})
                 if content.get("application/json", {}).get("schema", {}).get("$ref") == _PROBLEM_REF:
                     content["application/problem+json"] = content.pop("application/json")
-    _, events = models_json_schema([(data, "serialization") for data in EVENT_DATA.values()], ref_template=_REF)
-    for name, schema in events["$defs"].items():
+    _, more = models_json_schema([(model, "serialization") for model in models], ref_template=_REF)
+    for name, schema in more["$defs"].items():
         document["components"]["schemas"].setdefault(name, schema)
     return document
 

@@ -6,7 +6,7 @@ from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
-from api.http.openapi import QUEUE_CODES, STREAM_CONTENT, SUBMIT_CODES, headers, legacy_errors
+from api.http.openapi import QUEUE_CODES, SUBMIT_CODES, headers, legacy_errors, stream_content
 from api.http.parameters import LastEventIdHeader, SubmitHeadersDep, UrlPrefixDep
 from api.http.problems import Code
 from api.http.request_headers import prefers_events
@@ -14,6 +14,7 @@ from api.http.sse import Cursor, parse_cursor
 from api.http.strict_json import StrictRoute
 from api.jobs.responses import generated, replayed_headers, unsuccessful, wait_is_over
 from api.jobs.submit_and_wait import request_idempotency
+from api.schemas.events import EVENT_DATA
 from api.schemas.generation import GenerateRequest, GenerateResponse
 from api.schemas.health import HealthResponse, InfoResponse, RootResponse
 from api.schemas.jobs import JobResponse
@@ -45,7 +46,7 @@ _JOB_CODES = (
     responses={
         200: {
             "description": "The prompt with its continuation. With `Accept: text/event-stream`: the events of the job.",
-            "content": STREAM_CONTENT,
+            "content": stream_content(EVENT_DATA),
             "headers": headers(
                 X_Job_Id="Id of the job.",
                 Location="URL of the job.",

@@ -50,7 +50,7 @@ class EventName(StrEnum):
 
 
 #: The data of each event.
-EVENT_DATA: Mapping[EventName, type[Model]] = {
+EVENT_DATA: Mapping[str, type[Model]] = {
     EventName.QUEUE: JobEta,
     EventName.STATUS: StatusEvent,
     EventName.TOKEN: TokenEvent,
