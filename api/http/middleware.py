@@ -143,6 +143,8 @@ class UnexpectedErrors:
 
         try:
             await self._app(scope, receive, tracking_send)
+        except _HeadAnswered:
+            raise
         except Exception as error:
             if scope["type"] != "http":
                 raise
