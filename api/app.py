@@ -23,9 +23,13 @@ from fastapi.middleware.cors import CORSMiddleware
 from redis.exceptions import RedisError
 
 from api.http import error_handlers
-from api.http.middleware import BodyLimit, HeadRequests, RequestLog, RootPath, UnexpectedErrors
+from api.http.hosts import HostCheck
+from api.http.middleware import BodyLimit, HeadRequests, IgnoreCookies, RequestLog, UnexpectedErrors
 from api.http.openapi import openapi
-from api.routes import guide, health, jobs, streams, workers
+from api.http.origins import LOCAL_ORIGIN, OriginCheck
+from api.http.proxy import RootPath, TrustedProxies
+from api.routes import documentation, guide, health, jobs, streams, workers
+from api.schemas.events import EVENT_DATA
 from api.services import Services
 from api.shutdown import on_stop_signal
 from tasks.connections import redacted
@@ -59,7 +63,7 @@ class Api(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document. It is made once."""
         if self.openapi_schema is None:
-            self.openapi_schema = openapi(self)
+            self.openapi_schema = openapi(self, EVENT_DATA.values())
         return self.openapi_schema
 
 
@@ -87,27 +91,37 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         description="Text generation from trained checkpoints, through a queue.",
         version=guide.VERSION,
         lifespan=lifespan,
+        openapi_url=documentation.OPENAPI_PATH,
+        # Our own pages replace those of FastAPI, which load their scripts from other servers.
+        docs_url=None,
+        redoc_url=None,
         # A redirect to the path without its last slash would have the scheme and host that this process sees, not those
         # of the proxy before it.
         redirect_slashes=False,
     )
-    for family in (guide, health, jobs, streams, workers):
+    for family in (documentation, guide, health, jobs, streams, workers):
         app.include_router(family.router)
     error_handlers.install(app, on_redis_away=lambda: app.state.services.schema.redis_went_away())
     # The middleware that is added last is the outermost.
     app.add_middleware(BodyLimit, max_bytes=chosen.max_body_bytes)
     app.add_middleware(UnexpectedErrors, answer=error_handlers.unexpected_error)
     app.add_middleware(HeadRequests)
+    app.add_middleware(OriginCheck, allowed=chosen.cors_origins)
     app.add_middleware(
         CORSMiddleware,
-        allow_origins=chosen.cors_origins,
+        allow_origins=chosen.cors_origins or (),
+        allow_origin_regex=LOCAL_ORIGIN if chosen.cors_origins is None else None,
+        # Browsers ask before a page of the Internet calls a server of a private network.
+        allow_private_network=True,
         allow_methods=["*"],
         allow_headers=["*"],
         expose_headers=EXPOSED_HEADERS,
     )
+    app.add_middleware(HostCheck, allowed=chosen.allowed_hosts)
+    app.add_middleware(IgnoreCookies)
     app.add_middleware(RequestLog)
-    if chosen.root_path is not None:
-        app.add_middleware(RootPath, path=chosen.root_path)
+    proxies = TrustedProxies(os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1"))
+    app.add_middleware(RootPath, path=chosen.root_path, proxies=proxies)
     return app
 
 

@@ -11,6 +11,13 @@ import structlog
 from structlog.typing import Processor
 
 from tasks.settings import Settings
+from tasks.tracebacks import plain_traceback, traceback_text
+
+
+def _first_line(record: logging.LogRecord) -> bool:
+    """Keep only the first line of a message of asyncio. The others are reprs, also of errors that quote a prompt."""
+    record.msg, record.args = record.getMessage().partition("\n")[0], ()
+    return True
 
 
 def setup_logging(settings: Settings) -> None:
@@ -26,14 +33,10 @@ def setup_logging(settings: Settings) -> None:
     # `celeriac serve` reads our stderr through a pipe. It sets FORCE_COLOR if it writes to a terminal itself.
     colours = sys.stderr.isatty() or bool(os.environ.get("FORCE_COLOR"))
     final: list[Processor] = (
-        # Plain tracebacks. structlog would use rich, whose tracebacks show local variables, which may contain prompts.
-        [
-            structlog.dev.ConsoleRenderer(
-                colors=colours, pad_event_to=16, exception_formatter=structlog.dev.plain_traceback
-            )
-        ]
+        # structlog would use rich, whose tracebacks show local variables, which may contain prompts.
+        [structlog.dev.ConsoleRenderer(colors=colours, pad_event_to=16, exception_formatter=plain_traceback)]
         if human
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        else [structlog.processors.ExceptionRenderer(traceback_text), structlog.processors.JSONRenderer()]
     )
     structlog.configure(
         processors=[
@@ -52,6 +55,7 @@ def setup_logging(settings: Settings) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *final],
         )
     )
+    logging.getLogger("asyncio").addFilter(_first_line)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level.upper())

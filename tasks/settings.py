@@ -20,13 +20,31 @@ PREFIX = "CELERIAC_"
 
 #: First parts of the API's own paths. With one of them as `root_path`, `/v1/jobs` could mean `/jobs` behind a prefix.
 API_PATHS = ("docs", "generate", "health", "info", "openapi.json", "redoc", "v1")
-_ROOT_PATH = re.compile(rf"(?!/(?:{'|'.join(map(re.escape, API_PATHS))})(?:/|$))(?:/[A-Za-z0-9._~-]+)*")
+_ROOT_PATH = re.compile(
+    rf"(?!/(?:{'|'.join(map(re.escape, API_PATHS))})(?:/|$))(?:/(?!\.{{1,2}}(?:/|$))[A-Za-z0-9._~-]+)*"
+)
+#: `https://app.example.com` or `http://10.0.0.7:3000`: what a browser sends as `Origin`.
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
+#: A name, `*.` with a domain, or `*`.
+_HOST_NAME = re.compile(r"(?:\*\.)?[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?|\*")
+
+
+def is_root_path(path: str) -> bool:
+    """Whether `path` is empty or a path such as `/llm`, under which the API can be served."""
+    return _ROOT_PATH.fullmatch(path) is not None
 
 
 class Settings(BaseSettings):
     """All settings. A name that ends in a unit gives the unit of the value. An empty variable counts as unset."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        # A value may be a URL with a password.
+        hide_input_in_errors=True,
+    )
 
     # Addresses and folders
     redis_url: str = Field(
@@ -73,7 +91,17 @@ class Settings(BaseSettings):
         504,
         description="Status if the wait of a `POST /generate` ends before the job: 504 with the job's URL, or 202.",
     )
-    cors_origins: list[str] = Field(["*"], description="Origins of web pages that may call the API (JSON list).")
+    cors_origins: list[str] | None = Field(
+        None,
+        description="Origins of web pages that may call the API (JSON list), such as `https://app.example.com`; `*` "
+        "for any. Unset: pages of this machine (localhost, any port). Pages of the server itself always may.",
+    )
+    allowed_hosts: list[str] = Field(
+        [],
+        description="Names of this server in URLs (JSON list), such as `llm.example.com`, `*.example.com`, or `*` for "
+        "any. IP addresses, localhost and this machine's own names are always allowed. A request for another host gets "
+        "status 421.",
+    )
     root_path: str | None = Field(
         None,
         description="Path under which a proxy serves the API, such as `/llm`. The URLs in answers begin with it. The "
@@ -177,7 +205,7 @@ class Settings(BaseSettings):
     @field_validator("root_path")
     @classmethod
     def _check_root_path(cls, value: str | None) -> str | None:
-        if value is not None and not _ROOT_PATH.fullmatch(value):
+        if value is not None and not is_root_path(value):
             raise ValueError(
                 f"{value!r} is not a path such as /llm. It begins with a slash and does not end with one, and its "
                 f"first part is none of {', '.join(API_PATHS)}"
@@ -192,6 +220,27 @@ class Settings(BaseSettings):
                 f"{value!r} cannot be a checkpoint's name, which is {RULE}. It is not the path of a folder: `celeriac "
                 "inspect` prints the name of a checkpoint"
             )
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: list[str] | None) -> list[str] | None:
+        for origin in value or ():
+            if origin not in ("*", "null") and not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"{origin!r} is not an origin such as https://app.example.com: a scheme, a host in lower case and "
+                    "perhaps a port, without a path or a slash at the end"
+                )
+        return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _check_hosts(cls, value: list[str]) -> list[str]:
+        for host in value:
+            if not _HOST_NAME.fullmatch(host):
+                raise ValueError(
+                    f"{host!r} is not a name such as llm.example.com or *.example.com: without a scheme and a port"
+                )
         return value
 
     @model_validator(mode="after")

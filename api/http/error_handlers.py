@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -17,8 +17,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from api.http.disconnect import ClientGoneError
-from api.http.openapi import allowed_methods
-from api.http.problems import RETRY_SOON_S, ApiError, Code, FieldError, presentable
+from api.http.openapi import allowed_methods, with_head
+from api.http.problems import RETRY_SOON_S, ApiError, Code, FieldError, presentable, shown, summary
 from tasks.errors import SchemaError
 
 log = structlog.get_logger(__name__)
@@ -28,6 +28,12 @@ CLIENT_CLOSED_REQUEST = 499
 #: Codes of errors with which Redis refuses writes for a while: out of memory, disk full or failing, a replica, too few
 #: replicas. In an error of a script the code is inside the message.
 _TEMPORARY_REFUSAL = re.compile(r"\b(OOM|MISCONF|READONLY|NOREPLICAS|MASTERDOWN)\b")
+
+#: What to do instead, for fields that other APIs have.
+_HINTS: Mapping[tuple[str | int, ...], str] = {
+    ("body", "stream"): " To get the text as a stream, read GET /v1/jobs/{id}/stream after you have submitted the job, "
+    "or send POST /generate with Accept: text/event-stream."
+}
 
 
 def install(app: FastAPI, *, on_redis_away: Callable[[], None]) -> None:
@@ -91,8 +97,9 @@ async def _api_error(request: Request, error: Exception) -> Response:
 
 async def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    errors = [_field_error(raw) for raw in error.errors()]
-    return error_response(request.scope, ApiError(Code.INVALID_REQUEST, _summary(errors), errors=errors))
+    raw = error.errors()
+    errors = shown(map(_field_error, raw), len(raw))
+    return error_response(request.scope, ApiError(Code.INVALID_REQUEST, summary(errors), errors=errors))
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:
@@ -104,8 +111,7 @@ async def _http_exception(request: Request, error: Exception) -> Response:
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         code = Code.METHOD_NOT_ALLOWED
         # The router names only the methods of the first route on this path.
-        allowed = allowed_methods(request.app, path) or sorted(headers["Allow"].split(", "))
-        headers["Allow"] = ", ".join(allowed)
+        headers["Allow"] = ", ".join(allowed_methods(request.app, path) or with_head(headers["Allow"].split(", ")))
     elif path.endswith("/") and allowed_methods(request.app, path.rstrip("/")):
         detail += ": send the request without the slash at the end of the path"
     if not _uses_problem_details(request.scope):
@@ -149,11 +155,9 @@ async def _client_gone(request: Request, error: Exception) -> Response:
 
 def _field_error(raw: dict[str, Any]) -> FieldError:
     loc = tuple(presentable(part) for part in raw["loc"])
-    return FieldError(loc, raw["msg"], raw["type"], raw.get("input"), raw.get("ctx"))
-
-
-def _summary(errors: Sequence[FieldError]) -> str:
-    """All messages in one line, each after the name of its field."""
-    return "; ".join(
-        f"{'.'.join(str(part) for part in error.loc[1:]) or error.loc[0]}: {error.msg}" for error in errors
-    )
+    message = presentable(raw["msg"])
+    if raw["type"] == "extra_forbidden":
+        message = f"There is no such field.{_HINTS.get(loc, '')}"
+    if raw["type"] == "json_invalid":
+        message = f"JSON decode error at character {loc[1]}: {presentable(raw['ctx']['error'])}"
+    return FieldError(loc, message, raw["type"], raw.get("input"), raw.get("ctx"))

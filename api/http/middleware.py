@@ -1,4 +1,4 @@
-"""ASGI middleware: the root path, request ids and log, HEAD, a limit on bodies, and answers to unexpected errors."""
+"""ASGI middleware: request ids and log, no cookies, HEAD, a limit on bodies, and answers to unexpected errors."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from http import HTTPStatus
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -15,27 +16,31 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.http.error_handlers import error_response, route_path
-from api.http.problems import ApiError, Code
+from api.http.problems import ApiError, Code, presentable
 
 log = structlog.get_logger(__name__)
 
 #: A request id that is accepted from the caller. Any other is replaced.
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
+#: Most digits of a `Content-Length` that is read.
+_MAX_LENGTH_DIGITS = 18
 
-class RootPath:
-    """Names the path under which a proxy serves the API in each request, as `root_path` of ASGI.
 
-    The path of the request may begin with it or not.
+class IgnoreCookies:
+    """Removes `Cookie` from each request. Nothing here uses cookies, but FastAPI parses them for every route.
+
+    The parser of Python 3.11 takes time that grows with the square of the length of some values.
     """
 
-    def __init__(self, app: ASGIApp, path: str) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._path = path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
-        await self._app({**scope, "root_path": self._path} if scope["type"] == "http" else scope, receive, send)
+        if scope["type"] == "http" and any(name == b"cookie" for name, _ in scope["headers"]):
+            scope = {**scope, "headers": [header for header in scope["headers"] if header[0] != b"cookie"]}
+        await self._app(scope, receive, send)
 
 
 class RequestLog:
@@ -76,7 +81,7 @@ class RequestLog:
                     logging.DEBUG if route_path(scope).startswith("/health/") else logging.INFO,
                     "request",
                     method=scope["method"],
-                    path=scope["path"],
+                    path=presentable(scope["path"]),
                     status=status,
                     ms=round((time.perf_counter() - started) * 1000, 1),
                     job_id=job_id,
@@ -113,8 +118,15 @@ class _HeadAnswered(Exception):  # noqa: N818 (it is no error)
     """A HEAD request has its response."""
 
 
+class BrokenResponseError(Exception):
+    """An unexpected error ended a response that had begun. The server closes the connection, so the client notices."""
+
+
 class UnexpectedErrors:
-    """Turns unexpected errors into responses, so that the middleware outside it adds CORS headers and a log line."""
+    """Turns unexpected errors into responses, so that the middleware outside it adds CORS headers and a log line.
+
+    No error reaches the server, which would log its message.
+    """
 
     def __init__(self, app: ASGIApp, answer: Callable[[Scope, Exception], Response]) -> None:
         self._app = app
@@ -131,10 +143,16 @@ class UnexpectedErrors:
 
         try:
             await self._app(scope, receive, tracking_send)
+        except _HeadAnswered:
+            raise
         except Exception as error:
-            if scope["type"] != "http" or started:
+            if scope["type"] != "http":
                 raise
-            await self._answer(scope, error)(scope, receive, send)
+            response = self._answer(scope, error)
+            if started:
+                # The cause is in the log already, without its message.
+                raise BrokenResponseError("A response was broken off. See the log line before this one.") from None
+            await response(scope, receive, send)
 
 
 class BodyLimit:
@@ -151,7 +169,13 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         body = bytearray()
-        too_large = int(headers.get("content-length", "0")) > self._max_bytes
+        declared = headers.get("content-length", "0").lstrip("0") or "0"
+        if not (declared.isascii() and declared.isdigit()):
+            error = ApiError(Code.INVALID_REQUEST, "Content-Length is not a number.", status=HTTPStatus.BAD_REQUEST)
+            await error_response(scope, error)(scope, receive, send)
+            return
+        # A number of so many digits is larger in any case, and Python would refuse to read thousands of them.
+        too_large = len(declared) > _MAX_LENGTH_DIGITS or int(declared) > self._max_bytes
         more = not too_large
         while more:
             message = await receive()

@@ -7,9 +7,10 @@ routes keep FastAPI's `{"detail": ...}`: a list if a field is wrong, a string ot
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import islice
 from typing import Any
 
 #: Retry-After for causes that usually end soon, in seconds.
@@ -21,6 +22,10 @@ RETRY_WORKER_S = 5
 MAX_ECHO_CHARACTERS = 200
 MAX_ECHO_ITEMS = 20
 MAX_ECHO_DEPTH = 4
+#: Roughly the characters and values of one copy, after which it leaves out the rest.
+MAX_ECHO_IN_ALL = 1000
+#: Most wrong parts of a request that one error names.
+MAX_ERRORS = 20
 
 
 class Code(StrEnum):
@@ -52,8 +57,9 @@ class Code(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"
     DEADLINE_EXCEEDED = "deadline_exceeded"
     CANCELLED = "cancelled"
-    EXPIRED = "expired"
     INTERNAL = "internal"
+    UNKNOWN_HOST = "unknown_host"
+    ORIGIN_NOT_ALLOWED = "origin_not_allowed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +97,9 @@ KINDS: Mapping[Code, Kind] = {
     Code.OUT_OF_MEMORY: Kind(503, "The worker is out of memory", retryable=True),
     Code.DEADLINE_EXCEEDED: Kind(504, "The job ran out of time"),
     Code.CANCELLED: Kind(409, "The job was cancelled"),
-    Code.EXPIRED: Kind(410, "The job expired before it was started"),
     Code.INTERNAL: Kind(500, "Internal error"),
+    Code.UNKNOWN_HOST: Kind(421, "The server does not know this host"),
+    Code.ORIGIN_NOT_ALLOWED: Kind(403, "Pages of this origin may not call the server"),
 }
 
 
@@ -106,6 +113,12 @@ class FieldError:
     type: str
     input: Any = None
     ctx: Mapping[str, Any] | None = None
+
+    @property
+    def path(self) -> tuple[str | int, ...]:
+        """Where it is inside the body, the query or the headers; empty for the whole of it."""
+        # For a body that is not JSON, FastAPI has the position in the text there.
+        return () if self.type == "json_invalid" else self.loc[1:]
 
     def to_detail(self) -> dict[str, Any]:
         """The error in FastAPI's format."""
@@ -124,13 +137,13 @@ class FieldError:
 
         It has a JSON pointer into the body, or the name of the parameter or header.
         """
-        where, *path = self.loc
+        where, path = self.loc[0], self.path
         entry = {"detail": self.msg, "type": self.type}
         if where == "body":
             entry["pointer"] = "#" + "".join(f"/{_pointer_part(part)}" for part in path)
-        elif where == "header":
+        elif where == "header" and path:
             entry["header"] = str(path[0])
-        else:
+        elif path:
             entry["parameter"] = str(path[0])
         return entry
 
@@ -189,6 +202,25 @@ class ApiError(Exception):
         return {**problem, **self.extra}
 
 
+def shown(errors: Iterable[FieldError], count: int | None = None) -> list[FieldError]:
+    """The first `MAX_ERRORS` errors. If there are more, a last entry says how many more.
+
+    With `count`, the number of all errors, the others need not be made: only the first ones are read.
+    """
+    found = iter(errors)
+    first = list(islice(found, MAX_ERRORS))
+    more = sum(1 for _ in found) if count is None else count - len(first)
+    if more > 0:
+        where = first[0].loc[0]
+        first.append(FieldError((where,), f"{more} more errors are not shown.", "more_errors"))
+    return first
+
+
+def summary(errors: Sequence[FieldError]) -> str:
+    """All messages in one line, each after the name of its field."""
+    return "; ".join(f"{'.'.join(map(str, error.path)) or error.loc[0]}: {error.msg}" for error in errors)
+
+
 def invalid(
     loc: tuple[str | int, ...],
     msg: str,
@@ -202,28 +234,54 @@ def invalid(
     return ApiError(code, msg, errors=[FieldError(loc, msg, type_, given, ctx)])
 
 
-def presentable(value: Any, depth: int = 0) -> Any:
-    """A copy of `value` that every JSON encoder accepts: limited in size, finite, without lone surrogates."""
-    match value:
-        case None | bool():
-            return value
-        case int():
-            return value if abs(value) < 1 << 64 else "a very large number"
-        case float():
-            return value if math.isfinite(value) else str(value)
-        case str():
-            return _clean(value)
-        case dict() | list() | tuple() if depth >= MAX_ECHO_DEPTH:
-            return "..."
-        case dict():
-            items = list(value.items())[:MAX_ECHO_ITEMS]
-            return {_clean(str(name)): presentable(item, depth + 1) for name, item in items}
-        case list() | tuple():
-            return [presentable(item, depth + 1) for item in value[:MAX_ECHO_ITEMS]]
-        case bytes():
-            return _clean(value[:MAX_ECHO_CHARACTERS].decode("latin-1"))
-        case _:
-            return _clean(str(value))
+def listed(names: Sequence[str]) -> str:
+    """Names for a message; of many, only the first ones."""
+    more = len(names) - MAX_ECHO_ITEMS
+    return ", ".join(names[:MAX_ECHO_ITEMS]) + (f" and {more} more" if more > 0 else "")
+
+
+def presentable(value: Any) -> Any:
+    """A copy of `value` that every JSON encoder accepts: limited in size, finite, without lone surrogates.
+
+    The time does not grow with the size of `value`, apart from the string of an object that is no JSON value.
+    """
+    return _Echo().copy(value, 0)
+
+
+class _Echo:
+    """Copies one value, in part if it is large."""
+
+    def __init__(self) -> None:
+        self._left = MAX_ECHO_IN_ALL
+
+    def copy(self, value: Any, depth: int) -> Any:
+        """A copy of `value`, which is inside `depth` containers."""
+        self._left -= 1
+        match value:
+            case None | bool():
+                return value
+            case int():
+                return value if abs(value) < 1 << 64 else "a very large number"
+            case float():
+                return value if math.isfinite(value) else str(value)
+            case str():
+                return self._text(value)
+            case dict() | list() | tuple() if depth >= MAX_ECHO_DEPTH:
+                return "..."
+            case dict():
+                members = islice(value.items(), MAX_ECHO_ITEMS)
+                return {self._text(str(name)): self.copy(item, depth + 1) for name, item in members if self._left > 0}
+            case list() | tuple():
+                return [self.copy(item, depth + 1) for item in value[:MAX_ECHO_ITEMS] if self._left > 0]
+            case bytes():
+                return self._text(value[:MAX_ECHO_CHARACTERS].decode("latin-1"))
+            case _:
+                return self._text(str(value))
+
+    def _text(self, text: str) -> str:
+        short = _clean(text)
+        self._left -= len(short)
+        return short
 
 
 def _clean(text: str) -> str:

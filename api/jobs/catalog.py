@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from api.http.problems import RETRY_WORKER_S, ApiError, Code, FieldError
+from api.http.problems import RETRY_WORKER_S, ApiError, Code, FieldError, listed
 from tasks.card import Card
 from tasks.store.job_store import JobStore, WorkerCounts
 from tasks.worker_info import WorkerInfo
@@ -112,8 +112,8 @@ class Catalog:
     async def choose(self, model: str | None, *, may_wait: bool = False) -> Card:
         """The card of the checkpoint for a request with this `model`.
 
-        Raises ApiError if there is no such checkpoint, if several are served and `model` is None, or if the checkpoint
-        has no worker (unless `may_wait`). Raises RedisError.
+        Raises ApiError if there is no such checkpoint, if `model` is None and several could be meant, or if the
+        checkpoint has no worker (unless `may_wait`). Raises RedisError.
         """
         try:
             return self._choose(await self.snapshot(), model, may_wait)
@@ -132,14 +132,8 @@ class Catalog:
         if not snapshot.cards:
             raise ApiError(Code.MODEL_NOT_LOADED, NOT_LOADED, retry_after_s=RETRY_WORKER_S)
         name = self.default_name(snapshot) if model is None else model
-        known = snapshot.served or sorted(snapshot.cards)
         if name is None:
-            names = ", ".join(known)
-            raise ApiError(
-                Code.MODEL_REQUIRED,
-                f"Several checkpoints are served: {names}. Name one of them in `model`.",
-                extra={"models": known},
-            )
+            raise _ambiguous(snapshot, may_wait)
         card = snapshot.cards.get(name)
         if card is None and model is None:
             # The configured default, whose first worker has not started yet.
@@ -149,18 +143,32 @@ class Catalog:
         if not may_wait and not snapshot.accepting(name):
             loading = snapshot.loading(name)
             now = f"a worker loads {name} now. Try" if loading else f"no worker serves {name} now. Start one, or try"
-            raise ApiError(
-                Code.NO_WORKERS,
-                f"{NOT_LOADED}: {now} again later.",
-                retry_after_s=RETRY_WORKER_S,
-            )
+            raise _not_served(f"{now} again later")
         return card
+
+
+def _ambiguous(snapshot: CatalogSnapshot, may_wait: bool) -> ApiError:
+    """The error of a request without `model` for which no checkpoint, or more than one, can be meant."""
+    known = snapshot.served or sorted(snapshot.cards)
+    if not snapshot.served and not may_wait:
+        # Which one is meant is not the question: none can answer.
+        return _not_served(f"no worker serves a checkpoint now. Start one, or try again later. Known: {listed(known)}")
+    are = "served" if snapshot.served else "known, and none is served now"
+    return ApiError(
+        Code.MODEL_REQUIRED,
+        f"Several checkpoints are {are}: {listed(known)}. Name one of them in `model`.",
+        extra={"models": known},
+    )
+
+
+def _not_served(why: str) -> ApiError:
+    return ApiError(Code.NO_WORKERS, f"{NOT_LOADED}: {why}.", retry_after_s=RETRY_WORKER_S)
 
 
 def _not_found(name: str, known: list[str]) -> ApiError:
     error = FieldError(("body", "model"), "There is no such checkpoint.", "model_not_found", name)
     return ApiError(
         Code.MODEL_NOT_FOUND,
-        f"There is no checkpoint {error.to_detail()['input']!r}. Known: {', '.join(known)}.",
+        f"There is no checkpoint {error.to_detail()['input']!r}. Known: {listed(known)}.",
         extra={"models": known},
     )

@@ -43,8 +43,8 @@ class JobStream:
     async def chunks(self, changes: JobChanges) -> AsyncGenerator[bytes]:
         """The stream in the wire format. `changes` were read after the state's cursor, just now.
 
-        The stream ends after `done`, or after an `error` if the job is gone. If this process shuts down it ends without
-        either, and the client reconnects elsewhere. While Redis is away it waits.
+        The stream ends after `done`, or after a `problem` if the job is gone. If this process shuts down it ends
+        without either, and the client reconnects elsewhere. While Redis is away it waits.
         """
         for event in self._state.events(changes):
             yield event.encode()
@@ -92,7 +92,7 @@ class JobStream:
             watched.subscription.changed = False
             changes = await self._store.changes(job.id, *state.cursor)
             if changes is None:
-                return [state.error_event(await vanished(self._store, job.id))], True
+                return [state.problem_event(await vanished(self._store, job.id))], True
             watched.position = changes.position
         queue_event_due = state.has_moved(watched.position) and state.queue_event_due_s == 0
         queue = await self._queue_loads.snapshot(job.checkpoint) if queue_event_due else None

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 
-from fastapi import Response
+from fastapi import Request, Response
 from pydantic import BaseModel
 from redis.exceptions import RedisError
 
+from api.http.conditional import not_modified, weak_etag
 from api.http.problems import RETRY_SOON_S, ApiError, Code, FieldError, presentable
 from api.http.request_headers import Preferences
 from api.jobs.job_view import generate_response, job_response, job_url, server_timing
@@ -56,6 +57,15 @@ class JobResponses:
     async def job(self, job: Job, prefix: str, headers: Mapping[str, str] | None = None) -> Response:
         """200 with the job object. If the job is not over, it has the text so far and an estimate."""
         return json_response(await self._job_object(job, prefix), HTTPStatus.OK, headers)
+
+    async def current(self, request: Request, job: Job, prefix: str) -> Response:
+        """200 as `job`, with an `ETag`; 304 if the client has this representation already."""
+        body = await self._job_object(job, prefix)
+        # The time of an estimate is no news. Everything else is, also what changes without a new version of the job:
+        # its position, its estimates, and the prefix of its URLs.
+        queue = body.queue.model_copy(update={"as_of": None})
+        etag = weak_etag(body.model_copy(update={"queue": queue}).model_dump_json().encode())
+        return not_modified(request, json_response(body, HTTPStatus.OK, {"ETag": etag}))
 
     async def accepted(self, job: Job, prefix: str, headers: Mapping[str, str]) -> Response:
         """202 with the job object: the job is not over. `Retry-After` is the estimated time until it is."""

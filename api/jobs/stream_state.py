@@ -12,7 +12,7 @@ from api.http.sse import Cursor, Event
 from api.jobs.job_view import job_eta, job_response, job_url
 from api.jobs.queue_load import QueueSnapshot, tokens_left
 from api.jobs.responses import unsuccessful
-from api.schemas.events import AttemptEvent, StatusEvent, TokenEvent
+from api.schemas.events import AttemptEvent, EventName, StatusEvent, TokenEvent
 from tasks.job import Job
 from tasks.store.job_store import JobChanges
 from tasks.token_log import Entry
@@ -37,17 +37,22 @@ class StreamState:
 
     def events(self, changes: JobChanges) -> Iterator[Event]:
         """Events for the changes that were read: the status, new entries of the log, the end."""
-        status = StatusEvent(status=changes.status, attempt=changes.attempt, worker=changes.worker)
-        if changes.ended is None and status != self._status:
-            self._status = status
-            yield Event("status", status.model_dump_json())
+        if changes.ended is None:
+            status = StatusEvent.model_validate(
+                {"status": changes.status, "attempt": changes.attempt, "worker": changes.worker}
+            )
+            if status != self._status:
+                self._status = status
+                yield Event(EventName.STATUS, status.model_dump_json())
         for entry in changes.entries:
             self.cursor = Cursor(entry.after, entry.k)
             yield _log_event(entry)
         if changes.ended is not None:
             if changes.ended.error is not None:
-                yield self.error_event(unsuccessful(changes.ended, self.prefix))
-            yield Event("done", job_response(changes.ended, prefix=self.prefix).model_dump_json(), changes.end_id)
+                yield self.problem_event(unsuccessful(changes.ended, self.prefix))
+            yield Event(
+                EventName.DONE, job_response(changes.ended, prefix=self.prefix).model_dump_json(), changes.end_id
+            )
 
     def has_moved(self, position: int | None) -> bool:
         """Whether `position` differs from the one that was sent last. False unless the job is queued."""
@@ -62,16 +67,16 @@ class StreamState:
         """The `queue` event: the job's position and estimates."""
         self._position, self._position_sent_at = position, time.monotonic()
         estimate = queue.queue_load.estimate(position=position, tokens_left=tokens_left(self.job))
-        return Event("queue", job_eta(estimate, position=position, as_of=queue.as_of).model_dump_json())
+        return Event(EventName.QUEUE, job_eta(estimate, position=position, as_of=queue.as_of).model_dump_json())
 
-    def error_event(self, error: ApiError) -> Event:
-        """The `error` event: why the job failed, or why the stream cannot continue."""
-        return Event("error", json.dumps(error.to_problem(f"{job_url(self.prefix, self.job.id)}/stream")))
+    def problem_event(self, error: ApiError) -> Event:
+        """The `problem` event: why the job failed, or why the stream cannot continue."""
+        return Event(EventName.PROBLEM, json.dumps(error.to_problem(f"{job_url(self.prefix, self.job.id)}/stream")))
 
 
 def _log_event(entry: Entry) -> Event:
     if entry.attempt is not None:
         data = AttemptEvent(attempt=entry.attempt, resumed_from=entry.after).model_dump_json()
-        return Event("attempt", data, entry.id)
+        return Event(EventName.ATTEMPT, data, entry.id)
     data = TokenEvent(offset=entry.before, count=len(entry.token_ids), text=entry.text).model_dump_json()
-    return Event("token", data, entry.id)
+    return Event(EventName.TOKEN, data, entry.id)

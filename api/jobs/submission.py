@@ -32,16 +32,27 @@ MAX_NAMED_CHARACTERS = 10
 def idempotency(key: str | None, *, owner: str, route: str, request: Mapping[str, Any]) -> Idempotency | None:
     """Key and fingerprint of a request; None without a key.
 
-    Keys of different owners or different `route`s are different keys. `request` is validated and has its defaults, so
-    that all spellings of a request have the same fingerprint.
+    Keys of different owners or different `route`s are different keys. `request` is what the caller sent, as JSON
+    values: without defaults, so that it is the same request after an upgrade that adds fields or changes a default.
+    Members in another order, members that are None, and 1.0 in place of 1 make no other request. Raises ApiError if
+    `request` is nested too deeply.
     """
     if key is None:
         return None
     scope = "\0".join((owner, route, key))
-    canonical = json.dumps(request, sort_keys=True, separators=(",", ":"))
+    sent = {name: _canonical(value) for name, value in request.items() if value is not None}
+    try:
+        canonical = json.dumps(sent, sort_keys=True, separators=(",", ":"))
+    except RecursionError as error:
+        raise invalid(("body",), "The body is nested too deeply.", "nested_too_deeply") from error
     return Idempotency(
         key_hash=hashlib.sha256(scope.encode()).hexdigest(), fingerprint=hashlib.sha256(canonical.encode()).hexdigest()
     )
+
+
+def _canonical(value: Any) -> Any:
+    """One spelling for numbers that are equal."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def deadline_s(body: GenerateRequest, cancel_after_s: float | None) -> float | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 from redis.exceptions import RedisError
@@ -54,12 +56,14 @@ class SubmittedCall:
         }
 
 
-def request_idempotency(body: GenerateRequest, headers: SubmitHeaders, *, route: str) -> Idempotency | None:
+def request_idempotency(
+    sent: Mapping[str, Any], body: GenerateRequest, headers: SubmitHeaders, *, route: str
+) -> Idempotency | None:
     """The idempotency key of a request, with the fingerprint of what it asks for; None without the header.
 
-    Raises ApiError for a malformed key.
+    `sent` is the JSON body as the caller sent it, and `body` the same validated. Raises ApiError for a malformed key.
     """
-    request = {**body.model_dump(mode="json"), "deadline_s": deadline_s(body, headers.cancel_after_s)}
+    request = {**sent, "deadline_s": deadline_s(body, headers.cancel_after_s)}
     return idempotency(parse_idempotency_key(headers.key_lines), owner=ANONYMOUS, route=route, request=request)
 
 

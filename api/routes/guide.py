@@ -6,7 +6,7 @@ from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
-from api.http.openapi import QUEUE_CODES, STREAM_CONTENT, SUBMIT_CODES, headers, legacy_errors
+from api.http.openapi import QUEUE_CODES, SUBMIT_CODES, headers, legacy_errors, stream_content
 from api.http.parameters import LastEventIdHeader, SubmitHeadersDep, UrlPrefixDep
 from api.http.problems import Code
 from api.http.request_headers import prefers_events
@@ -14,6 +14,7 @@ from api.http.sse import Cursor, parse_cursor
 from api.http.strict_json import StrictRoute
 from api.jobs.responses import generated, replayed_headers, unsuccessful, wait_is_over
 from api.jobs.submit_and_wait import request_idempotency
+from api.schemas.events import EVENT_DATA
 from api.schemas.generation import GenerateRequest, GenerateResponse
 from api.schemas.health import HealthResponse, InfoResponse, RootResponse
 from api.schemas.jobs import JobResponse
@@ -30,8 +31,6 @@ _JOB_CODES = (
     Code.WAIT_TIMEOUT,
     Code.START_TIMEOUT,
     Code.DEADLINE_EXCEEDED,
-    Code.GONE,
-    Code.JOB_LOST,
     Code.CANCELLED,
     Code.CHECKPOINT_CHANGED,
     Code.WORKER_LOST,
@@ -47,7 +46,7 @@ _JOB_CODES = (
     responses={
         200: {
             "description": "The prompt with its continuation. With `Accept: text/event-stream`: the events of the job.",
-            "content": STREAM_CONTENT,
+            "content": stream_content(EVENT_DATA),
             "headers": headers(
                 X_Job_Id="Id of the job.",
                 Location="URL of the job.",
@@ -62,6 +61,7 @@ _JOB_CODES = (
                 Location="URL of the job.", Retry_After="Estimated seconds until the job is over, 1 to 60."
             ),
         },
+        204: {"description": "A repeated stream: the last event that you received was `done`."},
         **legacy_errors((*SUBMIT_CODES, *_JOB_CODES)),
     },
 )
@@ -79,7 +79,7 @@ async def generate(
     request has an `Idempotency-Key`, with which the client can get the answer later. With `Accept: text/event-stream`
     the response is the stream of the job's events, as in `GET /v1/jobs/{id}/stream`.
     """
-    key = request_idempotency(body, submit_headers, route="generate")
+    key = request_idempotency(await request.json(), body, submit_headers, route="generate")
     streams = prefers_events(request.headers.getlist("accept"))
     cursor = parse_cursor(last_event_id) if streams else Cursor()
     settings, preferences = services.settings, submit_headers.preferences
@@ -109,7 +109,13 @@ async def generate(
     return await services.responses.accepted(job, prefix, call.headers)
 
 
-@router.get("/health", tags=["health", "guide"], response_model=HealthResponse, summary="Health check")
+@router.get(
+    "/health",
+    tags=["health", "guide"],
+    response_model=HealthResponse,
+    summary="Health check",
+    responses=legacy_errors(),
+)
 async def health(services: UncheckedServicesDep) -> HealthResponse:
     """Whether a worker has a model loaded. Always 200; `/health/ready` shows the state as a status code."""
     return await services.health.summary()
@@ -120,7 +126,9 @@ async def health(services: UncheckedServicesDep) -> HealthResponse:
     tags=["guide"],
     response_model=InfoResponse,
     summary="Model information",
-    responses=legacy_errors((*QUEUE_CODES, Code.MODEL_NOT_FOUND, Code.MODEL_REQUIRED, Code.MODEL_NOT_LOADED)),
+    responses=legacy_errors(
+        (*QUEUE_CODES, Code.INVALID_REQUEST, Code.MODEL_NOT_FOUND, Code.MODEL_REQUIRED, Code.MODEL_NOT_LOADED)
+    ),
 )
 async def info(services: ServicesDep, model: str | None = None) -> InfoResponse:
     """Describes a checkpoint, also while no worker serves it. `model` chooses one if there are several."""
@@ -136,7 +144,7 @@ async def info(services: ServicesDep, model: str | None = None) -> InfoResponse:
     )
 
 
-@router.get("/", tags=["guide"], response_model=RootResponse, summary="Overview")
+@router.get("/", tags=["guide"], response_model=RootResponse, summary="Overview", responses=legacy_errors())
 async def root(services: UncheckedServicesDep) -> RootResponse:
     """The service and its endpoints."""
     summary = await services.health.summary()

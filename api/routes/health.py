@@ -15,7 +15,7 @@ from tasks.errors import SchemaError
 router = APIRouter(tags=["health"])
 
 
-@router.get("/health/live", response_model=Liveness, summary="The process runs")
+@router.get("/health/live", response_model=Liveness, summary="The process runs", responses=problems())
 async def live() -> Liveness:
     """Always 200, even while Redis or the workers are away."""
     return Liveness()

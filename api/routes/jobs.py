@@ -7,14 +7,15 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from api.http.disconnect import while_connected
-from api.http.openapi import QUEUE_CODES, SUBMIT_CODES, headers, problems
+from api.http.openapi import CHANGE_CODES, QUEUE_CODES, SUBMIT_CODES, headers, problems
 from api.http.parameters import JobIdPath, KeyLinesDep, SubmitHeadersDep, UrlPrefixDep
 from api.http.problems import Code, invalid
 from api.http.request_headers import parse_idempotency_key
-from api.http.strict_json import StrictRoute
+from api.http.strict_query import StrictQueryRoute
 from api.jobs.job_view import job_response, job_result
 from api.jobs.lookup import check_job_id, get_job
 from api.jobs.responses import (
+    code_of,
     job_headers,
     json_response,
     missing,
@@ -28,16 +29,17 @@ from api.jobs.submit_and_wait import request_idempotency
 from api.schemas.generation import JobRequest
 from api.schemas.jobs import DEFAULT_PAGE, MAX_PAGE, JobList, JobResponse, JobResult
 from api.services import ServicesDep
-from tasks.job import Job, Status
+from tasks.job import ErrorCode, Job, Status
 from tasks.job_id import new_job_id
 
-router = APIRouter(prefix="/v1/jobs", route_class=StrictRoute, tags=["jobs"])
+router = APIRouter(route_class=StrictQueryRoute, prefix="/v1/jobs", tags=["jobs"])
 
 WaitQuery = Annotated[
     float | None,
     Query(ge=0, allow_inf_nan=False, description="Long poll: seconds to wait, limited by the server's maximum."),
 ]
 
+_ETAG = "Changes when the job, its position or an estimate changes."
 _JOB_HEADERS = headers(Location="URL of the job.", X_Job_Id="Id of the job.")
 _ACCEPTED_HEADERS = headers(
     Location="URL of the job.",
@@ -70,7 +72,7 @@ async def submit(
     prefix: UrlPrefixDep,
 ) -> Response:
     """Queues a generation and answers at once. With `Prefer: wait=N` it waits for the job's end, at most N seconds."""
-    key = request_idempotency(body, submit_headers, route="jobs")
+    key = request_idempotency(await request.json(), body, submit_headers, route="jobs")
     wait_s = submit_headers.preferences.granted_wait_s(default=None, longest=services.settings.max_wait_s)
     call = await services.submit_and_wait.run(
         body, submit_headers, prefix, key=key, wait_s=wait_s, receive=request.receive
@@ -112,10 +114,10 @@ async def jobs(
     response_model=JobResponse,
     summary="Read a job",
     responses={
-        200: {"headers": headers(ETag="The job's version.")},
+        200: {"headers": headers(ETag=_ETAG)},
         304: {
-            "description": "The job still has the version in `If-None-Match`.",
-            "headers": headers(ETag="The job's version."),
+            "description": "The job is as in the response whose `ETag` is in `If-None-Match`.",
+            "headers": headers(ETag=_ETAG),
         },
         **problems((*QUEUE_CODES, Code.NOT_FOUND, Code.GONE, Code.INVALID_REQUEST)),
     },
@@ -145,10 +147,7 @@ async def job(
         )
         changed = await while_connected(request.receive, waiting)
         found = changed or found
-    etag = f'"{found.version}"'
-    if etag in _if_none_match(request):
-        return Response(status_code=304, headers={"ETag": etag})
-    return await services.responses.job(found, prefix, {"ETag": etag})
+    return await services.responses.current(request, found, prefix)
 
 
 @router.get(
@@ -157,7 +156,10 @@ async def job(
     summary="Read a job's text",
     responses={
         202: {"model": JobResponse, "description": "The job is not over yet.", "headers": _ACCEPTED_HEADERS},
-        **problems((*QUEUE_CODES, Code.NOT_FOUND, Code.GONE, Code.INVALID_REQUEST, Code.CANCELLED, Code.EXPIRED)),
+        **problems(
+            (*QUEUE_CODES, Code.NOT_FOUND, Code.GONE, Code.INVALID_REQUEST, Code.CANCELLED),
+            with_status={409: map(code_of, ErrorCode), 410: (Code.START_TIMEOUT, Code.DEADLINE_EXCEEDED)},
+        ),
     },
 )
 async def result(
@@ -188,7 +190,7 @@ async def result(
             "description": "The job runs; its worker was asked to stop.",
             "headers": _ACCEPTED_HEADERS,
         },
-        **problems((*QUEUE_CODES, Code.NOT_FOUND, Code.GONE, Code.INVALID_REQUEST)),
+        **problems((*QUEUE_CODES, *CHANGE_CODES, Code.NOT_FOUND, Code.GONE, Code.INVALID_REQUEST)),
     },
 )
 async def cancel(job_id: JobIdPath, services: ServicesDep, prefix: UrlPrefixDep) -> Response:
@@ -210,7 +212,7 @@ async def cancel(job_id: JobIdPath, services: ServicesDep, prefix: UrlPrefixDep)
     summary="Repeat a job",
     responses={
         202: {"headers": _ACCEPTED_HEADERS},
-        **problems((*SUBMIT_CODES, Code.NOT_FOUND, Code.GONE, Code.NOT_RETRYABLE)),
+        **problems((*SUBMIT_CODES, Code.NOT_FOUND, Code.NOT_RETRYABLE)),
     },
 )
 async def retry(job_id: JobIdPath, services: ServicesDep, prefix: UrlPrefixDep, key_lines: KeyLinesDep) -> Response:
@@ -234,7 +236,7 @@ async def retry(job_id: JobIdPath, services: ServicesDep, prefix: UrlPrefixDep, 
     response_class=Response,
     response_description="The job is deleted.",
     summary="Delete a job",
-    responses=problems((*QUEUE_CODES, Code.NOT_FOUND)),
+    responses=problems((*QUEUE_CODES, *CHANGE_CODES, Code.NOT_FOUND, Code.GONE, Code.INVALID_REQUEST)),
 )
 async def delete(job_id: JobIdPath, services: ServicesDep) -> Response:
     """Deletes a job with its prompt and its text, and stops it if it is queued or runs. Its URLs then answer 410.
@@ -250,9 +252,3 @@ async def delete(job_id: JobIdPath, services: ServicesDep) -> Response:
 def _has_answer(job: Job, after_version: int | None) -> bool:
     """Whether a long poll ends with this state of the job."""
     return job.status.terminal or (after_version is not None and job.version > after_version)
-
-
-def _if_none_match(request: Request) -> set[str]:
-    """Entity tags in `If-None-Match`. They are compared weakly, as HTTP requires here."""
-    lines = request.headers.getlist("if-none-match")
-    return {tag.strip().removeprefix("W/") for line in lines for tag in line.split(",")}

@@ -6,14 +6,16 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
-from api.http.openapi import QUEUE_CODES, STREAM_CONTENT, headers, problems
+from api.http.openapi import QUEUE_CODES, headers, problems, stream_content
 from api.http.parameters import JobIdPath, LastEventIdHeader, UrlPrefixDep
 from api.http.problems import Code
 from api.http.sse import parse_cursor
+from api.http.strict_query import StrictQueryRoute
 from api.jobs.lookup import get_job
+from api.schemas.events import EVENT_DATA
 from api.services import ServicesDep
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = APIRouter(route_class=StrictQueryRoute, prefix="/v1/jobs", tags=["jobs"])
 
 
 @router.get(
@@ -23,8 +25,8 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
     response_class=Response,
     responses={
         200: {
-            "description": "Events `queue`, `status`, `token`, `attempt`, `error`, and at the end `done`.",
-            "content": STREAM_CONTENT,
+            "description": "Events `queue`, `status`, `token`, `attempt`, `problem`, and at the end `done`.",
+            "content": stream_content(EVENT_DATA),
             "headers": headers(Location="URL of the job.", X_Job_Id="Id of the job."),
         },
         204: {"description": "The last event that you received was `done`: there is nothing more."},

@@ -8,12 +8,13 @@ from fastapi import APIRouter, Query
 
 from api.http.openapi import QUEUE_CODES, problems
 from api.http.problems import Code
+from api.http.strict_query import StrictQueryRoute
 from api.jobs.job_view import moment
 from api.schemas.workers import WorkerList, WorkerResponse
 from api.services import ServicesDep
 from tasks.worker_info import WorkerInfo
 
-router = APIRouter(prefix="/v1/workers", tags=["workers"])
+router = APIRouter(route_class=StrictQueryRoute, prefix="/v1/workers", tags=["workers"])
 
 
 @router.get(

@@ -21,6 +21,9 @@ Moment = Annotated[
 
 
 class Model(BaseModel):
-    """Base class of all bodies. It allows field names that begin with `model`, and refuses NaN and infinity."""
+    """Base class of all bodies. It allows field names that begin with `model`, and refuses NaN and infinity.
 
-    model_config = ConfigDict(protected_namespaces=(), allow_inf_nan=False)
+    The text of a validation error does not contain the value, which may be a prompt: such a text may reach a log.
+    """
+
+    model_config = ConfigDict(protected_namespaces=(), allow_inf_nan=False, hide_input_in_errors=True)

@@ -1,17 +1,23 @@
-"""The data of a stream's events. `queue` has a `JobEta` and `done` a `JobResponse`, both in `api.schemas.jobs`."""
+"""The data of a stream's events."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Literal
 
 from pydantic import Field
 
 from api.schemas.base import Model
+from api.schemas.errors import Problem
+from api.schemas.jobs import JobEta, JobResponse
 from tasks.job import Status
 
 
 class StatusEvent(Model):
     """Data of a `status` event."""
 
-    status: Status
+    status: Literal[Status.QUEUED, Status.RUNNING]
     attempt: int
     worker: str | None = Field(description="The worker that runs the job; null while it is queued.")
 
@@ -29,3 +35,26 @@ class AttemptEvent(Model):
 
     attempt: int
     resumed_from: int = Field(description="Tokens of earlier attempts, which it continues.")
+
+
+class EventName(StrEnum):
+    """Names of a stream's events. None is `open`, `message` or `error`, which are events of `EventSource` itself."""
+
+    QUEUE = "queue"
+    STATUS = "status"
+    TOKEN = "token"
+    ATTEMPT = "attempt"
+    #: Why the job failed, or why the stream cannot continue.
+    PROBLEM = "problem"
+    DONE = "done"
+
+
+#: The data of each event.
+EVENT_DATA: Mapping[str, type[Model]] = {
+    EventName.QUEUE: JobEta,
+    EventName.STATUS: StatusEvent,
+    EventName.TOKEN: TokenEvent,
+    EventName.ATTEMPT: AttemptEvent,
+    EventName.PROBLEM: Problem,
+    EventName.DONE: JobResponse,
+}

@@ -129,7 +129,7 @@ class JobResponse(Model):
 
     id: str
     object: Literal["job"] = "job"
-    version: int = Field(description="Increases with every change. It is also the ETag.")
+    version: int = Field(description="Increases with every change of the job. A new position or estimate is none.")
     status: Status
     model: str
     created_at: Moment

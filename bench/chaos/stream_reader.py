@@ -57,7 +57,7 @@ class StreamRecord:
             completion = data["output"]["completion"]
             if self.text != completion:
                 self.unexpected.append(f"the stream's text is {self.text!r}, the result {completion!r}")
-        elif event.event not in ("queue", "status", "error"):
+        elif event.event not in ("queue", "status", "problem"):
             self.unexpected.append(f"event {event.event!r}")
 
     def _check_offset(self, offset: int, what: str) -> None:

@@ -56,7 +56,7 @@ async def stream(session: aiohttp.ClientSession, body: Mapping[str, Any]) -> Tim
             if name == "token":
                 tokens += json.loads(data)["count"]
                 first = time.perf_counter() - began if first is None else first
-            elif name == "error":
+            elif name == "problem":
                 raise RequestFailedError(data)
     return Timing(first, time.perf_counter() - began, tokens)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+_ALLOWED_HOSTS = "CELERIAC_ALLOWED_HOSTS"
 DEVICES = ("auto", "cpu", "cuda", "mps")
 #: Key of a context's `meta`: the values of `--checkpoint`.
 _CHECKPOINT_OPTIONS = "celeriac.cli.options.checkpoint"
@@ -98,7 +102,9 @@ def weights(command: F) -> F:
 def listening(command: F) -> F:
     """Add the address of the API, `--root-path`, and `--reload` for developers."""
     options: tuple[Callable[[F], F], ...] = (
-        click.option("--host", default="127.0.0.1", show_default=True, help="Address of the API."),
+        click.option(
+            "--host", default="127.0.0.1", show_default=True, help="Address of the API.", callback=_add_allowed_host
+        ),
         click.option(
             "--port",
             type=click.IntRange(1, 65535),
@@ -215,6 +221,16 @@ def _add_options(context: click.Context, _: click.Parameter, given: tuple[str, .
 def _set_root_path(_: click.Context, __: click.Parameter, value: str | None) -> None:
     if value is not None:
         os.environ["CELERIAC_ROOT_PATH"] = value
+
+
+def _add_allowed_host(_: click.Context, __: click.Parameter, value: str) -> str:
+    """The name of the address on which the API listens is a name by which it may be called."""
+    given = os.environ.get(_ALLOWED_HOSTS) or "[]"
+    if re.fullmatch(r"[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*", value) and not value.replace(".", "").isdigit():
+        # A value that is no list is reported when the settings are read.
+        with suppress(ValueError, TypeError):
+            os.environ[_ALLOWED_HOSTS] = json.dumps([*json.loads(given), value])
+    return value
 
 
 def _checked_url(_: click.Context, __: click.Parameter, value: str) -> str:

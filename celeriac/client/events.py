@@ -145,7 +145,7 @@ def _attempt(id_: str | None, data: Mapping[str, Any]) -> AttemptEvent:
     return AttemptEvent(id=id_, attempt=data["attempt"], resumed_from=data["resumed_from"], worker=data.get("worker"))
 
 
-def _error(id_: str | None, data: Mapping[str, Any]) -> ErrorEvent:
+def _problem(id_: str | None, data: Mapping[str, Any]) -> ErrorEvent:
     return ErrorEvent(
         id=id_, code=data["code"], message=data["detail"], retryable=data["retryable"], status=data["status"]
     )
@@ -160,6 +160,6 @@ _KINDS: Mapping[str, Callable[[str | None, Mapping[str, Any]], Event]] = {
     "status": _status,
     "token": _token,
     "attempt": _attempt,
-    "error": _error,
+    "problem": _problem,
     "done": _done,
 }

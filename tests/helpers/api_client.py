@@ -14,6 +14,7 @@ from fastapi import FastAPI
 
 from api.app import create_app
 from tasks.settings import Settings
+from tests.helpers.openapi_document import check_answer
 
 #: Longest wait for something that normally happens at once, in seconds.
 DEADLINE_S = 10.0
@@ -29,7 +30,11 @@ async def running(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     """Start `app` in this process, and give a client of it."""
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=DEADLINE_S) as client:
+        # Every answer in every test is compared with the OpenAPI document.
+        hooks = {"response": [check_answer]}
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://test", timeout=DEADLINE_S, event_hooks=hooks
+        ) as client:
             yield client
 
 

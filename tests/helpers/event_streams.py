@@ -10,6 +10,8 @@ from typing import Any
 
 import httpx
 
+from tests.helpers.openapi_document import check_event
+
 #: Longest wait for the next event, in seconds.
 DEADLINE_S = 20.0
 
@@ -42,7 +44,9 @@ class EventReader:
                 name, _, value = line.partition(": ")
                 fields[name] = value
             elif "event" in fields:
-                return Event(fields["event"], json.loads(fields["data"]), fields.get("id"))
+                event = Event(fields["event"], json.loads(fields["data"]), fields.get("id"))
+                check_event(event.name, event.data)
+                return event
             else:
                 assert fields.keys() <= {"retry"}, fields
         assert not fields, f"the stream ends in the middle of an event: {fields}"

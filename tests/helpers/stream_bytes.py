@@ -44,9 +44,9 @@ def done(job: dict[str, Any] = DONE_JOB) -> bytes:
 
 
 def error(code: str, detail: str = "It failed.", status: int = 503) -> bytes:
-    """An `error` event."""
+    """A `problem` event."""
     problem = {"type": f"urn:celeriac:problem:{code}", "title": "T", "detail": detail, "retryable": True}
-    return event("error", {**problem, "status": status, "code": code})
+    return event("problem", {**problem, "status": status, "code": code})
 
 
 def whole() -> bytes:

@@ -59,6 +59,24 @@ def test_the_server_gets_the_time_of_the_setting(monkeypatch: pytest.MonkeyPatch
     assert [options["timeout_keep_alive"] for options in started] == [int(value or 75)]
 
 
+@pytest.mark.parametrize(
+    ("host", "given", "names"),
+    [
+        ("localhost", "", ["localhost"]),
+        ("localhost", '["a.example"]', ["a.example", "localhost"]),
+        ("127.0.0.1", '["a.example"]', ["a.example"]),
+    ],
+)
+def test_the_name_to_listen_on_is_a_name_of_the_server(
+    monkeypatch: pytest.MonkeyPatch, host: str, given: str, names: list[str]
+) -> None:
+    monkeypatch.setattr(uvicorn, "run", lambda *_, **__: None)
+    monkeypatch.setenv("CELERIAC_ALLOWED_HOSTS", given)
+    result = CliRunner().invoke(main, ["api", "--host", host, "--port", str(free_port())])
+    assert result.exit_code == 0, result.output
+    assert settings().allowed_hosts == names
+
+
 def test_the_option_sets_the_path_of_the_api(stack: Stack) -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}"

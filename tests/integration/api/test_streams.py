@@ -203,7 +203,7 @@ async def test_a_change_of_the_position_is_sent_at_most_once_a_second(queue: Que
 @pytest.mark.parametrize(
     ("status", "error", "names"),
     [
-        (Status.FAILED, JobError(ErrorCode.INTERNAL, "Broken.", retryable=True), ["token", "error", "done"]),
+        (Status.FAILED, JobError(ErrorCode.INTERNAL, "Broken.", retryable=True), ["token", "problem", "done"]),
         (Status.CANCELLED, None, ["token", "done"]),
     ],
 )
@@ -227,7 +227,7 @@ async def test_the_stream_of_a_job_that_fails_or_is_cancelled(
 async def test_the_stream_of_a_job_that_expires_in_the_queue(queue: QueueWorld, url: str) -> None:
     job_id = await queue.submit(limits=TimeLimits(queue_timeout_ms=300))
     events = await in_thread(lambda: all_events(stream_url(url, job_id)))
-    assert [event.name for event in events] == ["status", "error", "done"]
+    assert [event.name for event in events] == ["status", "problem", "done"]
     assert events[1].data["code"] == "start_timeout"
     assert (events[2].data["status"], events[2].id) == ("expired", "0-1")
 
@@ -239,7 +239,7 @@ async def test_the_stream_of_a_deleted_job_ends_without_done(queue: QueueWorld, 
         await in_thread(lambda: reader.take("status"))
         await queue.jobs.delete(job_id)
         events = await in_thread(reader.rest)
-    assert [(event.name, event.data["code"], event.data["status"]) for event in events] == [("error", "gone", 410)]
+    assert [(event.name, event.data["code"], event.data["status"]) for event in events] == [("problem", "gone", 410)]
 
 
 async def test_if_redis_loses_its_data_the_stream_ends_with_job_lost(queue: QueueWorld, url: str) -> None:
@@ -249,7 +249,9 @@ async def test_if_redis_loses_its_data_the_stream_ends_with_job_lost(queue: Queu
         await in_thread(lambda: reader.take("status"))
         queue.redis.flushall()
         events = await in_thread(reader.rest)
-    assert [(event.name, event.data["code"], event.data["status"]) for event in events] == [("error", "job_lost", 503)]
+    assert [(event.name, event.data["code"], event.data["status"]) for event in events] == [
+        ("problem", "job_lost", 503)
+    ]
 
 
 async def test_a_silent_stream_gets_comments(queue: QueueWorld, url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,7 +78,8 @@ def test_each_role_names_a_misspelt_setting_once(stack: Stack, role: str) -> Non
             "CELERIAC_LEASE_S (5, the default) must be at least 3 times CELERIAC_HEARTBEAT_S (2), because ",
         ),
         ({"slots": "many"}, "CELERIAC_SLOTS: "),
-        ({"cors_origins": "x"}, "A CELERIAC_* variable cannot be read: "),
+        ({"allowed_hosts": "x"}, "A CELERIAC_* variable cannot be read: "),
+        ({"cors_origins": '["https://a.example/"]'}, "CELERIAC_CORS_ORIGINS: "),
         ({"redis_url": "http://host"}, "CELERIAC_REDIS_URL: "),
     ],
 )

@@ -110,6 +110,24 @@ async def test_a_malformed_query_is_422(client: httpx.AsyncClient, query: str) -
     assert response.headers["content-type"] == "application/problem+json"
 
 
+@pytest.mark.parametrize(
+    "cursor",
+    ["", ".", "1", "1.", ".x", "1e5.x", "-1.x", "0x1.x", "1.5.x", "٣.x", "9" * 25 + ".x", "9" * 5000 + ".x", "nan.x"],
+)
+async def test_a_cursor_that_no_page_had_is_422_or_the_end(client: httpx.AsyncClient, cursor: str) -> None:
+    await client.post("/v1/jobs", json={"prompt": "1"})
+    response = await client.get("/v1/jobs", params={"cursor": cursor})
+    assert response.status_code in (200, 422)
+    assert len(response.content) < 20_000
+
+
+@pytest.mark.parametrize("after", ["999999999-999999999", "999999999", "9" * 10, "9" * 5000, "-1", "1-", "1--1", "٣"])
+async def test_a_position_that_no_stream_had_is_422_or_the_end(client: httpx.AsyncClient, after: str) -> None:
+    job = (await client.post("/v1/jobs", json={"prompt": "1"}, headers={"Prefer": "wait=10"})).json()
+    response = await client.get(job["urls"]["stream"], params={"starting_after": after})
+    assert response.status_code in (200, 204, 422)
+
+
 async def test_unknown_paths_and_methods(client: httpx.AsyncClient) -> None:
     assert (await client.get("/nothing")).json() == {"detail": "Not Found"}
     assert (await client.get("/generate")).status_code == 405

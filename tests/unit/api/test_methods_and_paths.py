@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from starlette.routing import Route
 
 from api.app import create_app
+from api.routes import documentation
 from tasks.settings import API_PATHS, Settings
 from tasks.store import keys
 from tests.helpers.api_client import running, server, settings_for
@@ -29,7 +30,7 @@ def routes(app: FastAPI) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {
         path: {method.upper() for method in of} for path, of in app.openapi()["paths"].items()
     }
-    for route in app.routes:
+    for route in (*app.routes, *documentation.router.routes):
         if isinstance(route, Route):
             found.setdefault(route.path, set()).update(route.methods or ())
     return {path: methods - {"HEAD"} for path, methods in found.items()}

@@ -85,8 +85,8 @@ def test_an_invalid_value_is_named_but_not_shown(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ConfigurationError, match=r"CELERIAC_SLOTS: .*; CELERIAC_DEVICE: ") as error:
         settings()
     assert "secret" not in str(error.value)
-    monkeypatch.setenv("CELERIAC_CORS_ORIGINS", "secret-3")
-    with pytest.raises(ConfigurationError, match="cors_origins") as error:
+    monkeypatch.setenv("CELERIAC_ALLOWED_HOSTS", "secret-3")
+    with pytest.raises(ConfigurationError, match="allowed_hosts") as error:
         settings()
     assert "secret" not in str(error.value)
 

@@ -68,7 +68,7 @@ def test_no_event_has_a_line_end_inside_its_data() -> None:
         text = event.encode().decode()
         assert text.splitlines() == text.split("\n")[:-1]
         names.append(event.name)
-    assert names == ["status", "token", "attempt", "token", "error", "done"]
+    assert names == ["status", "token", "attempt", "token", "problem", "done"]
 
 
 def test_escapes_do_not_change_the_values() -> None:

@@ -1,22 +1,44 @@
 """Key and fingerprint of a request: what makes two requests the same."""
 
+import hashlib
+
 import pytest
 
 from api.http.request_headers import Preferences, SubmitHeaders
 from api.jobs.submission import idempotency
 from api.jobs.submit_and_wait import request_idempotency
-from api.schemas.generation import GenerateRequest, JobRequest
+from api.schemas.generation import JobRequest
 
 
 def made(key: str = "k", owner: str = "o", route: str = "jobs", **body: object) -> tuple[str, str]:
-    request = GenerateRequest.model_validate({"prompt": "1", **body}).model_dump(mode="json")
-    found = idempotency(key, owner=owner, route=route, request=request)
+    found = idempotency(key, owner=owner, route=route, request={"prompt": "1", **body})
     assert found is not None
     return found.key_hash, found.fingerprint
 
 
-def test_all_spellings_of_a_request_have_the_same_fingerprint() -> None:
-    assert made() == made(max_tokens=100, temperature="0.8", top_k=None)
+def test_a_fingerprint_covers_only_what_was_sent() -> None:
+    """So the same request is the same after an upgrade that adds optional fields, or that changes a default."""
+    # This value never changes: keys from before an upgrade have it.
+    assert made()[1] == hashlib.sha256(b'{"prompt":"1"}').hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"top_k": None}, {}),
+        ({"temperature": 1.0}, {"temperature": 1}),
+        ({"top_k": 2, "seed": 1}, {"seed": 1, "top_k": 2}),
+        ({"metadata": {"b": "1", "a": "2"}}, {"metadata": {"a": "2", "b": "1"}}),
+    ],
+)
+def test_spellings_of_a_request_have_the_same_fingerprint(one: dict[str, object], other: dict[str, object]) -> None:
+    assert made(**one) == made(**other)
+
+
+@pytest.mark.parametrize("sent", [{"max_tokens": 100}, {"temperature": 0.8}, {"metadata": {}}, {"unknown": 1}])
+def test_a_field_that_was_sent_makes_another_request_than_one_that_was_not(sent: dict[str, object]) -> None:
+    """Even with its default, which another version may change."""
+    assert made(**sent) != made()
 
 
 def test_another_body_has_another_fingerprint_under_the_same_key() -> None:
@@ -44,7 +66,7 @@ def test_the_fingerprint_has_the_shorter_of_body_and_cancel_after(
     def fingerprint(body_s: float | None, header_s: float | None) -> str:
         body = JobRequest(prompt="1", deadline_s=body_s)
         headers = SubmitHeaders(Preferences(), ['"k"'], header_s)
-        found = request_idempotency(body, headers, route="jobs")
+        found = request_idempotency({"prompt": "1", "deadline_s": body_s}, body, headers, route="jobs")
         assert found is not None
         return found.fingerprint
 

@@ -416,3 +416,52 @@ class TestSeveralCheckpoints:
         assert gone.status_code == 503
         assert gone.json()["detail"].startswith("Model not loaded")
         assert gone.headers["retry-after"]
+
+    async def test_without_any_worker_a_request_without_a_model_is_503(self, redis_url: str) -> None:
+        """The cards of both checkpoints stay when their workers are gone."""
+        settings = settings_for(redis_url)
+        async with api(settings) as client:
+            with fake_worker(settings), fake_worker(settings, BPE_CARD):
+                pass
+            answers = [await client.post(path, json={"prompt": "1"}) for path in ("/generate", "/v1/jobs")]
+            for answer in answers:
+                assert answer.status_code == 503
+                assert answer.headers["retry-after"]
+                assert answer.json()["detail"].startswith("Model not loaded: no worker serves a checkpoint now.")
+                assert "bpe, step_002920" in answer.json()["detail"]
+            assert answers[1].json()["code"] == "no_workers"
+
+    async def test_without_any_worker_a_job_that_may_wait_has_to_name_one(self, redis_url: str) -> None:
+        settings = settings_for(redis_url)
+        patient = {"prompt": "1", "wait_for_worker": True}
+        async with api(settings) as client:
+            with fake_worker(settings), fake_worker(settings, BPE_CARD):
+                pass
+            unnamed = await client.post("/v1/jobs", json=patient)
+            assert (unnamed.status_code, unnamed.json()["code"]) == (422, "model_required")
+            assert unnamed.json()["detail"].startswith("Several checkpoints are known, and none is served now:")
+            named = await client.post("/v1/jobs", json={**patient, "model": "bpe"})
+            assert (named.status_code, named.json()["model"]) == (202, "bpe")
+            info = await client.get("/info")
+            assert (info.status_code, info.json()["models"]) == (422, ["bpe", "step_002920"])
+
+    async def test_with_one_of_two_workers_that_one_is_used_also_by_a_job_that_may_wait(self, redis_url: str) -> None:
+        settings = settings_for(redis_url)
+        async with api(settings) as client:
+            with fake_worker(settings, BPE_CARD):
+                pass
+            with fake_worker(settings):
+                job = await client.post("/v1/jobs", json={"prompt": "1", "wait_for_worker": True})
+        assert job.json()["model"] == "step_002920"
+
+    async def test_a_configured_default_without_a_worker_is_503(self, redis_url: str) -> None:
+        settings = settings_for(redis_url, default_checkpoint="bpe")
+        async with api(settings) as client:
+            with fake_worker(settings, BPE_CARD):
+                pass
+            with fake_worker(settings):
+                answer = await client.post("/v1/jobs", json={"prompt": "1"})
+                waiting = await client.post("/v1/jobs", json={"prompt": "1", "wait_for_worker": True})
+        assert (answer.status_code, answer.json()["code"]) == (503, "no_workers")
+        assert "no worker serves bpe now" in answer.json()["detail"]
+        assert (waiting.status_code, waiting.json()["model"]) == (202, "bpe")

@@ -401,7 +401,7 @@ def test_a_job_that_does_not_exist_when_the_stream_is_opened(status_code: int, c
         b'event: done\ndata: {"id": "job_x"}\n\n',
         b"event: status\ndata: {}\n\n",
         b"event: queue\ndata: {}\n\n",
-        b"event: error\ndata: {}\n\n",
+        b"event: problem\ndata: {}\n\n",
         b"event: attempt\ndata: 3\n\n",
     ],
 )
