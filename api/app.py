@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import resource
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,9 +14,11 @@ from fastapi.middleware.cors import CORSMiddleware
 from redis.exceptions import RedisError
 
 from api.http import error_handlers
+from api.http.header_limits import HeaderLimits
 from api.http.middleware import BodyLimit, HeadRequests, RequestLog, RootPath, UnexpectedErrors
 from api.http.openapi import openapi
 from api.routes import guide, health, jobs, streams, workers
+from api.server import accept_errors, open_files
 from api.services import Services
 from api.shutdown import on_stop_signal
 from tasks.connections import redacted
@@ -39,9 +41,6 @@ EXPOSED_HEADERS = (
     "X-Job-Warnings",
     "X-Request-Id",
 )
-
-#: Open files (connections included) that the process asks for.
-MAX_OPEN_FILES = 10_240
 
 
 class Api(FastAPI):
@@ -66,7 +65,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         services = Services.open(chosen)
         app.state.services = services
         try:
-            _raise_open_files_limit()
+            open_files.raise_limit()
+            accept_errors.keep_quiet(asyncio.get_running_loop())
             await _check_redis(services)
             with on_stop_signal(services.shutdown.begin):
                 yield
@@ -89,6 +89,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=chosen.max_body_bytes)
     app.add_middleware(UnexpectedErrors, answer=error_handlers.unexpected_error)
     app.add_middleware(HeadRequests)
+    app.add_middleware(HeaderLimits)
     app.add_middleware(
         CORSMiddleware,
         allow_origins=chosen.cors_origins,
@@ -100,14 +101,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     if chosen.root_path is not None:
         app.add_middleware(RootPath, path=chosen.root_path)
     return app
-
-
-def _raise_open_files_limit() -> None:
-    """Allow more open files where the system permits it: each waiting client is one, and 1,024 is a common limit."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < MAX_OPEN_FILES:
-        raised = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
 
 
 async def _check_redis(services: Services) -> None:
