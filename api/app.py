@@ -23,7 +23,7 @@ from api.services import Services
 from api.shutdown import on_stop_signal
 from tasks.connections import redacted
 from tasks.environment.startup import settings_or_exit
-from tasks.logs import setup_logging
+from tasks.logs import flush_logs, setup_logging
 from tasks.settings import Settings
 from tasks.settings import settings as settings_of_this_process
 
@@ -72,6 +72,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 yield
         finally:
             await services.close()
+            await asyncio.to_thread(flush_logs)
 
     app = Api(
         title=guide.TITLE,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+from torch import Tensor
 
 from tasks.card import Card
 from worker.checkpoints import formats
@@ -34,6 +37,30 @@ class LoadedModel:
     warnings: tuple[str, ...]
 
 
+class CountedWeights(Mapping[str, Tensor]):
+    """Weights that report how many of their bytes were taken."""
+
+    def __init__(self, weights: Mapping[str, Tensor], progress: Callable[[int, int], None]) -> None:
+        self._weights = weights
+        self._progress = progress
+        self._left = {name: tensor.nbytes for name, tensor in weights.items()}
+        self._total = sum(self._left.values())
+        progress(0, self._total)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """A tensor. All that were taken before it are loaded."""
+        tensor = self._weights[name]
+        self._progress(self._total - sum(self._left.values()), self._total)
+        self._left.pop(name, None)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+
 def vocabulary_of(tokenizer: Tokenizer, size: int) -> Vocabulary:
     """The vocabulary of the first `size` ids of a tokenizer, for the engine."""
     text = tuple(tokenizer.token_bytes(token_id) for token_id in range(size))
@@ -51,8 +78,11 @@ def load_model(
     slots: int,
     kv_memory_mb: int,
     prefill_chunk_tokens: int,
+    progress: Callable[[int, int], None] = lambda _loaded, _total: None,
 ) -> LoadedModel:
     """Load a checkpoint, and decode a few tokens to warm the engine up. Without a tokenizer, ids have no text.
+
+    `progress` is called with the bytes of the weights that are loaded, and with those of all weights.
 
     `softcap` None: the era's. `kv_memory_mb` 0: KV memory for `slots` full contexts, as far as the device has it.
 
@@ -76,7 +106,7 @@ def load_model(
         Vocabulary.without_text(config.vocab_size) if tokenizer is None else vocabulary_of(tokenizer, config.vocab_size)
     )
     engine = Engine(
-        load_weights(config, checkpoint.weights, chosen, weights),
+        load_weights(config, CountedWeights(checkpoint.weights, progress), chosen, weights),
         vocabulary,
         slots=slots,
         kv_tokens=kv_tokens,

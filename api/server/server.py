@@ -16,6 +16,7 @@ from api.server import refusals
 from api.server.connection import Connection
 from api.server.limits import ConnectionLimits
 from api.server.listener import Listener, open_sockets
+from tasks.logs import flush_logs
 
 log = structlog.get_logger(__name__)
 
@@ -53,6 +54,8 @@ class Server(uvicorn.Server):
         for listener in self._listeners:
             listener.close()
         await super().shutdown(sockets=[])
+        # uvicorn now sends itself the signal that has stopped it, and that ends the process at once.
+        await asyncio.to_thread(flush_logs)
 
     def _connection(self) -> asyncio.Protocol:
         return Connection(self.config, self.server_state, self.lifespan.state, limits=self._limits)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from multiprocessing.connection import Connection
 
 import torch
 from torch import Tensor
@@ -40,9 +41,9 @@ class SleepingModel:
         return torch.zeros(len(batch.outputs), self.config.vocab_size)
 
 
-def load(start: Start) -> LoadedModel:
+def load(start: Start, pipe: Connection) -> LoadedModel:
     """Load what `worker.engine_process.main` loads, and replace the model."""
-    loaded = real_load(start)
+    loaded = real_load(start, pipe)
     loaded.engine.model = SleepingModel(loaded.engine.model, float(os.environ[STEP_MS]) / 1000)
     return loaded
 

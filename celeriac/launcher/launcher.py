@@ -98,6 +98,7 @@ class Launcher:
         if failure is not None:
             # Printed last, after the output of the children, where it is easy to find.
             self._console.error(f"Error: {failure}")
+        self._console.flush()
         return 0 if failure is None else 1
 
     def _child(self, role: Role) -> Child:
@@ -140,7 +141,7 @@ class Launcher:
                 raise _StopError
             case _Ready():
                 self._is_ready = True
-                self._console.info(f"Celeriac is ready: {self._url} (docs at /docs)")
+                self._console.info(f"Celeriac is ready: {self._url} (docs at /docs)", url=self._url)
             case _Exited():
                 self._schedule_restart(event.child, event.code)
 

@@ -95,7 +95,7 @@ def _launch(options: Options, settings: Settings, checkpoint: str, redis: tuple[
         )
         for index, name in enumerate(names)
     ]
-    console = Console([role.name for role in (*([] if redis is None else [redis[1]]), *front_ends, *workers)])
+    console = Console([role.name for role in (*([] if redis is None else [redis[1]]), *front_ends, *workers)], settings)
     _announce(console, options, checkpoint, None if redis is None else redis[0])
     return Launcher(
         redis=redis,
@@ -109,7 +109,7 @@ def _launch(options: Options, settings: Settings, checkpoint: str, redis: tuple[
 
 def _environment(options: Options, settings: Settings, checkpoint: str, redis_url: str) -> dict[str, str]:
     """Environment variables of all children, in addition to those of this process."""
-    env = {
+    return {
         "CELERIAC_REDIS_URL": redis_url,
         "CELERIAC_CHECKPOINT": options.checkpoint,
         "CELERIAC_DEVICE": options.device,
@@ -117,13 +117,9 @@ def _environment(options: Options, settings: Settings, checkpoint: str, redis_ur
         # Requests without `model` keep using this checkpoint when workers of other checkpoints join.
         "CELERIAC_DEFAULT_CHECKPOINT": settings.default_checkpoint or checkpoint,
         "PYTHONUNBUFFERED": "1",
+        # The launcher reads their events, and prints them as the user wants them.
+        "CELERIAC_LOG_FORMAT": "json",
     }
-    if "log_format" not in settings.model_fields_set:
-        env["CELERIAC_LOG_FORMAT"] = "console"
-    if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
-        # Their output is a pipe, which the launcher copies to a terminal.
-        env["FORCE_COLOR"] = "1"
-    return env
 
 
 def _worker_names(checkpoint: str, workers: int, settings: Settings) -> list[str]:

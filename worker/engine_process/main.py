@@ -14,13 +14,23 @@ from multiprocessing.connection import Connection
 import structlog
 
 from tasks.generation import FinishReason
-from tasks.logs import setup_logging
+from tasks.logs import flush_logs, setup_logging
 from tasks.settings import settings
 from worker.checkpoints import meta
 from worker.checkpoints.errors import CheckpointError
 from worker.checkpoints.tokenizers import load_tokenizer
 from worker.engine.engine import Engine
-from worker.engine_process.messages import Abort, AddRequest, LoadFailed, Ready, Report, SequenceRequest, Start, Update
+from worker.engine_process.messages import (
+    Abort,
+    AddRequest,
+    LoadFailed,
+    Loading,
+    Ready,
+    Report,
+    SequenceRequest,
+    Start,
+    Update,
+)
 from worker.model_loader import LoadedModel, load_model
 
 log = structlog.get_logger(__name__)
@@ -30,6 +40,8 @@ IDLE_TICK_S = 0.5
 #: Steps within this time, in seconds, are reported together. Both processes then pay for at most a hundred reports a
 #: second, however small the model is. First tokens and ends of sequences are reported at once.
 REPORT_EVERY_S = 0.01
+#: Shortest time between two messages about the progress of loading, in seconds.
+PROGRESS_EVERY_S = 0.25
 
 
 def serve(pipe: Connection, engine: Engine) -> None:
@@ -87,8 +99,19 @@ def add_request(engine: Engine, request: SequenceRequest) -> list[Update]:
     return []
 
 
-def load(start: Start) -> LoadedModel:
-    """Load the checkpoint that `start` names. Raises CheckpointError, ValueError, and the errors of torch."""
+def load(start: Start, pipe: Connection) -> LoadedModel:
+    """Load the checkpoint that `start` names, and report the progress.
+
+    Raises CheckpointError, ValueError, and the errors of torch.
+    """
+    reported_at = 0.0
+
+    def progress(loaded: int, total: int) -> None:
+        nonlocal reported_at
+        if time.monotonic() - reported_at >= PROGRESS_EVERY_S:
+            reported_at = time.monotonic()
+            pipe.send(Loading(loaded, total))
+
     vocab_size = meta.read(start.folder.meta_file).sizes["vocab_size"]
     return load_model(
         start.folder,
@@ -100,6 +123,7 @@ def load(start: Start) -> LoadedModel:
         slots=start.slots,
         kv_memory_mb=start.kv_memory_mb,
         prefill_chunk_tokens=start.prefill_chunk_tokens,
+        progress=progress,
     )
 
 
@@ -111,7 +135,7 @@ def main() -> int:
         start: Start = pipe.recv()
         began = time.monotonic()
         try:
-            loaded = load(start)
+            loaded = load(start, pipe)
         except (CheckpointError, OSError, ValueError, MemoryError, RuntimeError) as error:
             # torch raises RuntimeError for a device that is missing or out of memory.
             pipe.send(LoadFailed(str(error) or type(error).__name__))
@@ -130,6 +154,7 @@ def main() -> int:
     except (EOFError, BrokenPipeError, ConnectionResetError):
         # The worker has ended. An orderly exit of the interpreter and torch would hold the device's memory for seconds,
         # and the next worker may need it.
+        flush_logs()
         os._exit(0)
     return 0
 
