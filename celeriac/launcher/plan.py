@@ -8,11 +8,13 @@ import shlex
 import signal
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from celeriac.launcher import ports, redis_server
 from celeriac.launcher.child import Role
 from celeriac.launcher.console import Console
+from celeriac.launcher.kept_jobs import kept_jobs
 from celeriac.launcher.launcher import Launcher
 from celeriac.launcher.placement import placement
 from celeriac.launcher.redis_server import DataFolder
@@ -104,6 +106,7 @@ def _launch(options: Options, settings: Settings, checkpoint: str, redis: tuple[
         console=console,
         url=ports.url_of(options.host, options.port),
         worker_names=names,
+        count_kept_jobs=partial(kept_jobs, settings.model_copy(update={"redis_url": redis_url})),
     ).run()
 
 

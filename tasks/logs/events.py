@@ -28,12 +28,17 @@ def made(event: str, *, level: str = "info", **fields: object) -> Mapping[str, A
     return {"event": event, **fields, "level": level, "timestamp": datetime.now(UTC).isoformat()}
 
 
-def is_for_people(event: Mapping[str, Any]) -> bool:
-    """Whether people see this event."""
+def is_for_people(event: Mapping[str, Any], *, together: bool) -> bool:
+    """Whether people see this event. `together`: whether they see the events of all processes in one place."""
     if event.get("level") in ("warning", "error", "critical"):
         return True
-    if event.get("event") in _FOR_MACHINES:
+    name = event.get("event")
+    if name in _FOR_MACHINES or (together and name == "listening"):
         return False
+    if together and name == "request":
+        # The line of the worker at the end of its job is enough.
+        status = event.get("status")
+        return not isinstance(status, int) or status >= 400
     logger = str(event.get("logger", ""))
     return not logger.startswith(_LIBRARIES)
 

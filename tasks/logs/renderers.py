@@ -77,7 +77,7 @@ class PeopleRenderer:
             if self._terminal and name == LOADING:
                 self._bars[process or ""] = loading_bar(event)
                 return _CLEAR + self._bar_line()
-            shown = self._everything or is_for_people(event)
+            shown = self._everything or is_for_people(event, together=process is not None)
             text = self._line(event, process) if shown else ""
             if not self._bars:
                 return text
