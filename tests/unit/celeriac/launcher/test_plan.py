@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,12 +23,7 @@ OPTIONS = Options(
 )
 
 
-@pytest.mark.parametrize(("no_color", "coloured"), [(None, True), ("", True), ("1", False)])
-def test_an_empty_no_color_counts_as_unset(
-    monkeypatch: pytest.MonkeyPatch, no_color: str | None, coloured: bool
-) -> None:
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    if no_color is not None:
-        monkeypatch.setenv("NO_COLOR", no_color)
-    assert ("FORCE_COLOR" in _environment(OPTIONS, Settings(), "x", "redis://host")) == coloured
+@pytest.mark.parametrize("log_format", ["auto", "console", "json"])
+def test_the_processes_log_events_however_the_launcher_prints_them(log_format: str) -> None:
+    settings = Settings.model_validate({"log_format": log_format})
+    assert _environment(OPTIONS, settings, "x", "redis://host")["CELERIAC_LOG_FORMAT"] == "json"
