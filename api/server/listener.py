@@ -134,7 +134,7 @@ class Listener:
                 accepted.setblocking(False)
                 accepted.send(self._busy)
                 accepted.shutdown(socket.SHUT_WR)
-                # With bytes that nobody read, the kernel would reset the connection, and the answer may be lost.
+                # If bytes were left unread, the kernel would reset the connection, and the answer might be lost.
                 accepted.recv(65_536)
         self._open_spare()
 

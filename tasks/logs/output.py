@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 #: Most bytes that wait for a reader. When there are more, the oldest lines are dropped.
 MAX_BYTES = 1 << 20
-#: How long the end of the process may be delayed by output that nobody reads, in seconds.
+#: How long the end of the process may be delayed by output that is not read, in seconds.
 EXIT_S = 1.0
 
 
