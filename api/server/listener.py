@@ -113,7 +113,11 @@ class Listener:
             task.add_done_callback(self._tasks.discard)
 
     async def _connect(self, accepted: socket.socket) -> None:
-        await self._loop.connect_accepted_socket(self._make_protocol, accepted)
+        try:
+            await self._loop.connect_accepted_socket(self._make_protocol, accepted)
+        except OSError:
+            # The client has gone already.
+            accepted.close()
 
     def _pause(self, error: OSError) -> None:
         """Answer one client, and accept no others for a while: they wait in the kernel."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from email.utils import formatdate
+from http import HTTPStatus
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -45,7 +46,7 @@ def as_bytes(error: ApiError) -> bytes:
         **error.all_headers(),
     }
     lines = [
-        f"HTTP/1.1 {error.http_status} {error.kind.title}",
+        f"HTTP/1.1 {error.http_status} {HTTPStatus(error.http_status).phrase}",
         *(f"{name}: {value}" for name, value in headers.items()),
     ]
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + body

@@ -51,6 +51,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         """Accept no more connections, end those that are open, and stop the application."""
+        log.info("stopping", connections=len(self.server_state.connections))
         for listener in self._listeners:
             listener.close()
         await super().shutdown(sockets=[])

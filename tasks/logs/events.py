@@ -9,9 +9,9 @@ from typing import Any
 from tasks.logs.printable import printable, printable_block
 
 #: Events that people do not see, unless the level of the log is `debug`: the line at a job's end is enough for them.
-_FOR_MACHINES = frozenset(
-    {"cancel_received", "claim_refused", "draining", "job_skipped", "job_started", "subscriptions_connected"}
-)
+_FOR_MACHINES = frozenset({"cancel_received", "claim_refused", "job_skipped", "job_started", "subscriptions_connected"})
+#: Events that people do not see under `celeriac serve`, which says the same for all processes.
+_SAID_BY_SERVE = frozenset({"draining", "listening", "stopping"})
 #: Loggers of libraries whose messages below a warning people do not see.
 _LIBRARIES = ("celery", "kombu", "uvicorn", "watchfiles")
 #: How the name of an event ends that tells the progress of loading.
@@ -33,7 +33,7 @@ def is_for_people(event: Mapping[str, Any], *, together: bool) -> bool:
     if event.get("level") in ("warning", "error", "critical"):
         return True
     name = event.get("event")
-    if name in _FOR_MACHINES or (together and name == "listening"):
+    if name in _FOR_MACHINES or (together and name in _SAID_BY_SERVE):
         return False
     if together and name == "request":
         # The line of the worker at the end of its job is enough.
@@ -121,5 +121,6 @@ _SENTENCES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "loading": lambda event: f"loading {event['checkpoint']} from {event['path']}",
     LOADING: lambda event: f"loaded {loaded(event)}",
     "model_loaded": _model_loaded,
+    "draining": lambda event: f"stopping; running jobs go back to the queue: {int(event['running'])}",
     "listening": lambda event: f"listening on {event['host']} port {event['port']}",
 }

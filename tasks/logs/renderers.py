@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -97,7 +98,9 @@ class PeopleRenderer:
             return "" if self._bars.pop(process, None) is None else _CLEAR + self._bar_line()
 
     def _bar_line(self) -> str:
-        return "  ".join(f"{name} {bar}".lstrip() for name, bar in self._bars.items())
+        bars = "  ".join(f"{name} {bar}".lstrip() for name, bar in self._bars.items())
+        # A bar that went on in the next line could not be removed.
+        return bars[: shutil.get_terminal_size().columns - 1]
 
     def _line(self, event: Mapping[str, Any], process: str | None) -> str:
         level = str(event.get("level", ""))

@@ -125,9 +125,10 @@ def test_a_worker_shows_short_lines(redis_url: str) -> None:
         shown.process.send_signal(signal.SIGINT)
         shown.read_rest()
         assert shown.process.returncode == 0
-        first, last = shown.lines
+        first, loaded, last = shown.lines
         assert re.fullmatch(r"[\d:]{8} loading step_000102 from .*", first)
-        assert re.fullmatch(r"[\d:]{8} loaded step_000102 on cpu in [\d.]+ s: [\d,]+ parameters, 32 slots", last)
+        assert re.fullmatch(r"[\d:]{8} loaded step_000102 on cpu in [\d.]+ s: [\d,]+ parameters, 32 slots", loaded)
+        assert last.endswith(" stopping; running jobs go back to the queue: 0")
 
 
 def test_a_stopped_terminal_stops_nothing(tmp_path: Path) -> None:

@@ -79,7 +79,8 @@ def test_warnings_of_libraries_are_shown_and_their_chatter_is_not() -> None:
     assert "Connected to redis" in people(everything=True).render(chatter)
 
 
-def test_a_terminal_shows_a_bar_until_the_model_is_loaded() -> None:
+def test_a_terminal_shows_a_bar_until_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     renderer = people(terminal=True)
     progress = event("loading_progress", loaded_bytes=1_500_000_000, total_bytes=3_000_000_000, elapsed_s=7.6)
     assert renderer.render(progress) == "\r\x1b[Kloading [##########..........]  50% 1.5 GB of 3.0 GB, 8 s"
@@ -91,7 +92,8 @@ def test_a_terminal_shows_a_bar_until_the_model_is_loaded() -> None:
     assert "loading" not in renderer.render(event("other"))
 
 
-def test_the_bar_of_a_process_that_has_ended_is_removed() -> None:
+def test_the_bar_of_a_process_that_has_ended_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     renderer = people(terminal=True, processes=("worker-1", "worker-2"))
     progress = event("loading_progress", loaded_bytes=1, total_bytes=2, elapsed_s=1.0)
     renderer.render(progress, "worker-1")
@@ -99,6 +101,14 @@ def test_the_bar_of_a_process_that_has_ended_is_removed() -> None:
     assert renderer.forget("worker-1").count("loading") == 1
     assert renderer.forget("worker-2") == "\r\x1b[K"
     assert renderer.forget("worker-2") == ""
+
+
+def test_a_bar_is_never_longer_than_the_line_of_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    renderer = people(terminal=True)
+    for worker in ("worker-1", "worker-2"):
+        bar = renderer.render(event("loading_progress", loaded_bytes=1, total_bytes=2, elapsed_s=1.0), worker)
+        assert len(bar.removeprefix("\r\x1b[K")) == 29
 
 
 def test_a_log_gets_lines_instead_of_a_bar() -> None:
