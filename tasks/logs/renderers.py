@@ -67,7 +67,8 @@ class PeopleRenderer:
         self._process_colours = {
             name: _PROCESS_COLOURS[index % len(_PROCESS_COLOURS)] for index, name in enumerate(processes)
         }
-        self._lock = threading.Lock()
+        # A signal handler may write while its thread writes.
+        self._lock = threading.RLock()
         #: What the last line of the terminal shows for each process that loads.
         self._bars: dict[str, str] = {}
 

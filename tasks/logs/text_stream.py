@@ -16,7 +16,8 @@ class TextStream:
         self._replaced = replaced
         self._output = output
         self._fd = replaced.fileno()
-        self._lock = threading.Lock()
+        # A signal handler may write while its thread writes.
+        self._lock = threading.RLock()
         self._unfinished = ""
 
     def __getattr__(self, name: str) -> Any:
