@@ -38,7 +38,7 @@ def open_sockets(host: str, port: int) -> Sequence[socket.socket]:
     failure: OSError | None = None
     for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):
         try:
-            opened = socket.socket(family, socket.SOCK_STREAM)
+            opened = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         except OSError as error:
             # A host name may have an address of a family that this machine does not support.
             failure = error
@@ -107,7 +107,7 @@ class Listener:
                 return
             accepted.setblocking(False)
             if accepted.family in (socket.AF_INET, socket.AF_INET6):
-                _notice_lost_clients(accepted)
+                _set_options(accepted)
             task = self._loop.create_task(self._connect(accepted))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -153,10 +153,11 @@ class Listener:
             self._spare = None
 
 
-def _notice_lost_clients(accepted: socket.socket) -> None:
-    """Let the kernel end the connection if the client's machine or network is gone."""
+def _set_options(accepted: socket.socket) -> None:
+    """Send each part of an answer at once, and let the kernel notice a client whose machine or network is gone."""
     # The client may have gone already.
     with suppress(OSError):
+        accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in _KEEPALIVE.items():
             # macOS has no TCP_KEEPIDLE.
