@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 
@@ -12,7 +13,6 @@ sys.path.sort(
 )
 
 import logging
-import resource
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -23,6 +23,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from redis.exceptions import RedisError
 
 from api.http import error_handlers
+from api.http.header_limits import HeaderLimits
 from api.http.hosts import HostCheck
 from api.http.middleware import BodyLimit, HeadRequests, IgnoreCookies, RequestLog, UnexpectedErrors
 from api.http.openapi import openapi
@@ -30,11 +31,12 @@ from api.http.origins import LOCAL_ORIGIN, OriginCheck
 from api.http.proxy import RootPath, TrustedProxies
 from api.routes import documentation, guide, health, jobs, streams, workers
 from api.schemas.events import EVENT_DATA
+from api.server import accept_errors, open_files
 from api.services import Services
 from api.shutdown import on_stop_signal
 from tasks.connections import redacted
 from tasks.environment.startup import settings_or_exit
-from tasks.logs import setup_logging
+from tasks.logs import flush_logs, setup_logging
 from tasks.settings import Settings
 from tasks.settings import settings as settings_of_this_process
 
@@ -52,9 +54,6 @@ EXPOSED_HEADERS = (
     "X-Job-Warnings",
     "X-Request-Id",
 )
-
-#: Open files (connections included) that the process asks for.
-MAX_OPEN_FILES = 10_240
 
 
 class Api(FastAPI):
@@ -79,12 +78,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         services = Services.open(chosen)
         app.state.services = services
         try:
-            _raise_open_files_limit()
+            open_files.raise_limit()
+            accept_errors.keep_quiet(asyncio.get_running_loop())
             await _check_redis(services)
             with on_stop_signal(services.shutdown.begin):
                 yield
         finally:
             await services.close()
+            await asyncio.to_thread(flush_logs)
 
     app = Api(
         title=guide.TITLE,
@@ -107,6 +108,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(UnexpectedErrors, answer=error_handlers.unexpected_error)
     app.add_middleware(HeadRequests)
     app.add_middleware(OriginCheck, allowed=chosen.cors_origins)
+    app.add_middleware(HeaderLimits)
     app.add_middleware(
         CORSMiddleware,
         allow_origins=chosen.cors_origins or (),
@@ -123,14 +125,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     proxies = TrustedProxies(os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1"))
     app.add_middleware(RootPath, path=chosen.root_path, proxies=proxies)
     return app
-
-
-def _raise_open_files_limit() -> None:
-    """Allow more open files where the system permits it: each waiting client is one, and 1,024 is a common limit."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < MAX_OPEN_FILES:
-        raised = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
 
 
 async def _check_redis(services: Services) -> None:

@@ -113,6 +113,18 @@ class Settings(BaseSettings):
         description="How long the API keeps an idle connection open. It must be longer than a proxy keeps its idle "
         "connections to the API (often 60 s), or some requests get status 502.",
     )
+    max_connections: int = Field(
+        10_000,
+        ge=1,
+        description="Most connections of one `celeriac api`. Above it, the oldest one without a request in progress is "
+        "closed; if there is none, new ones get status 503, except for health checks.",
+    )
+    request_timeout_s: float = Field(
+        30.0,
+        gt=0,
+        description="How long a client of `celeriac api` may take to send the headers of a request, and again to send "
+        "its body. After that it gets status 408.",
+    )
     max_body_bytes: int = Field(1_048_576, gt=0, description="Largest request body. A larger one gets status 413.")
     bell_poll_s: float = Field(
         1.0,

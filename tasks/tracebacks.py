@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import traceback
 from types import TracebackType
-from typing import TextIO
 
 #: Kinds of exceptions whose messages may contain the value that caused them.
 _QUOTING = (ValueError, TypeError, LookupError, AssertionError, UnicodeError)
@@ -16,11 +15,6 @@ _OURS = ("api", "tasks", "worker", "celeriac", "bench")
 HIDDEN = "(the message is not logged: it may contain a prompt)"
 
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
-
-
-def plain_traceback(sio: TextIO, exc_info: ExcInfo) -> None:
-    """Write a traceback to `sio`, for structlog's ConsoleRenderer."""
-    sio.write("\n" + traceback_text(exc_info))
 
 
 def traceback_text(exc_info: ExcInfo) -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+from torch import Tensor
 
 from tasks.card import Card
 from worker.checkpoints import formats
 from worker.checkpoints.cards import build_card
 from worker.checkpoints.folder import CheckpointFolder
+from worker.checkpoints.stored_weights import StoredWeights
 from worker.checkpoints.tokenizers import Tokenizer, tokenizer_digest
 from worker.engine.architecture.weight_form import WeightForm
 from worker.engine.backends import load_weights
@@ -19,6 +23,8 @@ from worker.engine.vocabulary import Vocabulary
 from worker.engine.warm_up import warm_up
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+#: Is called with the bytes of the weights that are loaded, and with those of all weights.
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +40,31 @@ class LoadedModel:
     tokenizer_digest: str
     #: Warnings for the operator about the checkpoint.
     warnings: tuple[str, ...]
+
+
+class CountedWeights(Mapping[str, Tensor]):
+    """Weights that report how many of their bytes were taken."""
+
+    def __init__(self, weights: StoredWeights, progress: Progress) -> None:
+        self._weights = weights
+        self._progress = progress
+        # Their sizes are known before they are read.
+        self._left = {name: tensor.nbytes for name, tensor in weights.tensors.items()}
+        self._total = sum(self._left.values())
+        progress(0, self._total)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """A tensor. All that were taken before it are loaded."""
+        tensor = self._weights[name]
+        self._progress(self._total - sum(self._left.values()), self._total)
+        self._left.pop(name, None)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
 
 
 def vocabulary_of(tokenizer: Tokenizer, size: int) -> Vocabulary:
@@ -53,6 +84,7 @@ def load_model(
     slots: int,
     kv_memory_mb: int,
     prefill_chunk_tokens: int,
+    progress: Progress = lambda _loaded, _total: None,
 ) -> LoadedModel:
     """Load a checkpoint, and decode a few tokens to warm the engine up. Without a tokenizer, ids have no text.
 
@@ -78,7 +110,7 @@ def load_model(
         Vocabulary.without_text(config.vocab_size) if tokenizer is None else vocabulary_of(tokenizer, config.vocab_size)
     )
     engine = Engine(
-        load_weights(config, checkpoint.weights, chosen, weights),
+        load_weights(config, CountedWeights(checkpoint.weights, progress), chosen, weights),
         vocabulary,
         slots=slots,
         kv_tokens=kv_tokens,

@@ -34,6 +34,11 @@ class Code(StrEnum):
     INVALID_REQUEST = "invalid_request"
     PROMPT_TOO_LONG = "prompt_too_long"
     BODY_TOO_LARGE = "body_too_large"
+    URI_TOO_LONG = "uri_too_long"
+    HEADERS_TOO_LARGE = "headers_too_large"
+    MALFORMED_REQUEST = "malformed_request"
+    REQUEST_TIMEOUT = "request_timeout"
+    TOO_MANY_CONNECTIONS = "too_many_connections"
     NOT_FOUND = "not_found"
     #: The job was deleted.
     GONE = "gone"
@@ -76,6 +81,11 @@ KINDS: Mapping[Code, Kind] = {
     Code.INVALID_REQUEST: Kind(422, "The request is not valid"),
     Code.PROMPT_TOO_LONG: Kind(422, "The prompt is too long"),
     Code.BODY_TOO_LARGE: Kind(413, "The request body is too large"),
+    Code.URI_TOO_LONG: Kind(414, "The path or query is too long"),
+    Code.HEADERS_TOO_LARGE: Kind(431, "The headers are too large"),
+    Code.MALFORMED_REQUEST: Kind(400, "The request is not HTTP"),
+    Code.REQUEST_TIMEOUT: Kind(408, "The request took too long", retryable=True),
+    Code.TOO_MANY_CONNECTIONS: Kind(503, "The server is busy", retryable=True),
     Code.NOT_FOUND: Kind(404, "Not found"),
     Code.GONE: Kind(410, "Deleted"),
     Code.NOT_RETRYABLE: Kind(409, "The job cannot be repeated"),

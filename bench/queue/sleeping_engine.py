@@ -18,7 +18,7 @@ from worker.engine.kv.cache import KvCache
 from worker.engine_process import loading
 from worker.engine_process import main as engine_process
 from worker.engine_process.messages import Start
-from worker.model_loader import LoadedModel
+from worker.model_loader import LoadedModel, Progress
 
 #: Environment variable with the duration of a step, in ms.
 STEP_MS = "BENCH_STEP_MS"
@@ -41,9 +41,9 @@ class SleepingModel:
         return torch.zeros(len(batch.outputs), self.config.vocab_size)
 
 
-def load(start: Start) -> LoadedModel:
+def load(start: Start, progress: Progress) -> LoadedModel:
     """Load what `worker.engine_process.loading` loads, and replace the model."""
-    loaded = real_load(start)
+    loaded = real_load(start, progress)
     loaded.engine.model = SleepingModel(loaded.engine.model, float(os.environ[STEP_MS]) / 1000)
     return loaded
 

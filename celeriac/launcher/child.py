@@ -57,7 +57,7 @@ class Child:
         self._exited = threading.Event()
         self._exited.set()
         self._exits: deque[float] = deque(maxlen=MAX_EXITS)
-        #: The last line of output that is not empty, without colours.
+        #: The last line of output that is not empty, as people read it.
         self.last_line = ""
 
     @property
@@ -122,9 +122,10 @@ class Child:
         assert process.stdout is not None
         with process.stdout as lines:
             for line in lines:
-                text = line.rstrip("\n")
-                self._console.child_line(self.role.name, text)
-                self.last_line = click.unstyle(text).strip() or self.last_line
+                text = click.unstyle(line.rstrip("\n"))
+                if text.strip():
+                    self.last_line = self._console.child_line(self.role.name, text)
+        self._console.child_ended(self.role.name)
 
     def _wait_for_exit(self, process: subprocess.Popen[str], reader: threading.Thread) -> None:
         code = process.wait()

@@ -1,41 +1,42 @@
-"""Output of the launcher: its own lines, and the lines of its children, each with the child's name."""
+"""Output of the launcher: its own sentences, and the log events of its children, each with the child's name."""
 
 from __future__ import annotations
 
-import threading
+import sys
 
-import click
+from tasks.logs.events import sentence
+from tasks.logs.output import Output, output
+from tasks.logs.setup import renderer_for
+from tasks.logs.sink import LogSink
+from tasks.settings import Settings
 
-#: Colours of the children's names. Further children reuse them.
-COLOURS = ("cyan", "green", "yellow", "magenta", "blue")
+_STDOUT, _STDERR = 1, 2
 
 
 class Console:
-    """Prints whole lines. Thread-safe. Uses colours only on a terminal."""
+    """Prints to stdout, and errors to stderr, as JSON or for people. Thread-safe; no method waits for a reader."""
 
-    def __init__(self, names: list[str]) -> None:
-        """`names`: of all children; they are printed in a column."""
-        self._width = max(map(len, names))
-        self._colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(names)}
-        self._lock = threading.Lock()
+    def __init__(self, names: list[str], settings: Settings, out: Output = output) -> None:
+        """`names`: of all children."""
+        self._output = out
+        self._sink = LogSink(out, renderer_for(settings, sys.stdout, tuple(names)))
 
-    def info(self, text: str) -> None:
-        """Print a line of the launcher."""
-        self._write(click.style(text, bold=True))
+    def info(self, text: str, **fields: object) -> None:
+        """Print a sentence of the launcher. `fields`: the values in it, for machines."""
+        self._sink.announce(text, fields, fd=_STDOUT)
 
-    def error(self, text: str) -> None:
+    def error(self, text: str, **fields: object) -> None:
         """Print an error or a warning to stderr."""
-        self._write(click.style(text, fg="red"), err=True)
+        self._sink.announce(text, fields, error=True, fd=_STDERR)
 
-    def child_line(self, name: str, line: str) -> None:
-        """Print a line of a child's output."""
-        self._write(click.style(f"{name:<{self._width}} | ", fg=self._colours[name]) + line)
+    def child_line(self, name: str, line: str) -> str:
+        """Print a line of a child's output: an event, or any text. Returns it as people read it."""
+        return sentence(self._sink.line(line, process=name, fd=_STDOUT))
 
-    def _write(self, text: str, *, err: bool = False) -> None:
-        with self._lock:
-            try:
-                click.echo(text, err=err)
-            except OSError:
-                # The reader of the output has exited, as with `| head`. Keep reading the children's output: they would
-                # block otherwise.
-                return
+    def child_ended(self, name: str) -> None:
+        """Remove what a terminal shows of a child."""
+        self._sink.forget(name, fd=_STDOUT)
+
+    def flush(self) -> None:
+        """Wait for a moment until everything is printed."""
+        self._output.flush()

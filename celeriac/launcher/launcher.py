@@ -6,13 +6,14 @@ import heapq
 import queue
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FrameType
 
 from celeriac.errors import CeleriacError
 from celeriac.launcher.child import EXIT_WINDOW_S, MAX_EXITS, Child, Role, describe_exit
 from celeriac.launcher.console import Console
+from celeriac.launcher.kept_jobs import KeptJobs
 from celeriac.launcher.readiness import ReadinessCheck
 from celeriac.launcher.redis_server import DataFolder
 
@@ -58,10 +59,11 @@ class Launcher:
         console: Console,
         url: str,
         worker_names: Sequence[Sequence[str]],
+        count_kept_jobs: Callable[[], KeptJobs | None],
     ) -> None:
         """`front_ends` are stopped first, then `workers`, then Redis. `url`: of the API.
 
-        `worker_names`: of the workers of each checkpoint.
+        `worker_names`: of the workers of each checkpoint. `count_kept_jobs` is called after the workers have stopped.
         """
         self._console = console
         self._folder = None if redis is None else redis[0]
@@ -69,6 +71,7 @@ class Launcher:
         self._front_ends = [self._child(role) for role in front_ends]
         self._workers = [self._child(role) for role in workers]
         self._url = url
+        self._count_kept_jobs = count_kept_jobs
         self._readiness = ReadinessCheck(url, worker_names, lambda: self._events.put(_Ready()))
         self._events: queue.SimpleQueue[_StopRequested | _Exited | _Ready] = queue.SimpleQueue()
         #: Heap of (time of the restart, id, child).
@@ -91,16 +94,19 @@ class Launcher:
             self._readiness.start()
             self._supervise()
         except _StopError:
-            pass
+            self._console.info("Stopping. Running jobs go back to the queue.")
         except LaunchError as error:
             failure = error
         finally:
-            self._stop_all()
+            kept = self._stop_all()
             for number, handler in previous.items():
                 signal.signal(number, handler)
+        if kept is not None:
+            self._console.info(str(kept), waiting=kept.waiting, started=kept.started)
         if failure is not None:
             # Printed last, after the output of the children, where it is easy to find.
             self._console.error(f"Error: {failure}")
+        self._console.flush()
         return 0 if failure is None else 1
 
     def _child(self, role: Role) -> Child:
@@ -143,7 +149,7 @@ class Launcher:
                 raise _StopError
             case _Ready():
                 self._is_ready = True
-                self._console.info(f"Celeriac is ready: {self._url} (docs at /docs)")
+                self._console.info(f"Celeriac is ready: {self._url} (docs at /docs)", url=self._url)
             case _Exited():
                 self._schedule_restart(event.child, event.code)
 
@@ -166,16 +172,22 @@ class Launcher:
             return f"The last line of its log, {self._folder.log}: {self._folder.last_log_line()}"
         return f"Its last line of output: {child.last_line}"
 
-    def _stop_all(self) -> None:
-        """Stop the front ends first, then the workers, Redis last."""
+    def _stop_all(self) -> KeptJobs | None:
+        """Stop the front ends first, then the workers, Redis last. Returns the jobs that are not finished."""
         self._stopping = True
         self._readiness.stop()
-        for group in (self._front_ends, self._workers, self._redis):
-            for child in group:
-                child.terminate()
-            started = time.monotonic()
-            for child in group:
-                if not child.wait(max(0.0, started + child.role.stop_s - time.monotonic())):
-                    self._console.error(f"{child.role.name} did not exit within {child.role.stop_s:g} s and is killed")
-                    child.kill()
-                    child.wait(child.role.stop_s)
+        self._stop_group(self._front_ends)
+        self._stop_group(self._workers)
+        kept = self._count_kept_jobs()
+        self._stop_group(self._redis)
+        return kept
+
+    def _stop_group(self, group: Sequence[Child]) -> None:
+        for child in group:
+            child.terminate()
+        started = time.monotonic()
+        for child in group:
+            if not child.wait(max(0.0, started + child.role.stop_s - time.monotonic())):
+                self._console.error(f"{child.role.name} did not exit within {child.role.stop_s:g} s and is killed")
+                child.kill()
+                child.wait(child.role.stop_s)

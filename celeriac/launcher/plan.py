@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from celeriac.errors import CeleriacError
 from celeriac.launcher import ports, redis_server
 from celeriac.launcher.child import Role
 from celeriac.launcher.console import Console
+from celeriac.launcher.kept_jobs import kept_jobs
 from celeriac.launcher.launcher import Launcher
 from celeriac.launcher.placement import placement
 from celeriac.launcher.redis_server import DataFolder
@@ -137,7 +139,7 @@ def _launch(options: Options, settings: Settings, served: dict[str, str], redis:
         )
         for index, (checkpoint, name) in enumerate((one, name) for one in served for name in names[one])
     ]
-    console = Console([role.name for role in (*([] if redis is None else [redis[1]]), *front_ends, *workers)])
+    console = Console([role.name for role in (*([] if redis is None else [redis[1]]), *front_ends, *workers)], settings)
     _announce(console, options, list(served), count, None if redis is None else redis[0])
     return Launcher(
         redis=redis,
@@ -146,25 +148,22 @@ def _launch(options: Options, settings: Settings, served: dict[str, str], redis:
         console=console,
         url=ports.url_of(options.host, options.port),
         worker_names=list(names.values()),
+        count_kept_jobs=partial(kept_jobs, settings.model_copy(update={"redis_url": redis_url})),
     ).run()
 
 
 def _environment(options: Options, settings: Settings, checkpoint: str, redis_url: str) -> dict[str, str]:
     """Environment variables of all children, in addition to those of this process."""
-    env = {
+    return {
         "CELERIAC_REDIS_URL": redis_url,
         "CELERIAC_DEVICE": options.device,
         "CELERIAC_WEIGHTS": options.weights,
         # Requests without `model` keep using this checkpoint when workers of other checkpoints join.
         "CELERIAC_DEFAULT_CHECKPOINT": settings.default_checkpoint or checkpoint,
         "PYTHONUNBUFFERED": "1",
+        # The launcher reads their events, and prints them as the user wants them.
+        "CELERIAC_LOG_FORMAT": "json",
     }
-    if "log_format" not in settings.model_fields_set:
-        env["CELERIAC_LOG_FORMAT"] = "console"
-    if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
-        # Their output is a pipe, which the launcher copies to a terminal.
-        env["FORCE_COLOR"] = "1"
-    return env
 
 
 def _worker_names(checkpoints: Sequence[str], workers: int, settings: Settings) -> dict[str, list[str]]:

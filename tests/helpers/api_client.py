@@ -9,10 +9,12 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import httpx
-import uvicorn
 from fastapi import FastAPI
 
 from api.app import create_app
+from api.server.limits import ConnectionLimits
+from api.server.listener import open_sockets
+from api.server.server import Server, configuration
 from tasks.settings import Settings
 from tests.helpers.openapi_document import check_answer
 
@@ -46,15 +48,16 @@ async def api(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @contextmanager
-def server(settings: Settings) -> Iterator[str]:
-    """Run the API behind uvicorn on a free port, and give its URL."""
-    config = uvicorn.Config(create_app(settings), port=0, log_config=None, access_log=False, ws="none")
-    uvicorn_server = uvicorn.Server(config)
-    thread = threading.Thread(target=uvicorn_server.run, name="uvicorn")
+def server(settings: Settings, limits: ConnectionLimits | None = None) -> Iterator[str]:
+    """Run the API on a free port as `celeriac api` does, and give its URL. `limits` None: those of the settings."""
+    config = configuration(create_app(settings), keep_alive_s=settings.keep_alive_s)
+    uvicorn_server = Server(config, ConnectionLimits.of(settings) if limits is None else limits)
+    sockets = [*open_sockets("127.0.0.1", 0)]
+    port = sockets[0].getsockname()[1]
+    thread = threading.Thread(target=uvicorn_server.run, args=(sockets,), name="uvicorn")
     thread.start()
     try:
-        eventually(lambda: uvicorn_server.started)
-        port = uvicorn_server.servers[0].sockets[0].getsockname()[1]
+        eventually(lambda: uvicorn_server.listening)
         yield f"http://127.0.0.1:{port}"
     finally:
         uvicorn_server.should_exit = True

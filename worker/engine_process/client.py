@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -12,15 +13,19 @@ from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import IO
 
 import structlog
 
+from tasks.logs import forward_line
 from worker.engine_process.exit import EngineExit, oom_kills
+from worker.engine_process.loading_progress import LoadingProgress
 from worker.engine_process.messages import (
     Abort,
     AddRequest,
     FromEngine,
     LoadFailed,
+    Loading,
     Ready,
     Report,
     SequenceRequest,
@@ -36,6 +41,8 @@ ENGINE_MODULE = "worker.engine_process.main"
 POLL_S = 0.1
 #: How long a process that closed its pipe may take to exit, in seconds.
 EXIT_GRACE_S = 5.0
+#: How long to wait for the last output of a process that has ended, in seconds.
+OUTPUT_S = 1.0
 
 
 class EngineLoadError(Exception):
@@ -63,7 +70,8 @@ class EngineClient:
         #: `oom_kills` before the process started.
         self._oom_kills: int | None = None
         self._connection: Connection | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[str] | None = None
+        self._output: threading.Thread | None = None
         self._reader: threading.Thread | None = None
         #: `time.monotonic()` at the last message from the engine, which shows that it makes progress.
         self.last_report_at = time.monotonic()
@@ -89,12 +97,22 @@ class EngineClient:
                 [sys.executable, "-m", ENGINE_MODULE, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
+                # What it prints is read at once, so it cannot wait for a reader of this process's output.
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                encoding="utf-8",
+                errors="replace",
+                env={**os.environ, "CELERIAC_LOG_FORMAT": "json"},
                 # `-m` imports modules of the current folder first, so that is the folder of this code.
                 cwd=Path(__file__).parents[2],
             )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
             theirs.close()
+        self._output = threading.Thread(
+            target=_forward_output, args=(self._process.stdout,), name="engine-output", daemon=True
+        )
+        self._output.start()
         self._connection = Connection(ours.detach())
         # If the process has already ended, `wait_ready` reports it.
         with suppress(EngineCrashedError):
@@ -121,16 +139,21 @@ class EngineClient:
     def _first_message(self, timeout_s: float, should_stop: Callable[[], bool]) -> Ready:
         connection, process = self._launched()
         deadline = time.monotonic() + timeout_s
+        progress = LoadingProgress()
         try:
-            while not connection.poll(POLL_S):
-                if should_stop():
+            first: FromEngine | None = None
+            while first is None or isinstance(first, Loading):
+                if connection.poll(POLL_S):
+                    first = connection.recv()
+                    if isinstance(first, Loading):
+                        progress.update(first.loaded_bytes, first.total_bytes)
+                elif should_stop():
                     raise EngineLoadError("The worker received a signal to stop while it loaded the checkpoint.")
-                if time.monotonic() > deadline:
+                elif time.monotonic() > deadline:
                     raise EngineLoadError(
                         f"Loading took longer than {timeout_s:g} s. If the disk is slow, or the files are still being "
                         "copied, raise CELERIAC_LOAD_TIMEOUT_S."
                     )
-            first: FromEngine = connection.recv()
         except (EOFError, OSError):
             ended = self._wait_for_exit(process)
             raise EngineLoadError(f"The engine process ended while it loaded the checkpoint ({ended}).") from None
@@ -157,6 +180,7 @@ class EngineClient:
         if self._process is None or self._connection is None:
             return
         self._process.wait()
+        self._read_output()
         # The reader thread reads the end of the file and returns. Closing the connection during its read is not safe.
         if self._reader is not None:
             self._reader.join()
@@ -174,7 +198,7 @@ class EngineClient:
         if self._process is not None:
             self._process.kill()
 
-    def _launched(self) -> tuple[Connection, subprocess.Popen[bytes]]:
+    def _launched(self) -> tuple[Connection, subprocess.Popen[str]]:
         if self._connection is None or self._process is None:
             raise RuntimeError("the engine process was not launched")
         return self._connection, self._process
@@ -201,7 +225,7 @@ class EngineClient:
         if not self._stopping.is_set():
             self._on_crash(self._wait_for_exit(process))
 
-    def _wait_for_exit(self, process: subprocess.Popen[bytes]) -> EngineExit:
+    def _wait_for_exit(self, process: subprocess.Popen[str]) -> EngineExit:
         """The exit of a process that closed its pipe. A process that does not exit in time is killed."""
         killed = self._killed_unresponsive
         try:
@@ -209,7 +233,21 @@ class EngineClient:
         except subprocess.TimeoutExpired:
             process.kill()
             killed, code = True, process.wait()
+        self._read_output()
         before, now = self._oom_kills, oom_kills()
         return EngineExit(
             code=code, killed_here=killed, oom_kill_seen=before is not None and now is not None and now > before
         )
+
+    def _read_output(self) -> None:
+        """Wait until everything that an ended process has printed is in the log of this process."""
+        if self._output is not None:
+            self._output.join(OUTPUT_S)
+
+
+def _forward_output(lines: IO[str]) -> None:
+    """Write the engine's log to that of this process. The body of a thread."""
+    with lines:
+        for line in lines:
+            if line.strip():
+                forward_line(line.rstrip("\n"))

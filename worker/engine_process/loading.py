@@ -10,7 +10,7 @@ from worker.checkpoints.file_state import CheckpointFiles, wait_for_change
 from worker.checkpoints.tokenizers import load_tokenizer
 from worker.engine.device_errors import is_out_of_memory
 from worker.engine_process.messages import Start
-from worker.model_loader import LoadedModel, load_model
+from worker.model_loader import LoadedModel, Progress, load_model
 
 log = structlog.get_logger(__name__)
 
@@ -19,7 +19,7 @@ class LoadError(Exception):
     """The checkpoint cannot be loaded. The message is for people."""
 
 
-def load_when_complete(start: Start) -> LoadedModel:
+def load_when_complete(start: Start, progress: Progress) -> LoadedModel:
     """Load the checkpoint that `start` names. Raises LoadError.
 
     A checkpoint may be copied over the old one while a worker runs, and its engine may be started again at that moment.
@@ -30,7 +30,7 @@ def load_when_complete(start: Start) -> LoadedModel:
     files = CheckpointFiles(start.folder)
     while True:
         try:
-            loaded = load_once(start)
+            loaded = load_once(start, progress)
         except (CheckpointError, OSError, ValueError, MemoryError, RuntimeError) as error:
             # torch raises RuntimeError for a device that is missing or out of memory.
             if is_out_of_memory(error):
@@ -52,7 +52,7 @@ def load_when_complete(start: Start) -> LoadedModel:
             wait_for_change(files, changed=True)
 
 
-def load_once(start: Start) -> LoadedModel:
+def load_once(start: Start, progress: Progress) -> LoadedModel:
     """Load the checkpoint that `start` names. Raises CheckpointError, ValueError, and the errors of torch."""
     vocab_size = meta.read(start.folder.meta_file).sizes["vocab_size"]
     return load_model(
@@ -65,6 +65,7 @@ def load_once(start: Start) -> LoadedModel:
         slots=start.slots,
         kv_memory_mb=start.kv_memory_mb,
         prefill_chunk_tokens=start.prefill_chunk_tokens,
+        progress=progress,
     )
 
 

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 import structlog
 
 from tasks.generation import FinishReason
-from tasks.logs import setup_logging
+from tasks.logs import flush_logs, setup_logging
 from tasks.settings import settings
 from worker.engine.engine import Engine
 from worker.engine_process.loading import LoadError, load_when_complete
@@ -24,12 +24,14 @@ from worker.engine_process.messages import (
     AddRequest,
     Failure,
     LoadFailed,
+    Loading,
     Ready,
     Report,
     SequenceRequest,
     Start,
     Update,
 )
+from worker.model_loader import Progress
 
 log = structlog.get_logger(__name__)
 
@@ -38,6 +40,8 @@ IDLE_TICK_S = 0.5
 #: Steps within this time, in seconds, are reported together. Both processes then pay for at most a hundred reports a
 #: second, however small the model is. First tokens and ends of sequences are reported at once.
 REPORT_EVERY_S = 0.01
+#: Shortest time between two messages about the progress of loading, in seconds.
+PROGRESS_EVERY_S = 0.25
 
 
 def serve(pipe: Connection, engine: Engine) -> None:
@@ -95,6 +99,19 @@ def add_request(engine: Engine, request: SequenceRequest) -> list[Update]:
     return []
 
 
+def report_loading(pipe: Connection) -> Progress:
+    """A function that reports the progress of loading to the other side, at most every `PROGRESS_EVERY_S`."""
+    reported_at = 0.0
+
+    def progress(loaded: int, total: int) -> None:
+        nonlocal reported_at
+        if time.monotonic() - reported_at >= PROGRESS_EVERY_S:
+            reported_at = time.monotonic()
+            pipe.send(Loading(loaded, total))
+
+    return progress
+
+
 def main() -> int:
     """Load the checkpoint, then decode until the pipe closes. Returns the exit code: 1 if loading failed, and
     `OUT_OF_MEMORY_EXIT` if there is no memory to continue."""
@@ -104,7 +121,7 @@ def main() -> int:
         start: Start = pipe.recv()
         began = time.monotonic()
         try:
-            loaded = load_when_complete(start)
+            loaded = load_when_complete(start, report_loading(pipe))
         except LoadError as error:
             pipe.send(LoadFailed(str(error)))
             return 1
@@ -126,6 +143,7 @@ def main() -> int:
     except (EOFError, BrokenPipeError, ConnectionResetError):
         # The worker has ended. An orderly exit of the interpreter and torch would hold the device's memory for seconds,
         # and the next worker may need it.
+        flush_logs()
         os._exit(0)
     return 0
 

@@ -22,6 +22,7 @@ __all__ = [
     "Failure",
     "FromEngine",
     "LoadFailed",
+    "Loading",
     "Ready",
     "Report",
     "SequenceRequest",
@@ -64,7 +65,7 @@ class Abort:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
-    """First message from the engine process: the checkpoint is in memory."""
+    """The checkpoint is in memory. Reports follow."""
 
     card: Card
     device: str
@@ -77,8 +78,16 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
+class Loading:
+    """The engine process still loads: how many bytes of the weights are in memory. Comes repeatedly before `Ready`."""
+
+    loaded_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class LoadFailed:
-    """First and last message from an engine process that cannot serve. The message is for people."""
+    """Last message from an engine process that cannot serve. The message is for people."""
 
     message: str
 
@@ -100,4 +109,4 @@ class Report:
 
 
 ToEngine = Start | AddRequest | Abort
-FromEngine = Ready | LoadFailed | Report
+FromEngine = Loading | Ready | LoadFailed | Report

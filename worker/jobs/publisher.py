@@ -254,7 +254,13 @@ class Publisher:
         elif job.finish is not None:
             del self._jobs[job.sequence_id]
             job.over.set()
-            log.info("job_finished", job_id=job.job_id, reason=job.finish.value, tokens=len(job.token_ids))
+            log.info(
+                "job_finished",
+                job_id=job.job_id,
+                reason=job.finish.value,
+                tokens=len(job.token_ids),
+                seconds=job.seconds,
+            )
         else:
             job.confirm(reply.length)
             job.streamed = reply.has_subscribers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -32,6 +33,8 @@ class RunningJob:
     pieces: list[str]
     #: Number of tokens that the log in Redis holds, by its last reply.
     logged: int
+    #: When this attempt began, by `time.monotonic()`.
+    claimed_at: float = field(default_factory=time.monotonic)
     #: Whether a client streamed the job when its tokens were last sent.
     streamed: bool = False
     #: For a suspect: the length of the log that clears it, and what to call then.
@@ -44,6 +47,11 @@ class RunningJob:
     error: Failure | None = None
     #: Set when this worker has no more work with the job: it is finished, released, or another worker's.
     over: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the claim."""
+        return round(time.monotonic() - self.claimed_at, 3)
 
     @property
     def sequence_id(self) -> str:

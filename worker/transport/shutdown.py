@@ -9,6 +9,7 @@ import structlog
 from celery.worker import state
 from kombu.asynchronous import get_event_loop
 
+from tasks.logs import flush_logs
 from worker.transport import current
 
 log = structlog.get_logger(__name__)
@@ -57,4 +58,5 @@ def exit_at_once() -> None:
     log.error("stop_timed_out", after_s=STOP_DEADLINE_S)
     if current.service is not None:
         current.service.kill_engine()
+    flush_logs()
     os._exit(1)

@@ -11,9 +11,6 @@ from celeriac.cli import options
 from celeriac.cli.command import Command
 from celeriac.cli.environment import load_queue_settings, require
 
-#: How long running requests may take at shutdown, in seconds. Their jobs continue in any case.
-GRACE_S = 5
-
 
 @click.command("api", cls=Command)
 @options.listening
@@ -24,8 +21,8 @@ def command(host: str, port: int, reload: bool) -> None:
     """
     require("fastapi", "uvicorn", extra="api")
     settings = load_queue_settings()
-    import uvicorn
 
+    from api.server.server import run
     from celeriac.launcher.ports import check_port
     from tasks.logs import setup_logging
 
@@ -34,19 +31,12 @@ def command(host: str, port: int, reload: bool) -> None:
     if reload:
         # uvicorn then starts a process with `python -c`, which would import modules of the current folder.
         os.environ["PYTHONSAFEPATH"] = "1"
-    uvicorn.run(
+    run(
         "api.app:app",
-        host=host,
-        port=port,
-        # One process, also where WEB_CONCURRENCY is set.
-        workers=1,
-        reload=reload,
-        reload_dirs=[package_folder(package) for package in ("api", "tasks")] if reload else None,
-        # The API logs each request itself, and uvicorn's messages in the same format.
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=GRACE_S,
-        timeout_keep_alive=settings.keep_alive_s,
+        host,
+        port,
+        keep_alive_s=settings.keep_alive_s,
+        reload_dirs=[package_folder(package) for package in ("api", "tasks")] if reload else (),
     )
 
 

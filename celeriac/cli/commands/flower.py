@@ -56,6 +56,10 @@ def command(address: str, port: int, basic_auth: str | None, url_prefix: str | N
         # Flower reads this variable. On its command line, other users of this machine could see the password.
         os.environ["FLOWER_BASIC_AUTH"] = basic_auth
     from tasks.celery_app import make_app
+    from tasks.logs.output import output
+    from tasks.logs.text_stream import replace_standard_streams
+
+    replace_standard_streams(output)
 
     argv = [
         "--quiet",

@@ -10,7 +10,6 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-import uvicorn
 from click.testing import CliRunner
 
 from celeriac.cli import main
@@ -51,12 +50,12 @@ def test_an_idle_connection_is_closed_after_the_time_of_the_setting(stack: Stack
 @pytest.mark.parametrize("value", [None, "90"])
 def test_the_server_gets_the_time_of_the_setting(monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
     started: list[dict[str, object]] = []
-    monkeypatch.setattr(uvicorn, "run", lambda *_, **options: started.append(options))
+    monkeypatch.setattr("api.server.server.run", lambda *_, **options: started.append(options))
     if value is not None:
         monkeypatch.setenv("CELERIAC_KEEP_ALIVE_S", value)
     result = CliRunner().invoke(main, ["api", "--port", str(free_port())])
     assert result.exit_code == 0, result.output
-    assert [options["timeout_keep_alive"] for options in started] == [int(value or 75)]
+    assert [options["keep_alive_s"] for options in started] == [int(value or 75)]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +69,7 @@ def test_the_server_gets_the_time_of_the_setting(monkeypatch: pytest.MonkeyPatch
 def test_the_name_to_listen_on_is_a_name_of_the_server(
     monkeypatch: pytest.MonkeyPatch, host: str, given: str, names: list[str]
 ) -> None:
-    monkeypatch.setattr(uvicorn, "run", lambda *_, **__: None)
+    monkeypatch.setattr("api.server.server.run", lambda *_, **__: None)
     monkeypatch.setenv("CELERIAC_ALLOWED_HOSTS", given)
     result = CliRunner().invoke(main, ["api", "--host", host, "--port", str(free_port())])
     assert result.exit_code == 0, result.output

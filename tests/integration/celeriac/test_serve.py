@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -104,6 +105,16 @@ def test_one_command_serves_and_ctrl_c_stops_everything(served: Served) -> None:
     assert process.wait(30) == 0, process.output
     assert not served.family()
     assert "Traceback" not in process.output
+    # The output is no terminal, so each line is one JSON object that names its process.
+    events = [json.loads(line) for line in process.output.splitlines()]
+    assert {event["process"] for event in events} == {"serve", "api", "worker"}
+    (finished, *_) = [event for event in events if event["event"] == "job_finished"]
+    assert (finished["process"], finished["tokens"]) == ("worker", 5)
+    (ready,) = [event for event in events if event["event"] == READY.format(port=served.port)]
+    assert ready["url"] == served.url
+    assert any(event["event"] == "model_loaded" for event in events[: events.index(ready)])
+    last = {key: events[-1].get(key) for key in ("event", "waiting", "started")}
+    assert last == {"event": "No jobs wait.", "waiting": 0, "started": 0}
 
 
 def test_jobs_are_kept_after_a_restart(served: Served) -> None:
@@ -124,6 +135,8 @@ def test_the_next_serve_finishes_running_and_waiting_jobs_after_ctrl_c(served: S
         until(lambda: client.job(running.id).tokens > 50, "some tokens")
         process.signal(signal.SIGINT)
         assert process.wait(30) == 0, process.output
+        last = json.loads(process.output.splitlines()[-1])
+        assert last["event"] == "3 jobs wait, 1 goes on at the next start with the same command."
         served.ready(checkpoint=SHIPPED, **one_slot)
         done = [client.wait(job, timeout=120) for job in (running, *waiting)]
     for job in done:
@@ -210,7 +223,7 @@ def test_a_damaged_checkpoint_stops_serve_with_the_reason(served: Served) -> Non
     weights.write_bytes(weights.read_bytes()[:1000])
     process = served.start(checkpoint=copy)
     assert process.wait(START_S) == 1
-    last = process.output.splitlines()[-1]
+    last = json.loads(process.output.splitlines()[-1])["event"]
     assert last.startswith("Error: worker exited during startup (exit code 1). Its last line of output: ")
     assert "model_000102.pt" in last
     assert not served.family()

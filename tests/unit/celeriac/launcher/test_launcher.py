@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import socket
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from celeriac.launcher import child, placement
 from celeriac.launcher.child import Child, Role, describe_exit
 from celeriac.launcher.console import Console
 from celeriac.launcher.ports import PortError, check_port, is_loopback, url_of
+from tasks.settings import Settings
 
 
 def free_port() -> int:
@@ -81,7 +84,7 @@ def test_each_worker_gets_its_own_gpu(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_child_that_exits_too_often_is_not_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(child.time, "monotonic", lambda: now)
-    exiting = Child(Role(name="worker", command=[], stop_s=1.0), Console(["worker"]), lambda *_: None)
+    exiting = Child(Role(name="worker", command=[], stop_s=1.0), Console(["worker"], Settings()), lambda *_: None)
     assert exiting.count_exit() == 0.5
     now = 30.0
     assert exiting.count_exit() == 1.0
@@ -95,9 +98,28 @@ def test_an_exit_code_is_described() -> None:
     assert (describe_exit(3), describe_exit(-9)) == ("exit code 3", "signal SIGKILL")
 
 
-def test_the_names_of_children_are_a_column(capsys: pytest.CaptureFixture[str]) -> None:
-    console = Console(["api", "worker-1"])
-    console.child_line("api", "line")
+def test_the_names_of_children_are_a_column(capfd: pytest.CaptureFixture[str]) -> None:
+    console = Console(["api", "worker-1"], Settings(log_format="console"))
+    event = {"event": "an_event", "value": 1, "level": "info", "timestamp": "2026-11-27T12:00:00Z"}
+    assert console.child_line("api", json.dumps(event)) == "an_event value=1"
+    assert console.child_line("worker-1", "no event") == "no event"
     console.error("bad")
-    out, err = capsys.readouterr()
-    assert (out, err) == ("api      | line\n", "bad\n")
+    console.flush()
+    out, err = capfd.readouterr()
+    lines = [re.sub(r"\d\d:\d\d:\d\d", "TIME", line) for line in out.splitlines()]
+    assert lines == ["api      | TIME an_event value=1", "worker-1 | TIME no event"]
+    assert err == "bad\n"
+
+
+def test_every_line_is_json_that_names_its_process(capfd: pytest.CaptureFixture[str]) -> None:
+    console = Console(["api", "redis"], Settings(log_format="json"))
+    console.info("hello", url="http://x")
+    console.child_line("api", '{"event": "an_event", "value": 1}')
+    console.child_line("redis", "# Warning: no config file")
+    console.flush()
+    first, *others = map(json.loads, capfd.readouterr().out.splitlines())
+    assert (first["process"], first["event"], first["url"]) == ("serve", "hello", "http://x")
+    assert [(line["process"], line["event"]) for line in others] == [
+        ("api", "an_event"),
+        ("redis", "# Warning: no config file"),
+    ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,17 +25,6 @@ OPTIONS = Options(
     flower_port=5555,
     data_dir=Path("data"),
 )
-
-
-@pytest.mark.parametrize(("no_color", "coloured"), [(None, True), ("", True), ("1", False)])
-def test_an_empty_no_color_counts_as_unset(
-    monkeypatch: pytest.MonkeyPatch, no_color: str | None, coloured: bool
-) -> None:
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    if no_color is not None:
-        monkeypatch.setenv("NO_COLOR", no_color)
-    assert ("FORCE_COLOR" in _environment(OPTIONS, Settings(), "x", "redis://host")) == coloured
 
 
 @pytest.fixture
@@ -85,3 +73,9 @@ def test_a_checkpoint_without_a_tokenizer_is_refused_before_anything_is_started(
     write(tmp_path / "one" / "d4")
     with pytest.raises(CheckpointError, match="one/d4: no tokenizer"):
         served(tmp_path, "one/d4")
+
+
+@pytest.mark.parametrize("log_format", ["auto", "console", "json"])
+def test_the_processes_log_events_however_the_launcher_prints_them(log_format: str) -> None:
+    settings = Settings.model_validate({"log_format": log_format})
+    assert _environment(OPTIONS, settings, "x", "redis://host")["CELERIAC_LOG_FORMAT"] == "json"

@@ -1,0 +1,1 @@
+"""How the API's server treats connections: limits, slow clients, clients that half-close, and the accept loop."""
