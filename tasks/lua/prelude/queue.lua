@@ -147,25 +147,18 @@ end
 -- Returns how many messages were pushed, and how many orphans were removed.
 --
 -- Celery takes messages in the order of `dispatched`, so the missing ones come first there: it is enough to check a
--- limited number of jobs. Their messages are at the right end of the list, so this end is read first, and the list is
--- searched only for a message that is not there.
+-- limited number of jobs. It also takes messages from the right end of its list, so the search begins there.
 local function push_missing_messages(checkpoint, until_us)
   local dispatched, list = KEY.dispatched(checkpoint), KEY.queue(checkpoint)
   local serving, missing, orphans = capacity(checkpoint) > 0, {}, 0
   local early = redis.call(
     'ZRANGEBYSCORE', dispatched, format_int(-until_us), format_int(until_us), 'LIMIT', 0, LIMIT.REAP_AT_ONCE)
-  local is_next = {}
-  if serving and #early > 0 then
-    for _, message in ipairs(redis.call('LRANGE', list, -#early, -1)) do
-      is_next[message] = true
-    end
-  end
   for _, id in ipairs(early) do
     local message = redis.call('HGET', KEY.job(id), 'message')
     if not message then
       remove_orphan(id, checkpoint)
       orphans = orphans + 1
-    elseif serving and not is_next[message] and not redis.call('LPOS', list, message, 'RANK', -1) then
+    elseif serving and not redis.call('LPOS', list, message, 'RANK', -1) then
       table.insert(missing, {id, message})
     end
   end

@@ -134,6 +134,19 @@ def test_three_crashes_of_the_engine_within_a_minute_end_the_worker(cluster: Clu
     assert "Traceback" not in worker.output
 
 
+def test_a_worker_whose_name_was_taken_by_a_later_run_ends(cluster: Cluster) -> None:
+    worker = cluster.worker()
+    [info] = cluster.workers_now()
+    with redis.Redis.from_url(cluster.stack.redis_url) as client:
+        others = WorkerStore(client, Settings(redis_url=cluster.stack.redis_url, worker_ttl_s=600))
+        later = replace(info, incarnation="later")
+        others.register(later, replace(CARD, name=info.checkpoint, digest=info.digest))
+    assert worker.wait(START_S) == 1
+    assert "CELERIAC_WORKER_NAME" in worker.output
+    assert "Traceback" not in worker.output
+    assert [registered.incarnation for registered in cluster.workers_now()] == ["later"]
+
+
 def test_a_worker_that_is_stopped_while_it_loads_ends_at_once(cluster: Cluster) -> None:
     worker = cluster.worker(wait=False)
     worker.wait_for_line('"loading"')
