@@ -6,6 +6,9 @@
     ├── QueueFullError
     ├── QueuePositionError
     ├── IdempotencyMismatchError
+    ├── JobGoneError
+    ├── RecordError
+    ├── WorkerReplacedError
     └── CardConflictError
 
 If Redis is away or refuses to write, redis-py's own `redis.exceptions.RedisError` is raised.
@@ -59,6 +62,38 @@ class IdempotencyMismatchError(QueueError):
         super().__init__("This Idempotency-Key was used with a different request. Use a new key for a new request.")
         #: Id of the job that the first request created.
         self.job_id = job_id
+
+
+class JobGoneError(QueueError):
+    """The job that an idempotency key belongs to has ended, and its record no longer exists."""
+
+    def __init__(self, job_id: str, *, deleted: bool) -> None:
+        why = "was deleted" if deleted else "has ended, and its result has expired"
+        super().__init__(
+            f"An earlier request with this Idempotency-Key created {job_id}, which {why}. Use a new key to run the "
+            "request again."
+        )
+        self.job_id = job_id
+
+
+class RecordError(QueueError):
+    """A job's record, or its token log, is damaged. The message names no values, which may be prompts."""
+
+    def __init__(self, job_id: str, fields: tuple[str, ...]) -> None:
+        super().__init__(f"the record of {job_id} is damaged: {', '.join(fields)}")
+        self.job_id = job_id
+        #: Names of the damaged fields; `log` for the token log.
+        self.fields = fields
+
+
+class WorkerReplacedError(QueueError):
+    """A later run is registered under this worker's name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"Another worker has registered under the name {name!r} since. Give each worker its own name "
+            "(CELERIAC_WORKER_NAME)."
+        )
 
 
 class CardConflictError(QueueError):

@@ -9,6 +9,12 @@ WORKER_LOST = JobError(
     "Workers were lost too many times while they ran this job.",
     retryable=True,
 )
+#: The record or the token log was changed by something else than this program.
+RECORD_DAMAGED = JobError(
+    ErrorCode.RECORD_DAMAGED,
+    "The job's record in Redis was damaged, so the job could not be completed. Send the request again as a new job.",
+    retryable=True,
+)
 #: The job was accepted for weights that no worker still has.
 CHECKPOINT_CHANGED = JobError(
     ErrorCode.CHECKPOINT_CHANGED,

@@ -1,13 +1,14 @@
 -- Stores the heartbeat of a registered worker.
 --
 -- KEYS   none
--- ARGV   1 worker   2 checkpoint   3 digest   4 ms until the worker counts as gone
---        5.. field, value, ... of the worker's hash
+-- ARGV   1 worker   2 its incarnation   3 checkpoint   4 digest   5 ms until the worker counts as gone
+--        6.. field, value, ... of the worker's hash
 -- reply  {'ok'}
 --        {'unknown'}             Redis has no card of the checkpoint: it lost its data, the worker must register again
+--        {'replaced'}            a later run is registered under the name
 --        {'conflict', digest}    the checkpoint's card now has these weights: the worker was gone for too long
 
-local name, checkpoint, digest, ttl_ms = unpack(ARGV, 1, 4)
+local name, incarnation, checkpoint, digest, ttl_ms = unpack(ARGV, 1, 5)
 local served = redis.call('HGET', KEY.card(checkpoint), 'digest')
 
 if not served then
@@ -16,6 +17,13 @@ end
 if served ~= digest then
   return {'conflict', served}
 end
-store_heartbeat(name, checkpoint, ttl_ms, {unpack(ARGV, 5)})
+local registered = redis.pcall('HGET', KEY.worker(name), 'incarnation')
+if type(registered) == 'string' and registered ~= incarnation then
+  return {'replaced'}
+end
+repair_key(KEY.worker(name), 'hash')
+-- The reaper works for the checkpoints in this set.
+redis.call('SADD', KEY.CHECKPOINTS, checkpoint)
+store_heartbeat(name, checkpoint, ttl_ms, {unpack(ARGV, 6)})
 dispatch(checkpoint)
 return {'ok'}

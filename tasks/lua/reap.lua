@@ -11,6 +11,9 @@
 -- 4. Orphans, jobs without a record, leave the queue and the listing. In the backlog, a random sample is checked.
 -- 5. Jobs are dispatched.
 --
+-- Then, for a part of all jobs in each run, the sets are made to agree with the records (see prelude/agreement.lua). Jobs
+-- with a damaged record fail, here and in every step above. Keys with a wrong type are deleted first.
+--
 -- A busy worker may hold a dispatched job for a long time: it takes the message, and waits for KV memory before it
 -- claims the job. The message of such a job is pushed again too, because another worker may have room. That happens at
 -- most once in each timeout, because the push sets a new dispatch time, and never while the message is on the list.
@@ -24,21 +27,26 @@
 -- ARGV   1 shortest time between two runs in ms   2 gap: time without a call in ms after which leases are extended
 --        3 lease in ms   4 ms until the message of a dispatched job is pushed again
 -- reply  {expired leases, messages pushed again, workers gone, orphans removed, leases extended,
---        waiting jobs that ended at a time limit}
+--        waiting jobs that ended at a time limit, jobs whose sets did not agree with their records,
+--        damage since the last run: for each job or key, JSON list of its name and of the damaged fields}
 
 local every_ms, gap_ms, lease_ms, dispatch_timeout_ms = unpack(ARGV)
-local called_at, ran_at, extended_at = unpack(redis.call('HMGET', KEY.REAPED, 'called_at', 'ran_at', 'extended_at'))
+
+repair_keys()
+local called_at, ran_at, extended_at, cursor = unpack(redis.call(
+  'HMGET', KEY.REAPED, 'called_at', 'ran_at', 'extended_at', 'cursor'))
+called_at, ran_at, extended_at = finite(called_at), finite(ran_at), finite(extended_at)
 
 redis.call('HSET', KEY.REAPED, 'called_at', NOW_MS)
 redis.call('PEXPIRE', KEY.REAPED, gap_ms + 2 * lease_ms)
 -- A negative difference: the clock was set back, which must not stop the reaper.
 if ran_at and NOW_MS - ran_at >= 0 and NOW_MS - ran_at < tonumber(every_ms) then
-  return {0, 0, 0, 0, 0, 0}
+  return {0, 0, 0, 0, 0, 0, 0, {}}
 end
 redis.call('HSET', KEY.REAPED, 'ran_at', NOW_MS)
 
 local checkpoints = redis.call('SMEMBERS', KEY.CHECKPOINTS)
-local expired, pushed, gone, orphans, extended = 0, 0, 0, 0, 0
+local expired, pushed, gone, orphans, extended, overdue = 0, 0, 0, 0, 0, 0
 
 local was_away = not called_at or NOW_MS - called_at > tonumber(gap_ms)
 if was_away and (not extended_at or NOW_MS - extended_at > 2 * lease_ms) then
@@ -52,25 +60,42 @@ if was_away and (not extended_at or NOW_MS - extended_at > 2 * lease_ms) then
   end
 end
 
-local overdue = redis.call('ZRANGEBYSCORE', KEY.TIMEOUTS, '-inf', NOW_MS, 'LIMIT', 0, LIMIT.REAP_AT_ONCE)
-for _, id in ipairs(overdue) do
-  if get_fields(id, 'status') == 'queued' then
-    finish_overdue(id)
-  else
-    redis.call('ZREM', KEY.TIMEOUTS, id)
+-- Ends a job that has waited too long.
+local function end_overdue(id)
+  local damaged = damaged_fields(id)
+  if damaged and #damaged > 0 then
+    return fail_damaged(id, damaged)
   end
+  redis.call('ZREM', KEY.TIMEOUTS, id)
+  if damaged and get_fields(id, 'status') == 'queued' then
+    local until_ms = waits_until(id)
+    if until_ms and until_ms <= NOW_MS then
+      finish_overdue(id)
+      overdue = overdue + 1
+    elseif until_ms then
+      redis.call('ZADD', KEY.TIMEOUTS, until_ms, id)
+    end
+  end
+end
+
+-- Takes a job whose lease has expired from its worker.
+local function expire_lease(id, checkpoint)
+  if redis.call('EXISTS', KEY.job(id)) == 0 then
+    remove_orphan(id, checkpoint)
+    orphans = orphans + 1
+  elseif return_lost(id, checkpoint) then
+    expired = expired + 1
+  end
+end
+
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEY.TIMEOUTS, '-inf', NOW_MS, 'LIMIT', 0, LIMIT.REAP_AT_ONCE)) do
+  guard(id, end_overdue)
 end
 
 for _, checkpoint in ipairs(checkpoints) do
   local running = KEY.running(checkpoint)
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', running, '-inf', NOW_MS, 'LIMIT', 0, LIMIT.REAP_AT_ONCE)) do
-    if get_fields(id, 'status') then
-      return_to_backlog(id, true)
-      expired = expired + 1
-    else
-      remove_orphan(id, checkpoint)
-      orphans = orphans + 1
-    end
+    guard(id, expire_lease, checkpoint)
   end
 
   local gone_here = redis.call('ZREMRANGEBYSCORE', KEY.workers(checkpoint), '-inf', NOW_MS)
@@ -87,4 +112,11 @@ for _, checkpoint in ipairs(checkpoints) do
   dispatch(checkpoint)
 end
 prune_listing()
-return {expired, pushed, gone, orphans, extended, #overdue}
+local next_cursor, misplaced = place_some(cursor and #cursor < 19 and string.match(cursor, '^%d+$') or '0', lease_ms)
+redis.call('HSET', KEY.REAPED, 'cursor', next_cursor)
+for _, checkpoint in ipairs(misplaced > 0 and checkpoints or {}) do
+  dispatch(checkpoint)
+end
+local damage = redis.call('LRANGE', KEY.DAMAGED, 0, LIMIT.REAP_AT_ONCE - 1)
+redis.call('LTRIM', KEY.DAMAGED, LIMIT.REAP_AT_ONCE, -1)
+return {expired, pushed, gone, orphans, extended, overdue, misplaced, damage}

@@ -13,14 +13,25 @@
 local name, incarnation, checkpoint, digest, card, ttl_ms = unpack(ARGV, 1, 6)
 
 for _, other in ipairs(redis.call('ZRANGEBYSCORE', KEY.workers(checkpoint), '(' .. format_int(NOW_MS), '+inf')) do
-  local served = other ~= name and redis.call('HGET', KEY.worker(other), 'digest')
-  if served and served ~= digest then
+  local served = other ~= name and redis.pcall('HGET', KEY.worker(other), 'digest')
+  if type(served) == 'string' and served ~= digest then
     return {'conflict', served}
   end
 end
 
+repair_key(KEY.card(checkpoint), 'hash')
+repair_key(KEY.worker(name), 'hash')
 redis.call('HSET', KEY.card(checkpoint), 'card', card, 'digest', digest)
 redis.call('SADD', KEY.CHECKPOINTS, checkpoint)
+
+-- Returns a job that an earlier run under the name still holds to the backlog. Returns 1 if it did, else 0.
+local function reclaim(id, served)
+  local holder, run = get_fields(id, 'worker', 'incarnation')
+  if holder ~= name or run == incarnation then
+    return 0
+  end
+  return return_lost(id, served) and 1 or 0
+end
 
 local earlier = redis.call('HGET', KEY.worker(name), 'incarnation')
 local taken = 0
@@ -30,11 +41,7 @@ if earlier ~= incarnation then
   for _, served in ipairs(redis.call('SMEMBERS', KEY.CHECKPOINTS)) do
     redis.call('ZREM', KEY.workers(served), name)
     for _, id in ipairs(redis.call('ZRANGE', KEY.running(served), 0, -1)) do
-      local holder, run = get_fields(id, 'worker', 'incarnation')
-      if holder == name and run ~= incarnation then
-        return_to_backlog(id, true)
-        taken = taken + 1
-      end
+      taken = taken + (guard(id, reclaim, served) or 0)
     end
     if served ~= checkpoint then
       dispatch(served)

@@ -8,6 +8,7 @@ from typing import Any
 import structlog
 from celery import bootsteps
 from celery.exceptions import WorkerShutdown
+from redis.exceptions import ResponseError
 
 from tasks.errors import CardConflictError, SchemaError
 from tasks.settings import settings
@@ -35,7 +36,7 @@ class EngineStep(bootsteps.StartStopStep):
         try:
             folder = find(config.checkpoint, config.checkpoint_dir)
             service = WorkerService.start(config, folder, worker.hostname, give_up=give_up, should_stop=should_stop)
-        except (CheckpointError, EngineLoadError, CardConflictError, SchemaError) as error:
+        except (CheckpointError, EngineLoadError, CardConflictError, SchemaError, ResponseError) as error:
             log.error("cannot_serve", reason=str(error))
             raise WorkerShutdown(1) from None
         if service is None:

@@ -122,7 +122,7 @@ def test_a_job_with_all_fields() -> None:
         "cancel_acked_at": "9",
         "cancel_tokens_after": "1",
     }
-    job = Job.from_hash({name.encode(): value.encode() for name, value in record.items()})
+    job = Job.from_hash("job_1", {name.encode(): value.encode() for name, value in record.items()})
     assert (job.status, job.finish_reason, job.error) == (Status.FAILED, FinishReason.DEADLINE, error)
     assert (job.completion, job.warnings, dict(job.metadata)) == ("é\n", ("w",), {"k": "v"})
     assert job.cancellation is not None
