@@ -51,8 +51,8 @@ class Generation:
     def from_json(cls, text: str | bytes) -> Generation:
         """The request that `to_json` encoded, perhaps in another version.
 
-        Values outside of the bounds are accepted: see `unsupported`. Raises ValueError or TypeError for anything that is
-        no such request.
+        Values outside of the bounds are accepted: see `unsupported`. Raises ValueError or TypeError for anything that
+        is no such request.
         """
         fields = record.json_value(text if isinstance(text, str) else text.decode(), dict)
         prompt = record.checked_text(fields.pop("prompt", None))

@@ -16,8 +16,8 @@ which compare all samplers. The documentation of the fields is in `docs/guide.md
 `docs/reference/client.md` and `docs/reference/commands.md`.
 
 The default of a new field must be None or False, and must change nothing: a record leaves such fields out, so that
-processes of an older version can run jobs that do not use the new field. A job that uses it fails on an older worker with
-the code `unsupported`. So update the workers before the API.
+processes of an older version can run jobs that do not use the new field. A job that uses it fails on an older worker
+with the code `unsupported`. So update the workers before the API.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ local function renew(id, attempt)
   if status ~= 'running' or current ~= attempt then
     return false
   end
-  redis.call('ZADD', KEY.running(checkpoint), NOW_MS + ARGV[1], id)
+  -- Only a lease that exists. If it was lost, or the record names a wrong checkpoint, the reaper corrects that.
+  redis.call('ZADD', KEY.running(checkpoint), 'XX', NOW_MS + ARGV[1], id)
   if requested_at then
     table.insert(cancelled, id)
   end

@@ -53,8 +53,8 @@ class Refused:
 
     #: `gone`: no such job. `terminal`: the job has ended. `running`: another claim holds the job. `waiting`: the job is
     #: not dispatched, another message will come for it. `overdue`: a time limit had passed, and the job has ended now.
-    #: `damaged`: the record is damaged, and the job has failed now. `digest`: no worker still has the job's weights, and
-    #: the job has failed. `superseded`: this worker has old weights, and the job is requeued for another worker.
+    #: `damaged`: the record is damaged, and the job has failed now. `digest`: no worker still has the job's weights,
+    #: and the job has failed. `superseded`: this worker has old weights, and the job is requeued for another worker.
     reason: Literal["gone", "terminal", "running", "waiting", "overdue", "damaged", "digest", "superseded"]
 
 
