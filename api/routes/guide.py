@@ -30,12 +30,13 @@ _JOB_CODES = (
     Code.WAIT_TIMEOUT,
     Code.START_TIMEOUT,
     Code.DEADLINE_EXCEEDED,
-    Code.GONE,
     Code.JOB_LOST,
     Code.CANCELLED,
     Code.CHECKPOINT_CHANGED,
     Code.WORKER_LOST,
     Code.OUT_OF_MEMORY,
+    Code.RECORD_DAMAGED,
+    Code.UNSUPPORTED,
 )
 
 

@@ -15,6 +15,7 @@ from api.http.strict_json import StrictRoute
 from api.jobs.job_view import job_response, job_result
 from api.jobs.lookup import check_job_id, get_job
 from api.jobs.responses import (
+    is_retryable,
     job_headers,
     json_response,
     missing,
@@ -210,7 +211,7 @@ async def cancel(job_id: JobIdPath, services: ServicesDep, prefix: UrlPrefixDep)
     summary="Repeat a job",
     responses={
         202: {"headers": _ACCEPTED_HEADERS},
-        **problems((*SUBMIT_CODES, Code.NOT_FOUND, Code.GONE, Code.NOT_RETRYABLE)),
+        **problems((*SUBMIT_CODES, Code.NOT_FOUND, Code.NOT_RETRYABLE)),
     },
 )
 async def retry(job_id: JobIdPath, services: ServicesDep, prefix: UrlPrefixDep, key_lines: KeyLinesDep) -> Response:
@@ -218,12 +219,16 @@ async def retry(job_id: JobIdPath, services: ServicesDep, prefix: UrlPrefixDep, 
 
     Only for a job that ended without success. The old job stays unchanged.
     """
-    found = await get_job(services.store, job_id)
-    if not found.status.terminal or found.status is Status.SUCCEEDED:
-        raise not_retryable(found)
+    check_job_id(job_id)
     key = idempotency(parse_idempotency_key(key_lines), owner=ANONYMOUS, route="retry", request={"job_id": job_id})
-    submitted = await services.submitter.repeat(found, job_id=new_job_id(), key=key)
-    job = await read_accepted(services.store, submitted.job_id, prefix)
+    # The old job may have expired since the first request with the key.
+    submitted = None if key is None else await services.submitter.find(key)
+    if submitted is None:
+        found = await get_job(services.store, job_id)
+        if not is_retryable(found):
+            raise not_retryable(found)
+        submitted = await services.submitter.repeat(found, job_id=new_job_id(), key=key)
+    job = await read_accepted(services.store, submitted, prefix)
     headers = {**job_headers(job.id, prefix), **replayed_headers(submitted.replayed)}
     return await services.responses.accepted(job, prefix, headers)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import structlog
@@ -52,7 +52,7 @@ class Reaped:
     def from_reply(cls, reply: Sequence[Any]) -> Reaped:
         """The counts in the reply of `reap.lua`."""
         *counts, reports = reply
-        return cls(*counts, tuple(map(_damage, reports)))
+        return replace(cls(*counts), damage=tuple(map(_damage, reports)))
 
     def log(self, log: structlog.stdlib.BoundLogger) -> None:
         """Log what was done; nothing if there was nothing to do."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tasks.errors import CardConflictError
+from tasks.errors import CardConflictError, WorkerReplacedError
 from tasks.store import keys
 from tasks.worker_info import WorkerState
 from tests.integration.conftest import CARD, WORKER, QueueWorld
@@ -98,3 +98,13 @@ async def test_an_earlier_run_does_not_remove_the_later_one(queue: QueueWorld) -
     assert [worker.incarnation for worker in await queue.jobs.workers()] == ["second"]
     queue.workers.deregister(second)
     assert await queue.jobs.workers() == []
+
+
+async def test_a_heartbeat_of_an_earlier_run_does_not_replace_a_later_run(queue: QueueWorld) -> None:
+    earlier = queue.register(incarnation="first")
+    later = queue.register(incarnation="second", slots=7)
+    with pytest.raises(WorkerReplacedError, match="CELERIAC_WORKER_NAME"):
+        queue.workers.heartbeat(earlier)
+    queue.workers.heartbeat(later)
+    [found] = await queue.jobs.workers()
+    assert (found.incarnation, found.slots) == ("second", 7)
