@@ -60,6 +60,10 @@ class Route:
         return found
 
 
+def until_gone(connection: redis.Redis, key: str) -> None:
+    eventually(lambda: not connection.exists(key))
+
+
 ROUTES = ("/generate", "/v1/jobs", "retry")
 
 
@@ -82,7 +86,7 @@ async def test_the_key_of_an_expired_or_deleted_job_is_410_with_what_to_do(
             assert (await route.call()).headers["idempotency-replayed"] == "true"
             if lose == "expire":
                 assert connection.pexpire(keys.job(job_id), 1)
-                await asyncio.to_thread(eventually, lambda: not connection.exists(keys.job(job_id)))
+                await asyncio.to_thread(until_gone, connection, keys.job(job_id))
             else:
                 assert (await client.delete(f"/v1/jobs/{job_id}")).status_code == 204
             before = connection.zcard(keys.JOBS)
