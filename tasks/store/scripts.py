@@ -42,14 +42,13 @@ LIMITS = {
     # Most jobs of one kind and checkpoint that one run of the reaper checks.
     "REAP_AT_ONCE": 200,
     # Keys of Redis, and jobs of the listing, that one run of the reaper checks for sets that do not agree with records.
-    "PLACE_AT_ONCE": 50,
+    "PLACE_AT_ONCE": 30,
     # How long a job is kept whose record does not say it, in ms: a day.
     "DAMAGED_TTL_MS": 86_400_000,
     # Most reports of damage that are kept until a reaper logs them.
     "DAMAGE_REPORTS": 1000,
     # Largest values of a record.
     "MOST_TIME_MS": record.MOST_TIME_MS,
-    "MOST_DURATION_MS": record.MOST_DURATION_MS,
     "MOST_COUNT": record.MOST_COUNT,
     # Entries that `list` reads at once, and most entries that it reads for one page.
     "LIST_CHUNK": 100,

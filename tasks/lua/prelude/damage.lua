@@ -3,77 +3,17 @@
 -- A record may be damaged by another program, by an operator, or by a bug. One damaged record must not stop the others:
 -- a script that walks over many jobs checks each of them, and ends a damaged one as failed.
 
--- Largest values of a record, by the kind of the field.
-local MOST = {time = LIMIT.MOST_TIME_MS, duration = LIMIT.MOST_DURATION_MS, count = LIMIT.MOST_COUNT}
-
--- The fields that scripts use, with their kinds. `default` is what replaces a damaged value; without one, the field is
--- removed. `always` is true if each record has the field. The kinds `text` and `json` are not checked here: the processes
--- that read them do that.
-local FIELDS = {
-  {name = 'id', kind = 'id', always = true},
-  {name = 'owner', kind = 'text', always = true, default = ''},
-  {name = 'checkpoint', kind = 'name', always = true},
-  {name = 'digest', kind = 'text', always = true, default = ''},
-  {name = 'status', kind = 'status', always = true},
-  {name = 'version', kind = 'count', always = true, default = 1},
-  {name = 'priority', kind = 'priority', always = true, default = 5},
-  {name = 'input', kind = 'json', always = true, default = '{"prompt":"","seed":0}'},
-  {name = 'metadata', kind = 'json', always = true, default = '{}'},
-  {name = 'warnings', kind = 'json', always = true, default = '[]'},
-  {name = 'created_at', kind = 'time', always = true},
-  {name = 'score', kind = 'count', always = true, default = 0},
-  {name = 'attempt', kind = 'count', always = true, default = 0},
-  {name = 'losses', kind = 'count', always = true, default = 0},
-  {name = 'losses_in_a_row', kind = 'count', always = true, default = 0},
-  {name = 'resumed_tokens', kind = 'count', always = true, default = 0},
-  {name = 'tokens', kind = 'count', always = true},
-  {name = 'max_tokens', kind = 'count', always = true, default = 0},
-  {name = 'run_ms', kind = 'duration', always = true, default = 0},
-  {name = 'result_ttl_ms', kind = 'duration', always = true, default = LIMIT.DAMAGED_TTL_MS},
-  {name = 'queue_timeout_ms', kind = 'duration'},
-  {name = 'run_timeout_ms', kind = 'duration'},
-  {name = 'deadline_ms', kind = 'duration'},
-  {name = 'idempotency_ttl_ms', kind = 'duration'},
-  {name = 'predicted_ms', kind = 'duration'},
-  {name = 'deadline_at', kind = 'time'},
-  {name = 'started_at', kind = 'time'},
-  {name = 'attempt_started_at', kind = 'time'},
-  {name = 'first_token_at', kind = 'time'},
-  {name = 'finished_at', kind = 'time'},
-  {name = 'expires_at', kind = 'time'},
-  {name = 'cancel_requested_at', kind = 'time'},
-  {name = 'cancel_acked_at', kind = 'time'},
-  {name = 'cancel_tokens', kind = 'count'},
-  {name = 'cancel_tokens_after', kind = 'integer'},
-  {name = 'prompt_tokens', kind = 'count'},
-  {name = 'message', kind = 'message'},
-  {name = 'worker', kind = 'name'},
-  {name = 'incarnation', kind = 'name'},
-  {name = 'finish_reason', kind = 'name'},
-  {name = 'completion', kind = 'text'},
-  {name = 'error', kind = 'text'},
-  {name = 'idempotency', kind = 'name'},
-  {name = 'reply_to', kind = 'name'},
-  {name = 'retry_of', kind = 'name'},
-}
-local FIELD_NAMES = {}
-for index, field in ipairs(FIELDS) do
-  FIELD_NAMES[index] = field.name
-end
-
--- Fields that a record must have in a state, or beside another field.
-local LIVE_FIELDS = {'message'}
-local RUNNING_FIELDS = {'worker', 'incarnation', 'attempt_started_at', 'started_at'}
-local ENDED_FIELDS = {'finished_at', 'expires_at', 'finish_reason', 'completion'}
-local COMPANIONS = {cancel_requested_at = 'cancel_tokens', idempotency = 'idempotency_ttl_ms'}
-
--- Without these fields of an ended job its result is not known.
-local RESULT_FIELDS = {record = true, status = true, input = true, completion = true, finish_reason = true, error = true}
+-- Scripts run this text at each call, so what only some calls need is made inside functions.
 
 local STATUSES = {'queued', 'running', 'succeeded', 'failed', 'cancelled', 'expired'}
-local IS_STATUS = {}
-for _, status in ipairs(STATUSES) do
-  IS_STATUS[status] = true
+
+local function is_status(value)
+  for _, status in ipairs(STATUSES) do
+    if value == status then
+      return true
+    end
+  end
+  return false
 end
 
 -- Returns the type of a key, 'none' if it does not exist.
@@ -81,14 +21,13 @@ local function type_of(key)
   return redis.call('TYPE', key).ok
 end
 
--- Returns whether a text is a whole number from `least` to `most`. Lua's `tonumber` also accepts ' 1', '0x1', '1e9',
--- 'nan' and 'inf'.
-local function is_integer(text, least, most)
-  if #text > 17 or not string.find(text, '^%-?%d+$') then
+-- Returns whether a text is a whole number from 0 to `most`. Lua's `tonumber` also accepts ' 1', '0x1', '1e9', 'nan' and
+-- 'inf'. Each number of up to 14 digits is within every limit.
+local function is_count(text, most)
+  if text == '' or string.find(text, '%D') then
     return false
   end
-  local number = tonumber(text)
-  return number >= least and number <= most
+  return #text < 15 or #text < 17 and tonumber(text) <= most
 end
 
 -- Returns whether a text is a Celery message of a job.
@@ -97,28 +36,9 @@ local function is_message_of(id, text)
   return decoded and type(message) == 'table' and type(message.headers) == 'table' and message.headers.id == id
 end
 
--- Returns whether a value of a field can be used.
-local function is_usable(id, kind, value)
-  if kind == 'text' or kind == 'json' then
-    return true
-  elseif kind == 'name' then
-    return value ~= ''
-  elseif kind == 'id' then
-    return value == id
-  elseif kind == 'status' then
-    return IS_STATUS[value] ~= nil
-  elseif kind == 'priority' then
-    return is_integer(value, 0, 9)
-  elseif kind == 'integer' then
-    return is_integer(value, -MOST.count, MOST.count)
-  elseif kind == 'message' then
-    return is_message_of(id, value)
-  end
-  return is_integer(value, 0, MOST[kind])
-end
-
 -- Returns the names of the damaged fields of a record: an empty list if it can be used, nil if there is no such record.
--- The name is `record` if the key holds no hash, and `log` if the key of the token log holds no stream.
+-- The name is `record` if the key holds no hash, and `log` if the key of the token log holds no stream. Fields that no
+-- script uses, JSON and texts are not checked: the processes that read them do that.
 local function damaged_fields(id)
   local record, log = type_of(KEY.job(id)), type_of(KEY.tokens(id))
   if record == 'none' then
@@ -126,42 +46,64 @@ local function damaged_fields(id)
   elseif record ~= 'hash' then
     return {'record'}
   end
-  local names, has = {}, {}
+  local damaged = {}
   if log ~= 'none' and log ~= 'stream' then
-    table.insert(names, 'log')
+    table.insert(damaged, 'log')
   end
-  local values = redis.call('HMGET', KEY.job(id), unpack(FIELD_NAMES))
-  for index, field in ipairs(FIELDS) do
-    local value = values[index]
-    has[field.name] = value
-    if value and not is_usable(id, field.kind, value) or not value and field.always then
-      table.insert(names, field.name)
+
+  -- Numbers that each record has, then numbers that it may have.
+  local numbers = {
+    'version', 'created_at', 'score', 'attempt', 'losses', 'losses_in_a_row', 'resumed_tokens', 'tokens', 'max_tokens',
+    'run_ms', 'result_ttl_ms', 'priority', 'queue_timeout_ms', 'run_timeout_ms', 'deadline_ms', 'deadline_at', 'started_at',
+    'attempt_started_at', 'first_token_at', 'finished_at', 'expires_at', 'cancel_requested_at', 'cancel_acked_at',
+    'cancel_tokens', 'prompt_tokens', 'predicted_ms', 'idempotency_ttl_ms'}
+  for index, value in ipairs(redis.call('HMGET', KEY.job(id), unpack(numbers))) do
+    local name = numbers[index]
+    if value and not is_count(value, name == 'score' and LIMIT.MOST_COUNT or LIMIT.MOST_TIME_MS) or not value and index <= 12
+    then
+      table.insert(damaged, name)
     end
   end
-  local function require_fields(required)
-    for _, name in ipairs(required) do
-      if not has[name] then
-        table.insert(names, name)
-      end
+
+  local its_id, owner, checkpoint, digest, status, input, metadata, warnings, priority, message, worker, incarnation,
+    attempt_started_at, finished_at, expires_at, finish_reason, completion, failure, requested_at, cancel_tokens,
+    key_hash, key_ttl, reply_to = get_fields(
+      id, 'id', 'owner', 'checkpoint', 'digest', 'status', 'input', 'metadata', 'warnings', 'priority', 'message', 'worker',
+      'incarnation', 'attempt_started_at', 'finished_at', 'expires_at', 'finish_reason', 'completion', 'error',
+      'cancel_requested_at', 'cancel_tokens', 'idempotency', 'idempotency_ttl_ms', 'reply_to')
+  local function require(condition, name)
+    if not condition then
+      table.insert(damaged, name)
     end
   end
-  if has.status == 'queued' or has.status == 'running' then
-    require_fields(LIVE_FIELDS)
+  require(its_id == id, 'id')
+  require(owner, 'owner')
+  require(checkpoint and checkpoint ~= '', 'checkpoint')
+  require(digest, 'digest')
+  require(is_status(status), 'status')
+  require(input, 'input')
+  require(metadata, 'metadata')
+  require(warnings, 'warnings')
+  require(not priority or #priority == 1, 'priority')
+  require(not requested_at or cancel_tokens, 'cancel_tokens')
+  require(key_hash ~= '', 'idempotency')
+  require(not key_hash or key_ttl, 'idempotency_ttl_ms')
+  require(reply_to ~= '', 'reply_to')
+  if status == 'queued' or status == 'running' then
+    require(message, 'message')
   end
-  if has.status == 'running' then
-    require_fields(RUNNING_FIELDS)
-  elseif has.status and has.status ~= 'queued' then
-    require_fields(ENDED_FIELDS)
+  if status == 'running' then
+    require(worker and worker ~= '', 'worker')
+    require(incarnation, 'incarnation')
+    require(attempt_started_at, 'attempt_started_at')
+  elseif status ~= 'queued' then
+    require(finished_at, 'finished_at')
+    require(expires_at, 'expires_at')
+    require(finish_reason, 'finish_reason')
+    require(completion, 'completion')
+    require(failure or status ~= 'failed' and status ~= 'expired', 'error')
   end
-  if has.status == 'failed' or has.status == 'expired' then
-    require_fields({'error'})
-  end
-  for name, companion in pairs(COMPANIONS) do
-    if has[name] then
-      require_fields({companion})
-    end
-  end
-  return names
+  return damaged
 end
 
 -- Reports damage: the reaper returns it to a process that logs it. `what` is a job id or a key.
@@ -199,24 +141,39 @@ local function list_ended(id, status, created_at, expires_at)
   redis.call('PEXPIREAT', KEY.jobs_with(status), redis.call('ZREVRANGE', KEY.EXPIRIES, 0, 0, 'WITHSCORES')[2])
 end
 
--- Replaces the damaged fields of a record. `is_damaged` has their names as keys. `checkpoint` is where the job was queued.
+-- Replaces the damaged fields of a record that each record has, and removes the other ones. `checkpoint` is where the job
+-- was queued.
 local function replace_fields(id, is_damaged, checkpoint)
-  local key = KEY.job(id)
-  local computed = {
+  local defaults = {
     id = id,
+    owner = '',
     checkpoint = checkpoint or 'unknown',
+    digest = '',
     status = 'failed',
+    version = 1,
+    priority = 5,
+    input = '{"prompt":"","seed":0}',
+    metadata = '{}',
+    warnings = '[]',
     created_at = redis.call('ZSCORE', KEY.JOBS, id) or format_int(NOW_MS),
+    score = 0,
+    attempt = 0,
+    losses = 0,
+    losses_in_a_row = 0,
+    resumed_tokens = 0,
     tokens = log_length(id),
+    max_tokens = 0,
+    run_ms = 0,
+    result_ttl_ms = LIMIT.DAMAGED_TTL_MS,
   }
-  for _, field in ipairs(FIELDS) do
-    local name, default = field.name, field.default or computed[field.name]
+  for name, default in pairs(defaults) do
     if is_damaged[name] or is_damaged.record then
-      if field.always then
-        redis.call('HSET', key, name, default)
-      else
-        redis.call('HDEL', key, name)
-      end
+      redis.call('HSET', KEY.job(id), name, default)
+    end
+  end
+  for name in pairs(is_damaged) do
+    if defaults[name] == nil then
+      redis.call('HDEL', KEY.job(id), name)
     end
   end
 end
@@ -248,9 +205,10 @@ local function fail_damaged(id, names)
   end
   replace_fields(id, is_damaged, checkpoint)
 
-  local keeps_result = IS_STATUS[from] and is_terminal(from)
-  for name in pairs(is_damaged) do
-    keeps_result = keeps_result and not RESULT_FIELDS[name]
+  -- Without these fields of an ended job its result is not known.
+  local keeps_result = is_status(from) and is_terminal(from)
+  for _, name in ipairs({'record', 'status', 'input', 'completion', 'finish_reason', 'error'}) do
+    keeps_result = keeps_result and not is_damaged[name]
   end
   local completion, finished_at, expires_at, result_ttl, key_hash, key_ttl, reply_to, created_at = get_fields(
     id, 'completion', 'finished_at', 'expires_at', 'result_ttl_ms', 'idempotency', 'idempotency_ttl_ms', 'reply_to',
@@ -272,9 +230,6 @@ local function fail_damaged(id, names)
   report_damage(id, #names > 0 and names or {'unknown'})
 end
 
--- Codes of errors that are no fault of a record: Redis refuses a command for a while, or an operator stops the script.
-local REFUSALS = {'OOM', 'MISCONF', 'READONLY', 'NOREPLICAS', 'MASTERDOWN', 'NOPERM', 'UNKILLABLE', 'killed'}
-
 -- Calls `step(id, ...)`, the part of a script that handles one of many jobs. If it fails, the job's record is damaged, and
 -- the job ends as failed. Returns the result of `step`, nil if it failed.
 local function guard(id, step, ...)
@@ -284,7 +239,9 @@ local function guard(id, step, ...)
   end
   -- Redis 6.2 raises texts, later ones tables.
   local reason = type(result) == 'table' and result.err or tostring(result)
-  for _, code in ipairs(REFUSALS) do
+  -- These are no fault of a record: Redis refuses a command for a while, or an operator stops the script.
+  local refusals = {'OOM', 'MISCONF', 'READONLY', 'NOREPLICAS', 'MASTERDOWN', 'NOPERM', 'UNKILLABLE', 'killed'}
+  for _, code in ipairs(refusals) do
     if string.find(reason, code, 1, true) then
       error(result, 0)
     end
@@ -329,7 +286,7 @@ local function repair_keys()
     repair({KEY.backlog(checkpoint), KEY.dispatched(checkpoint), KEY.running(checkpoint), KEY.workers(checkpoint)}, 'zset')
     repair({KEY.waiting_tokens(checkpoint)}, 'string')
     local tokens = redis.call('GET', KEY.waiting_tokens(checkpoint))
-    if tokens and not is_integer(tokens, -MOST.count, MOST.count) then
+    if tokens and not is_count(tokens, LIMIT.MOST_COUNT) then
       redis.call('DEL', KEY.waiting_tokens(checkpoint))
       repaired = repaired + 1
     end

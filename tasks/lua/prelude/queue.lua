@@ -112,13 +112,15 @@ end
 -- Returns the message of a job that waits for a checkpoint. Nil for a job that cannot run: it has no record, or it does not
 -- wait according to its record, or its record is damaged, and the job has ended now.
 local function waiting_message(id, checkpoint)
-  local status, message, its_checkpoint = false, false, checkpoint
+  local status, message, its_checkpoint
   local damaged = damaged_fields(id)
   if damaged and #damaged == 0 then
     status, message, its_checkpoint = get_fields(id, 'status', 'message', 'checkpoint')
-  end
-  if its_checkpoint ~= checkpoint then
-    table.insert(damaged, 'checkpoint')
+    if its_checkpoint ~= checkpoint then
+      table.insert(damaged, 'checkpoint')
+    elseif status == 'queued' and not is_message_of(id, message) then
+      table.insert(damaged, 'message')
+    end
   end
   if damaged and #damaged > 0 then
     fail_damaged(id, damaged)
