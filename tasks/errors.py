@@ -5,6 +5,7 @@
     ├── SchemaError
     ├── QueueFullError
     ├── QueuePositionError
+    ├── CursorError
     ├── IdempotencyMismatchError
     ├── JobGoneError
     ├── RecordError
@@ -62,6 +63,10 @@ class IdempotencyMismatchError(QueueError):
         super().__init__("This Idempotency-Key was used with a different request. Use a new key for a new request.")
         #: Id of the job that the first request created.
         self.job_id = job_id
+
+
+class CursorError(QueueError):
+    """Not a cursor of the listing."""
 
 
 class JobGoneError(QueueError):

@@ -29,6 +29,7 @@ from api.jobs.submit_and_wait import request_idempotency
 from api.schemas.generation import JobRequest
 from api.schemas.jobs import DEFAULT_PAGE, MAX_PAGE, JobList, JobResponse, JobResult
 from api.services import ServicesDep
+from tasks.errors import CursorError
 from tasks.job import Job, Status
 from tasks.job_id import new_job_id
 
@@ -97,7 +98,7 @@ async def jobs(
     """A page of jobs, newest first. It does not include the text of running jobs."""
     try:
         page = await services.store.list(status=status, cursor=cursor, limit=limit, owner=ANONYMOUS)
-    except ValueError as error:
+    except CursorError as error:
         raise invalid(
             ("query", "cursor"), "This is not the `next_cursor` of a page.", "cursor", given=cursor
         ) from error

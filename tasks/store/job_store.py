@@ -19,6 +19,7 @@ from tasks import record, token_log
 from tasks.card import Card
 from tasks.celery_app import make_app
 from tasks.errors import (
+    CursorError,
     IdempotencyMismatchError,
     JobGoneError,
     QueueFullError,
@@ -40,6 +41,9 @@ from tasks.worker_info import WorkerInfo
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
+
+#: Most digits of the time in a cursor.
+MOST_CURSOR_DIGITS = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +280,7 @@ class JobStore:
     async def list(
         self, *, status: Status | None = None, owner: str | None = None, cursor: str | None = None, limit: int = 20
     ) -> Page:
-        """One page of jobs, newest first. Raises ValueError if `cursor` is not the `next_cursor` of a page."""
+        """One page of jobs, newest first. Raises CursorError if `cursor` is not the `next_cursor` of a page."""
         last_at, last_id = _parse_cursor(cursor)
         views, next_at, next_id = await self._call("list", status or "", owner or "", limit, last_at, last_id)
         jobs = [await self._listed(view) for view in views]
@@ -437,6 +441,6 @@ def _parse_cursor(cursor: str | None) -> tuple[str, str]:
     if cursor is None:
         return "", ""
     at, _, job_id = cursor.partition(".")
-    if not (at.isascii() and at.isdigit() and job_id):
-        raise ValueError("not a cursor of this listing")
+    if not (at.isascii() and at.isdigit() and len(at) <= MOST_CURSOR_DIGITS and job_id):
+        raise CursorError("not a cursor of this listing")
     return at, job_id
