@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict
 
 import structlog
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -54,5 +53,4 @@ class Reaper:
                 if self._failing:
                     log.info("reaper_recovered")
                 self._failing = False
-                if reaped:
-                    log.info("reaped", **asdict(reaped))
+                reaped.log(log)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 
@@ -84,7 +85,18 @@ class Card:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Card:
-        """The card that `to_json` encoded."""
-        fields: dict[str, Any] = json.loads(text)
-        fields["tokenizer"] = TokenizerCard(**fields["tokenizer"])
-        return cls(**fields)
+        """The card that `to_json` encoded. Raises ValueError for anything else.
+
+        Fields that this version does not know, from a process of a newer version, are left out.
+        """
+        try:
+            raw: dict[str, Any] = json.loads(text)
+            tokenizer = TokenizerCard(**_known(TokenizerCard, raw["tokenizer"]))
+            return cls(**{**_known(cls, raw), "tokenizer": tokenizer})
+        except (AttributeError, KeyError, RecursionError, TypeError) as error:
+            raise ValueError("not a card") from error
+
+
+def _known(kind: type[Card] | type[TokenizerCard], raw: Mapping[str, Any]) -> dict[str, Any]:
+    names = {one.name for one in fields(kind)}
+    return {name: value for name, value in raw.items() if name in names}

@@ -6,7 +6,11 @@
     ├── QueueFullError
     ├── QueueMemoryError
     ├── QueuePositionError
+    ├── CursorError
     ├── IdempotencyMismatchError
+    ├── JobGoneError
+    ├── RecordError
+    ├── WorkerReplacedError
     └── CardConflictError
 
 If Redis is away or refuses to write, redis-py's own `redis.exceptions.RedisError` is raised.
@@ -75,6 +79,43 @@ class IdempotencyMismatchError(QueueError):
         self.job_id = job_id
 
 
+class CursorError(QueueError):
+    """Not a cursor of the listing."""
+
+
+class JobGoneError(QueueError):
+    """The job that an idempotency key belongs to has ended, and its record no longer exists."""
+
+    def __init__(self, job_id: str, *, deleted: bool) -> None:
+        why = "was deleted" if deleted else "has ended, and its result has expired"
+        super().__init__(
+            f"An earlier request with this Idempotency-Key created {job_id}, which {why}. Use a new key to run the "
+            "request again."
+        )
+        self.job_id = job_id
+
+
+class RecordError(QueueError):
+    """A job's record, or its token log, is damaged. The message names no values, which may be prompts."""
+
+    def __init__(self, job_id: str, fields: tuple[str, ...]) -> None:
+        super().__init__(f"the record of {job_id} is damaged: {', '.join(fields)}")
+        self.job_id = job_id
+        #: Names of the damaged fields; `log` for the token log.
+        self.fields = fields
+
+
+class WorkerReplacedError(QueueError):
+    """A later run registered under the worker's name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"Another worker has registered under the name {name!r}, so this one stops. Give each worker a name of its "
+            "own (CELERIAC_WORKER_NAME), or leave the name unset."
+        )
+        self.name = name
+
+
 class CardConflictError(QueueError):
     """Live workers serve other weights under the same name."""
 
@@ -87,14 +128,3 @@ class CardConflictError(QueueError):
         self.checkpoint = checkpoint
         self.digest = digest
         self.served = served
-
-
-class WorkerReplacedError(QueueError):
-    """A later run registered under the worker's name."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(
-            f"Another worker has registered under the name {name!r}, so this one stops. Give each worker a name of its "
-            "own (CELERIAC_WORKER_NAME), or leave the name unset."
-        )
-        self.name = name

@@ -16,6 +16,12 @@ OUT_OF_MEMORY = JobError(
     "worker more memory.",
     retryable=True,
 )
+#: The record or the token log was changed by something else than this program.
+RECORD_DAMAGED = JobError(
+    ErrorCode.RECORD_DAMAGED,
+    "The job's record in Redis was damaged, so the job could not be completed. Send the request again as a new job.",
+    retryable=True,
+)
 #: The job was accepted for weights that no worker still has.
 CHECKPOINT_CHANGED = JobError(
     ErrorCode.CHECKPOINT_CHANGED,

@@ -1,4 +1,9 @@
-"""The job record and its states. Only the scripts in `tasks/lua` write records."""
+"""The job record and its states. Only the scripts in `tasks/lua` write records.
+
+Processes of several versions may use one Redis during an update. A new field of the record, a new field of the request
+(see `tasks.sampling_params`) and a new error code need nothing: older processes show the job without them. A new status
+or a new finish reason needs a new `keys.SCHEMA_VERSION`, because an older process would take the record for damaged.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +11,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
+from tasks import record
 from tasks.generation import FinishReason, Generation
+from tasks.record import RecordFields
 
 
 class Status(StrEnum):
-    """The states of a job. Terminal ones never change."""
+    """The states of a job. Terminal ones do not change, unless the record is damaged."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -39,7 +45,16 @@ class ErrorCode(StrEnum):
     START_TIMEOUT = "start_timeout"
     DEADLINE_EXCEEDED = "deadline_exceeded"
     OUT_OF_MEMORY = "out_of_memory"
+    #: The record in Redis was damaged. What it says about the job may be wrong.
+    RECORD_DAMAGED = "record_damaged"
+    #: The job uses a field that the worker's version does not know.
+    UNSUPPORTED = "unsupported"
     INTERNAL = "internal"
+
+    @classmethod
+    def _missing_(cls, value: object) -> ErrorCode:
+        """A code of a newer version counts as `internal`; the message says more."""
+        return cls.INTERNAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +68,15 @@ class JobError:
     def to_json(self) -> str:
         """The error as one line of JSON."""
         return json.dumps({"code": self.code, "message": self.message, "retryable": self.retryable})
+
+    @classmethod
+    def from_json(cls, text: str) -> JobError:
+        """The error that `to_json` encoded. Raises ValueError or TypeError for anything else."""
+        fields = record.json_value(text, dict)
+        code, message, retryable = (fields.get(name) for name in ("code", "message", "retryable"))
+        if not isinstance(retryable, bool):
+            raise TypeError("not a truth value")
+        return cls(ErrorCode(record.checked_text(code)), record.checked_text(message), retryable)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,55 +155,58 @@ class Job:
     position: int | None = None
 
     @classmethod
-    def from_hash(cls, fields: Mapping[bytes, bytes], position: int | None = None) -> Job:
-        """The job in the reply of HGETALL. `fields` must not be empty."""
-        text = {name.decode(): value.decode() for name, value in fields.items()}
-
-        def number(name: str) -> int | None:
-            return int(text[name]) if name in text else None
-
-        error: JobError | None = None
-        if "error" in text:
-            raw: dict[str, Any] = json.loads(text["error"])
-            error = JobError(ErrorCode(raw["code"]), raw["message"], raw["retryable"])
-        cancellation: Cancellation | None = None
-        requested = number("cancel_requested_at")
-        if requested is not None:
-            cancellation = Cancellation(requested, number("cancel_acked_at"), number("cancel_tokens_after"))
-        return cls(
-            id=text["id"],
-            owner=text["owner"],
-            version=int(text["version"]),
-            status=Status(text["status"]),
-            checkpoint=text["checkpoint"],
-            digest=text["digest"],
-            generation=Generation.from_json(text["input"]),
-            priority=int(text["priority"]),
+    def from_hash(cls, job_id: str, fields: Mapping[bytes, bytes], position: int | None = None) -> Job:
+        """The job in the reply of HGETALL. Raises RecordError if the record is damaged."""
+        read = RecordFields(job_id, fields)
+        requested_at = read.optional("cancel_requested_at", record.time_ms)
+        acked_at = read.optional("cancel_acked_at", record.time_ms)
+        tokens_after = read.optional("cancel_tokens_after", record.integer)
+        status = read.required("status", Status)
+        job = cls(
+            id=read.required("id", lambda text: _equal(text, job_id)),
+            owner=read.required("owner", str),
+            version=read.required("version", record.count),
+            status=status,
+            checkpoint=read.required("checkpoint", record.name),
+            digest=read.required("digest", str),
+            generation=read.required("input", Generation.from_json),
+            priority=read.required("priority", record.priority),
             limits=TimeLimits(
-                queue_timeout_ms=number("queue_timeout_ms"),
-                run_timeout_ms=number("run_timeout_ms"),
-                deadline_ms=number("deadline_ms"),
+                queue_timeout_ms=read.optional("queue_timeout_ms", record.duration_ms),
+                run_timeout_ms=read.optional("run_timeout_ms", record.duration_ms),
+                deadline_ms=read.optional("deadline_ms", record.duration_ms),
             ),
-            retry_of=text.get("retry_of"),
-            created_at=int(text["created_at"]),
-            deadline_at=number("deadline_at"),
-            started_at=number("started_at"),
-            first_token_at=number("first_token_at"),
-            finished_at=number("finished_at"),
-            expires_at=number("expires_at"),
-            result_ttl_ms=int(text["result_ttl_ms"]),
-            attempt=int(text["attempt"]),
-            losses=int(text["losses"]),
-            losses_in_a_row=int(text["losses_in_a_row"]),
-            resumed_tokens=int(text["resumed_tokens"]),
-            worker=text.get("worker"),
-            prompt_tokens=number("prompt_tokens"),
-            tokens=int(text["tokens"]),
-            completion=text.get("completion"),
-            finish_reason=FinishReason(text["finish_reason"]) if "finish_reason" in text else None,
-            error=error,
-            warnings=tuple(json.loads(text.get("warnings", "[]"))),
-            cancellation=cancellation,
-            metadata=json.loads(text["metadata"]),
+            retry_of=read.optional("retry_of", record.name),
+            created_at=read.required("created_at", record.time_ms),
+            deadline_at=read.optional("deadline_at", record.time_ms),
+            started_at=read.optional("started_at", record.time_ms),
+            first_token_at=read.optional("first_token_at", record.time_ms),
+            finished_at=read.optional("finished_at", record.time_ms),
+            expires_at=read.optional("expires_at", record.time_ms),
+            result_ttl_ms=read.required("result_ttl_ms", record.duration_ms),
+            attempt=read.required("attempt", record.count),
+            losses=read.required("losses", record.count),
+            losses_in_a_row=read.required("losses_in_a_row", record.count),
+            resumed_tokens=read.required("resumed_tokens", record.count),
+            worker=read.optional("worker", record.name),
+            prompt_tokens=read.optional("prompt_tokens", record.count),
+            tokens=read.required("tokens", record.count),
+            completion=read.optional("completion", str),
+            finish_reason=read.optional("finish_reason", FinishReason),
+            error=read.optional("error", JobError.from_json),
+            warnings=read.required("warnings", record.json_texts),
+            cancellation=None if requested_at is None else Cancellation(requested_at, acked_at, tokens_after),
+            metadata=read.required("metadata", record.json_text_map),
             position=position,
         )
+        ended = isinstance(status, Status) and status.terminal
+        read.require(ended, "finished_at", "expires_at", "finish_reason", "completion")
+        read.require(status in (Status.FAILED, Status.EXPIRED), "error")
+        read.check()
+        return job
+
+
+def _equal(text: str, expected: str) -> str:
+    if text != expected:
+        raise ValueError("another id")
+    return text

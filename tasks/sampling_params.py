@@ -15,12 +15,14 @@ rules in plain Python (`bench/slow_sampling.py`) and to the random requests in `
 which compare all samplers. The documentation of the fields is in `docs/guide.md`, `docs/reference/http.md`,
 `docs/reference/client.md` and `docs/reference/commands.md`.
 
-A record holds every field, and a process of an older version cannot read a field that it does not know. So update
-workers and API processes together.
+The default of a new field must be None or False, and must change nothing: a record leaves such fields out, so that
+processes of an older version can run jobs that do not use the new field. A job that uses it fails on an older worker
+with the code `unsupported`. So update the workers before the API.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -46,6 +48,18 @@ class Bounds:
     max_length: int | None = None
     #: Largest length of an item in characters.
     max_item_length: int | None = None
+
+    def contain(self, value: Any) -> bool:
+        """Whether a value of the field's type is within the bounds. None, an unset value, always is."""
+        if isinstance(value, tuple):
+            short = self.max_item_length is None or all(0 < len(item) <= self.max_item_length for item in value)
+            return short and (self.max_length is None or len(value) <= self.max_length)
+        return value is None or not (
+            (self.ge is not None and value < self.ge)
+            or (self.gt is not None and value <= self.gt)
+            or (self.le is not None and value > self.le)
+            or (self.lt is not None and value >= self.lt)
+        )
 
 
 def _param(default: Any, description: str, **bounds: float) -> Any:
@@ -107,6 +121,25 @@ class SamplingField:
     default: Any
     description: str
     bounds: Bounds
+
+    def checked(self, value: Any) -> Any:
+        """A JSON value as the field has it. Raises ValueError if it has another type."""
+        kinds = self.type.split(" | ")
+        if value is None and "None" in kinds:
+            return None
+        if self.type == "tuple[str, ...]" and isinstance(value, list) and all(isinstance(one, str) for one in value):
+            for text in value:
+                text.encode()  # A lone surrogate raises UnicodeEncodeError, a ValueError.
+            return tuple(value)
+        if "bool" in kinds and isinstance(value, bool):
+            return value
+        if "int" in kinds and isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if "float" in kinds and isinstance(value, (int, float)) and not isinstance(value, bool):
+            number = float(value)
+            if math.isfinite(number):
+                return number
+        raise ValueError(f"{self.name} has another type")
 
 
 #: All fields, in the order of the declaration.

@@ -6,7 +6,7 @@
 import re
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
@@ -34,6 +34,12 @@ def is_root_path(path: str) -> bool:
     return _ROOT_PATH.fullmatch(path) is not None
 
 
+#: Longest time in seconds: ten years. Timers of the operating system do not take much longer ones.
+MAX_TIME_S = 315_360_000
+#: A time in seconds. The scripts count in milliseconds.
+Seconds = Annotated[float, Field(ge=0.001, le=MAX_TIME_S, allow_inf_nan=False)]
+
+
 class Settings(BaseSettings):
     """All settings. A name that ends in a unit gives the unit of the value. An empty variable counts as unset."""
 
@@ -52,8 +58,8 @@ class Settings(BaseSettings):
         description="Redis for jobs and Celery messages, as a URL: redis://, rediss:// or unix:// (one primary, no "
         "Cluster).",
     )
-    redis_timeout_s: float = Field(
-        5.0, gt=0, description="How long a Redis command may take. After that, Redis counts as away."
+    redis_timeout_s: Seconds = Field(
+        5.0, description="How long a Redis command may take. After that, Redis counts as away."
     )
     checkpoint_dir: Path = Field(
         Path("checkpoints"), description="Folder that contains the checkpoints, for checkpoints given by name."
@@ -84,9 +90,9 @@ class Settings(BaseSettings):
         description="Name of the checkpoint for requests without `model`. Unset: the only one that is served, or "
         "status 422.",
     )
-    sync_wait_s: float = Field(120.0, gt=0, description="How long a synchronous call waits if the caller sets no time.")
-    max_wait_s: float = Field(600.0, gt=0, description="Longest wait that a caller can set with `Prefer: wait=N`.")
-    long_poll_max_s: float = Field(60.0, gt=0, description="Longest `?wait=` of `GET /v1/jobs/{id}`.")
+    sync_wait_s: Seconds = Field(120.0, description="How long a synchronous call waits if the caller sets no time.")
+    max_wait_s: Seconds = Field(600.0, description="Longest wait that a caller can set with `Prefer: wait=N`.")
+    long_poll_max_s: Seconds = Field(60.0, description="Longest `?wait=` of `GET /v1/jobs/{id}`.")
     generate_timeout_status: Literal[504, 202] = Field(
         504,
         description="Status if the wait of a `POST /generate` ends before the job: 504 with the job's URL, or 202.",
@@ -110,6 +116,7 @@ class Settings(BaseSettings):
     keep_alive_s: int = Field(
         75,
         ge=1,
+        le=MAX_TIME_S,
         description="How long the API keeps an idle connection open. It must be longer than a proxy keeps its idle "
         "connections to the API (often 60 s), or some requests get status 502.",
     )
@@ -126,9 +133,8 @@ class Settings(BaseSettings):
         "its body. After that it gets status 408.",
     )
     max_body_bytes: int = Field(1_048_576, gt=0, description="Largest request body. A larger one gets status 413.")
-    bell_poll_s: float = Field(
+    bell_poll_s: Seconds = Field(
         1.0,
-        gt=0,
         description="How often the API checks the jobs that clients wait for, even if it receives no notification "
         "(pub/sub may lose one). Streams report the position of a waiting job this often. With more than 5,000 such "
         "jobs in one process, they are checked less often.",
@@ -138,20 +144,19 @@ class Settings(BaseSettings):
     max_queued_jobs: int = Field(
         10_000, gt=0, description="Most jobs that may wait for one checkpoint. Further requests get status 429."
     )
-    result_ttl_s: float = Field(86_400.0, gt=0, description="How long a finished job is kept.")
-    idempotency_ttl_s: float = Field(
-        86_400.0, gt=0, description="How long an `Idempotency-Key` is kept after its job has ended."
+    result_ttl_s: Seconds = Field(86_400.0, description="How long a finished job is kept.")
+    idempotency_ttl_s: Seconds = Field(
+        86_400.0, description="How long an `Idempotency-Key` is kept after its job has ended."
     )
-    reap_every_s: float = Field(
-        1.0, gt=0, description="How often the reaper searches for lost jobs and messages, in all processes together."
+    reap_every_s: Seconds = Field(
+        1.0, description="How often the reaper searches for lost jobs and messages, in all processes together."
     )
-    reap_gap_s: float = Field(
+    reap_gap_s: Seconds = Field(
         2.0,
-        gt=0,
         description="If no process calls the reaper for this long, Redis was away: all leases are extended.",
     )
-    dispatch_timeout_s: float = Field(
-        10.0, gt=0, description="If no worker claims a dispatched job for this long, its message is pushed again."
+    dispatch_timeout_s: Seconds = Field(
+        10.0, description="If no worker claims a dispatched job for this long, its message is pushed again."
     )
 
     # The worker
@@ -177,7 +182,9 @@ class Settings(BaseSettings):
     threads: int = Field(
         0, ge=0, description="Compute threads of the engine process. 0: as many physical cores as make it faster."
     )
-    softcap: float | None = Field(None, gt=0, description="Logit softcap, instead of that of the checkpoint's era.")
+    softcap: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="Logit softcap, instead of that of the checkpoint's era."
+    )
     weights: Literal["exact", "int8"] = Field(
         "exact",
         description="`int8`: the weights are rounded to 8 bits, which needs a quarter of the memory and makes small "
@@ -190,21 +197,21 @@ class Settings(BaseSettings):
         description="Shortest time between two flushes of new tokens that a client streams. Other tokens are flushed a "
         "tenth as often; the first and the last token of a job at once.",
     )
-    heartbeat_s: float = Field(1.0, gt=0, description="How often a worker sends a heartbeat.")
-    worker_ttl_s: float = Field(5.0, gt=0, description="A worker counts as gone after this long without a heartbeat.")
-    lease_s: float = Field(5.0, gt=0, description="How long a worker holds a claimed job without renewing its lease.")
+    heartbeat_s: Seconds = Field(1.0, description="How often a worker sends a heartbeat.")
+    worker_ttl_s: Seconds = Field(5.0, description="A worker counts as gone after this long without a heartbeat.")
+    lease_s: Seconds = Field(5.0, description="How long a worker holds a claimed job without renewing its lease.")
     health_file: Path | None = Field(
         None, description="File that the worker touches while it makes progress. `python -m worker.health` checks it."
     )
-    engine_silence_s: float = Field(
+    engine_silence_s: Seconds = Field(
         60.0,
-        gt=0,
         description="If the engine finishes no step for this long, it hangs: it is killed, and its jobs are released.",
     )
-    load_timeout_s: float = Field(600.0, gt=0, description="How long loading a checkpoint may take.")
+    load_timeout_s: Seconds = Field(600.0, description="How long loading a checkpoint may take.")
     visibility_timeout_s: int = Field(
         120,
         ge=1,
+        le=MAX_TIME_S,
         description="When Celery redelivers unacknowledged messages. Celeriac does not depend on it.",
     )
 

@@ -8,8 +8,12 @@ number of tokens.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+
+from tasks.errors import RecordError
+from tasks.record import json_texts
 
 #: A stream entry as redis-py returns it: the id and the fields.
 RawEntry = tuple[bytes, Mapping[bytes, bytes]]
@@ -53,16 +57,24 @@ class Entry:
 
     @classmethod
     def decode(cls, raw: RawEntry) -> Entry:
-        """The entry in a reply of redis-py."""
+        """The entry in a reply of redis-py. Raises ValueError for an entry that no script wrote."""
         entry_id, fields = raw
         after, _, k = entry_id.decode().partition("-")
-        return cls(
-            after=int(after),
-            k=int(k),
-            token_ids=tuple(int(token) for token in fields.get(b"ids", b"").split()),
-            pieces=tuple(json.loads(fields.get(b"pieces", b"[]"))),
-            attempt=int(fields[b"attempt"]) if b"attempt" in fields else None,
-        )
+        token_ids = tuple(int(token) for token in fields.get(b"ids", b"").split())
+        pieces = json_texts(fields.get(b"pieces", b"[]").decode())
+        if token_ids and len(token_ids) != len(pieces):
+            raise ValueError("not one text for each token")
+        attempt = int(fields[b"attempt"]) if b"attempt" in fields else None
+        return cls(after=int(after), k=int(k), token_ids=token_ids, pieces=pieces, attempt=attempt)
+
+
+@contextmanager
+def damage_of(job_id: str) -> Iterator[None]:
+    """Raise RecordError for a log of this job that cannot be decoded inside the `with` block."""
+    try:
+        yield
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise RecordError(job_id, ("log",)) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +92,14 @@ class TokenLog:
     def token_pieces(self) -> tuple[str, ...]:
         """One text for each token, without text that belongs to no token."""
         return tuple(piece for entry in self.entries if entry.token_ids for piece in entry.pieces)
+
+    def check(self) -> None:
+        """Raises ValueError if tokens are missing."""
+        length = 0
+        for entry in self.entries:
+            if entry.before != length:
+                raise ValueError("tokens are missing")
+            length = entry.after
 
     @property
     def text(self) -> str:

@@ -40,7 +40,7 @@ class Code(StrEnum):
     REQUEST_TIMEOUT = "request_timeout"
     TOO_MANY_CONNECTIONS = "too_many_connections"
     NOT_FOUND = "not_found"
-    #: The job was deleted.
+    #: The job was deleted, or the job of an idempotency key has expired.
     GONE = "gone"
     NOT_RETRYABLE = "not_retryable"
     METHOD_NOT_ALLOWED = "method_not_allowed"
@@ -60,6 +60,8 @@ class Code(StrEnum):
     CHECKPOINT_CHANGED = "checkpoint_changed"
     WORKER_LOST = "worker_lost"
     OUT_OF_MEMORY = "out_of_memory"
+    RECORD_DAMAGED = "record_damaged"
+    UNSUPPORTED = "unsupported"
     DEADLINE_EXCEEDED = "deadline_exceeded"
     CANCELLED = "cancelled"
     INTERNAL = "internal"
@@ -87,7 +89,7 @@ KINDS: Mapping[Code, Kind] = {
     Code.REQUEST_TIMEOUT: Kind(408, "The request took too long", retryable=True),
     Code.TOO_MANY_CONNECTIONS: Kind(503, "The server is busy", retryable=True),
     Code.NOT_FOUND: Kind(404, "Not found"),
-    Code.GONE: Kind(410, "Deleted"),
+    Code.GONE: Kind(410, "The job is no longer kept"),
     Code.NOT_RETRYABLE: Kind(409, "The job cannot be repeated"),
     Code.METHOD_NOT_ALLOWED: Kind(405, "Method not allowed"),
     Code.MODEL_NOT_FOUND: Kind(404, "No such model"),
@@ -104,6 +106,8 @@ KINDS: Mapping[Code, Kind] = {
     Code.WAIT_TIMEOUT: Kind(504, "The answer is not ready yet"),
     Code.CHECKPOINT_CHANGED: Kind(503, "The checkpoint has changed", retryable=True),
     Code.WORKER_LOST: Kind(503, "The workers were lost", retryable=True),
+    Code.RECORD_DAMAGED: Kind(500, "The job's record was damaged", retryable=True),
+    Code.UNSUPPORTED: Kind(503, "The worker is too old for the request", retryable=True),
     Code.OUT_OF_MEMORY: Kind(503, "The worker is out of memory", retryable=True),
     Code.DEADLINE_EXCEEDED: Kind(504, "The job ran out of time"),
     Code.CANCELLED: Kind(409, "The job was cancelled"),

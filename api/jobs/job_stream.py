@@ -92,7 +92,7 @@ class JobStream:
             watched.subscription.changed = False
             changes = await self._store.changes(job.id, *state.cursor)
             if changes is None:
-                return [state.problem_event(await vanished(self._store, job.id))], True
+                return [state.problem_event(await vanished(self._store, job.id, ended=False))], True
             watched.position = changes.position
         queue_event_due = state.has_moved(watched.position) and state.queue_event_due_s == 0
         queue = await self._queue_loads.snapshot(job.checkpoint) if queue_event_due else None
@@ -126,7 +126,7 @@ class JobStreams:
         """
         changes = await self._store.changes(job.id, *cursor)
         if changes is None:
-            raise await vanished(self._store, job.id)
+            raise await vanished(self._store, job.id, ended=job.status.terminal)
         all_headers = {**job_headers(job.id, prefix), **(headers or {})}
         if changes.ended is not None and str(cursor) == changes.end_id:
             return Response(status_code=204, headers=all_headers)

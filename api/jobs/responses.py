@@ -18,7 +18,7 @@ from api.jobs.job_view import generate_response, job_response, job_url, server_t
 from api.jobs.queue_load import QueueLoads, retry_after_s
 from api.schemas.jobs import JobResponse
 from tasks.job import ErrorCode, Job, JobError, Status
-from tasks.store.job_store import JobStore
+from tasks.store.job_store import JobStore, Submitted
 from tasks.token_log import TokenLog
 
 #: Errors in the prompt that only the worker can find.
@@ -122,17 +122,28 @@ def no_result(job: Job, prefix: str) -> ApiError:
     return ApiError(code_of(job.error.code), job.error.message, extra=extra, status=status)
 
 
+def is_retryable(job: Job) -> bool:
+    """Whether the request of a job may be repeated: it ended without success, and its record is not damaged."""
+    if not job.status.terminal or job.status is Status.SUCCEEDED:
+        return False
+    return job.error is None or job.error.code is not ErrorCode.RECORD_DAMAGED
+
+
 def not_retryable(job: Job) -> ApiError:
-    """The error of `POST /v1/jobs/{id}/retry` for a job that is not over, or has succeeded."""
+    """The error of `POST /v1/jobs/{id}/retry` for a job that is not over, has succeeded, or has a damaged record."""
+    if job.error is not None and job.error.code is ErrorCode.RECORD_DAMAGED:
+        detail = f"{job.id} cannot be repeated, because its record was damaged. Send the request again as a new job."
+        return ApiError(Code.NOT_RETRYABLE, detail, extra={"job_id": job.id})
     state = "has succeeded: submit its request again" if job.status.terminal else f"is {job.status}: cancel it first"
     return ApiError(Code.NOT_RETRYABLE, f"{job.id} {state}, if you want another one.", extra={"job_id": job.id})
 
 
-async def read_accepted(store: JobStore, job_id: str, prefix: str) -> Job:
+async def read_accepted(store: JobStore, submitted: Submitted, prefix: str) -> Job:
     """Read a job that this request submitted or found.
 
-    Raises ApiError if Redis is away now or has lost the job; the error names the job.
+    Raises ApiError if Redis is away now, or if the job no longer exists; the error names the job.
     """
+    job_id = submitted.job_id
     try:
         job = await store.get(job_id)
     except RedisError as error:
@@ -144,14 +155,19 @@ async def read_accepted(store: JobStore, job_id: str, prefix: str) -> Job:
             retry_after_s=RETRY_SOON_S,
         ) from error
     if job is None:
-        raise await vanished(store, job_id)
+        raise await vanished(store, job_id, ended=submitted.replayed)
     return job
 
 
-async def vanished(store: JobStore, job_id: str) -> ApiError:
-    """The error for a job that was accepted and no longer exists. Raises RedisError."""
+async def vanished(store: JobStore, job_id: str, *, ended: bool) -> ApiError:
+    """The error for a job that was accepted and no longer exists. Raises RedisError.
+
+    With `ended` the job had ended, so that its record may have expired.
+    """
     if await store.was_deleted(job_id):
         return _deleted(job_id)
+    if ended:
+        return ApiError(Code.GONE, f"{job_id} has ended, and its result has expired.", extra={"job_id": job_id})
     return ApiError(
         Code.JOB_LOST,
         f"{job_id} was accepted, but is no longer in the queue: Redis has lost data. Send the request again.",

@@ -14,7 +14,7 @@ from api.jobs.catalog import Catalog
 from api.jobs.queue_load import MAX_RETRY_S, QueueLoads, retry_after_s
 from api.schemas.generation import GenerateRequest, JobRequest
 from tasks.card import Card
-from tasks.errors import IdempotencyMismatchError, QueueFullError, QueueMemoryError, QueuePositionError
+from tasks.errors import IdempotencyMismatchError, JobGoneError, QueueFullError, QueueMemoryError, QueuePositionError
 from tasks.generation import Generation
 from tasks.job import Job, TimeLimits
 from tasks.store.job_store import Idempotency, JobStore, NewJob, Submitted
@@ -89,21 +89,28 @@ class Submitter:
         """Submit the request of `job` again as the job `job_id`. Raises as `submit`."""
         return await self._submit(key, lambda: self._repeated_job(job, job_id, key))
 
+    async def find(self, key: Idempotency) -> Submitted | None:
+        """The job that an earlier request with this key created; None if there was no such request.
+
+        Raises ApiError, with status 410 if that job was deleted or has expired, and RedisError.
+        """
+        try:
+            known = await self._store.find(key)
+        except (IdempotencyMismatchError, JobGoneError) as error:
+            raise _key_error(error) from error
+        return None if known is None else Submitted(known, replayed=True)
+
     async def _submit(self, key: Idempotency | None, make_job: Callable[[], Awaitable[NewJob]]) -> Submitted:
         checkpoint: str | None = None
+        # A repeated request finds its job even if it could not be accepted now.
+        if key is not None and (known := await self.find(key)) is not None:
+            return known
         try:
-            # A repeated request finds its job even if it could not be accepted now.
-            if key is not None and (known := await self._store.find(key)) is not None:
-                return Submitted(known, replayed=True)
             new = await make_job()
             checkpoint = new.checkpoint
             return await self._store.submit(await self._with_prediction(new))
-        except IdempotencyMismatchError as error:
-            raise ApiError(
-                Code.IDEMPOTENCY_MISMATCH,
-                str(error),
-                errors=[FieldError(("header", "idempotency-key"), str(error), "idempotency_mismatch")],
-            ) from error
+        except (IdempotencyMismatchError, JobGoneError) as error:
+            raise _key_error(error) from error
         except QueueFullError as error:
             raise await self._refusal(Code.QUEUE_FULL, error, checkpoint, 1) from error
         except QueueMemoryError as error:
@@ -224,6 +231,14 @@ def check_against(card: Card, generation: Generation) -> None:
             Code.PROMPT_TOO_LONG.value,
             code=Code.PROMPT_TOO_LONG,
         )
+
+
+def _key_error(error: IdempotencyMismatchError | JobGoneError) -> ApiError:
+    """The error for an idempotency key that was used before."""
+    if isinstance(error, JobGoneError):
+        return ApiError(Code.GONE, str(error), extra={"job_id": error.job_id}, headers={"X-Should-Retry": "false"})
+    wrong = FieldError(("header", "idempotency-key"), str(error), "idempotency_mismatch")
+    return ApiError(Code.IDEMPOTENCY_MISMATCH, str(error), errors=[wrong])
 
 
 def _ms(seconds: float | None) -> int | None:

@@ -115,7 +115,7 @@ class SubmitAndWait:
                         await self.cancel_abandoned(submitted.job_id)
                     raise
         if job is None:
-            job = await read_accepted(self._store, submitted.job_id, prefix)
+            job = await read_accepted(self._store, submitted, prefix)
         return SubmittedCall(
             job=job, replayed=submitted.replayed, wait_s=wait_s, preferences=headers.preferences, prefix=prefix
         )

@@ -35,6 +35,8 @@ _JOB_CODES = (
     Code.CHECKPOINT_CHANGED,
     Code.WORKER_LOST,
     Code.OUT_OF_MEMORY,
+    Code.RECORD_DAMAGED,
+    Code.UNSUPPORTED,
 )
 
 

@@ -16,6 +16,7 @@ from api.jobs.job_view import job_response, job_result
 from api.jobs.lookup import check_job_id, get_job
 from api.jobs.responses import (
     code_of,
+    is_retryable,
     job_headers,
     json_response,
     missing,
@@ -29,6 +30,7 @@ from api.jobs.submit_and_wait import request_idempotency
 from api.schemas.generation import JobRequest
 from api.schemas.jobs import DEFAULT_PAGE, MAX_PAGE, JobList, JobResponse, JobResult
 from api.services import ServicesDep
+from tasks.errors import CursorError
 from tasks.job import ErrorCode, Job, Status
 from tasks.job_id import new_job_id
 
@@ -98,7 +100,7 @@ async def jobs(
     """A page of jobs, newest first. It does not include the text of running jobs."""
     try:
         page = await services.store.list(status=status, cursor=cursor, limit=limit, owner=ANONYMOUS)
-    except ValueError as error:
+    except CursorError as error:
         raise invalid(
             ("query", "cursor"), "This is not the `next_cursor` of a page.", "cursor", given=cursor
         ) from error
@@ -220,12 +222,16 @@ async def retry(job_id: JobIdPath, services: ServicesDep, prefix: UrlPrefixDep, 
 
     Only for a job that ended without success. The old job stays unchanged.
     """
-    found = await get_job(services.store, job_id)
-    if not found.status.terminal or found.status is Status.SUCCEEDED:
-        raise not_retryable(found)
+    check_job_id(job_id)
     key = idempotency(parse_idempotency_key(key_lines), owner=ANONYMOUS, route="retry", request={"job_id": job_id})
-    submitted = await services.submitter.repeat(found, job_id=new_job_id(), key=key)
-    job = await read_accepted(services.store, submitted.job_id, prefix)
+    # The old job may have expired since the first request with the key.
+    submitted = None if key is None else await services.submitter.find(key)
+    if submitted is None:
+        found = await get_job(services.store, job_id)
+        if not is_retryable(found):
+            raise not_retryable(found)
+        submitted = await services.submitter.repeat(found, job_id=new_job_id(), key=key)
+    job = await read_accepted(services.store, submitted, prefix)
     headers = {**job_headers(job.id, prefix), **replayed_headers(submitted.replayed)}
     return await services.responses.accepted(job, prefix, headers)
 

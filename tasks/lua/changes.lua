@@ -14,7 +14,7 @@ if not status then
   return false
 end
 local entries = redis.call('XRANGE', KEY.tokens(id), '(' .. cursor, '+')
-local changes = {status, tonumber(attempt), worker or '', position(id, checkpoint, status), entries}
+local changes = {status, attempt or '', worker or '', position(id, checkpoint, status), entries}
 if is_terminal(status) then
   changes[6], changes[7] = next_mark_id(id, tokens), redis.call('HGETALL', KEY.job(id))
 end

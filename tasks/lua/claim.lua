@@ -3,13 +3,14 @@
 -- KEYS   none
 -- ARGV   1 job id   2 worker   3 its incarnation   4 digest of its weights   5 tokens of the prompt
 --        6 warnings (JSON list)   7 lease in ms   8 name of this claim
--- reply  {'claimed', attempt, entries of the log, ms that the job may run, or -1 without a limit}
+-- reply  {'claimed', attempt, entries of the log, ms that the job may still run, or -1 without a limit}
 --        {'refused', reason}
 --            'gone'         no such job
 --            'terminal'     the job has ended
 --            'running'      another claim holds the job
 --            'waiting'      the job is not dispatched: another message will come for it
 --            'overdue'      a time limit had passed, and the job has ended now
+--            'damaged'      the job's record is damaged, and the job has failed now
 --            'superseded', 'digest'    the worker's weights are not the job's: see refuse_wrong_weights
 
 write_even_if_full()
@@ -32,6 +33,13 @@ local function merge_lists(first, second)
   return #merged > 0 and cjson.encode(merged) or '[]'
 end
 
+-- Returns the reply for the claim that holds the job. A limit that has passed leaves 0 ms, which is not `no limit`.
+local function claimed()
+  local left = time_left(id)
+  return {
+    'claimed', tonumber(attempt), redis.call('XRANGE', KEY.tokens(id), '-', '+'), left and math.max(0, left) or -1}
+end
+
 if not status then
   return {'refused', 'gone'}
 end
@@ -40,13 +48,21 @@ if is_terminal(status) then
 end
 if status == 'running' then
   if held_by == claim then
-    return {'claimed', tonumber(attempt), redis.call('XRANGE', KEY.tokens(id), '-', '+'), time_left(id) or -1}
+    return claimed()
   end
   return {'refused', 'running'}
+end
+local damaged = damaged_fields(id)
+if #damaged > 0 then
+  fail_damaged(id, damaged)
+  dispatch(get_fields(id, 'checkpoint'))
+  return {'refused', 'damaged'}
 end
 if not redis.call('ZSCORE', KEY.dispatched(checkpoint), id) then
   return {'refused', 'waiting'}
 end
+-- What the log holds is what the worker continues from.
+tokens = log_length(id)
 local wrong = refuse_wrong_weights(id, digest)
 if wrong then
   return {'refused', wrong}
@@ -60,7 +76,7 @@ end
 leave_queue(id, checkpoint)
 attempt = attempt + 1
 set_fields(id, 'status', 'running', 'attempt', attempt, 'worker', worker, 'incarnation', incarnation, 'claim', claim,
-  'attempt_started_at', NOW_MS, 'prompt_tokens', prompt_tokens, 'resumed_tokens', tokens,
+  'attempt_started_at', NOW_MS, 'prompt_tokens', prompt_tokens, 'tokens', tokens, 'resumed_tokens', tokens,
   'warnings', merge_lists(known_warnings, warnings))
 redis.call('HSETNX', KEY.job(id), 'started_at', NOW_MS)
 redis.call('ZADD', KEY.running(checkpoint), NOW_MS + lease_ms, id)
@@ -72,4 +88,4 @@ if attempt > 1 then
 end
 notify_state(id)
 dispatch(checkpoint)
-return {'claimed', attempt, redis.call('XRANGE', KEY.tokens(id), '-', '+'), time_left(id) or -1}
+return claimed()

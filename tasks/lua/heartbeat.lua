@@ -5,8 +5,8 @@
 --        6.. field, value, ... of the worker's hash
 -- reply  {'ok'}
 --        {'unknown'}             Redis has no card of the checkpoint: it lost its data, the worker must register again
+--        {'replaced'}            a later run is registered under the name
 --        {'conflict', digest}    the checkpoint's card now has these weights: the worker was gone for too long
---        {'replaced'}            a later run registered under the worker's name
 
 write_even_if_full()
 local name, incarnation, checkpoint, digest, ttl_ms = unpack(ARGV, 1, 5)
@@ -18,10 +18,14 @@ end
 if served ~= digest then
   return {'conflict', served}
 end
-local registered = redis.call('HGET', KEY.worker(name), 'incarnation')
-if registered and registered ~= incarnation then
+local registered = redis.pcall('HGET', KEY.worker(name), 'incarnation')
+if type(registered) == 'string' and registered ~= incarnation then
   return {'replaced'}
 end
+repair_key(KEY.worker(name), 'hash')
+repair_key(KEY.worker_jobs(name), 'set')
+-- The reaper works for the checkpoints in this set.
+redis.call('SADD', KEY.CHECKPOINTS, checkpoint)
 -- The reaper dispatches each second in any case.
 if store_heartbeat(name, checkpoint, ttl_ms, {unpack(ARGV, 6)}) then
   dispatch(checkpoint)

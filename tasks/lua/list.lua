@@ -17,7 +17,11 @@ local read_at, read_id
 
 -- Returns whether a job exists and belongs on a page.
 local function is_listed(id)
-  local its_owner = get_fields(id, 'owner')
+  -- A record that is no hash has no owner.
+  local its_owner = redis.pcall('HGET', KEY.job(id), 'owner')
+  if type(its_owner) == 'table' then
+    return owner == ''
+  end
   return its_owner and (owner == '' or its_owner == owner)
 end
 

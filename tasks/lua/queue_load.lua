@@ -10,13 +10,19 @@ local checkpoint = ARGV[1]
 local slots = live_counts(checkpoint).slots
 local first_token_ms, ms_per_token, share = unpack(redis.call(
   'HMGET', KEY.pace(checkpoint), 'first_token_ms', 'ms_per_token', 'share'))
+local ratios = {}
+for _, ratio in ipairs(redis.call('LRANGE', KEY.accuracy(checkpoint), 0, -1)) do
+  if finite(ratio) then
+    table.insert(ratios, ratio)
+  end
+end
 return {
   redis.call('ZCARD', KEY.backlog(checkpoint)) + redis.call('ZCARD', KEY.dispatched(checkpoint)),
-  tonumber(redis.call('GET', KEY.waiting_tokens(checkpoint)) or 0),
+  finite(redis.call('GET', KEY.waiting_tokens(checkpoint))) or 0,
   redis.call('ZCARD', KEY.running(checkpoint)),
   slots,
-  first_token_ms or '',
-  ms_per_token or '',
-  share or '',
-  redis.call('LRANGE', KEY.accuracy(checkpoint), 0, -1),
+  finite(first_token_ms) and first_token_ms or '',
+  finite(ms_per_token) and ms_per_token or '',
+  finite(share) and share or '',
+  ratios,
 }

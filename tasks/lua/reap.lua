@@ -12,6 +12,8 @@
 -- 5. Jobs are dispatched.
 --
 -- Once a minute the slots of one checkpoint are counted anew, of one checkpoint after the other.
+-- Then, for a part of all jobs in each run, the sets are made to agree with the records (see prelude/agreement.lua). Jobs
+-- with a damaged record fail, here and in every step above. Keys with a wrong type are deleted first.
 --
 -- A busy worker may hold a dispatched job for a long time: it takes the message, and waits for KV memory before it
 -- claims the job. The message of such a job is pushed again too, because another worker may have room. That happens at
@@ -26,11 +28,13 @@
 -- ARGV   1 shortest time between two runs in ms   2 gap: time without a call in ms after which leases are extended
 --        3 lease in ms   4 ms until the message of a dispatched job is pushed again
 -- reply  {expired leases, messages pushed again, workers gone, orphans removed, leases extended,
---        waiting jobs that ended at a time limit}
+--        waiting jobs that ended at a time limit, jobs whose sets did not agree with their records,
+--        damage since the last run: for each job or key, JSON list of its name and of the damaged fields}
 
 local every_ms, gap_ms, lease_ms, dispatch_timeout_ms = unpack(ARGV)
-local called_at, ran_at, extended_at, recounted_at = unpack(redis.call(
-  'HMGET', KEY.REAPED, 'called_at', 'ran_at', 'extended_at', 'recounted_at'))
+local called_at, ran_at, extended_at, recounted_at, cursor = unpack(redis.call(
+  'HMGET', KEY.REAPED, 'called_at', 'ran_at', 'extended_at', 'recounted_at', 'cursor'))
+called_at, ran_at, extended_at, recounted_at = finite(called_at), finite(ran_at), finite(extended_at), finite(recounted_at)
 
 -- Returns whether less than a time in ms has passed since `at`. If `at` is in the future, the clock was set back, which
 -- must not stop the reaper.
@@ -46,13 +50,14 @@ if not is_recent(called_at, gap_ms / 8) then
   redis.call('PEXPIRE', KEY.REAPED, gap_ms + 2 * lease_ms)
 end
 if is_recent(ran_at, every_ms) then
-  return {0, 0, 0, 0, 0, 0}
+  return {0, 0, 0, 0, 0, 0, 0, {}}
 end
 write_even_if_full()
 redis.call('HSET', KEY.REAPED, 'ran_at', NOW_MS)
 
 -- Most calls have returned by now.
 -- [definitions]
+repair_keys()
 
 -- Returns the checkpoints that have workers or jobs. The set of all names grows with each checkpoint that was ever served.
 local function active_checkpoints()
@@ -68,7 +73,7 @@ local function active_checkpoints()
 end
 
 local checkpoints = active_checkpoints()
-local expired, pushed, gone, orphans, extended = 0, 0, 0, 0, 0
+local expired, pushed, gone, orphans, extended, overdue = 0, 0, 0, 0, 0, 0
 
 -- Extends the leases of all running jobs of a checkpoint. Returns how many.
 local function extend_leases(checkpoint)
@@ -100,25 +105,42 @@ if #checkpoints > 0 and not is_recent(recounted_at, LIMIT.RECOUNT_EVERY_MS) then
   to_recount = checkpoints[math.floor(NOW_MS / LIMIT.RECOUNT_EVERY_MS) % #checkpoints + 1]
 end
 
-local overdue = redis.call('ZRANGEBYSCORE', KEY.TIMEOUTS, '-inf', NOW_MS, 'LIMIT', 0, LIMIT.REAP_AT_ONCE)
-for _, id in ipairs(overdue) do
-  if get_fields(id, 'status') == 'queued' then
-    finish_overdue(id)
-  else
-    redis.call('ZREM', KEY.TIMEOUTS, id)
+-- Ends a job that has waited too long.
+local function end_overdue(id)
+  local damaged = damaged_fields(id)
+  if damaged and #damaged > 0 then
+    return fail_damaged(id, damaged)
   end
+  redis.call('ZREM', KEY.TIMEOUTS, id)
+  if damaged and get_fields(id, 'status') == 'queued' then
+    local until_ms = waits_until(id)
+    if until_ms and until_ms <= NOW_MS then
+      finish_overdue(id)
+      overdue = overdue + 1
+    elseif until_ms then
+      redis.call('ZADD', KEY.TIMEOUTS, until_ms, id)
+    end
+  end
+end
+
+-- Takes a job whose lease has expired from its worker.
+local function expire_lease(id, checkpoint)
+  if redis.call('EXISTS', KEY.job(id)) == 0 then
+    remove_orphan(id, checkpoint)
+    orphans = orphans + 1
+  elseif return_lost(id, checkpoint) then
+    expired = expired + 1
+  end
+end
+
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEY.TIMEOUTS, '-inf', NOW_MS, 'LIMIT', 0, LIMIT.REAP_AT_ONCE)) do
+  guard(id, end_overdue)
 end
 
 for _, checkpoint in ipairs(checkpoints) do
   local running = KEY.running(checkpoint)
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', running, '-inf', NOW_MS, 'LIMIT', 0, LIMIT.REAP_AT_ONCE)) do
-    if get_fields(id, 'status') then
-      return_to_backlog(id, true)
-      expired = expired + 1
-    else
-      remove_orphan(id, checkpoint)
-      orphans = orphans + 1
-    end
+    guard(id, expire_lease, checkpoint)
   end
 
   local gone_here = remove_expired_workers(checkpoint)
@@ -143,4 +165,11 @@ for _ = 1, LIMIT.PRUNES_PER_REAP do
     break
   end
 end
-return {expired, pushed, gone, orphans, extended, #overdue}
+local next_cursor, misplaced = place_some(cursor and #cursor < 19 and string.match(cursor, '^%d+$') or '0', lease_ms)
+redis.call('HSET', KEY.REAPED, 'cursor', next_cursor)
+for _, checkpoint in ipairs(misplaced > 0 and checkpoints or {}) do
+  dispatch(checkpoint)
+end
+local damage = redis.call('LRANGE', KEY.DAMAGED, 0, LIMIT.REAP_AT_ONCE - 1)
+redis.call('LTRIM', KEY.DAMAGED, LIMIT.REAP_AT_ONCE, -1)
+return {expired, pushed, gone, orphans, extended, overdue, misplaced, damage}

@@ -16,6 +16,9 @@
 
 write_even_if_full()
 local name, incarnation, checkpoint, digest, card, ttl_ms = unpack(ARGV, 1, 6)
+repair_key(KEY.card(checkpoint), 'hash')
+repair_key(KEY.worker(name), 'hash')
+repair_key(KEY.worker_jobs(name), 'set')
 local earlier, earlier_checkpoint = unpack(redis.call('HMGET', KEY.worker(name), 'incarnation', 'checkpoint'))
 local is_loading = card == ''
 
@@ -40,14 +43,16 @@ end
 -- Takes the jobs that an earlier run still holds. Returns how many.
 local function take_jobs()
   local taken, dispatchable = 0, {}
-  for _, id in ipairs(redis.call('SMEMBERS', KEY.worker_jobs(name))) do
+  local function reclaim(id)
     local status, holder, run, served = get_fields(id, 'status', 'worker', 'incarnation', 'checkpoint')
     if status ~= 'running' or holder ~= name then
       redis.call('SREM', KEY.worker_jobs(name), id)
-    elseif run ~= incarnation then
-      return_to_backlog(id, true)
+    elseif run ~= incarnation and return_lost(id, served) then
       taken, dispatchable[served] = taken + 1, true
     end
+  end
+  for _, id in ipairs(redis.call('SMEMBERS', KEY.worker_jobs(name))) do
+    guard(id, reclaim)
   end
   -- The earlier run may have served another checkpoint.
   for served in pairs(dispatchable) do

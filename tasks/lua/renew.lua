@@ -6,17 +6,25 @@
 
 write_even_if_full()
 local lost, cancelled = {}, {}
-for index = 2, #ARGV, 2 do
-  local id, attempt = ARGV[index], ARGV[index + 1]
+
+-- Renews one lease. Returns true if the attempt holds the job.
+local function renew(id, attempt)
   local status, current, checkpoint, requested_at = get_fields(
     id, 'status', 'attempt', 'checkpoint', 'cancel_requested_at')
   if status ~= 'running' or current ~= attempt then
-    table.insert(lost, id)
-  else
-    redis.call('ZADD', KEY.running(checkpoint), NOW_MS + ARGV[1], id)
-    if requested_at then
-      table.insert(cancelled, id)
-    end
+    return false
+  end
+  -- Only a lease that exists. If it was lost, or the record names a wrong checkpoint, the reaper corrects that.
+  redis.call('ZADD', KEY.running(checkpoint), 'XX', NOW_MS + ARGV[1], id)
+  if requested_at then
+    table.insert(cancelled, id)
+  end
+  return true
+end
+
+for index = 2, #ARGV, 2 do
+  if not guard(ARGV[index], renew, ARGV[index + 1]) then
+    table.insert(lost, ARGV[index])
   end
 end
 return {lost, cancelled}

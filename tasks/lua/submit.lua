@@ -9,6 +9,8 @@
 -- reply  {'created', job id}     the job waits
 --        {'replayed', job id}    an earlier request with this key and the same content created this job
 --        {'mismatch', job id}    an earlier request with this key and other content created this job
+--        {'gone', job id, reason}    an earlier request with this key and the same content created this job, and its
+--            record is 'deleted' or 'expired'
 --        {'full'}                too many jobs wait
 --        {'far', jobs ahead}     too many jobs are ahead
 --        {'memory', ms}          Redis lacks memory for the job; ms until a finished job expires, or -1 if none is kept
@@ -19,10 +21,9 @@ if redis.call('EXISTS', KEY.job(id)) == 1 then
   return {'created', id}
 end
 if key_hash ~= '' then
-  local prior = redis.call('GET', KEY.idempotency(key_hash))
+  local prior = find_prior(key_hash, fingerprint)
   if prior then
-    local prior_id, prior_fingerprint = string.match(prior, '^(%S+) (%S+)$')
-    return {prior_fingerprint == fingerprint and 'replayed' or 'mismatch', prior_id}
+    return prior
   end
 end
 local waiting = redis.call('ZCARD', KEY.backlog(checkpoint)) + redis.call('ZCARD', KEY.dispatched(checkpoint))

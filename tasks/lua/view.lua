@@ -2,6 +2,6 @@
 --
 -- KEYS   none
 -- ARGV   1 job id
--- reply  {record as field, value, ...; number of jobs ahead of it, or -1 if it does not wait}, or nil: no such job
+-- reply  {record as field, value, ...; number of jobs ahead of it, or -1 if it does not wait; job id}, or nil: no such job
 
 return view(ARGV[1])

@@ -1,29 +1,50 @@
 """The front end's side of the queue: submit, read, stream, list, cancel and delete jobs; list workers and cards.
 
-Every method may raise redis.exceptions.RedisError: Redis is away, or it refuses to write.
+Every method may raise redis.exceptions.RedisError: Redis is away, or it refuses to write. A job whose record is damaged
+ends as failed when a method finds that, and is returned like that.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import redis.asyncio
+import structlog
+from redis.exceptions import ResponseError
 
+from tasks import record, token_log
 from tasks.card import Card
 from tasks.celery_app import make_app
-from tasks.errors import IdempotencyMismatchError, QueueFullError, QueueMemoryError, QueuePositionError
+from tasks.errors import (
+    CursorError,
+    IdempotencyMismatchError,
+    JobGoneError,
+    QueueFullError,
+    QueueMemoryError,
+    QueuePositionError,
+    RecordError,
+)
 from tasks.estimate import QueueLoad
 from tasks.generation import Generation
 from tasks.job import Job, Status, TimeLimits
 from tasks.message import Renderer
+from tasks.record import RecordFields
+from tasks.redis_errors import is_permanent
 from tasks.settings import Settings
 from tasks.store import keys, reaped, schema, scripts
 from tasks.store.reaped import Reaped
 from tasks.token_log import Entry, from_reply
 from tasks.worker_info import WorkerInfo
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+#: Most digits of the time in a cursor.
+MOST_CURSOR_DIGITS = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,12 +171,12 @@ class JobStore:
 
         Raises SchemaError if Redis holds keys in another layout.
         """
-        return schema.check_reply(await scripts.get("schema").acall(self._redis, keys.SCHEMA_VERSION))
+        return schema.check_reply(await self._call("schema", keys.SCHEMA_VERSION))
 
     async def submit(self, new: NewJob) -> Submitted:
         """Accept a job in one atomic call.
 
-        Raises QueueFullError, QueuePositionError, QueueMemoryError and IdempotencyMismatchError.
+        Raises QueueFullError, QueuePositionError, QueueMemoryError, IdempotencyMismatchError and JobGoneError.
         """
         ttl_ms = scripts.ms(self._settings.result_ttl_s if new.result_ttl_s is None else new.result_ttl_s)
         record: dict[str, scripts.Argument] = {
@@ -179,8 +200,8 @@ class JobStore:
             # The time counts from the job's end: the key of a live job does not expire.
             record["idempotency"] = new.idempotency.key_hash
             record["idempotency_ttl_ms"] = max(ttl_ms, scripts.ms(self._settings.idempotency_ttl_s))
-        outcome, *rest = await scripts.get("submit").acall(
-            self._redis,
+        outcome, *rest = await self._call(
+            "submit",
             new.id,
             new.checkpoint,
             new.priority,
@@ -196,50 +217,44 @@ class JobStore:
             raise QueuePositionError(rest[0], new.max_position or 0)
         if outcome == b"memory":
             raise QueueMemoryError(None if rest[0] < 0 else rest[0] / 1000)
-        job_id = rest[0].decode()
-        if outcome == b"mismatch":
-            raise IdempotencyMismatchError(job_id)
-        return Submitted(job_id, replayed=outcome == b"replayed")
+        if outcome == b"created":
+            return Submitted(rest[0].decode(), replayed=False)
+        return Submitted(_prior_job(outcome, *rest), replayed=True)
 
     async def find(self, key: Idempotency) -> str | None:
-        """The id of the job that an earlier request with this key created. Raises IdempotencyMismatchError."""
-        known: Any = await self._redis.get(keys.idempotency(key.key_hash))
-        if known is None:
-            return None
-        job_id, fingerprint = known.decode().split(" ")
-        if fingerprint != key.fingerprint:
-            raise IdempotencyMismatchError(job_id)
-        return str(job_id)
+        """The id of the job that an earlier request with this key created; None if there was no such request.
+
+        Raises IdempotencyMismatchError, and JobGoneError if that job was deleted or has expired.
+        """
+        prior = await self._call("find", key.key_hash, key.fingerprint)
+        return None if prior is None else _prior_job(*prior)
 
     async def get(self, job_id: str) -> Job | None:
         """The job, with its position if it waits; None if there is no such job."""
-        return _job(await scripts.get("view").acall(self._redis, job_id))
+
+        async def read() -> Job | None:
+            return _job(await self._script("view", job_id))
+
+        return await self._mended(job_id, read)
 
     async def versions(self, job_ids: Sequence[str]) -> Sequence[JobVersion | None]:
         """The version and the position of each job, in one call; None for a job that does not exist."""
-        found = await scripts.get("versions").acall(self._redis, *job_ids)
+        found = await self._call("versions", *job_ids)
         return [None if of_job is None else JobVersion(of_job[0], _position(of_job[1])) for of_job in found]
 
     async def changes(self, job_id: str, after: int = 0, k: int = 0) -> JobChanges | None:
         """The changes of a job since the cursor `<after>-<k>`, in one call; None if there is no such job."""
-        reply = await scripts.get("changes").acall(self._redis, job_id, f"{after}-{k}")
-        if reply is None:
-            return None
-        status, attempt, worker, ahead, entries, *end = reply
-        return JobChanges(
-            status=Status(status.decode()),
-            attempt=attempt,
-            worker=worker.decode() or None,
-            position=_position(ahead),
-            entries=tuple(entry.cut(after) for entry in from_reply(entries)),
-            ended=_job([end[1], -1]) if end else None,
-            end_id=end[0].decode() if end else "",
-        )
+
+        async def read() -> JobChanges | None:
+            reply = await self._script("changes", job_id, f"{after}-{k}")
+            return None if reply is None else _changes(job_id, after, reply)
+
+        return await self._mended(job_id, read)
 
     async def delete(self, job_id: str) -> bool:
         """Delete a job in any state, with its prompt and its text. False if there is no such job."""
         keep_id_ms = scripts.ms(self._settings.result_ttl_s)
-        return bool(await scripts.get("delete").acall(self._redis, job_id, keep_id_ms))
+        return bool(await self._mended(job_id, lambda: self._script("delete", job_id, keep_id_ms)))
 
     async def was_deleted(self, job_id: str) -> bool:
         """Whether a job that does not exist was deleted recently."""
@@ -247,9 +262,7 @@ class JobStore:
 
     async def queue_load(self, checkpoint: str) -> QueueLoad:
         """The load of a checkpoint's queue, from which waiting times are estimated."""
-        waiting, waiting_tokens, running, slots, *pace, accuracy = await scripts.get("queue_load").acall(
-            self._redis, checkpoint
-        )
+        waiting, waiting_tokens, running, slots, *pace, accuracy = await self._call("queue_load", checkpoint)
         first_token_ms, ms_per_token, share = (float(value) if value else None for value in pace)
         return QueueLoad(
             waiting=waiting,
@@ -267,44 +280,47 @@ class JobStore:
 
         A waiting job ends at once. The worker of a running job is asked to stop it.
         """
-        return _job(await scripts.get("cancel").acall(self._redis, job_id))
+
+        async def cancel() -> Job | None:
+            return _job(await self._script("cancel", job_id))
+
+        return await self._mended(job_id, cancel)
 
     async def log(self, job_id: str, after: int = 0, k: int = 0) -> Entries:
         """The entries of the log after the cursor `<after>-<k>`. If the cursor is inside an entry, that entry is cut.
 
         With k = 0 the result includes entries without tokens (an attempt mark, a last piece of text) at `after`.
         """
-        # redis-py's types also allow decoded replies, which our clients do not use.
-        raw: Any = await self._redis.xrange(keys.tokens(job_id), min=f"({after}-{k}")
-        return [Entry.decode(entry).cut(after) for entry in raw]
+
+        async def read() -> Entries:
+            # redis-py's types also allow decoded replies, which our clients do not use.
+            raw: Any = await self._redis.xrange(keys.tokens(job_id), min=f"({after}-{k}")
+            with token_log.damage_of(job_id):
+                return [Entry.decode(entry).cut(after) for entry in raw]
+
+        return await self._mended(job_id, read)
 
     async def list(
         self, *, status: Status | None = None, owner: str | None = None, cursor: str | None = None, limit: int = 20
     ) -> Page:
         """One page of jobs, newest first: at most `limit`, and fewer if their texts are long.
 
-        Raises ValueError if `cursor` is not the `next_cursor` of a page.
+        Raises CursorError if `cursor` is not the `next_cursor` of a page.
         """
         last_at, last_id = _parse_cursor(cursor)
-        views, next_at, next_id = await scripts.get("list").acall(
-            self._redis, status or "", owner or "", limit, last_at, last_id
+        views, next_at, next_id = await self._call("list", status or "", owner or "", limit, last_at, last_id)
+        jobs = [await self._listed(view) for view in views]
+        return Page(
+            tuple(job for job in jobs if job is not None), f"{next_at.decode()}.{next_id.decode()}" if next_id else None
         )
-        jobs = tuple(job for view in views if (job := _job(view)) is not None)
-        return Page(jobs, f"{next_at.decode()}.{next_id.decode()}" if next_id else None)
 
     async def card(self, checkpoint: str) -> Card | None:
         """The card of a checkpoint, also if no worker serves it now; None if no worker ever did."""
-        text = await self._redis.hget(keys.card(checkpoint), "card")
-        return None if text is None else Card.from_json(text)
+        return (await self._cards([checkpoint])).get(checkpoint)
 
     async def cards(self) -> dict[str, Card]:
         """All cards, by the name of the checkpoint."""
-        names = await self._checkpoints()
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            for name in names:
-                pipeline.hget(keys.card(name), "card")
-            texts = await pipeline.execute()
-        return {name: Card.from_json(text) for name, text in zip(names, texts, strict=True) if text is not None}
+        return await self._cards(await self._checkpoints())
 
     async def worker_counts(self) -> Counts:
         """The counts of each checkpoint that has a live worker, in order of their names.
@@ -323,26 +339,131 @@ class JobStore:
             names = sorted({name.decode() for found in await pipeline.execute() for name in found})
             for name in names:
                 pipeline.hgetall(keys.worker(name))
-            hashes = await pipeline.execute()
-        # The hash of a worker that is gone expires.
-        found = [WorkerInfo.from_hash(fields) for fields in hashes if fields]
-        return [worker for worker in found if worker.checkpoint in served]
+            hashes = await pipeline.execute(raise_on_error=False)
+        found = [_worker(name, fields) for name, fields in zip(names, hashes, strict=True)]
+        return [worker for worker in found if worker is not None and worker.checkpoint in served]
 
     async def reap(self) -> Reaped:
         """Run the reaper, unless another process has just run it. Every process calls it each second."""
-        return Reaped.from_reply(await scripts.get("reap").acall(self._redis, *self._reap_arguments))
+        return Reaped.from_reply(await self._call("reap", *self._reap_arguments))
 
     async def _checkpoints(self) -> Sequence[str]:
         names: Any = await self._redis.smembers(keys.CHECKPOINTS)
         return sorted(name.decode() for name in names)
 
+    async def _cards(self, names: Sequence[str]) -> dict[str, Card]:
+        """The cards that can be read. The reaper deletes damaged ones, and the workers publish them again."""
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for name in names:
+                pipeline.hget(keys.card(name), "card")
+            texts = await pipeline.execute(raise_on_error=False)
+        cards = {name: _card(name, text) for name, text in zip(names, texts, strict=True)}
+        return {name: card for name, card in cards.items() if card is not None}
+
+    async def _listed(self, view: Sequence[Any]) -> Job | None:
+        """A job of a page; None if it was deleted, or if its record is damaged and Redis refuses to write."""
+        try:
+            return _job(view)
+        except RecordError as error:
+            try:
+                return await self.get(error.job_id)
+            except ResponseError as refusal:
+                log.warning("job_left_out_of_list", job_id=error.job_id, error=str(refusal))
+                return None
+
+    async def _script(self, name: str, *arguments: scripts.Argument) -> Any:
+        return await scripts.get(name).acall(self._redis, *arguments)
+
+    async def _call(self, name: str, *arguments: scripts.Argument) -> Any:
+        """Run a script. If it fails by itself, keys of the queue may hold a wrong type: mend that, and run it again."""
+        try:
+            return await self._script(name, *arguments)
+        except ResponseError as error:
+            if not is_permanent(error):
+                raise
+            log.error("script_failed", script=name, error=str(error))
+            await self._script("repair", *scripts.repair_arguments())
+            return await self._script(name, *arguments)
+
+    async def _mended(self, job_id: str, call: Callable[[], Awaitable[T]]) -> T:
+        """The result of a call about one job. If it fails because of the job's data, mend them, and call again."""
+        for force in (False, True):
+            fields: tuple[str, ...] = ()
+            try:
+                return await call()
+            except RecordError as error:
+                fields = error.fields
+            except ResponseError as error:
+                if not is_permanent(error):
+                    raise
+                log.error("job_call_failed", job_id=job_id, error=str(error))
+            await self._script("repair", *scripts.repair_arguments(job_id, fields, force=force))
+        return await call()
+
+
+def _prior_job(outcome: bytes, job_id: bytes, reason: bytes = b"") -> str:
+    """The job in a reply about an idempotency key. Raises IdempotencyMismatchError and JobGoneError."""
+    if outcome == b"mismatch":
+        raise IdempotencyMismatchError(job_id.decode())
+    if outcome == b"gone":
+        raise JobGoneError(job_id.decode(), deleted=reason == b"deleted")
+    return job_id.decode()
+
 
 def _job(view: Sequence[Any] | None) -> Job | None:
-    """The job in the reply of `view.lua`."""
+    """The job in the reply of `view.lua`. Raises RecordError."""
     if view is None:
         return None
-    flat, ahead = view
-    return Job.from_hash(dict(zip(flat[::2], flat[1::2], strict=True)), _position(ahead))
+    flat, ahead, job_id = view
+    return Job.from_hash(
+        job_id.decode(errors="replace"), dict(zip(flat[::2], flat[1::2], strict=True)), _position(ahead)
+    )
+
+
+def _changes(job_id: str, after: int, reply: Sequence[Any]) -> JobChanges:
+    """The reply of `changes.lua`. Raises RecordError."""
+    status, attempt, worker, ahead, entries, *end = reply
+    fields = {b"status": status, b"attempt": attempt, b"worker": worker}
+    read = RecordFields(job_id, {name: value for name, value in fields.items() if value})
+    with token_log.damage_of(job_id):
+        cut = tuple(entry.cut(after) for entry in from_reply(entries))
+    changes = JobChanges(
+        status=read.required("status", Status),
+        attempt=read.required("attempt", record.count),
+        worker=read.optional("worker", str),
+        position=_position(ahead),
+        entries=cut,
+        ended=_job([end[1], -1, job_id.encode()]) if end else None,
+        end_id=end[0].decode() if end else "",
+    )
+    read.check()
+    return changes
+
+
+def _card(name: str, text: bytes | Exception | None) -> Card | None:
+    """A card that can be read; None for another one."""
+    if isinstance(text, Exception) and not (isinstance(text, ResponseError) and is_permanent(text)):
+        raise text
+    if text is None or isinstance(text, Exception):
+        return None
+    try:
+        return Card.from_json(text)
+    except ValueError:
+        log.error("card_damaged", checkpoint=name)
+        return None
+
+
+def _worker(name: str, fields: Mapping[bytes, bytes] | Exception) -> WorkerInfo | None:
+    """A live worker; None for one that is gone, whose hash has expired, or whose hash is damaged."""
+    if isinstance(fields, Exception) and not (isinstance(fields, ResponseError) and is_permanent(fields)):
+        raise fields
+    if not fields:
+        return None
+    try:
+        return WorkerInfo.from_hash({} if isinstance(fields, Exception) else fields)
+    except (KeyError, ValueError):
+        log.error("worker_damaged", worker=name)
+        return None
 
 
 def _position(ahead: int) -> int | None:
@@ -354,6 +475,6 @@ def _parse_cursor(cursor: str | None) -> tuple[str, str]:
     if cursor is None:
         return "", ""
     at, _, job_id = cursor.partition(".")
-    if not (at.isascii() and at.isdigit() and job_id):
-        raise ValueError("not a cursor of this listing")
+    if not (at.isascii() and at.isdigit() and len(at) <= MOST_CURSOR_DIGITS and job_id):
+        raise CursorError("not a cursor of this listing")
     return at, job_id

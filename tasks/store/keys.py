@@ -10,12 +10,18 @@ SCHEMA = f"{PREFIX}schema"
 JOBS = f"{PREFIX}jobs"
 #: Zset: finished jobs by the time in ms at which their records expire, to remove them from the listing then.
 EXPIRIES = f"{PREFIX}expiries"
-#: Hash: times in ms for the reaper, `called_at`, `ran_at`, `extended_at` and `recounted_at`.
+#: Hash: times in ms for the reaper, `called_at`, `ran_at`, `extended_at` and `recounted_at`; and
+#: `cursor`, the state of its scan of all keys.
 REAPED = f"{PREFIX}reaped"
 #: Zset: waiting jobs with a time limit, by the time in ms at which they may wait no longer.
 TIMEOUTS = f"{PREFIX}timeouts"
 #: String: bytes that the live jobs may still need together.
 RESERVED = f"{PREFIX}reserved"
+#: List: damaged records and keys that were found and not logged yet, as JSON.
+DAMAGED = f"{PREFIX}damaged"
+#: Hash and zset: messages that workers took and did not acknowledge. kombu keeps them under these names.
+UNACKED = "unacked"
+UNACKED_INDEX = "unacked_index"
 #: Set: names of all checkpoints for which a card was ever published.
 CHECKPOINTS = f"{PREFIX}checkpoints"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -17,7 +18,7 @@ import redis
 import redis.asyncio
 from redis.exceptions import NoScriptError
 
-from tasks import failures
+from tasks import failures, record
 from tasks.job import JobError
 from tasks.store import definitions, keys
 
@@ -47,6 +48,15 @@ LIMITS = {
     "WORKER_JOBS_TTL_MS": 86_400_000,
     # How often the reaper counts the slots of one checkpoint anew, in ms.
     "RECOUNT_EVERY_MS": 60_000,
+    # Keys of Redis, and jobs of the listing, that one run of the reaper checks for sets that do not agree with records.
+    "PLACE_AT_ONCE": 30,
+    # How long a job is kept whose record does not say it, in ms: a day.
+    "DAMAGED_TTL_MS": 86_400_000,
+    # Most reports of damage that are kept until a reaper logs them.
+    "DAMAGE_REPORTS": 1000,
+    # Largest values of a record.
+    "MOST_TIME_MS": record.MOST_TIME_MS,
+    "MOST_COUNT": record.MOST_COUNT,
     # Entries that `list` reads at once, and most entries that it reads for one page.
     "LIST_CHUNK": 100,
     "LIST_SCAN": 1000,
@@ -63,12 +73,20 @@ LIMITS = {
 
 #: Files of `lua/prelude`. Their definitions are put before the scripts that use them. Each uses only what is defined
 #: above it.
-PRELUDE = ("record", "memory", "log", "workers", "queue", "lifecycle")
+PRELUDE = ("record", "memory", "log", "workers", "damage", "queue", "lifecycle", "agreement")
 
 
 def ms(seconds: float) -> int:
     """A duration as the scripts take it, in whole ms."""
     return round(seconds * 1000)
+
+
+def repair_arguments(job_id: str = "", fields: Sequence[str] = (), *, force: bool = False) -> tuple[Argument, ...]:
+    """The arguments of `repair.lua`. Without a job it only mends the keys of the queue.
+
+    `fields` are the damaged fields that the caller found. With `force` the job fails even if no damage is found.
+    """
+    return (job_id, int(force), *fields)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,29 +1,36 @@
 """The workers' side of the queue: claim jobs, write their tokens, release jobs, register and send heartbeats.
 
 Every method may raise redis.exceptions.RedisError: Redis is away, or it refuses to write. The call can then
-be repeated, whether or not Redis received it: every script is idempotent.
+be repeated, whether or not Redis received it: every script is idempotent. A job whose record is damaged ends as failed
+when a method finds that.
 """
 
 from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import redis
-from redis.exceptions import NoScriptError
+import structlog
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from tasks import failures, token_log
 from tasks.card import Card
-from tasks.errors import CardConflictError, WorkerReplacedError
+from tasks.errors import CardConflictError, RecordError, WorkerReplacedError
 from tasks.generation import FinishReason
 from tasks.job import Job, JobError, Status
+from tasks.redis_errors import is_permanent
 from tasks.settings import Settings
 from tasks.store import keys, reaped, schema, scripts
 from tasks.store.reaped import Reaped
 from tasks.worker_info import WorkerInfo
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +53,9 @@ class Refused:
 
     #: `gone`: no such job. `terminal`: the job has ended. `running`: another claim holds the job. `waiting`: the job is
     #: not dispatched, another message will come for it. `overdue`: a time limit had passed, and the job has ended now.
-    #: `digest`: no worker still has the job's weights, and the job has failed. `superseded`: this worker has old
-    #: weights, and the job is requeued for another worker.
-    reason: Literal["gone", "terminal", "running", "waiting", "overdue", "digest", "superseded"]
+    #: `damaged`: the record is damaged, and the job has failed now. `digest`: no worker still has the job's weights,
+    #: and the job has failed. `superseded`: this worker has old weights, and the job is requeued for another worker.
+    reason: Literal["gone", "terminal", "running", "waiting", "overdue", "damaged", "digest", "superseded"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,8 +161,8 @@ class WorkerStore:
         """Send the heartbeat of a registered worker. False if Redis had lost its data: the worker is registered again.
 
         Raises CardConflictError if the checkpoint's card has other weights now: the worker sent no heartbeat for so
-        long that it counted as gone, and another worker took the name. Raises WorkerReplacedError if a later run
-        registered under the worker's own name.
+        long that it counted as gone, and another worker took the checkpoint's name. Raises WorkerReplacedError if
+        another worker has registered under this worker's name.
         """
         outcome, *served = self._call(
             "heartbeat",
@@ -170,6 +177,8 @@ class WorkerStore:
             raise WorkerReplacedError(info.name)
         if outcome == b"conflict":
             raise CardConflictError(info.checkpoint, info.digest, served[0].decode())
+        if outcome == b"replaced":
+            raise WorkerReplacedError(info.name)
         if outcome == b"unknown":
             if self._card is None:
                 raise RuntimeError("heartbeat before register")
@@ -183,9 +192,13 @@ class WorkerStore:
 
     def read(self, job_id: str) -> Job | None:
         """The job, without its position."""
-        # redis-py's types also allow decoded replies, which our clients do not use.
-        fields: Any = self._redis.hgetall(keys.job(job_id))
-        return Job.from_hash(fields) if fields else None
+
+        def read() -> Job | None:
+            # redis-py's types also allow decoded replies, which our clients do not use.
+            fields: Any = self._redis.hgetall(keys.job(job_id))
+            return Job.from_hash(job_id, fields) if fields else None
+
+        return self._mended(job_id, read)
 
     def ended(self, job_id: str) -> Ended | None:
         """How a job has ended. None if it has not, or does not exist."""
@@ -200,13 +213,14 @@ class WorkerStore:
         with self._redis.pipeline(transaction=False) as pipeline:
             for job_id in job_ids:
                 pipeline.hget(keys.job(job_id), "status")
-            statuses: list[Any] = pipeline.execute()
+            # The status of a record that is no hash is an error.
+            statuses: list[Any] = pipeline.execute(raise_on_error=False)
         queued = Status.QUEUED.encode()
         return {job_id for job_id, status in zip(job_ids, statuses, strict=True) if status != queued}
 
     def cancel(self, job_id: str) -> None:
         """Cancel a job: a waiting job ends at once, the worker of a running job is asked to stop it."""
-        self._call("cancel", job_id)
+        self._mended(job_id, lambda: self._script("cancel", job_id))
 
     def claim(
         self,
@@ -224,8 +238,7 @@ class WorkerStore:
         `claim` is a name for this claim: a call that is repeated with the same name after a lost reply is the same
         claim. None draws a random name.
         """
-        outcome, *rest = self._call(
-            "claim",
+        arguments: tuple[scripts.Argument, ...] = (
             job_id,
             worker,
             incarnation,
@@ -235,16 +248,14 @@ class WorkerStore:
             self._lease_ms,
             claim or secrets.token_hex(8),
         )
-        if outcome == b"refused":
-            return Refused(rest[0].decode())
-        attempt, entries, left_ms = rest
-        log = token_log.TokenLog(token_log.from_reply(entries))
-        return Claimed(attempt, log.token_ids, log.token_pieces, None if left_ms < 0 else left_ms / 1000)
+        return self._mended(job_id, lambda: _claim_reply(job_id, self._script("claim", *arguments)))
 
     def flush(self, batch: Sequence[AppendTokens | FinishJob]) -> list[FlushReply]:
         """Write the items of many jobs, at most one per job, in one round trip. Returns one reply for each item.
 
-        Raises if Redis fails for one item. Other items may have been written then: send all of them again.
+        Raises if Redis is away or refuses to write. Some items may have been written then: send all of them again. If
+        an item fails because of its job's data, that job ends as failed, and the item is refused as if another attempt
+        held the job.
         """
         replies = self._send(batch)
         unknown_script = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
@@ -255,17 +266,20 @@ class WorkerStore:
             for index, reply in zip(unknown_script, again, strict=True):
                 replies[index] = reply
         for reply in replies:
-            if isinstance(reply, Exception):
+            if isinstance(reply, Exception) and not (isinstance(reply, RedisError) and is_permanent(reply)):
                 raise reply
-        return [_flush_reply(reply) for reply in replies]
+        return [
+            self._send_again(item) if isinstance(reply, Exception) else _flush_reply(reply)
+            for item, reply in zip(batch, replies, strict=True)
+        ]
 
     def reject(self, job_id: str, error: JobError, *, digest: str) -> None:
         """Fail a waiting job that no worker of its checkpoint can run. `digest` is that of this worker's weights."""
-        self._call("reject", job_id, digest, error.to_json())
+        self._mended(job_id, lambda: self._script("reject", job_id, digest, error.to_json()))
 
     def requeue(self, job_id: str) -> None:
         """Requeue a job whose message this worker took and which it will not claim: the job is served next."""
-        self._call("requeue", job_id)
+        self._mended(job_id, lambda: self._script("requeue", job_id))
 
     def release(self, job_id: str, attempt: int, *, count_loss: bool = False, out_of_memory: bool = False) -> bool:
         """Release a running job, with its tokens: it is served next. False if this attempt does not hold it.
@@ -273,8 +287,8 @@ class WorkerStore:
         The job ends instead if a cancel was requested, if it has too many losses, or if a time limit has passed.
         `out_of_memory` says why the loss happened: the error of a job with too many losses then says it too.
         """
-        error = failures.OUT_OF_MEMORY if out_of_memory else failures.WORKER_LOST
-        return bool(self._call("release", job_id, attempt, int(count_loss), error.to_json()))
+        failure = (failures.OUT_OF_MEMORY if out_of_memory else failures.WORKER_LOST).to_json()
+        return bool(self._mended(job_id, lambda: self._script("release", job_id, attempt, int(count_loss), failure)))
 
     def renew(self, leases: Mapping[str, int]) -> Renewal:
         """Renew the leases of running jobs. `leases` has the attempt for each job id."""
@@ -298,8 +312,44 @@ class WorkerStore:
         )
         return reply
 
-    def _call(self, script: str, *arguments: scripts.Argument) -> Any:
-        return scripts.get(script).call(self._redis, *arguments)
+    def _script(self, name: str, *arguments: scripts.Argument) -> Any:
+        return scripts.get(name).call(self._redis, *arguments)
+
+    def _call(self, name: str, *arguments: scripts.Argument) -> Any:
+        """Run a script. If it fails by itself, keys of the queue may hold a wrong type: mend that, and run it again."""
+        try:
+            return self._script(name, *arguments)
+        except ResponseError as error:
+            if not is_permanent(error):
+                raise
+            log.error("script_failed", script=name, error=str(error))
+            self._script("repair", *scripts.repair_arguments())
+            return self._script(name, *arguments)
+
+    def _mended(self, job_id: str, call: Callable[[], T]) -> T:
+        """The result of a call about one job. If it fails because of the job's data, mend them, and call again."""
+        for force in (False, True):
+            fields: tuple[str, ...] = ()
+            try:
+                return call()
+            except RecordError as error:
+                fields = error.fields
+            except ResponseError as error:
+                if not is_permanent(error):
+                    raise
+                log.error("job_call_failed", job_id=job_id, error=str(error))
+            self._script("repair", *scripts.repair_arguments(job_id, fields, force=force))
+        return call()
+
+    def _send_again(self, item: AppendTokens | FinishJob) -> FlushReply:
+        """Send an item alone that failed because of its job's data, after those were mended."""
+        try:
+            return _flush_reply(self._mended(item.job_id, lambda: self._script(_script(item).name, *_arguments(item))))
+        except ResponseError as error:
+            if not is_permanent(error):
+                raise
+            log.error("job_given_up", job_id=item.job_id, error=str(error))
+            return FlushReply(fenced=True)
 
     def _send(self, batch: Sequence[AppendTokens | FinishJob]) -> list[Any]:
         with self._redis.pipeline(transaction=False) as pipeline:
@@ -307,6 +357,18 @@ class WorkerStore:
                 pipeline.evalsha(_script(item).sha, 0, *_arguments(item))
             replies: list[Any] = pipeline.execute(raise_on_error=False)
             return replies
+
+
+def _claim_reply(job_id: str, reply: Sequence[Any]) -> Claimed | Refused:
+    """The reply of `claim.lua`. Raises RecordError for a log that cannot be decoded, or that has a gap."""
+    outcome, *rest = reply
+    if outcome == b"refused":
+        return Refused(rest[0].decode())
+    attempt, entries, left_ms = rest
+    with token_log.damage_of(job_id):
+        found = token_log.TokenLog(token_log.from_reply(entries))
+        found.check()
+    return Claimed(attempt, found.token_ids, found.token_pieces, None if left_ms < 0 else left_ms / 1000)
 
 
 def _script(item: AppendTokens | FinishJob) -> scripts.Script:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from redis.asyncio import Redis as AsyncRedis
 from tasks.card import Card, TokenizerCard
 from tasks.connections import make_async, make_sync
 from tasks.generation import FinishReason
-from tasks.job import Job, JobError, Status
+from tasks.job import ErrorCode, Job, JobError, Status
 from tasks.job_id import new_job_id
 from tasks.settings import Settings
 from tasks.store import keys
@@ -46,6 +46,8 @@ CARD = Card(
     kv_bytes_per_token=64,
     tokenizer=TokenizerCard(kind="characters", text_ids=17, characters="0123456789+-*/=. "),
 )
+#: The error of jobs that a test ends as failed.
+FAILED = JobError(ErrorCode.INTERNAL, "It failed.", retryable=True)
 WORKER = WorkerInfo(
     name="tiny-1@host",
     incarnation="first",
@@ -181,7 +183,7 @@ def finish(
         status=status,
         finish_reason=finish_reason,
         completion=text + tail if completion is None else completion,
-        error=error,
+        error=FAILED if error is None and status is Status.FAILED else error,
         tokens_at_cancel=tokens_at_cancel,
     )
 
@@ -191,10 +193,10 @@ async def queue_world(redis_url: str) -> AsyncIterator[QueueWorld]:
     """The queue in a Redis, with default settings."""
     settings = Settings(redis_url=redis_url)
     asynchronous = make_async(settings)
-    with make_sync(settings) as synchronous:
-        jobs, workers = JobStore(asynchronous, settings), WorkerStore(synchronous, settings)
-        yield QueueWorld(settings, jobs, workers, synchronous, asynchronous)
-    await asynchronous.aclose()
+    async with aclosing(asynchronous):
+        with make_sync(settings) as synchronous:
+            jobs, workers = JobStore(asynchronous, settings), WorkerStore(synchronous, settings)
+            yield QueueWorld(settings, jobs, workers, synchronous, asynchronous)
 
 
 @pytest.fixture

@@ -121,7 +121,7 @@ class JobRunner:
         try:
             self._run(job_id)
         except PromptError as error:
-            self._reject(job_id, JobError(error.code, str(error), retryable=False))
+            self._reject(job_id, JobError(error.code, str(error), retryable=error.code is ErrorCode.UNSUPPORTED))
         except RetryStoppedError:
             raise
         except MemoryError:
@@ -157,6 +157,12 @@ class JobRunner:
 
     def _encode(self, job: Job) -> tuple[SequenceRequest, tuple[str, ...]]:
         """The request of a first attempt, and warnings about the prompt. Raises PromptError."""
+        if unsupported := job.generation.unsupported():
+            raise PromptError(
+                ErrorCode.UNSUPPORTED,
+                f"This worker does not support the request's {', '.join(unsupported)[:200]}. Its version is older than "
+                "that of the API: update the workers, and send the request again.",
+            )
         prompt, warnings = encode_prompt(self._tokenizer, job.generation.prompt)
         max_tokens = answer_tokens(prompt, job.generation.sampling.max_tokens, context=self._card.context)
         request = SequenceRequest(

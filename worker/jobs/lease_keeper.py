@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import asdict
 
 import structlog
 from redis.exceptions import RedisError
 
 from tasks.errors import CardConflictError, SchemaError, WorkerReplacedError
+from tasks.redis_errors import is_permanent
 from tasks.store.worker_store import WorkerStore
 from tasks.worker_info import WorkerInfo
 from worker.jobs.job_runner import JobRunner
@@ -38,8 +38,8 @@ class LeaseKeeper:
         """All callables are called in the thread. `info` returns the content of the heartbeat.
 
         `before_heartbeat` is called each time, even while Redis is away. `on_conflict` is called, with a message for
-        people, if this worker sent no heartbeat for so long that other weights took its checkpoint's name, if a later
-        run took its own name, or if another version of Celeriac took over the Redis. The thread then ends.
+        people, if this worker sent no heartbeat for so long that other weights took its checkpoint's name, if another
+        worker registered under its name, or if another version of Celeriac took over the Redis. The thread then ends.
         """
         self._store = store
         self._publisher = publisher
@@ -76,18 +76,20 @@ class LeaseKeeper:
             self._before_heartbeat()
             try:
                 self._beat()
-            except RedisError as error:
-                log.warning("heartbeat_failed", error=str(error))
             except (CardConflictError, SchemaError, WorkerReplacedError) as error:
                 self._on_conflict(str(error))
                 return
 
     def _beat(self) -> None:
-        """One round. Raises RedisError, CardConflictError, SchemaError and WorkerReplacedError."""
-        self._send_heartbeat()
-        self._renew_leases()
-        self._runner.remove_ended()
-        self._reap()
+        """One round. Raises CardConflictError, SchemaError and WorkerReplacedError."""
+        for step in (self._send_heartbeat, self._renew_leases, self._runner.remove_ended, self._reap):
+            try:
+                step()
+            except RedisError as error:
+                log.warning("heartbeat_failed", step=step.__name__.strip("_"), error=str(error))
+                # While Redis is away, each further step would wait for a timeout.
+                if not is_permanent(error):
+                    return
 
     def _send_heartbeat(self) -> None:
         if not self._store.heartbeat(self._info()):
@@ -104,5 +106,4 @@ class LeaseKeeper:
             self._publisher.cancel(job_id)
 
     def _reap(self) -> None:
-        if reaped := self._store.reap():
-            log.info("reaped", **asdict(reaped))
+        self._store.reap().log(log)

@@ -9,7 +9,7 @@ from worker.checkpoints.tokenizers import Tokenizer, TokenizerFailedError, Unkno
 
 
 class PromptError(Exception):
-    """The prompt can never run on this checkpoint. The message is for its sender."""
+    """The request can never run on this checkpoint, or on this worker. The message is for its sender."""
 
     def __init__(self, code: ErrorCode, message: str) -> None:
         super().__init__(message)

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TypeVar
 
 import structlog
+from redis.exceptions import ResponseError
 
 from tasks.store.worker_store import FlushReply, WorkerStore
 from worker.engine_process.messages import Update
@@ -292,6 +293,10 @@ class Publisher:
             except RetryStoppedError:
                 # Its lease will run out.
                 self._remove(job, "redis_away")
+            except ResponseError as error:
+                # The same, and no reason to keep the other jobs.
+                log.error("release_failed", job_id=job.job_id, error=str(error))
+                self._remove(job, "release_failed")
             else:
                 self._remove(job, "released")
 

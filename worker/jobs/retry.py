@@ -8,6 +8,8 @@ from typing import TypeVar
 import structlog
 from redis.exceptions import RedisError
 
+from tasks.redis_errors import is_permanent
+
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
@@ -25,7 +27,9 @@ def retry_while_redis_is_away(
     event: str = "redis_away",
     **fields: object,
 ) -> T:
-    """Call `call` until it raises no RedisError, and return its result. `call` must be safe to repeat.
+    """Call `call` until Redis replies, and return its result. `call` must be safe to repeat.
+
+    A permanent error of this call (see `is_permanent`) is raised at once.
 
     `wait_for_stop` is called with `wait_s` after each failed call. It waits that many seconds, or less when the worker
     stops, and returns whether the worker stops: then this raises RetryStoppedError. So there is at least one call.
@@ -35,6 +39,8 @@ def retry_while_redis_is_away(
         try:
             return call()
         except RedisError as error:
+            if is_permanent(error):
+                raise
             log.warning(event, error=str(error), **fields)
             if wait_for_stop(wait_s):
                 raise RetryStoppedError(str(error)) from error

@@ -9,6 +9,7 @@ import structlog
 from celery import bootsteps
 from celery.exceptions import WorkerShutdown
 from celery.worker import state
+from redis.exceptions import ResponseError
 
 from tasks.errors import CardConflictError, SchemaError
 from tasks.settings import settings
@@ -47,7 +48,7 @@ class EngineStep(bootsteps.StartStopStep):
         try:
             folder = find(config.checkpoint, config.checkpoint_dir, name=config.checkpoint_name)
             service = WorkerService.start(config, folder, worker.hostname, HOOKS)
-        except (CheckpointError, EngineLoadError, CardConflictError, SchemaError) as error:
+        except (CheckpointError, EngineLoadError, CardConflictError, SchemaError, ResponseError) as error:
             log.error("cannot_serve", reason=str(error))
             raise WorkerShutdown(1) from None
         if service is None:

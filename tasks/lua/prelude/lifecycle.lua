@@ -1,4 +1,4 @@
--- Sixth part of the prelude: how a job ends, how it returns to the backlog, and how a worker stays registered.
+-- How a job ends, how it returns to the backlog, and how a worker stays registered.
 
 -- Removes finished jobs whose records have expired from the listing, at most a limited number of them. If no job is live,
 -- the listing itself expires with the last record. Returns how many were removed.
@@ -27,7 +27,7 @@ end
 
 -- Updates a running average in a hash. The newest value has a fixed weight.
 local function update_average(key, field, value)
-  local before = redis.call('HGET', key, field)
+  local before = finite(redis.call('HGET', key, field))
   if before then
     value = before + LIMIT.PACE_WEIGHT * (value - before)
   end
@@ -60,8 +60,8 @@ end
 -- `cancel_tokens` if its worker was notified of a cancel: the number of tokens that the worker had at that time. Tokens
 -- in the log at the time of the cancel request count as before the cancel in any case.
 local function finish(id, outcome)
-  local checkpoint, from, created_at, result_ttl, requested_at, cancel_tokens, tokens, key_hash, key_ttl, reply_to =
-    get_fields(id, 'checkpoint', 'status', 'created_at', 'result_ttl_ms', 'cancel_requested_at', 'cancel_tokens',
+  local checkpoint, created_at, result_ttl, requested_at, cancel_tokens, tokens, key_hash, key_ttl, reply_to =
+    get_fields(id, 'checkpoint', 'created_at', 'result_ttl_ms', 'cancel_requested_at', 'cancel_tokens',
       'tokens', 'idempotency', 'idempotency_ttl_ms', 'reply_to')
   local expires_at = NOW_MS + result_ttl
   if outcome.status == 'succeeded' then
@@ -80,12 +80,7 @@ local function finish(id, outcome)
     redis.call('HSET', KEY.job(id), 'cancel_acked_at', NOW_MS, 'cancel_tokens_after', tokens - before)
   end
   redis.call('HDEL', KEY.job(id), 'message', 'claim', 'reply_to')
-  redis.call('ZREM', KEY.jobs_with(from), id)
-  redis.call('ZADD', KEY.jobs_with(outcome.status), created_at, id)
-  redis.call('ZADD', KEY.EXPIRIES, expires_at, id)
-  redis.call('PEXPIREAT', KEY.job(id), expires_at)
-  redis.call('PEXPIREAT', KEY.tokens(id), expires_at)
-  redis.call('PEXPIREAT', KEY.jobs_with(outcome.status), redis.call('ZREVRANGE', KEY.EXPIRIES, 0, 0, 'WITHSCORES')[2])
+  list_ended(id, outcome.status, created_at, expires_at)
   if key_hash then
     redis.call('PEXPIRE', KEY.idempotency(key_hash), key_ttl)
   end
@@ -145,6 +140,25 @@ local function return_to_backlog(id, lost, failure)
   redis.call('ZREM', KEY.jobs_with('running'), id)
   redis.call('ZADD', KEY.jobs_with('queued'), created_at, id)
   notify_state(id)
+end
+
+-- Takes a job, which has a record, from a worker that was lost. A job with a damaged record fails. Returns whether the job
+-- ran for this checkpoint.
+local function return_lost(id, checkpoint)
+  local damaged = damaged_fields(id)
+  if #damaged == 0 then
+    local status, its_checkpoint = get_fields(id, 'status', 'checkpoint')
+    if status ~= 'running' then
+      redis.call('ZREM', KEY.running(checkpoint), id)
+      return false
+    elseif its_checkpoint == checkpoint then
+      return_to_backlog(id, true)
+      return true
+    end
+    damaged = {'checkpoint'}
+  end
+  fail_damaged(id, damaged)
+  return false
 end
 
 -- Checks that a worker has the weights that a waiting job was accepted for. Returns nil if it has them. Otherwise:

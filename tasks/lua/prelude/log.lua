@@ -1,4 +1,4 @@
--- Third part of the prelude: the token log of a job.
+-- The token log of a job.
 
 -- Returns the text in a job's log.
 local function logged_text(id)
@@ -12,6 +12,12 @@ local function logged_text(id)
     end
   end
   return table.concat(text)
+end
+
+-- Returns the number of tokens in a job's log.
+local function log_length(id)
+  local last = redis.call('XREVRANGE', KEY.tokens(id), '+', '-', 'COUNT', 1)[1]
+  return last and tonumber(string.match(last[1], '^%d+')) or 0
 end
 
 -- Returns the id of the next entry without tokens, in a log that holds `tokens` tokens.
@@ -45,9 +51,10 @@ local function append_tokens(id, length, before, ids, pieces)
     end
     pieces = cjson.encode(rest)
   end
+  -- First the log: if it is damaged, the record must not count the tokens.
+  redis.call('XADD', KEY.tokens(id), format_int(after) .. '-0', 'ids', ids, 'pieces', pieces)
   -- A new token resets the count of losses without progress.
   redis.call('HSET', KEY.job(id), 'tokens', after, 'losses_in_a_row', 0)
   redis.call('HSETNX', KEY.job(id), 'first_token_at', NOW_MS)
-  redis.call('XADD', KEY.tokens(id), format_int(after) .. '-0', 'ids', ids, 'pieces', pieces)
   return after
 end

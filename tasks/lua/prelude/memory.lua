@@ -1,4 +1,4 @@
--- Second part of the prelude: Redis's memory limit, `maxmemory`.
+-- Redis's memory limit, `maxmemory`.
 --
 -- When Redis is full, it refuses the first write of a script if that write may need memory. It accepts a write that can
 -- only remove, and then every further write of the script.

@@ -1,4 +1,4 @@
--- Fifth part of the prelude: which jobs wait, in which order, and how their messages get to Celery's list.
+-- Which jobs wait, in which order, and how their messages get to Celery's list.
 
 -- The score of a job in the backlog is one number: priority, then arrival. A resumed job has a negative score, so it
 -- comes before every new job.
@@ -95,6 +95,26 @@ local function push_first(checkpoint, jobs)
   end
 end
 
+-- Returns the message of a job that waits for a checkpoint. Nil for a job that cannot run: it has no record, or it does not
+-- wait according to its record, or its record is damaged, and the job has ended now.
+local function waiting_message(id, checkpoint)
+  local status, message, its_checkpoint
+  local damaged = damaged_fields(id)
+  if damaged and #damaged == 0 then
+    status, message, its_checkpoint = get_fields(id, 'status', 'message', 'checkpoint')
+    if its_checkpoint ~= checkpoint then
+      table.insert(damaged, 'checkpoint')
+    elseif status == 'queued' and not is_message_of(id, message) then
+      table.insert(damaged, 'message')
+    end
+  end
+  if damaged and #damaged > 0 then
+    fail_damaged(id, damaged)
+    return nil
+  end
+  return status == 'queued' and message or nil
+end
+
 -- Moves jobs from the head of the backlog to Celery's list while the workers have capacity. Every script that changes
 -- which jobs wait or run, or which workers serve, ends with it.
 --
@@ -116,8 +136,7 @@ local function dispatch(checkpoint)
     if not head[1] then
       break
     end
-    local message = redis.call('HGET', KEY.job(head[1]), 'message')
-    -- A job without a record cannot run.
+    local message = waiting_message(head[1], checkpoint)
     if message then
       room = room - 1
       if tonumber(head[2]) < 0 then
@@ -154,10 +173,14 @@ local function push_missing_messages(checkpoint, until_us)
   local early = redis.call(
     'ZRANGEBYSCORE', dispatched, format_int(-until_us), format_int(until_us), 'LIMIT', 0, LIMIT.REAP_AT_ONCE)
   for _, id in ipairs(early) do
-    local message = redis.call('HGET', KEY.job(id), 'message')
+    local message = waiting_message(id, checkpoint)
     if not message then
-      remove_orphan(id, checkpoint)
-      orphans = orphans + 1
+      if redis.call('EXISTS', KEY.job(id)) == 0 then
+        remove_orphan(id, checkpoint)
+        orphans = orphans + 1
+      else
+        redis.call('ZREM', dispatched, id)
+      end
     elseif serving and not redis.call('LPOS', list, message, 'RANK', -1) then
       table.insert(missing, {id, message})
     end
@@ -166,20 +189,27 @@ local function push_missing_messages(checkpoint, until_us)
   return #missing, orphans
 end
 
--- Returns how many jobs are ahead of a waiting job; -1 for a job that does not wait.
+-- Returns how many jobs are ahead of a waiting job; -1 for a job that does not wait, or that has lost its place: the
+-- reaper gives it a new one.
 local function position(id, checkpoint, status)
-  if status ~= 'queued' then
+  if status ~= 'queued' or not checkpoint then
     return -1
   end
   local ahead = redis.call('ZRANK', KEY.dispatched(checkpoint), id)
-  return ahead or redis.call('ZCARD', KEY.dispatched(checkpoint)) + redis.call('ZRANK', KEY.backlog(checkpoint), id)
+  if ahead then
+    return ahead
+  end
+  local rank = redis.call('ZRANK', KEY.backlog(checkpoint), id)
+  return rank and redis.call('ZCARD', KEY.dispatched(checkpoint)) + rank or -1
 end
 
--- Returns a job as view.lua documents it: {record as field, value, ...; position}; false if it does not exist.
+-- Returns a job as view.lua documents it; false if it does not exist. The record is empty if its key holds no hash.
 local function view(id)
-  local record = redis.call('HGETALL', KEY.job(id))
-  if #record == 0 then
+  local record = redis.pcall('HGETALL', KEY.job(id))
+  if record.err then
+    return {{}, -1, id}
+  elseif #record == 0 then
     return false
   end
-  return {record, position(id, get_fields(id, 'checkpoint', 'status'))}
+  return {record, position(id, get_fields(id, 'checkpoint', 'status')), id}
 end

@@ -1,7 +1,7 @@
--- First part of the prelude: time, the fields of a record, and notifications.
+-- Time, the fields of a record, and notifications.
 --
--- The prelude is these six files: record, memory, log, workers, queue, lifecycle. tasks/store/definitions.py puts what a
--- script uses of them before the script, after what it uses of three generated tables:
+-- The prelude is these files: record, memory, log, workers, damage, queue, lifecycle, agreement. tasks/store/definitions.py
+-- puts what a script uses of them before the script, after what it uses of three generated tables:
 --
 --   KEY      the key and channel builders of tasks/store/keys.py, under the same names
 --   LIMIT    the numbers of tasks/store/scripts.py
@@ -22,6 +22,12 @@ local NOW_US = (clock[1] - 1767225600) * 1000000 + clock[2]
 -- Formats a whole number. Lua's own conversion rounds numbers of more than 14 digits.
 local function format_int(number)
   return string.format('%.0f', number)
+end
+
+-- Returns the number in a text; nil if there is none, or if it is not finite.
+local function finite(text)
+  local number = text and tonumber(text)
+  return number and number == number and math.abs(number) < math.huge and number or nil
 end
 
 local function is_terminal(status)
@@ -53,6 +59,25 @@ local function time_left(id)
     left = math.min(left or math.huge, run_timeout - run_ms(id))
   end
   return left or nil
+end
+
+-- Finds the job that an earlier request with an idempotency key created. Returns false if there was no such request, or if
+-- Redis lost its job before it ended; otherwise a reply of submit.lua.
+local function find_prior(key_hash, fingerprint)
+  local key = KEY.idempotency(key_hash)
+  local prior = redis.pcall('GET', key)
+  local id, known = string.match(type(prior) == 'string' and prior or '', '^(%S+) (%S+)$')
+  if not id then
+    return false
+  elseif known ~= fingerprint then
+    return {'mismatch', id}
+  elseif redis.call('EXISTS', KEY.job(id)) == 1 then
+    return {'replayed', id}
+  elseif redis.call('EXISTS', KEY.deleted(id)) == 1 then
+    return {'gone', id, 'deleted'}
+  end
+  -- The key of a live job does not expire.
+  return redis.call('PTTL', key) > 0 and {'gone', id, 'expired'}
 end
 
 -- Notifies subscribers that a job's state has changed. The message is empty: they read the change themselves.

@@ -1,4 +1,4 @@
--- Fourth part of the prelude: which workers serve a checkpoint, what they do, how many slots they have together, and
+-- Which workers serve a checkpoint, what they do, how many slots they have together, and
 -- what they run.
 --
 -- Workers and slots are counted when they change, so that no script walks over all workers to know a sum. `capacity` is
@@ -152,10 +152,10 @@ local function add_to_worker(id, worker)
   redis.call('PEXPIRE', KEY.worker_jobs(worker), LIMIT.WORKER_JOBS_TTL_MS)
 end
 
--- Notes that the worker in a job's record no longer runs it.
+-- Notes that the worker in a job's record no longer runs it. A set that cannot be used is replaced at the next heartbeat.
 local function remove_from_worker(id)
   local worker = get_fields(id, 'worker')
   if worker then
-    redis.call('SREM', KEY.worker_jobs(worker), id)
+    redis.pcall('SREM', KEY.worker_jobs(worker), id)
   end
 end

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from tasks.generation import FinishReason
-from tasks.job import ErrorCode, JobError, Status
+from tasks.job import ErrorCode, JobError, Status, TimeLimits
 from tasks.job_id import new_job_id
 from tasks.store import keys
 from tasks.store.worker_store import Claimed, Refused
@@ -246,3 +246,27 @@ async def test_every_change_is_notified(queue: QueueWorld) -> None:
             versions.append((await queue.job(job_id)).version)
         assert versions == sorted(set(versions))
         assert next_message(0.05) is None
+
+
+@pytest.mark.parametrize("beyond_ms", [0, 1, 2, 1000])
+async def test_a_repeated_claim_past_a_limit_has_no_time_left_and_not_no_limit(
+    queue: QueueWorld, beyond_ms: int
+) -> None:
+    queue.register()
+    job_id = await queue.submit(limits=TimeLimits(deadline_ms=600_000))
+    claimed = [_named_claim(queue, job_id)]
+    # As if the reply had been lost until after the deadline.
+    now_ms = queue.redis.time()[0] * 1000 + queue.redis.time()[1] // 1000
+    queue.redis.hset(keys.job(job_id), "deadline_at", now_ms - beyond_ms)
+    claimed.append(_named_claim(queue, job_id))
+    assert [claim.attempt for claim in claimed] == [1, 1]
+    assert claimed[0].time_left_s == pytest.approx(600, abs=60)
+    assert claimed[1].time_left_s == 0
+
+
+def _named_claim(queue: QueueWorld, job_id: str) -> Claimed:
+    claim = queue.workers.claim(
+        job_id, worker=WORKER.name, incarnation="first", digest=WORKER.digest, prompt_tokens=4, claim="a-name"
+    )
+    assert isinstance(claim, Claimed)
+    return claim

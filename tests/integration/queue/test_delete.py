@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tasks.errors import JobGoneError
 from tasks.job import Status
 from tasks.job_id import new_job_id
 from tasks.store import keys
@@ -104,8 +105,11 @@ async def test_a_request_repeated_with_the_key_of_a_deleted_job_creates_no_new_j
     key = Idempotency("hash", "fingerprint")
     job_id = await queue.submit(idempotency=key)
     await queue.jobs.delete(job_id)
-    again = await queue.jobs.submit(queue.new_job(idempotency=key))
-    assert (again.job_id, again.replayed) == (job_id, True)
+    for repeat in (queue.jobs.submit(queue.new_job(idempotency=key)), queue.jobs.find(key)):
+        with pytest.raises(JobGoneError, match="was deleted") as gone:
+            await repeat
+        assert gone.value.job_id == job_id
+    assert (await queue.jobs.list()).jobs == ()
 
 
 async def test_a_job_that_never_existed_cannot_be_deleted(queue: QueueWorld) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tasks.errors import CursorError
 from tasks.job import Status
 from tasks.store import keys, scripts
 from tasks.store.job_store import Idempotency
@@ -129,7 +130,7 @@ async def test_a_listed_job_has_its_position(queue: QueueWorld) -> None:
 
 @pytest.mark.parametrize("cursor", ["", "x", "12", "12.", "-1.job", "1e5.job", ".job"])
 async def test_an_invalid_cursor_is_refused(queue: QueueWorld, cursor: str) -> None:
-    with pytest.raises(ValueError, match="cursor"):
+    with pytest.raises(CursorError, match="cursor"):
         await queue.jobs.list(cursor=cursor)
 
 

@@ -32,7 +32,7 @@ from tasks.store.worker_store import Claimed, WorkerStore
 from tasks.token_log import Entry
 from tasks.worker_info import WorkerInfo, WorkerState
 from tests.helpers.requests import make_generation
-from tests.integration.conftest import CARD, WORKER, append, finish
+from tests.integration.conftest import CARD, FAILED, WORKER, append, finish
 
 #: Few slots, and the second worker takes jobs only at times, so that jobs also wait in the backlog.
 WORKERS = (
@@ -347,7 +347,8 @@ class QueueMachine(RuleBasedStateMachine):
                 assert job.completion == expected.text
             assert job.version >= self.versions.get(job_id, 0)
             self.versions[job_id] = job.version
-            assert job.error is None or job.error.code in (ErrorCode.WORKER_LOST, ErrorCode.DEADLINE_EXCEEDED)
+            codes = (ErrorCode.WORKER_LOST, ErrorCode.DEADLINE_EXCEEDED)
+            assert job.error is None or job.error == FAILED or job.error.code in codes
         positions = [job.position for job in jobs.values() if job.position is not None]
         assert sorted(positions) == list(range(sum(job.status is Status.QUEUED for job in jobs.values())))
         for status in Status:

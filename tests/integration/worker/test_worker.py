@@ -168,13 +168,23 @@ def test_the_longest_prompt_gets_one_token(cluster: Cluster) -> None:
     assert (job.status, job.tokens, job.finish_reason) == (Status.SUCCEEDED, 1, FinishReason.LENGTH)
 
 
-def test_a_job_that_the_engine_refuses_fails_and_the_worker_continues(cluster: Cluster) -> None:
-    job = cluster.finished(
-        cluster.submit(make_generation(prompt="1", max_tokens=5, temperature=0, seed=1, stop=("\ud800",)))
-    )
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"stop": ("\ud800",)}, ErrorCode.RECORD_DAMAGED),
+        ({"max_tokens": 0}, ErrorCode.UNSUPPORTED),
+        ({"top_k": -1}, ErrorCode.UNSUPPORTED),
+    ],
+)
+def test_a_job_that_cannot_run_fails_and_the_worker_continues(
+    cluster: Cluster, change: dict[str, Any], code: ErrorCode
+) -> None:
+    """Jobs that the API never accepts."""
+    request: dict[str, Any] = {"prompt": "1", "max_tokens": 5, "temperature": 0, "seed": 1, **change}
+    job = cluster.finished(cluster.submit(make_generation(**request)))
     assert job.status is Status.FAILED
     assert job.error is not None
-    assert job.error.code is ErrorCode.INTERNAL
+    assert job.error.code is code
     cluster.assert_undisturbed(cluster.finished(cluster.submit(long_generation(max_tokens=5))))
 
 

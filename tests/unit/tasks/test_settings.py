@@ -31,7 +31,7 @@ def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch, name
     assert name not in Settings().model_fields_set
 
 
-def problems(**values: float) -> str:
+def problems(**values: float | str) -> str:
     """The message about these settings, read from the environment."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in values.items():
@@ -94,3 +94,20 @@ def test_an_invalid_value_is_named_but_not_shown(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("short", [QUICK, {name.lower(): value for name, value in CHAOS.items()}])
 def test_short_times_in_the_same_proportions_are_accepted(short: dict[str, str]) -> None:
     assert Settings.model_validate(short).lease_s == 1
+
+
+#: The settings that are numbers, and those that are times.
+NUMBERS = [name for name, field in Settings.model_fields.items() if field.annotation in (int, float, float | None)]
+TIMES = [name for name in NUMBERS if name.endswith("_s")]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan", "Infinity", "1e999", "-1"])
+def test_a_number_that_is_not_finite_or_negative_is_refused(name: str, value: str) -> None:
+    assert variable(name) in problems(**{name: value})
+
+
+@pytest.mark.parametrize("name", TIMES)
+@pytest.mark.parametrize("value", ["0", "1e-9", "1e12"])
+def test_a_time_that_no_timer_can_measure_is_refused(name: str, value: str) -> None:
+    assert variable(name) in problems(**{name: value})

@@ -410,3 +410,19 @@ def test_a_job_that_ends_while_it_waits_for_memory_is_removed_without_a_claim(wo
 def test_redis_is_not_asked_while_no_job_waits(world: World) -> None:
     world.runner.remove_ended()
     assert world.store.no_longer_queued_calls == []
+
+
+@pytest.mark.parametrize(
+    ("unknown", "temperature", "named"), [({"min_p": 0.1}, 0.0, "min_p"), ({}, 1e9, "temperature")]
+)
+def test_a_job_that_a_newer_api_accepted_fails_with_a_clear_code(
+    world: World, unknown: dict[str, float], temperature: float, named: str
+) -> None:
+    sampling = replace(JOB.generation.sampling, temperature=temperature)
+    world.store.job = replace(JOB, generation=replace(JOB.generation, sampling=sampling, unknown=unknown))
+    world.runner.run("job_1")
+    [error] = world.store.rejections
+    assert (error.code, error.retryable) == (ErrorCode.UNSUPPORTED, True)
+    assert named in error.message
+    assert "update the workers" in error.message
+    assert world.engine.requests == []

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
 
 from tasks.generation import FinishReason
 from tasks.job import Status
@@ -445,3 +446,23 @@ def test_stop_without_redis_makes_one_call_and_lets_the_task_bodies_return(world
     publisher.stop()
     assert running.over.is_set()
     assert world.store.released == []
+
+
+def test_a_release_that_always_fails_stops_no_other_release() -> None:
+    class Poisoned(Store):
+        def release(self, job_id: str, attempt: int, *, count_loss: bool = False) -> bool:
+            if job_id == "job_1":
+                raise ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value")
+            return super().release(job_id, attempt, count_loss=count_loss)
+
+    store = Poisoned()
+    publisher = Publisher(store, abort=lambda _: None, flush_interval_s=SELDOM_S)
+    publisher.start()
+    first, second = job("job_1"), job("job_2")
+    publisher.add(first)
+    publisher.add(second)
+    publisher.engine_crashed(None)
+    assert first.over.wait(DEADLINE_S)
+    assert second.over.wait(DEADLINE_S)
+    publisher.stop()
+    assert store.released == [("job_2", 1, True)]

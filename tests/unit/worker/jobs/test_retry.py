@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
 
 from worker.jobs.retry import RetryStoppedError, retry_while_redis_is_away
 
@@ -48,3 +49,16 @@ def test_other_errors_are_raised_at_once() -> None:
 
     with pytest.raises(ValueError, match="broken"):
         retry_while_redis_is_away(broken, wait_s=0.5, wait_for_stop=lambda _: False)
+
+
+def test_an_error_that_every_call_would_get_is_raised_at_once() -> None:
+    calls = 0
+
+    def poisoned() -> None:
+        nonlocal calls
+        calls += 1
+        raise ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value")
+
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        retry_while_redis_is_away(poisoned, wait_s=0.5, wait_for_stop=lambda _: False)
+    assert calls == 1
