@@ -126,9 +126,8 @@ class Settings(BaseSettings):
         description="Most connections of one `celeriac api`. Above it, the oldest one without a request in progress is "
         "closed; if there is none, new ones get status 503, except for health checks.",
     )
-    request_timeout_s: float = Field(
+    request_timeout_s: Seconds = Field(
         30.0,
-        gt=0,
         description="How long a client of `celeriac api` may take to send the headers of a request, and again to send "
         "its body. After that it gets status 408.",
     )

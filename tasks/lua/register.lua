@@ -47,7 +47,8 @@ local function take_jobs()
     local status, holder, run, served = get_fields(id, 'status', 'worker', 'incarnation', 'checkpoint')
     if status ~= 'running' or holder ~= name then
       redis.call('SREM', KEY.worker_jobs(name), id)
-    elseif run ~= incarnation and return_lost(id, served) then
+    -- If the job does not run for the checkpoint in its record, the reaper finds out what is wrong.
+    elseif run ~= incarnation and served and redis.call('ZSCORE', KEY.running(served), id) and return_lost(id, served) then
       taken, dispatchable[served] = taken + 1, true
     end
   end

@@ -5,6 +5,7 @@
 --        3.. fields of the record that the caller cannot read; `log` for the job's log
 -- reply  {1 if keys with a wrong type were deleted, else 0; 1 if the job was ended or its record was changed, else 0}
 
+write_even_if_full()
 local id, force = unpack(ARGV, 1, 2)
 local repaired, changed = repair_keys(), 0
 local names = id ~= '' and damaged_fields(id)

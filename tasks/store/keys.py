@@ -15,6 +15,8 @@ EXPIRIES = f"{PREFIX}expiries"
 REAPED = f"{PREFIX}reaped"
 #: Zset: waiting jobs with a time limit, by the time in ms at which they may wait no longer.
 TIMEOUTS = f"{PREFIX}timeouts"
+#: No key has this name. A script that must write deletes it first: see `lua/prelude/memory.lua`.
+NOTHING = f"{PREFIX}nothing"
 #: String: bytes that the live jobs may still need together.
 RESERVED = f"{PREFIX}reserved"
 #: List: damaged records and keys that were found and not logged yet, as JSON.

@@ -64,11 +64,13 @@ local function place_ended(id, status)
   for _, other in ipairs(STATUSES) do
     listed = listed and not redis.call('ZSCORE', KEY.jobs_with(other), id) == (other ~= status)
   end
-  if listed and redis.call('PTTL', KEY.job(id)) > 0 then
+  local checkpoint, created_at, expires_at = get_fields(id, 'checkpoint', 'created_at', 'expires_at')
+  local queued = redis.call('ZSCORE', KEY.backlog(checkpoint), id) or redis.call('ZSCORE', KEY.dispatched(checkpoint), id)
+    or redis.call('ZSCORE', KEY.running(checkpoint), id) or redis.call('ZSCORE', KEY.TIMEOUTS, id)
+  if listed and not queued and redis.call('PTTL', KEY.job(id)) > 0 then
     return false
   end
   leave_all_queues(id)
-  local created_at, expires_at = get_fields(id, 'created_at', 'expires_at')
   list_ended(id, status, created_at, expires_at)
   return true
 end

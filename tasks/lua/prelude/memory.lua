@@ -6,7 +6,7 @@
 -- Lets the script write although Redis is full. Every script that continues or ends accepted work begins with it, so
 -- that a full Redis stops only new jobs. Such a script may exceed the limit: `admission_refusal` keeps memory for that.
 local function write_even_if_full()
-  redis.call('ZREM', KEY.JOBS, '')
+  redis.call('DEL', KEY.NOTHING)
 end
 
 -- Returns the memory in bytes that live jobs may still need.

@@ -153,7 +153,7 @@ async def test_only_the_script_that_accepts_jobs_can_be_refused() -> None:
     for path in (scripts.files("tasks") / "lua").iterdir():
         if path.name.endswith(".lua") and "write_even_if_full()" not in path.read_text("utf-8"):
             refusable.add(path.name.removesuffix(".lua"))
-    reading = {"changes", "list", "queue_load", "versions", "view", "worker_counts"}
+    reading = {"changes", "find", "list", "queue_load", "versions", "view", "worker_counts"}
     assert refusable - reading == {"schema", "submit"}
 
 

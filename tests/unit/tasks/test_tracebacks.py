@@ -66,24 +66,38 @@ QUOTING: list[Callable[[], object]] = [
 ]
 
 
+class Log:
+    """What was logged so far."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def write(self, line: bytes, _descriptor: int = 2) -> None:
+        self.lines.append(line.decode())
+
+    def getvalue(self) -> str:
+        return "".join(self.lines)
+
+
 @pytest.fixture(params=["json", "console"])
-def logged(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+def logged(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Log]:
     """The log of a process that was set up as each role is."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    stderr = io.StringIO()
-    monkeypatch.setattr("sys.stderr", stderr)
+    written = Log()
+    # They have no descriptor, so they stay as they are.
+    monkeypatch.setattr("sys.stdout", io.StringIO())
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    monkeypatch.setattr("tasks.logs.setup.output", written)
     setup_logging(Settings(log_format=request.param))
-    yield stderr
+    yield written
     root.handlers[:] = handlers
     root.setLevel(level)
     structlog.reset_defaults()
 
 
 @pytest.mark.parametrize("fail", QUOTING)
-def test_a_traceback_has_the_place_and_no_message_that_may_quote(
-    logged: io.StringIO, fail: Callable[[], object]
-) -> None:
+def test_a_traceback_has_the_place_and_no_message_that_may_quote(logged: Log, fail: Callable[[], object]) -> None:
     for logger in (logging.getLogger("uvicorn.error"), structlog.get_logger("ours")):
         try:
             fail()
@@ -96,7 +110,7 @@ def test_a_traceback_has_the_place_and_no_message_that_may_quote(
     assert HIDDEN in text or "no quote" in text
 
 
-def test_other_messages_are_logged(logged: io.StringIO) -> None:
+def test_other_messages_are_logged(logged: Log) -> None:
     for error in (QueueError("what to do"), OSError(28, "No space left on device"), RuntimeError("CUDA error")):
         try:
             raise error
@@ -107,7 +121,7 @@ def test_other_messages_are_logged(logged: io.StringIO) -> None:
         assert message in logged.getvalue()
 
 
-def test_a_task_whose_error_no_one_reads(logged: io.StringIO) -> None:
+def test_a_task_whose_error_no_one_reads(logged: Log) -> None:
     async def main() -> None:
         async def fail() -> None:
             int(SECRET)
