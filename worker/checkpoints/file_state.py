@@ -11,8 +11,8 @@ from worker.checkpoints.tokenizers.finder import tokenizer_paths
 
 #: Files that did not change for this long are taken as complete, in seconds.
 SETTLED_AFTER_S = 3.0
-#: If files were seen to change and are not complete, their writer may only have paused: for at most this long, in
-#: seconds.
+#: If files are not complete and were seen to change, or were complete before, their writer may only have paused: for at
+#: most this long, in seconds.
 ABANDONED_AFTER_S = 30.0
 #: How often files that are being written are looked at, in seconds.
 POLL_S = 0.2
@@ -28,18 +28,22 @@ class CheckpointFiles:
         self,
         folder: CheckpointFolder,
         *,
+        being_replaced: bool = False,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        """`clock` and `wall_clock` return seconds; the times of files are compared with the second."""
+        """`being_replaced`: if the files are not complete, they were complete before.
+
+        `clock` and `wall_clock` return seconds; the times of files are compared with the second.
+        """
         self._folder = folder
         self._clock = clock
         self._wall_clock = wall_clock
         self._seen = self._states()
         #: When `_seen` was first observed; None if it had settled before.
-        self._since = None if self._is_old() else clock()
-        #: Whether `changed` returned True before.
-        self.seen_changing = False
+        self._since = None if self._is_old() and not being_replaced else clock()
+        #: Whether a process seems to write them: they were complete before, or `changed` returned True before.
+        self.seen_changing = being_replaced
 
     def changed(self) -> bool:
         """Whether a file changed since the last call, or since this object was made."""

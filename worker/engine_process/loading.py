@@ -27,7 +27,7 @@ def load_when_complete(start: Start, progress: Progress) -> LoadedModel:
     seconds. What was loaded is therefore one state of the files, and never a mixture of two. The worker limits how long
     that may take.
     """
-    files = CheckpointFiles(start.folder)
+    files = CheckpointFiles(start.folder, being_replaced=start.loaded_before)
     while True:
         try:
             loaded = load_once(start, progress)

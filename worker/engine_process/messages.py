@@ -47,6 +47,8 @@ class Start:
     threads: int
     softcap: float | None
     weights: WeightForm
+    #: Whether an earlier engine has loaded the checkpoint. Files that are incomplete now are being replaced then.
+    loaded_before: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
@@ -80,7 +81,7 @@ class EngineSupervisor:
         with other weights, and as much KV memory. Raises EngineChangedError otherwise.
         """
         client = EngineClient(
-            self._start,
+            replace(self._start, loaded_before=self._loaded is not None),
             on_report=partial(self._handle_report, listener),
             on_crash=partial(self._handle_crash, listener),
         )

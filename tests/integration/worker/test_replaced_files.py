@@ -25,7 +25,7 @@ CHARACTERS = "0123456789+-HBL.\n"
 #: Tokens of a job that lasts much longer than it takes to stop an engine.
 LONG = 1500
 #: How long a worker that gives up may take to end, in seconds.
-END_S = 60.0
+END_S = 120.0
 
 
 def write_vocabulary(folder: Path, characters: str) -> None:

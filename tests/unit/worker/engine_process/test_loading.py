@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,9 @@ class World:
         self.loaded_at: list[float] = []
         real = file_state.CheckpointFiles
         monkeypatch.setattr(
-            loading, "CheckpointFiles", lambda folder: real(folder, clock=lambda: self.now, wall_clock=lambda: 0.0)
+            loading,
+            "CheckpointFiles",
+            lambda folder, **options: real(folder, clock=lambda: self.now, wall_clock=lambda: 0.0, **options),
         )
         monkeypatch.setattr(file_state.time, "sleep", self._sleep)
         monkeypatch.setattr(loading, "load_once", self._load)
@@ -98,11 +101,27 @@ def test_damaged_files_that_do_not_change_fail_after_a_moment(world: World) -> N
 
 
 def test_damaged_files_that_are_old_fail_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "CheckpointFiles", lambda folder: file_state.CheckpointFiles(folder, wall_clock=ages))
+    monkeypatch.setattr(
+        loading, "CheckpointFiles", lambda folder, **_: file_state.CheckpointFiles(folder, wall_clock=ages)
+    )
     world.loads = [fail]
     with pytest.raises(LoadError, match="is damaged"):
         world.load()
     assert world.now == 0
+
+
+def test_damaged_files_that_an_earlier_engine_has_loaded_are_waited_for_longer(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = replace(world.start(), loaded_before=True)
+    world.loads = [fail]
+    with pytest.raises(LoadError, match="is damaged"):
+        load_when_complete(start)
+    assert ABANDONED_AFTER_S <= world.now < ABANDONED_AFTER_S + 1
+    world.loads = [fail, succeed]
+    world.events = {world.now + ABANDONED_AFTER_S - 1: lambda: world.write("complete")}
+    load_when_complete(start)
+    assert world.loads == []
 
 
 def ages() -> float:
