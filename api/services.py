@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -22,6 +24,7 @@ from api.reaper import Reaper
 from api.schema_check import SchemaCheck
 from api.shutdown import Shutdown
 from tasks.connections import make_async
+from tasks.redis_check import check_redis
 from tasks.settings import Settings
 from tasks.store.job_store import JobStore
 
@@ -55,7 +58,7 @@ class Services:
         """
         redis = make_async(settings)
         store = JobStore(redis, settings)
-        schema = SchemaCheck(settings.redis_url)
+        schema = SchemaCheck(settings.redis_url, partial(asyncio.to_thread, check_redis, settings))
         subscriptions = Subscriptions(redis)
         watch = JobWatch(store, subscriptions, poll_every_s=settings.bell_poll_s)
         shutdown = Shutdown(subscriptions.notify_all)
@@ -101,7 +104,7 @@ async def services_of(request: Request) -> Services:
 
 
 async def checked_services(services: Annotated[Services, Depends(services_of)]) -> Services:
-    """The process's services, for routes that need a Redis with our layout. Raises SchemaError and RedisError."""
+    """The process's services, for routes that need Redis. Raises what `SchemaCheck.ensure` raises."""
     await services.schema.ensure(services.store)
     return services
 

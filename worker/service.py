@@ -16,6 +16,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from tasks.connections import make_sync, redacted
+from tasks.redis_check import check_redis
 from tasks.settings import Settings
 from tasks.store import keys
 from tasks.store.worker_store import WorkerStore
@@ -111,8 +112,8 @@ class WorkerService:
         """Load the checkpoint, register the worker, and start the threads. None if `should_stop` returned True.
 
         `give_up` is called, from any thread, with a message for people when the worker cannot continue. Raises
-        EngineLoadError, CheckpointError, CardConflictError and SchemaError, each with a message for people. If no
-        service is returned, nothing is left running.
+        EngineLoadError, CheckpointError, CardConflictError, RedisUnusableError and SchemaError, each with a message for
+        people. If no service is returned, nothing is left running.
         """
         redis = make_sync(settings)
         store = WorkerStore(redis, settings)
@@ -125,6 +126,7 @@ class WorkerService:
             undo.callback(redis.close)
             undo.callback(engine.stop)
             try:
+                retry(partial(check_redis, settings))
                 retry(store.check_schema)
                 log.info("loading", checkpoint=folder.name, path=str(folder.path))
                 ready = engine.start(publisher, should_stop=should_stop)

@@ -9,7 +9,7 @@ import structlog
 from celery import bootsteps
 from celery.exceptions import WorkerShutdown
 
-from tasks.errors import CardConflictError, SchemaError
+from tasks.errors import CardConflictError, RedisUnusableError, SchemaError
 from tasks.settings import settings
 from worker.checkpoints.errors import CheckpointError
 from worker.checkpoints.folder import find
@@ -35,7 +35,7 @@ class EngineStep(bootsteps.StartStopStep):
         try:
             folder = find(config.checkpoint, config.checkpoint_dir)
             service = WorkerService.start(config, folder, worker.hostname, give_up=give_up, should_stop=should_stop)
-        except (CheckpointError, EngineLoadError, CardConflictError, SchemaError) as error:
+        except (CheckpointError, EngineLoadError, CardConflictError, RedisUnusableError, SchemaError) as error:
             log.error("cannot_serve", reason=str(error))
             raise WorkerShutdown(1) from None
         if service is None:
