@@ -42,6 +42,12 @@ def refusal(error: RedisError) -> str | None:
     return None if match is None else match[1]
 
 
+def describe(error: RedisError) -> str:
+    """The error for logs, with the code that redis-py removes from some messages."""
+    text = str(error)
+    return text if error.status_code is None or text.startswith(error.status_code) else f"{error.status_code} {text}"
+
+
 def is_demotion(error: ResponseError) -> bool:
     """Whether the error says that the server is a replica.
 

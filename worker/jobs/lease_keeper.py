@@ -13,6 +13,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from tasks.errors import CardConflictError, SchemaError
+from tasks.redis_errors import describe
 from tasks.store.worker_store import WorkerStore
 from tasks.worker_info import WorkerInfo
 from worker.jobs.job_runner import JobRunner
@@ -66,7 +67,7 @@ class LeaseKeeper:
             try:
                 self._beat()
             except RedisError as error:
-                log.warning("heartbeat_failed", error=str(error))
+                log.warning("heartbeat_failed", error=describe(error))
             except (CardConflictError, SchemaError) as error:
                 self._on_conflict(str(error))
                 return

@@ -15,6 +15,8 @@ from kombu import Connection
 from kombu.common import ignore_errors
 from redis.exceptions import ResponseError
 
+from tasks.redis_errors import describe
+
 log = structlog.get_logger(__name__)
 
 #: How long one BRPOP waits for a message, in seconds. A worker that stops must wait until the last one has ended.
@@ -88,7 +90,7 @@ class EagerConsumer(Consumer):
         if self._own_callbacks is not None:
             self.hub.on_tick.intersection_update(self._own_callbacks)
         if isinstance(exc, ResponseError):
-            log.warning("redis_refuses", error=str(exc))
+            log.warning("redis_refuses", error=describe(exc))
             # Connecting works, so there is no other wait before the next attempt.
             time.sleep(LONGEST_WAIT_S)
 
