@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from celeriac.launcher import ports, redis_server
+from celeriac.launcher import ports
 from celeriac.launcher.child import Role
 from celeriac.launcher.console import Console
 from celeriac.launcher.launcher import Launcher
@@ -57,12 +57,11 @@ def serve(options: Options, settings: Settings) -> int:
         ports.check_port(FLOWER_HOST, options.flower_port, option="--flower-port")
     if "redis_url" in settings.model_fields_set:
         return _launch(options, settings, folder.name, None)
-    executable = redis_server.find_executable()
     data = DataFolder.acquire(options.data_dir / str(options.port))
     try:
         redis = Role(
             name="redis",
-            command=data.command(executable, settings.redis_appendfsync),
+            command=data.command(settings.redis_appendfsync),
             stop_s=REDIS_STOP_S,
             # The server holds the lock of its data folder until it exits.
             pass_fds=(data.lock,),
@@ -135,7 +134,12 @@ def _worker_names(checkpoint: str, workers: int, settings: Settings) -> list[str
 def _announce(console: Console, options: Options, checkpoint: str, data: DataFolder | None) -> None:
     console.info(f"Starting Celeriac with {checkpoint} and {options.workers} worker(s). Ctrl-C stops it.")
     if data is not None:
-        console.info(f"Data folder of Redis: {data.path}")
+        console.info(f"Data folder: {data.path}, with {data.program}")
+        if data.unread_file is not None:
+            console.error(
+                f"Warning: {data.unread_file} may have jobs of an older Redis server, and is not read. Start that "
+                "server on it, or remove the file."
+            )
         console.info(f"Redis for further workers: CELERIAC_REDIS_URL={shlex.quote(data.url)}")
     if options.flower:
         console.info(f"Flower: {ports.url_of(FLOWER_HOST, options.flower_port)}")
