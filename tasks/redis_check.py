@@ -59,7 +59,8 @@ _KOMBU_KEYS = (
     "check.celery.pidbox",
     "check.reply.celery.pidbox",
 )
-_KOMBU_CHANNELS = ("/{db}.celery.pidbox", "/{db}.celeryev/worker.heartbeat")
+#: The patterns of control commands and of events. A permission for such a pattern must be the pattern itself.
+_KOMBU_PATTERNS = ("/{db}.celery.pidbox", "/{db}.celeryev/*")
 
 
 def check_redis(settings: Settings) -> None:
@@ -83,7 +84,7 @@ def check_redis(settings: Settings) -> None:
         if missing:
             raise RedisUnusableError(
                 f"The user of CELERIAC_REDIS_URL lacks permissions on Redis at {address}: {', '.join(missing)}. Give it "
-                "the permissions that the documentation lists (Settings, Redis)."
+                "the permissions that docs/reference/redis.md lists."
             )
         _warn_of_evictions(client)
 
@@ -174,19 +175,18 @@ def _missing_permissions(client: redis.Redis) -> Iterator[str]:
 
 
 def _missing_channels(client: redis.Redis) -> Iterator[str]:
-    """Channels that this user may not subscribe to, or all, if it may not subscribe."""
+    """Channels and patterns that this user may not subscribe to, each after the command."""
     db = client.get_connection_kwargs().get("db", 0)
-    channels = [f"{keys.PREFIX}check", *(channel.format(db=db) for channel in _KOMBU_CHANNELS)]
-    for channel in channels:
-        for command in ("SUBSCRIBE", "PSUBSCRIBE"):
-            with client.pubsub() as pubsub:  # type: ignore[no-untyped-call]
-                try:
-                    (pubsub.subscribe if command == "SUBSCRIBE" else pubsub.psubscribe)(channel)
-                    pubsub.get_message(timeout=client.get_connection_kwargs()["socket_timeout"])
-                except ResponseError as error:
-                    if not is_no_permission(error):
-                        raise
-                    yield f"{command} &{channel}"
+    patterns = [pattern.format(db=db) for pattern in _KOMBU_PATTERNS]
+    for command, name in (("SUBSCRIBE", f"{keys.PREFIX}check"), *(("PSUBSCRIBE", pattern) for pattern in patterns)):
+        with client.pubsub() as pubsub:  # type: ignore[no-untyped-call]
+            try:
+                (pubsub.subscribe if command == "SUBSCRIBE" else pubsub.psubscribe)(name)
+                pubsub.get_message(timeout=client.get_connection_kwargs()["socket_timeout"])
+            except ResponseError as error:
+                if not is_no_permission(error):
+                    raise
+                yield f"{command} &{name}"
 
 
 def _warn_of_evictions(client: redis.Redis) -> None:

@@ -75,7 +75,7 @@ def why_unusable(error: RedisError, address: str) -> str | None:
     """
     text = str(error)
     if isinstance(error, AuthenticationError):
-        return _login_problem(text, address)
+        return _login_problem(error, address)
     if isinstance(error, InvalidResponse):
         return (
             f"The server at {address} does not speak the Redis protocol: it is another program, or it expects TLS "
@@ -93,20 +93,20 @@ def why_unusable(error: RedisError, address: str) -> str | None:
     if is_no_permission(error):
         return (
             f"The user of CELERIAC_REDIS_URL lacks a permission on Redis at {address} ({text.rstrip('.')}). Give it the "
-            "permissions that the documentation lists (Settings, Redis)."
+            "permissions that docs/reference/redis.md lists."
         )
     if "DB index is out of range" in text or "SELECT is not allowed in cluster mode" in text:
         return f"Redis at {address} has no such database. Choose another number in CELERIAC_REDIS_URL."
     return None
 
 
-def _login_problem(text: str, address: str) -> str:
-    if "required" in text.lower():  # NOAUTH Authentication required.
+def _login_problem(error: AuthenticationError, address: str) -> str:
+    if error.status_code == "NOAUTH":
         return (
             f"Redis at {address} requires a password. Write it into CELERIAC_REDIS_URL, as in "
             "redis://:PASSWORD@host:6379/0."
         )
-    if "without any password configured" in text:
+    if "without any password configured" in str(error):
         return (
             f"Redis at {address} has no password, but CELERIAC_REDIS_URL has one. Remove it there, or set it in Redis "
             "(`requirepass`)."

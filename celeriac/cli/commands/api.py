@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import click
 
 from celeriac.cli import options
-from celeriac.cli.environment import load_queue_settings, require
+from celeriac.cli.environment import check_redis_of, load_queue_settings, require
 
 #: How long running requests may take at shutdown, in seconds. Their jobs continue in any case.
 GRACE_S = 5
@@ -29,6 +29,7 @@ def command(host: str, port: int, reload: bool) -> None:
     from tasks.logs import setup_logging
 
     check_port(host, port)
+    check_redis_of(settings)
     setup_logging(settings)
     if reload:
         # uvicorn then starts a process with `python -c`, which would import modules of the current folder.

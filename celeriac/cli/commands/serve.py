@@ -7,7 +7,7 @@ import sys
 import click
 
 from celeriac.cli import options
-from celeriac.cli.environment import load_queue_settings, readable_checkpoint_errors, require
+from celeriac.cli.environment import check_redis_of, load_queue_settings, readable_checkpoint_errors, require
 
 
 @click.command("serve")
@@ -43,6 +43,8 @@ def command(
         raise click.UsageError("--port and --flower-port must differ.")
     require("fastapi", "uvicorn", "torch", *(["flower"] if flower else []), extra="serve")
     settings = load_queue_settings()
+    if "redis_url" in settings.model_fields_set:
+        check_redis_of(settings)
     from pathlib import Path
 
     from celeriac.launcher.plan import Options, serve

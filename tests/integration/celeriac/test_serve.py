@@ -16,6 +16,8 @@ import httpx
 import pytest
 
 from celeriac import InferenceClient
+from celeriac.launcher.redis_files import remember
+from celeriac.launcher.redis_program import RedisProgram, find_program
 from tests.helpers.requests import make_generation
 from tests.helpers.same_text import assert_same_characters
 from tests.integration.stack import CHECKPOINTS, ROOT, SHIPPED, START_S, Process, free_port, until
@@ -101,6 +103,32 @@ def test_one_command_serves_and_ctrl_c_stops_everything(served: Served) -> None:
     process.signal(signal.SIGINT)
     assert process.wait(30) == 0, process.output
     assert not served.family()
+    assert "Traceback" not in process.output
+
+
+def test_a_data_folder_of_a_later_server_is_refused_and_stays_as_it_is(served: Served) -> None:
+    """The record names a version that no machine has. `test_redis_files` has the other combinations."""
+    data = served.folder / "data" / str(served.port)
+    several = data / "appendonlydir"
+    several.mkdir(parents=True)
+    (several / "appendonly.aof.manifest").write_text("file appendonly.aof.1.incr.aof seq 1 type i\n")
+    program = find_program()
+    remember(data, RedisProgram(Path("/gone/redis-server"), program.name, (99, 0, 1)))
+    process = served.start()
+    assert process.wait(60) == 1
+    [line] = [line for line in process.output.splitlines() if line.startswith("Error:")]
+    assert f"was written by {program.name} 99.0.1 (/gone/redis-server)" in line
+    assert str(program) in line
+    assert "Traceback" not in process.output
+    assert {path.name for path in data.iterdir()} == {"appendonlydir", "server.json", "lock"}
+
+
+def test_a_redis_that_can_never_serve_the_queue_stops_the_start(served: Served, redis_url: str) -> None:
+    process = served.start(CELERIAC_REDIS_URL=redis_url.replace("unix://", "unix://:secret@"))
+    assert process.wait(60) == 1
+    assert process.output.splitlines()[-1].startswith("Error: Redis at unix:///")
+    assert "has no password, but CELERIAC_REDIS_URL has one" in process.output
+    assert "secret" not in process.output
     assert "Traceback" not in process.output
 
 
