@@ -18,6 +18,7 @@ from tasks.store import keys
 from tasks.store.job_store import JobStore, NewJob
 from tasks.token_log import TokenLog
 from tasks.worker_info import WorkerInfo
+from tests.helpers.gate import Gate
 from tests.helpers.requests import make_generation
 from tests.helpers.same_text import assert_undisturbed
 from tests.integration.stack import ROOT, START_S, Process, Stack, until
@@ -26,6 +27,9 @@ __all__ = ["DEADLINE_S", "TINY", "Cluster", "Engine", "children", "creep", "long
 
 #: A reference checkpoint with the vocabulary of the guide and a context of 256 tokens.
 TINY = ROOT / "tests" / "fixtures" / "golden" / "E1b-seed" / "step_000102"
+#: Steps that `creep` allows at a time, and how long it then waits for the worker to write the tokens, in seconds.
+STEPS = 4
+WRITTEN_S = 0.1
 #: How long to wait for something that takes milliseconds on a quiet machine, in seconds.
 DEADLINE_S = 30.0
 
@@ -58,7 +62,7 @@ class Cluster:
 
     def worker(self, *, wait: bool = True, **settings: str) -> Process:
         """Start a worker; with `wait`, return when it takes jobs."""
-        return self.stack.worker(str(self.checkpoint), wait=wait, **settings)
+        return self.stack.worker(str(self.checkpoint), wait=wait, module="tests.helpers.gated_worker", **settings)
 
     def workers(self, count: int, **settings: str) -> list[Process]:
         """Start several workers at once, and wait until all of them take jobs."""
@@ -138,6 +142,15 @@ class Cluster:
         """Assert that each job has succeeded with the text of an engine in this process, also in its log."""
         assert_undisturbed(self.checkpoint, jobs, [self.log(job.id) for job in jobs])
 
+    def until_cancel_received(self, job_id: str) -> None:
+        """Wait until a worker has received the cancel of a job that it runs, and has sent it to its engine."""
+
+        def received() -> bool:
+            lines = (line for worker in self.stack.processes for line in worker.output.splitlines())
+            return any('"cancel_received"' in line and job_id in line for line in lines)
+
+        until(received, f"the cancel of {job_id}", timeout_s=DEADLINE_S)
+
     def finished(self, job_id: str) -> Job:
         """The job, once it is over."""
 
@@ -212,11 +225,22 @@ def stopped(engines: Sequence[Engine]) -> Iterator[None]:
 
 
 def creep(engines: Sequence[Engine], condition: Callable[[], object], *, timeout_s: float = DEADLINE_S) -> None:
-    """Resume stopped engines for a few steps at a time until `condition` is true. They are stopped afterwards."""
+    """Let stopped engines make a few steps at a time until `condition` is true. They are stopped afterwards.
+
+    A text that needs more steps does not end, however fast the engines and however slow the other processes are.
+    """
+    gates = {engine: Gate(engine.pid) for engine in engines}
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline
+        limits = {gate: gate.allow(STEPS) for gate in gates.values()}
         for engine in engines:
             engine.resume()
-        time.sleep(0.005)
+        with suppress(AssertionError):  # An engine without work makes no steps.
+            until(lambda: all(gate.has_reached(name) for gate, name in limits.items()), "the steps", timeout_s=WRITTEN_S)
         stop_all(engines)
+        # The worker needs a moment to write the new tokens.
+        with suppress(AssertionError):
+            until(condition, "the condition", timeout_s=WRITTEN_S)
+    for gate in gates.values():
+        gate.open()
