@@ -83,8 +83,8 @@ def check_redis(settings: Settings) -> None:
             raise
         if missing:
             raise RedisUnusableError(
-                f"The user of CELERIAC_REDIS_URL lacks permissions on Redis at {address}: {', '.join(missing)}. Give it "
-                "the permissions that docs/reference/redis.md lists."
+                f"The user of CELERIAC_REDIS_URL lacks permissions on Redis at {address}: {', '.join(missing)}. "
+                "docs/reference/redis.md lists all that it needs."
             )
         _warn_of_evictions(client)
 

@@ -1,8 +1,8 @@
 """What an error of Redis means.
 
 Redis is *away*: it cannot be reached, or does not answer. It *refuses writes* for a while: it is full, its disk fails,
-or it is a replica. Or it is *unusable*: it refuses the login or the permissions, or is no Redis at all; that lasts until
-someone changes a setting.
+or it is a replica. Or it is *unusable*: it refuses the login or a permission, or is no Redis at all. That lasts until a
+setting is changed.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ def why_unusable(error: RedisError, address: str) -> str | None:
         )
     if is_no_permission(error):
         return (
-            f"The user of CELERIAC_REDIS_URL lacks a permission on Redis at {address} ({text.rstrip('.')}). Give it the "
-            "permissions that docs/reference/redis.md lists."
+            f"The user of CELERIAC_REDIS_URL lacks a permission on Redis at {address} ({text.rstrip('.')}). "
+            "docs/reference/redis.md lists all that it needs."
         )
     if "DB index is out of range" in text or "SELECT is not allowed in cluster mode" in text:
         return f"Redis at {address} has no such database. Choose another number in CELERIAC_REDIS_URL."

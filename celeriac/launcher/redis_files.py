@@ -109,9 +109,7 @@ def writer_of(folder: Path) -> Writer | None:
             return Writer(None, (), 0, several)
         return Writer(newest.name, newest.version, newest.snapshot_format, several)
     in_files = 0 if newest is None else newest.snapshot_format
-    return Writer(
-        recorded.name, recorded.version, max(recorded.snapshot_format, in_files), several, recorded.path
-    )
+    return Writer(recorded.name, recorded.version, max(recorded.snapshot_format, in_files), several, recorded.path)
 
 
 def unread_file(folder: Path) -> Path | None:

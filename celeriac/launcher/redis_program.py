@@ -55,12 +55,12 @@ class RedisProgram:
         if number <= LAST_COMMON_FORMAT:
             return number <= format_of(self.name, self.version)
         if self.name == "Valkey":
-            return FIRST_VALKEY_FORMAT <= number and format_of(self.name, self.version) >= FIRST_VALKEY_FORMAT
+            return number >= FIRST_VALKEY_FORMAT and format_of(self.name, self.version) >= FIRST_VALKEY_FORMAT
         return number < FIRST_VALKEY_FORMAT and format_of(self.name, self.version) > LAST_COMMON_FORMAT
 
 
 def format_of(name: str, version: Version) -> int:
-    """The format of the snapshots that this version writes. A later version than those known here may write a later one.
+    """The format of the snapshots that this version writes; a version that is not known here may write a later one.
 
     It is used only to compare Redis with Valkey, and with the formats that they have in common.
     """

@@ -21,9 +21,9 @@ from tests.integration.stack import until
 
 #: Time limit of a Redis command in the processes, in seconds. It is longer than the leases of `QUICK`.
 REDIS_TIMEOUT_S = 3
-#: A client waits this long for an answer, in seconds: one time limit, and room for a busy machine. Callers that paid the
-#: limit one after the other, or one group of `MAX_CONNECTIONS` after the other, would wait at least twice as long.
-PATIENCE_S = 4 * REDIS_TIMEOUT_S
+#: A client waits this long for an answer, in seconds: one time limit, and room for a busy machine. Callers that paid
+#: the limit one after the other, or one group of `MAX_CONNECTIONS` after the other, would wait twice as long.
+PATIENCE_S = 20
 #: Callers of each route at the same time. All routes together: many times the connections of an API process.
 CALLERS = 25
 
@@ -114,7 +114,10 @@ def test_jobs_continue_after_the_pause_and_none_is_lost_or_done_twice(cluster: C
     running = cluster.begin(engines, [lasting(seed, 0.8 * (seed % 2)) for seed in range(6)], tokens=BEGUN)
     waiting = cluster.submit_all(lasting(seed, max_tokens=5) for seed in range(6, 20))
     clients = len(cluster.redis.client_list())
-    with httpx.Client(base_url=url, timeout=120) as client, client.stream("GET", f"/v1/jobs/{running[0]}/stream") as stream:
+    with (
+        httpx.Client(base_url=url, timeout=120) as client,
+        client.stream("GET", f"/v1/jobs/{running[0]}/stream") as stream,
+    ):
         lines = stream.iter_lines()
         next(lines)
         with paused(own_redis):

@@ -16,7 +16,7 @@ def silent(command: list[str]) -> None:
 
 @contextmanager
 def fake_redis_server(reply: Reply) -> Iterator[tuple[str, Server]]:
-    """Run the server. Yields its URL and the server. `reply` gets a command, and returns bytes or None for no answer."""
+    """Run the server. Yields its URL and the server. `reply` gets a command, and returns None to send no answer."""
     with Server(reply) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), name="fake-redis")
         thread.start()

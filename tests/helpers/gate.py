@@ -19,7 +19,9 @@ class Gate:
             folder = os.environ[FOLDER]
         else:
             variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            [folder] = [line.partition(b"=")[2].decode() for line in variables if line.startswith(f"{FOLDER}=".encode())]
+            [folder] = [
+                line.partition(b"=")[2].decode() for line in variables if line.startswith(f"{FOLDER}=".encode())
+            ]
         self._limit = Path(folder) / f"{pid}.limit"
         self._reached = Path(folder) / f"{pid}.reached"
 

@@ -229,18 +229,23 @@ def creep(engines: Sequence[Engine], condition: Callable[[], object], *, timeout
 
     A text that needs more steps does not end, however fast the engines and however slow the other processes are.
     """
-    gates = {engine: Gate(engine.pid) for engine in engines}
+    gates = [Gate(engine.pid) for engine in engines]
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline
-        limits = {gate: gate.allow(STEPS) for gate in gates.values()}
-        for engine in engines:
-            engine.resume()
-        with suppress(AssertionError):  # An engine without work makes no steps.
-            until(lambda: all(gate.has_reached(name) for gate, name in limits.items()), "the steps", timeout_s=WRITTEN_S)
-        stop_all(engines)
+        make_steps(engines, gates)
         # The worker needs a moment to write the new tokens.
         with suppress(AssertionError):
             until(condition, "the condition", timeout_s=WRITTEN_S)
-    for gate in gates.values():
+    for gate in gates:
         gate.open()
+
+
+def make_steps(engines: Sequence[Engine], gates: Sequence[Gate]) -> None:
+    """Let stopped engines make `STEPS` steps, or as many as they have work for."""
+    limits = [(gate, gate.allow(STEPS)) for gate in gates]
+    for engine in engines:
+        engine.resume()
+    with suppress(AssertionError):  # An engine without work makes no steps.
+        until(lambda: all(gate.has_reached(limit) for gate, limit in limits), "the steps", timeout_s=WRITTEN_S)
+    stop_all(engines)

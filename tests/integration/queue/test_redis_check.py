@@ -22,8 +22,7 @@ from tasks.settings import Settings
 from tests.conftest import running_redis
 from tests.helpers.api_client import api, settings_for
 from tests.helpers.fake_redis_server import fake_redis_server
-from tests.helpers.requests import make_generation
-from tests.integration.cluster import TINY, Cluster
+from tests.integration.cluster import TINY, Cluster, long_generation
 from tests.integration.stack import ROOT, Stack, free_port, until
 
 PAGE = ROOT / "docs" / "reference" / "redis.md"
@@ -127,7 +126,7 @@ def test_workers_and_api_run_with_the_documented_permissions(redis_url: str, tmp
             worker = cluster.worker(wait=False)
             api_process, _ = cluster.stack.api()
             worker.wait_for_line(" ready.")
-            job_id = cluster.submit(make_generation(prompt="12+3", max_tokens=5, temperature=0.0, seed=7, ignore_eos=True))
+            job_id = cluster.submit(long_generation(max_tokens=5))
             assert cluster.finished(job_id).tokens == 5
             assert worker.terminate() == 0
             for process in (worker, api_process):
@@ -156,16 +155,10 @@ def test_a_database_that_does_not_exist(redis_url: str) -> None:
     assert "has no such database" in problem(redis_url.replace("db=0", "db=999"))
 
 
-HELLO = b"*14\r\n$6\r\nserver\r\n$5\r\nredis\r\n$7\r\nversion\r\n$%d\r\n%s\r\n$5\r\nproto\r\n:2\r\n$2\r\nid\r\n:1\r\n" + (
-    b"$4\r\nmode\r\n$%d\r\n%s\r\n$4\r\nrole\r\n$6\r\nmaster\r\n$7\r\nmodules\r\n*0\r\n"
-)
-
-
-def hello(version: bytes, mode: bytes) -> Callable[[list[str]], bytes]:
-    def reply(command: list[str]) -> bytes:
-        return HELLO % (len(version), version, len(mode), mode) if command[0] == "HELLO" else b"+OK\r\n"
-
-    return reply
+def hello(version: str, mode: str) -> Callable[[list[str]], bytes]:
+    words = ["server", "redis", "version", version, "mode", mode, "role", "master"]
+    answer = f"*{len(words)}\r\n" + "".join(f"${len(word)}\r\n{word}\r\n" for word in words)
+    return lambda command: answer.encode() if command[0] == "HELLO" else b"+OK\r\n"
 
 
 def older_than_6(command: list[str]) -> bytes:
@@ -177,9 +170,9 @@ def older_than_6(command: list[str]) -> bytes:
 @pytest.mark.parametrize(
     ("reply", "named"),
     [
-        (hello(b"6.0.16", b"standalone"), "version 6.0.16, and Celeriac needs 6.2"),
+        (hello("6.0.16", "standalone"), "version 6.0.16, and Celeriac needs 6.2"),
         (older_than_6, "version 5.0.14, and Celeriac needs 6.2"),
-        (hello(b"7.2.0", b"sentinel"), "is a Redis Sentinel"),
+        (hello("7.2.0", "sentinel"), "is a Redis Sentinel"),
         (lambda _: b"-DENIED Redis is running in protected mode because ...\r\n", "is in protected mode"),
     ],
     ids=["old", "very old", "sentinel", "protected mode"],

@@ -60,7 +60,7 @@ async def test_a_server_that_became_a_replica_gets_a_new_connection_for_the_next
     primary = True
 
     def reply(command: list[str]) -> bytes:
-        return b"+OK\r\n" if primary or command[0] != "SET" else b"-READONLY You can't write against a read only replica.\r\n"
+        return b"+OK\r\n" if primary or command[0] != "SET" else b"-READONLY You can't write.\r\n"
 
     with fake_redis_server(reply) as (url, server):
         settings = Settings(redis_url=url)

@@ -1,5 +1,4 @@
-"""Which server a data folder gets, by what is in it and which servers there are. Real servers are in the integration
-tests of `celeriac serve`."""
+"""Which server a data folder gets, by what is in it and which servers there are."""
 
 from __future__ import annotations
 
@@ -144,7 +143,14 @@ def test_a_later_server_that_read_old_files_is_remembered(install: Install, tmp_
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "{}", '{"server": "Redis", "version": 7, "path": "x"}', '{"server": "X", "version": "7", "path": "x"}'],
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"server": "Redis", "version": 7, "path": "x"}',
+        '{"server": "X", "version": "7", "path": "x"}',
+    ],
 )
 def test_a_damaged_record_is_named(install: Install, tmp_path: Path, text: str) -> None:
     install("Redis 7.0.15")
