@@ -102,13 +102,13 @@ class SharedOutagePool(BlockingConnectionPool):
         """Whether a connection is free. Raises redis.exceptions.TimeoutError while Redis does not answer."""
         if not self._answers:
             raise self._no_answer()
-        return bool(super().can_get_connection())  # type: ignore[no-untyped-call]
+        return bool(super().can_get_connection())
 
     async def get_connection(self, *args: Any, **options: Any) -> Any:
         """A free connection. Raises redis.exceptions.RedisError."""
         if not self._answers:
             await self._attempt()
-        return await super().get_connection(*args, **options)
+        return await super().get_connection(*args, **options)  # type: ignore[no-untyped-call]
 
     async def release(self, connection: AbstractConnection) -> None:
         """Take a connection back. If Redis does not answer, wake the callers that wait for one."""

@@ -38,7 +38,7 @@ class ReconnectingUnix(_Reconnecting, UnixDomainSocketConnection):
 
 
 #: The class to use instead of each of redis-py's.
-RECONNECTING: dict[type[AbstractConnection], type[AbstractConnection]] = {
+RECONNECTING: dict[type[Any], type[Any]] = {
     Connection: ReconnectingTcp,
     SSLConnection: ReconnectingTls,
     UnixDomainSocketConnection: ReconnectingUnix,

@@ -20,7 +20,7 @@ from tests.integration.cluster import Cluster, Engine
 from tests.integration.stack import until
 
 #: Time limit of a Redis command in the processes, in seconds. It is longer than the leases of `QUICK`.
-REDIS_TIMEOUT_S = 3
+REDIS_TIMEOUT_S = 4
 #: A client waits this long for an answer, in seconds: one time limit, and room for a busy machine. Callers that paid
 #: the limit one after the other, or one group of `MAX_CONNECTIONS` after the other, would wait twice as long.
 PATIENCE_S = 20

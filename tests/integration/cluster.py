@@ -134,9 +134,13 @@ class Cluster:
     def holder(self, job_id: str) -> Process:
         """The worker that runs a job."""
         name = self.job(job_id).worker
-        beats = {worker: self.heartbeat(worker) for worker in self.stack.processes}
-        (found,) = [worker for worker, beat in beats.items() if beat is not None and beat.name == name]
-        return found
+
+        def found() -> Process | None:
+            beats = [(worker, self.heartbeat(worker)) for worker in self.stack.processes]
+            return next((worker for worker, beat in beats if beat is not None and beat.name == name), None)
+
+        # The heartbeat of a worker that waits for a processor may be late.
+        return until(found, f"a heartbeat of {name}", timeout_s=DEADLINE_S)
 
     def assert_undisturbed(self, *jobs: Job) -> None:
         """Assert that each job has succeeded with the text of an engine in this process, also in its log."""

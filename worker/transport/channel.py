@@ -9,9 +9,26 @@ from __future__ import annotations
 from typing import Any
 
 import redis
+import structlog
 from celery.app.amqp import AMQP
 from kombu import Connection
 from kombu.transport.redis import Channel, Transport
+from redis.exceptions import ResponseError
+
+from tasks.redis_errors import describe
+
+log = structlog.get_logger(__name__)
+
+
+class TolerantQoS(Channel.QoS):  # type: ignore[misc]
+    """Restores overdue messages only if Redis allows it."""
+
+    def restore_visible(self, *args: Any, **kwargs: Any) -> None:
+        """Put messages past the visibility timeout back. That only tidies up, so an error of Redis does no harm."""
+        try:
+            super().restore_visible(*args, **kwargs)
+        except ResponseError as error:
+            log.debug("messages_not_restored", error=describe(error))
 
 
 class ReusingChannel(Channel):  # type: ignore[misc]
@@ -20,6 +37,11 @@ class ReusingChannel(Channel):  # type: ignore[misc]
     kombu makes a client for every publish, acknowledgement and delivery. That is a seventh of the work of a short job
     in this process. A client has no state but its pool, and several threads may use it.
     """
+
+    QoS = TolerantQoS
+
+    #: Whether Redis has refused an acknowledgement.
+    refused = False
 
     _client_of_pool: redis.Redis | None = None
 

@@ -120,5 +120,13 @@ class EagerConsumer(Consumer):
 
 def _unless_closed(acknowledge: Any, *args: Any, **kwargs: Any) -> None:
     """Acknowledge unless the channel is closed. Runs in the main loop, the only thread that closes channels."""
-    if not acknowledge.__self__.channel.closed:
+    channel = acknowledge.__self__.channel
+    if channel.closed or channel.refused:
+        return
+    try:
         acknowledge(*args, **kwargs)
+    except ResponseError:
+        # The error makes Celery replace the connection. Until then, other messages would only repeat the error. They
+        # are delivered again after the visibility timeout, which does no harm.
+        channel.refused = True
+        raise
