@@ -1,4 +1,4 @@
-"""A replica becomes the primary. The name of the server leads to it from then on, and open connections to the old one."""
+"""A replica becomes the primary. The address of Redis leads to it, and open connections lead to the old primary."""
 
 from __future__ import annotations
 
