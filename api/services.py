@@ -10,6 +10,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 from redis.asyncio.client import Redis
 
+from api.jobs.abandoned_submissions import AbandonedSubmissions
 from api.jobs.catalog import Catalog
 from api.jobs.health_check import HealthCheck
 from api.jobs.job_stream import JobStreams
@@ -41,6 +42,7 @@ class Services:
     catalog: Catalog
     queue_loads: QueueLoads
     submitter: Submitter
+    abandoned: AbandonedSubmissions
     watch: JobWatch
     waiter: Waiter
     submit_and_wait: SubmitAndWait
@@ -65,7 +67,8 @@ class Services:
         waiter = Waiter(store, watch, shutdown)
         catalog = Catalog(store, default=settings.default_checkpoint)
         queue_loads = QueueLoads(store)
-        submitter = Submitter(store, catalog, queue_loads)
+        abandoned = AbandonedSubmissions(store)
+        submitter = Submitter(store, catalog, queue_loads, abandoned)
         services = cls(
             settings=settings,
             redis=redis,
@@ -75,6 +78,7 @@ class Services:
             catalog=catalog,
             queue_loads=queue_loads,
             submitter=submitter,
+            abandoned=abandoned,
             watch=watch,
             waiter=waiter,
             submit_and_wait=SubmitAndWait(store, submitter, subscriptions, watch, waiter),
@@ -86,12 +90,14 @@ class Services:
         )
         subscriptions.start()
         watch.start()
+        abandoned.start()
         services.reaper.start()
         return services
 
     async def close(self) -> None:
         """End the background tasks and disconnect."""
         await self.reaper.stop()
+        await self.abandoned.stop()
         await self.watch.stop()
         await self.subscriptions.stop()
         await self.redis.aclose()
