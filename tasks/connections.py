@@ -67,7 +67,9 @@ def parse(url: str) -> dict[str, Any]:
     try:
         options: dict[str, Any] = dict(parse_url(url))  # type: ignore[no-untyped-call]
     except ValueError as error:
-        raise ConfigurationError(f"CELERIAC_REDIS_URL: {error}") from None
+        # The message of such an error may quote a part of the password.
+        reason = "the port is not a number. Special characters of a password must be percent-encoded, such as %23 for #"
+        raise ConfigurationError(f"CELERIAC_REDIS_URL: {reason if 'Port' in str(error) else error}") from None
     if urlsplit(url).scheme == "unix" and not options.get("path"):
         raise ConfigurationError("CELERIAC_REDIS_URL: a unix:// URL needs a path, as in unix:///run/redis.sock?db=0")
     _check_options(options)

@@ -7,10 +7,11 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
 import redis
 from redis.exceptions import BusyLoadingError, RedisError
@@ -23,7 +24,7 @@ from tests.conftest import running_redis
 from tests.helpers.api_client import api, settings_for
 from tests.helpers.fake_redis_server import fake_redis_server
 from tests.integration.cluster import TINY, Cluster, long_generation
-from tests.integration.stack import ROOT, Stack, free_port, until
+from tests.integration.stack import ROOT, START_S, Stack, free_port, until
 
 PAGE = ROOT / "docs" / "reference" / "redis.md"
 [ACL] = re.findall(r"^ACL SETUSER celeriac (.*)$", PAGE.read_text(), re.MULTILINE)
@@ -125,11 +126,22 @@ def test_workers_and_api_run_with_the_documented_permissions(redis_url: str, tmp
         try:
             worker = cluster.worker(wait=False)
             api_process, _ = cluster.stack.api()
+            port = free_port()
+            flower = cluster.stack.run("flower", sys.executable, "-m", "celeriac", "flower", "--port", str(port))
             worker.wait_for_line(" ready.")
+
+            def shown() -> bool:
+                """Whether Flower has received an event of the worker."""
+                assert flower.returncode is None, flower.output
+                with suppress(httpx.TransportError):
+                    return TINY.name in httpx.get(f"http://127.0.0.1:{port}/workers").text
+                return False
+
+            until(shown, "the worker in Flower", timeout_s=START_S)
             job_id = cluster.submit(long_generation(max_tokens=5))
             assert cluster.finished(job_id).tokens == 5
             assert worker.terminate() == 0
-            for process in (worker, api_process):
+            for process in (worker, api_process, flower):
                 assert "permission" not in process.output.lower(), process.output
         finally:
             cluster.close()
