@@ -26,11 +26,12 @@ from tasks.shared_call import SharedCall
 
 
 class _Reporting(AbstractConnection):
-    """Tells the pool whether Redis answers. Reconnects after Redis said that it is a replica now."""
+    """Tells the pool whether Redis answers, and when Redis says that it is a replica now."""
 
-    def __init__(self, *, report: Callable[[bool], None], **options: Any) -> None:
+    def __init__(self, *, report: Callable[[bool], None], report_demotion: Callable[[], None], **options: Any) -> None:
         super().__init__(**options)
         self._report = report
+        self._report_demotion = report_demotion
 
     async def connect(self) -> None:
         """Connect unless connected."""
@@ -59,7 +60,7 @@ class _Reporting(AbstractConnection):
         except ResponseError as error:
             self._report(True)
             if is_demotion(error):
-                self.mark_for_reconnect()  # type: ignore[no-untyped-call]
+                self._report_demotion()
             raise
 
 
@@ -92,7 +93,12 @@ class SharedOutagePool(BlockingConnectionPool):
         self, *, connection_class: type[AbstractConnection] = Connection, answer_within_s: float, **options: Any
     ) -> None:
         """`answer_within_s` is the longest time that an attempt to reach Redis takes, in seconds."""
-        super().__init__(connection_class=_REPORTING[connection_class], report=self._report, **options)
+        super().__init__(
+            connection_class=_REPORTING[connection_class],
+            report=self._report,
+            report_demotion=self._report_demotion,
+            **options,
+        )
         self._answer_within_s = answer_within_s
         #: False from a command without an answer to the next answer.
         self._answers = True
@@ -110,6 +116,12 @@ class SharedOutagePool(BlockingConnectionPool):
             await self._attempt()
         return await super().get_connection(*args, **options)  # type: ignore[no-untyped-call]
 
+    async def ensure_connection(self, connection: AbstractConnection) -> None:
+        """Connect unless connected. Replaces a connection that leads to a server that was the primary."""
+        if connection.should_reconnect():  # type: ignore[no-untyped-call]
+            await connection.disconnect(nowait=True)
+        await super().ensure_connection(connection)
+
     async def release(self, connection: AbstractConnection) -> None:
         """Take a connection back. If Redis does not answer, wake the callers that wait for one."""
         await super().release(connection)
@@ -119,6 +131,11 @@ class SharedOutagePool(BlockingConnectionPool):
 
     def _report(self, answers: bool) -> None:
         self._answers = answers
+
+    def _report_demotion(self) -> None:
+        """All connections lead to the same server. Each is closed before its next command."""
+        for connection in (*self._available_connections, *self._in_use_connections):
+            connection.mark_for_reconnect()  # type: ignore[no-untyped-call]
 
     async def _reach(self) -> None:
         """Connect and send PING. Raises redis.exceptions.RedisError."""

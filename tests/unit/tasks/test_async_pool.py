@@ -56,6 +56,24 @@ async def test_a_caller_that_is_cancelled_does_not_end_the_attempt_of_the_others
         await client.aclose()
 
 
+async def test_all_connections_to_a_server_that_became_a_replica_are_replaced() -> None:
+    primary = True
+
+    def reply(command: list[str]) -> bytes:
+        return b"+OK\r\n" if primary or command[0] != "SET" else b"-READONLY You can't write.\r\n"
+
+    with fake_redis_server(reply) as (url, server):
+        client = make_async(Settings(redis_url=url))
+        await asyncio.gather(*(client.set("key", "value") for _ in range(10)))
+        before, primary = server.connections, False
+        with pytest.raises(ReadOnlyError):
+            await client.set("key", "value")
+        primary = True
+        await asyncio.gather(*(client.set("key", "value") for _ in range(10)))
+        assert server.connections == 2 * before
+        await client.aclose()
+
+
 async def test_a_server_that_became_a_replica_gets_a_new_connection_for_the_next_command() -> None:
     primary = True
 
