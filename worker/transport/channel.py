@@ -45,6 +45,13 @@ class ReusingChannel(Channel):  # type: ignore[misc]
 
     _client_of_pool: redis.Redis | None = None
 
+    def maybe_refresh_binding_expiry(self) -> None:
+        """Keep kombu's tables of control commands. kombu would log a traceback each second while Redis refuses it."""
+        try:
+            super().maybe_refresh_binding_expiry()
+        except ResponseError as error:
+            log.debug("bindings_not_refreshed", error=describe(error))
+
     def _create_client(self, asynchronous: bool = False) -> Any:
         if asynchronous:  # kombu keeps this one itself
             return super()._create_client(asynchronous=True)
