@@ -102,7 +102,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     for family in (documentation, guide, health, jobs, streams, workers):
         app.include_router(family.router)
-    error_handlers.install(app, on_redis_away=lambda: app.state.services.schema.redis_went_away())
+    error_handlers.install(
+        app,
+        redis_address=redacted(chosen.redis_url),
+        on_redis_away=lambda: app.state.services.schema.redis_went_away(),
+    )
     # The middleware that is added last is the outermost.
     app.add_middleware(BodyLimit, max_bytes=chosen.max_body_bytes)
     app.add_middleware(UnexpectedErrors, answer=error_handlers.unexpected_error)
@@ -128,11 +132,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 
 async def _check_redis(services: Services) -> None:
-    """Stop the start if Redis has another layout. If Redis is away, start without it."""
+    """Stop the start if Redis cannot be used, or has another layout. If Redis is away, start without it."""
+    address = redacted(services.settings.redis_url)
     try:
         await services.schema.ensure(services.store)
     except RedisError as error:
-        log.warning("redis_away_at_start", url=redacted(services.settings.redis_url), error=str(error))
+        log.warning("redis_away_at_start", url=address, error=str(error))
 
 
 app = create_app(settings_or_exit())

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import structlog
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from api.background import end
 from api.schema_check import SchemaCheck
-from tasks.errors import SchemaError
+from tasks.errors import RedisUnusableError, SchemaError
+from tasks.redis_errors import is_no_permission
 from tasks.store.job_store import JobStore
 
 log = structlog.get_logger(__name__)
@@ -42,8 +42,8 @@ class Reaper:
             try:
                 await self._schema.ensure(self._store)
                 reaped = await self._store.reap()
-            except (RedisError, SchemaError) as error:
-                if isinstance(error, RedisConnectionError):
+            except (RedisError, RedisUnusableError, SchemaError) as error:
+                if not isinstance(error, ResponseError) or is_no_permission(error):
                     self._schema.redis_went_away()
                 # An outage may last: log its beginning only.
                 if not self._failing:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 from fastapi import Depends, Request
 from redis.asyncio.client import Redis
 
+from api.jobs.abandoned_submissions import AbandonedSubmissions
 from api.jobs.catalog import Catalog
 from api.jobs.health_check import HealthCheck
 from api.jobs.job_stream import JobStreams
@@ -22,6 +25,7 @@ from api.reaper import Reaper
 from api.schema_check import SchemaCheck
 from api.shutdown import Shutdown
 from tasks.connections import make_async
+from tasks.redis_check import check_redis
 from tasks.settings import Settings
 from tasks.store.job_store import JobStore
 
@@ -38,6 +42,7 @@ class Services:
     catalog: Catalog
     queue_loads: QueueLoads
     submitter: Submitter
+    abandoned: AbandonedSubmissions
     watch: JobWatch
     waiter: Waiter
     submit_and_wait: SubmitAndWait
@@ -55,14 +60,15 @@ class Services:
         """
         redis = make_async(settings)
         store = JobStore(redis, settings)
-        schema = SchemaCheck(settings.redis_url)
+        schema = SchemaCheck(settings.redis_url, partial(asyncio.to_thread, check_redis, settings))
         subscriptions = Subscriptions(redis)
         watch = JobWatch(store, subscriptions, poll_every_s=settings.bell_poll_s)
         shutdown = Shutdown(subscriptions.notify_all)
         waiter = Waiter(store, watch, shutdown)
         catalog = Catalog(store, default=settings.default_checkpoint)
         queue_loads = QueueLoads(store)
-        submitter = Submitter(store, catalog, queue_loads)
+        abandoned = AbandonedSubmissions(store)
+        submitter = Submitter(store, catalog, queue_loads, abandoned)
         services = cls(
             settings=settings,
             redis=redis,
@@ -72,6 +78,7 @@ class Services:
             catalog=catalog,
             queue_loads=queue_loads,
             submitter=submitter,
+            abandoned=abandoned,
             watch=watch,
             waiter=waiter,
             submit_and_wait=SubmitAndWait(store, submitter, subscriptions, watch, waiter),
@@ -83,12 +90,14 @@ class Services:
         )
         subscriptions.start()
         watch.start()
+        abandoned.start()
         services.reaper.start()
         return services
 
     async def close(self) -> None:
         """End the background tasks and disconnect."""
         await self.reaper.stop()
+        await self.abandoned.stop()
         await self.watch.stop()
         await self.subscriptions.stop()
         await self.redis.aclose()
@@ -101,7 +110,7 @@ async def services_of(request: Request) -> Services:
 
 
 async def checked_services(services: Annotated[Services, Depends(services_of)]) -> Services:
-    """The process's services, for routes that need a Redis with our layout. Raises SchemaError and RedisError."""
+    """The process's services, for routes that need Redis. Raises what `SchemaCheck.ensure` raises."""
     await services.schema.ensure(services.store)
     return services
 

@@ -11,7 +11,7 @@ from signal import Signals
 import redis
 
 from bench.processes import START_S, Process, end_with_parent
-from celeriac.launcher.redis_server import find_executable
+from celeriac.launcher.redis_program import find_executable
 
 #: Pause between two pings of a server that starts, in seconds.
 _PING_INTERVAL_S = 0.01

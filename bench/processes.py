@@ -126,6 +126,13 @@ class Engine:
     def __init__(self, worker: Process) -> None:
         self.pid = next(iter(children(worker.pid)))
 
+    @classmethod
+    def of(cls, pid: int) -> Engine:
+        """The engine process with this id."""
+        engine = cls.__new__(cls)
+        engine.pid = pid
+        return engine
+
     def stop(self) -> None:
         """Pause the engine with SIGSTOP and wait until it is stopped."""
         stop_all([self])

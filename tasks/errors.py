@@ -2,6 +2,7 @@
 
     QueueError
     ├── ConfigurationError
+    ├── RedisUnusableError
     ├── SchemaError
     ├── QueueFullError
     ├── QueueMemoryError
@@ -25,6 +26,10 @@ class QueueError(Exception):
 
 class ConfigurationError(QueueError):
     """A setting has a value that cannot be used."""
+
+
+class RedisUnusableError(QueueError):
+    """Redis refuses this program, or lacks what it needs, until someone changes a setting of either."""
 
 
 class SchemaError(QueueError):

@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from bench.own_redis import OwnRedis
-from celeriac.launcher.redis_server import find_executable
+from celeriac.launcher.redis_program import find_executable
 
 #: How long the server may take to start, in seconds.
 START_DEADLINE_S = 10.0

@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 
 from tasks.connections import make_sync, redacted
 from tasks.errors import CardConflictError, SchemaError
+from tasks.redis_check import check_redis
 from tasks.settings import Settings
 from tasks.store import keys
 from tasks.store.worker_store import Ended, WorkerStore
@@ -136,8 +137,8 @@ class WorkerService:
     ) -> WorkerService | None:
         """Load the checkpoint, register the worker, and start the threads. None if the worker is being stopped.
 
-        Raises EngineLoadError, CheckpointError, CardConflictError and SchemaError, each with a message for people. If
-        no service is returned, nothing is left running.
+        Raises EngineLoadError, CheckpointError, CardConflictError, RedisUnusableError and SchemaError, each with a
+        message for people. If no service is returned, nothing is left running.
         """
         redis = make_sync(settings)
         store = WorkerStore(redis, settings)
@@ -153,6 +154,7 @@ class WorkerService:
             undo.callback(engine.stop)
             undo.callback(_deregister, store, starting)
             try:
+                retry(partial(check_redis, settings))
                 retry(store.check_schema)
                 log.info("loading", checkpoint=folder.name, path=str(folder.path))
                 with Announcer(store, starting, period_s=settings.heartbeat_s):

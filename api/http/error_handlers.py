@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import traceback
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
@@ -12,22 +11,20 @@ import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import RedisError, ResponseError
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from api.http.disconnect import ClientGoneError
 from api.http.openapi import allowed_methods, with_head
 from api.http.problems import RETRY_SOON_S, ApiError, Code, FieldError, presentable, shown, summary
-from tasks.errors import SchemaError
+from tasks.errors import RedisUnusableError, SchemaError
+from tasks.redis_errors import refusal, why_unusable
 
 log = structlog.get_logger(__name__)
 
 #: The status that nginx logs for a client that disconnected. No client receives it.
 CLIENT_CLOSED_REQUEST = 499
-#: Codes of errors with which Redis refuses writes for a while: out of memory, disk full or failing, a replica, too few
-#: replicas. In an error of a script the code is inside the message.
-_TEMPORARY_REFUSAL = re.compile(r"\b(OOM|MISCONF|READONLY|NOREPLICAS|MASTERDOWN)\b")
 
 #: What to do instead, for fields that other APIs have.
 _HINTS: Mapping[tuple[str | int, ...], str] = {
@@ -36,17 +33,21 @@ _HINTS: Mapping[tuple[str | int, ...], str] = {
 }
 
 
-def install(app: FastAPI, *, on_redis_away: Callable[[], None]) -> None:
-    """Register the handlers. `on_redis_away` is called for each request that failed because Redis is unreachable."""
+def install(app: FastAPI, *, redis_address: str, on_redis_away: Callable[[], None]) -> None:
+    """Register the handlers. `redis_address`: the URL of Redis without the password, for messages.
+
+    `on_redis_away` is called for each request that failed because Redis is unreachable or unusable.
+    """
 
     async def redis_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, RedisError)
-        return _redis_error(request, error, on_redis_away)
+        return _redis_error(request, error, redis_address, on_redis_away)
 
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_exception)
     app.add_exception_handler(SchemaError, _schema_error)
+    app.add_exception_handler(RedisUnusableError, _redis_unusable)
     app.add_exception_handler(RedisError, redis_error)
     app.add_exception_handler(ClientGoneError, _client_gone)
 
@@ -123,30 +124,22 @@ async def _schema_error(request: Request, error: Exception) -> Response:
     return error_response(request.scope, ApiError(Code.SCHEMA_MISMATCH, str(error)))
 
 
-def _redis_error(request: Request, error: RedisError, on_redis_away: Callable[[], None]) -> Response:
-    refusal = _refusal(error) if isinstance(error, ResponseError) else None
-    if isinstance(error, ResponseError) and refusal is None:
+def _redis_error(request: Request, error: RedisError, address: str, on_redis_away: Callable[[], None]) -> Response:
+    refused, problem = refusal(error), why_unusable(error, address)
+    if isinstance(error, ResponseError) and refused is None and problem is None:
         return unexpected_error(request.scope, error)
     log.warning("redis_unavailable", error=type(error).__name__, reason=str(error))
-    if refusal is None:
+    if refused is None:
         on_redis_away()
-    detail = (
-        "Redis cannot be reached. Each request tries again."
-        if refusal is None
-        else f"Redis refuses writes ({refusal}). See the log of Redis."
-    )
+        detail = problem or "Redis cannot be reached. Each request tries again."
+    else:
+        detail = f"Redis refuses writes ({refused}). See the log of Redis."
     return error_response(request.scope, ApiError(Code.REDIS_UNAVAILABLE, detail, retry_after_s=RETRY_SOON_S))
 
 
-def _refusal(error: ResponseError) -> str | None:
-    """The code of a temporary refusal, such as `OOM`; None for an error that our code caused."""
-    # redis-py has classes for some of them, and removes the code from their messages.
-    if isinstance(error, OutOfMemoryError):
-        return "OOM"
-    if isinstance(error, ReadOnlyError):
-        return "READONLY"
-    match = _TEMPORARY_REFUSAL.search(str(error))
-    return None if match is None else match[1]
+async def _redis_unusable(request: Request, error: Exception) -> Response:
+    log.warning("redis_unusable", reason=str(error))
+    return error_response(request.scope, ApiError(Code.REDIS_UNAVAILABLE, str(error), retry_after_s=RETRY_SOON_S))
 
 
 async def _client_gone(request: Request, error: Exception) -> Response:

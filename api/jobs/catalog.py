@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from api.http.problems import RETRY_WORKER_S, ApiError, Code, FieldError, listed
 from tasks.card import Card
+from tasks.shared_call import SharedCall
 from tasks.store.job_store import JobStore, WorkerCounts
 from tasks.worker_info import WorkerInfo
 
@@ -75,10 +76,11 @@ class Catalog:
         self._default = default
         self._snapshot = CatalogSnapshot({}, [])
         self._taken_at = -MAX_AGE_S
-        self._lock = asyncio.Lock()
+        #: Requests that need a snapshot at the same time share one, and its error.
+        self._take = SharedCall(self._take_snapshot)
         self._workers: Sequence[WorkerInfo] = []
         self._workers_taken_at = -MAX_AGE_S
-        self._workers_lock = asyncio.Lock()
+        self._take_workers = SharedCall(self._read_workers)
 
     @property
     def last_snapshot(self) -> CatalogSnapshot:
@@ -87,27 +89,32 @@ class Catalog:
 
     async def snapshot(self, *, max_age_s: float = MAX_AGE_S) -> CatalogSnapshot:
         """A snapshot that is at most `max_age_s` seconds old. Raises RedisError."""
-        asked_at = time.monotonic()
-        async with self._lock:
-            # A request that waited for the lock uses the snapshot that was taken in the meantime.
-            if self._taken_at < asked_at - max_age_s:
-                taken_at = time.monotonic()
-                cards, workers = await asyncio.gather(self._store.cards(), self._store.worker_counts())
-                self._snapshot = CatalogSnapshot(cards, workers)
-                self._taken_at = taken_at
-            return self._snapshot
+        oldest = time.monotonic() - max_age_s
+        # The one that is being taken now may be too old for this request.
+        while self._taken_at < oldest:
+            await self._take()
+        return self._snapshot
+
+    async def _take_snapshot(self) -> None:
+        taken_at = time.monotonic()
+        cards, workers = await asyncio.gather(self._store.cards(), self._store.worker_counts())
+        self._snapshot = CatalogSnapshot(cards, workers)
+        self._taken_at = taken_at
 
     async def workers(self) -> Sequence[WorkerInfo]:
         """The live workers, including those that are loading or draining, at most `MAX_AGE_S` ago. Raises RedisError.
 
         Reading a thousand workers takes this process tens of milliseconds, so no request needs it but the list itself.
         """
-        async with self._workers_lock:
-            if self._workers_taken_at < time.monotonic() - MAX_AGE_S:
-                taken_at = time.monotonic()
-                self._workers = await self._store.workers()
-                self._workers_taken_at = taken_at
-            return self._workers
+        oldest = time.monotonic() - MAX_AGE_S
+        while self._workers_taken_at < oldest:
+            await self._take_workers()
+        return self._workers
+
+    async def _read_workers(self) -> None:
+        taken_at = time.monotonic()
+        self._workers = await self._store.workers()
+        self._workers_taken_at = taken_at
 
     async def choose(self, model: str | None, *, may_wait: bool = False) -> Card:
         """The card of the checkpoint for a request with this `model`.

@@ -9,7 +9,7 @@ from redis.exceptions import RedisError
 from api.jobs.catalog import Catalog, CatalogSnapshot
 from api.schema_check import SchemaCheck
 from api.schemas.health import HealthResponse
-from tasks.errors import SchemaError
+from tasks.errors import RedisUnusableError, SchemaError
 from tasks.store.job_store import JobStore
 
 #: Longest time that a health check waits for Redis, in seconds.
@@ -27,7 +27,7 @@ class HealthCheck:
         self._catalog = catalog
 
     async def snapshot(self) -> CatalogSnapshot:
-        """The catalog, if Redis has our layout. Raises RedisError, SchemaError and TimeoutError."""
+        """The catalog, if Redis can be used. Raises what `SchemaCheck.ensure` raises, and TimeoutError."""
         async with asyncio.timeout(HEALTH_TIMEOUT_S):
             await self._schema.ensure(self._store)
             return await self._catalog.snapshot()
@@ -36,7 +36,7 @@ class HealthCheck:
         """The guide's health check, for the checkpoint of a request without `model`. It does not raise."""
         try:
             snapshot = await self.snapshot()
-        except (RedisError, TimeoutError, SchemaError):
+        except (RedisError, TimeoutError, RedisUnusableError, SchemaError):
             # Without Redis no request can be served, even if workers have loaded a model.
             name = self._checkpoint_name(self._catalog.last_snapshot)
             return HealthResponse(status="error", model_loaded=False, checkpoint=name)

@@ -147,16 +147,21 @@ async def read_accepted(store: JobStore, submitted: Submitted, prefix: str) -> J
     try:
         job = await store.get(job_id)
     except RedisError as error:
-        raise _job_error(
-            Code.REDIS_UNAVAILABLE,
-            f"The job was accepted, but Redis cannot be reached now. Read it at {job_url(prefix, job_id)}.",
-            job_id,
-            prefix,
-            retry_after_s=RETRY_SOON_S,
-        ) from error
+        raise accepted_without_redis(job_id, prefix) from error
     if job is None:
         raise await vanished(store, job_id, ended=submitted.replayed)
     return job
+
+
+def accepted_without_redis(job_id: str, prefix: str) -> ApiError:
+    """The error of a request whose job was accepted and cannot be read, because Redis is away now."""
+    return _job_error(
+        Code.REDIS_UNAVAILABLE,
+        f"The job was accepted, but Redis cannot be reached now. Read it at {job_url(prefix, job_id)}.",
+        job_id,
+        prefix,
+        retry_after_s=RETRY_SOON_S,
+    )
 
 
 async def vanished(store: JobStore, job_id: str, *, ended: bool) -> ApiError:

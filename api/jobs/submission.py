@@ -9,7 +9,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from redis.exceptions import RedisError, ResponseError
+
 from api.http.problems import ApiError, Code, FieldError, invalid
+from api.jobs.abandoned_submissions import AbandonedSubmissions
 from api.jobs.catalog import Catalog
 from api.jobs.queue_load import MAX_RETRY_S, QueueLoads, retry_after_s
 from api.schemas.generation import GenerateRequest, JobRequest
@@ -64,8 +67,11 @@ def deadline_s(body: GenerateRequest, cancel_after_s: float | None) -> float | N
 class Submitter:
     """Submits jobs. One for all requests of this process."""
 
-    def __init__(self, store: JobStore, catalog: Catalog, queue_loads: QueueLoads) -> None:
+    def __init__(
+        self, store: JobStore, catalog: Catalog, queue_loads: QueueLoads, abandoned: AbandonedSubmissions
+    ) -> None:
         self._store = store
+        self._abandoned = abandoned
         self._catalog = catalog
         self._queue_loads = queue_loads
 
@@ -108,7 +114,7 @@ class Submitter:
         try:
             new = await make_job()
             checkpoint = new.checkpoint
-            return await self._store.submit(await self._with_prediction(new))
+            return await self._store_job(await self._with_prediction(new))
         except (IdempotencyMismatchError, JobGoneError) as error:
             raise _key_error(error) from error
         except QueueFullError as error:
@@ -118,6 +124,15 @@ class Submitter:
         except QueuePositionError as error:
             too_many = error.position - error.limit
             raise await self._refusal(Code.MAX_QUEUE_POSITION, error, checkpoint, too_many) from error
+
+    async def _store_job(self, new: NewJob) -> Submitted:
+        try:
+            return await self._store.submit(new)
+        except RedisError as error:
+            # With a key, a repeated request finds the job.
+            if new.idempotency is None and not isinstance(error, ResponseError):
+                self._abandoned.add(new.id)
+            raise
 
     async def _refusal(self, code: Code, error: Exception, checkpoint: str | None, departures: int) -> ApiError:
         """429. `Retry-After` is the estimated time until `departures` waiting jobs have started."""

@@ -13,7 +13,13 @@ from starlette.types import Receive
 from api.http.disconnect import ClientGoneError, while_connected
 from api.http.request_headers import Preferences, SubmitHeaders, parse_idempotency_key
 from api.jobs.job_watch import JobWatch
-from api.jobs.responses import job_headers, preference_headers, read_accepted, replayed_headers
+from api.jobs.responses import (
+    accepted_without_redis,
+    job_headers,
+    preference_headers,
+    read_accepted,
+    replayed_headers,
+)
 from api.jobs.submission import ANONYMOUS, Submitter, deadline_s, idempotency
 from api.jobs.subscriptions import Subscriptions
 from api.jobs.waiter import Waiter
@@ -114,6 +120,8 @@ class SubmitAndWait:
                     if cancel_if_abandoned:
                         await self.cancel_abandoned(submitted.job_id)
                     raise
+                except RedisError as error:
+                    raise accepted_without_redis(submitted.job_id, prefix) from error
         if job is None:
             job = await read_accepted(self._store, submitted, prefix)
         return SubmittedCall(

@@ -33,9 +33,10 @@ class Waiter:
     ) -> Job | None:
         """Return the job as soon as `until` is true for it.
 
-        When the time is over or this process shuts down, return the job as it was read last. None: the job is gone, or
-        no read succeeded. `tokens`: wake up for new tokens too, not only for changes of state. While Redis is away this
-        retries, because the job was accepted and continues.
+        When the time is over or this process shuts down, return the job as it was read last, or raise RedisError if the
+        last read failed. None: the job is gone, or this process shut down before the first read. `tokens`: wake up for
+        new tokens too, not only for changes of state. While Redis is away this retries, because the job was accepted
+        and continues.
         """
         with self._watch.watch(job_id, tokens=tokens) as watched:
             return await self._wait(watched, job_id, until, timeout_s)
@@ -51,7 +52,7 @@ class Waiter:
     ) -> Job | None:
         deadline = time.monotonic() + timeout_s
         job: Job | None = None
-        failed = False
+        failed: RedisError | None = None
         while (left_s := deadline - time.monotonic()) > 0 and not self._shutdown.begun:
             if failed:
                 await asyncio.sleep(min(left_s, RETRY_S))
@@ -59,13 +60,15 @@ class Waiter:
                 await watched.subscription.wait(left_s)
             try:
                 job = await self._store.get(job_id)
-                failed = False
+                failed = None
             except RedisError as error:
                 log.warning("redis_away_while_waiting", job_id=job_id, error=type(error).__name__)
-                failed = True
+                failed = error
                 continue
             if job is None or until(job):
                 return job
+        if failed is not None:
+            raise failed
         return job
 
 

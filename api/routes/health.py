@@ -10,7 +10,7 @@ from api.http.problems import RETRY_WORKER_S, ApiError, Code
 from api.jobs.catalog import CatalogSnapshot
 from api.schemas.health import Liveness, Readiness
 from api.services import UncheckedServicesDep
-from tasks.errors import SchemaError
+from tasks.errors import RedisUnusableError, SchemaError
 
 router = APIRouter(tags=["health"])
 
@@ -30,10 +30,12 @@ async def live() -> Liveness:
 async def ready(services: UncheckedServicesDep) -> Readiness:
     """200 while a worker takes jobs; else 503 with `state`.
 
-    `state` is STARTING, STALLED, NO_WORKERS, REDIS_DOWN or SCHEMA_MISMATCH.
+    `state` is STARTING, STALLED, NO_WORKERS, REDIS_DOWN, REDIS_UNUSABLE or SCHEMA_MISMATCH.
     """
     try:
         snapshot = await services.health.snapshot()
+    except RedisUnusableError as error:
+        raise _not_ready(Code.REDIS_UNAVAILABLE, "REDIS_UNUSABLE", str(error)) from error
     except (RedisError, TimeoutError) as error:
         raise _not_ready(Code.REDIS_UNAVAILABLE, "REDIS_DOWN", "Redis cannot be reached.") from error
     except SchemaError as error:

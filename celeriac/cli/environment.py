@@ -50,6 +50,24 @@ def load_queue_settings() -> Settings:
     return settings
 
 
+def check_redis_of(settings: Settings) -> None:
+    """Check the Redis of the settings. Raises ClickException if it can never serve the queue.
+
+    A Redis that is away is no error here: it may come later.
+    """
+    from redis.exceptions import RedisError
+
+    from tasks.errors import RedisUnusableError
+    from tasks.redis_check import check_redis
+
+    try:
+        check_redis(settings)
+    except RedisUnusableError as error:
+        raise click.ClickException(str(error)) from error
+    except RedisError as error:
+        click.echo(f"Redis is away ({error}). Waiting for it.", err=True)
+
+
 def require(*packages: str, extra: str) -> None:
     """Raise ClickException if a package is not installed. `extra`: the extra of this project that installs it."""
     missing = [package for package in packages if importlib.util.find_spec(package) is None]

@@ -15,6 +15,7 @@ from celeriac.launcher.child import EXIT_WINDOW_S, MAX_EXITS, Child, Role, descr
 from celeriac.launcher.console import Console
 from celeriac.launcher.kept_jobs import KeptJobs
 from celeriac.launcher.readiness import ReadinessCheck
+from celeriac.launcher.redis_program import RedisServerError
 from celeriac.launcher.redis_server import DataFolder
 
 #: How long Redis may take to start, in seconds. It reads its whole append-only file first.
@@ -86,7 +87,7 @@ class Launcher:
             # Closing the terminal stops the launcher, unless it runs under nohup.
             stop_signals.append(signal.SIGHUP)
         previous = {number: signal.signal(number, self._on_signal) for number in stop_signals}
-        failure: LaunchError | None = None
+        failure: CeleriacError | None = None
         try:
             self._start_redis()
             for child in (*self._front_ends, *self._workers):
@@ -95,7 +96,7 @@ class Launcher:
             self._supervise()
         except _StopError:
             self._console.info("Stopping. Running jobs go back to the queue.")
-        except LaunchError as error:
+        except (LaunchError, RedisServerError) as error:
             failure = error
         finally:
             kept = self._stop_all()
@@ -132,6 +133,7 @@ class Launcher:
                     raise LaunchError(
                         f"Redis does not respond after {REDIS_START_S:g} s; see {self._folder.log}."
                     ) from None
+        self._folder.remember_program()
 
     def _supervise(self) -> None:
         """Handle events and restarts until an exception ends the loop."""
@@ -169,6 +171,9 @@ class Launcher:
 
     def _last_output(self, child: Child) -> str:
         if child in self._redis and self._folder is not None:
+            # What it prints before it has opened its log is not in the log.
+            if child.last_line:
+                return f"Its last line of output: {child.last_line}"
             return f"The last line of its log, {self._folder.log}: {self._folder.last_log_line()}"
         return f"Its last line of output: {child.last_line}"
 

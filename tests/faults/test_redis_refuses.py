@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,19 +57,18 @@ def test_a_redis_that_is_full(own_redis: OwnRedis, tmp_path: Path) -> None:
 def test_a_redis_that_cannot_save(socket_folder: Path, tmp_path: Path) -> None:
     """Snapshots, as in Redis's own default configuration, and a disk that fails."""
     folder = socket_folder / "misconf"
-    disk = folder / "disk"
-    disk.mkdir(parents=True)
+    folder.mkdir()
+    # A snapshot is written to another file, which then gets this name. It cannot take the place of a folder.
+    in_its_place = folder / "dump.rdb"
 
     def fail(admin: redis.Redis) -> None:
-        admin.config_set("dir", str(disk))
         admin.config_set("save", "3600 1")
-        shutil.rmtree(disk)
+        in_its_place.mkdir()
         admin.bgsave()
         until(lambda: admin.info("persistence")["rdb_last_bgsave_status"] == "err", "the failed snapshot")
 
     def repair(admin: redis.Redis) -> None:
-        disk.mkdir()
-        admin.config_set("dir", str(disk))
+        in_its_place.rmdir()
         admin.bgsave()
         until(lambda: admin.info("persistence")["rdb_last_bgsave_status"] == "ok", "a snapshot")
 

@@ -18,6 +18,7 @@ from tasks.store import keys
 from tasks.store.job_store import JobStore, NewJob
 from tasks.token_log import TokenLog
 from tasks.worker_info import WorkerInfo
+from tests.helpers.gate import Gate
 from tests.helpers.requests import make_generation
 from tests.helpers.same_text import assert_undisturbed
 from tests.integration.stack import ROOT, START_S, Process, Stack, until
@@ -26,6 +27,9 @@ __all__ = ["DEADLINE_S", "TINY", "Cluster", "Engine", "children", "creep", "long
 
 #: A reference checkpoint with the vocabulary of the guide and a context of 256 tokens.
 TINY = ROOT / "tests" / "fixtures" / "golden" / "E1b-seed" / "step_000102"
+#: Steps that `creep` allows at a time, and how long it then waits for the worker to write the tokens, in seconds.
+STEPS = 4
+WRITTEN_S = 0.1
 #: How long to wait for something that takes milliseconds on a quiet machine, in seconds.
 DEADLINE_S = 30.0
 
@@ -58,7 +62,7 @@ class Cluster:
 
     def worker(self, *, wait: bool = True, **settings: str) -> Process:
         """Start a worker; with `wait`, return when it takes jobs."""
-        return self.stack.worker(str(self.checkpoint), wait=wait, **settings)
+        return self.stack.worker(str(self.checkpoint), wait=wait, module="tests.helpers.gated_worker", **settings)
 
     def workers(self, count: int, **settings: str) -> list[Process]:
         """Start several workers at once, and wait until all of them take jobs."""
@@ -130,13 +134,26 @@ class Cluster:
     def holder(self, job_id: str) -> Process:
         """The worker that runs a job."""
         name = self.job(job_id).worker
-        beats = {worker: self.heartbeat(worker) for worker in self.stack.processes}
-        (found,) = [worker for worker, beat in beats.items() if beat is not None and beat.name == name]
-        return found
+
+        def found() -> Process | None:
+            beats = [(worker, self.heartbeat(worker)) for worker in self.stack.processes]
+            return next((worker for worker, beat in beats if beat is not None and beat.name == name), None)
+
+        # The heartbeat of a worker that waits for a processor may be late.
+        return until(found, f"a heartbeat of {name}", timeout_s=DEADLINE_S)
 
     def assert_undisturbed(self, *jobs: Job) -> None:
         """Assert that each job has succeeded with the text of an engine in this process, also in its log."""
         assert_undisturbed(self.checkpoint, jobs, [self.log(job.id) for job in jobs])
+
+    def until_cancel_received(self, job_id: str) -> None:
+        """Wait until a worker has received the cancel of a job that it runs, and has sent it to its engine."""
+
+        def received() -> bool:
+            lines = (line for worker in self.stack.processes for line in worker.output.splitlines())
+            return any('"cancel_received"' in line and job_id in line for line in lines)
+
+        until(received, f"the cancel of {job_id}", timeout_s=DEADLINE_S)
 
     def finished(self, job_id: str) -> Job:
         """The job, once it is over."""
@@ -212,11 +229,27 @@ def stopped(engines: Sequence[Engine]) -> Iterator[None]:
 
 
 def creep(engines: Sequence[Engine], condition: Callable[[], object], *, timeout_s: float = DEADLINE_S) -> None:
-    """Resume stopped engines for a few steps at a time until `condition` is true. They are stopped afterwards."""
+    """Let stopped engines make a few steps at a time until `condition` is true. They are stopped afterwards.
+
+    A text that needs more steps does not end, however fast the engines and however slow the other processes are.
+    """
+    gates = [Gate(engine.pid) for engine in engines]
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline
-        for engine in engines:
-            engine.resume()
-        time.sleep(0.005)
-        stop_all(engines)
+        make_steps(engines, gates)
+        # The worker needs a moment to write the new tokens.
+        with suppress(AssertionError):
+            until(condition, "the condition", timeout_s=WRITTEN_S)
+    for gate in gates:
+        gate.open()
+
+
+def make_steps(engines: Sequence[Engine], gates: Sequence[Gate]) -> None:
+    """Let stopped engines make `STEPS` steps, or as many as they have work for."""
+    limits = [(gate, gate.allow(STEPS)) for gate in gates]
+    for engine in engines:
+        engine.resume()
+    with suppress(AssertionError):  # An engine without work makes no steps.
+        until(lambda: all(gate.has_reached(limit) for gate, limit in limits), "the steps", timeout_s=WRITTEN_S)
+    stop_all(engines)

@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 
 from bench.processes import ROOT, START_S, Process, free_port, until
+from tests.helpers.gate import FOLDER
 
 CHECKPOINTS = ROOT / "checkpoints"
 SHIPPED = "step_002920"
@@ -28,6 +29,7 @@ class Stack:
             "CELERIAC_CHECKPOINT_DIR": str(CHECKPOINTS),
             "CELERIAC_LOG_FORMAT": "json",
             "CELERIAC_THREADS": "1",
+            FOLDER: str(log_dir),
             **{f"CELERIAC_{name.upper()}": value for name, value in settings.items()},
         }
         self.processes: list[Process] = []
@@ -39,9 +41,11 @@ class Stack:
         self.processes.append(process)
         return process
 
-    def worker(self, checkpoint: str = SHIPPED, *, wait: bool = True, **settings: str) -> Process:
-        """Start a worker; with `wait`, return when it takes jobs."""
-        command = (sys.executable, "-m", "celeriac", "worker", "--checkpoint", checkpoint)
+    def worker(
+        self, checkpoint: str = SHIPPED, *, wait: bool = True, module: str = "celeriac", **settings: str
+    ) -> Process:
+        """Start a worker; with `wait`, return when it takes jobs. `module`: what runs it."""
+        command = (sys.executable, "-m", module, "worker", "--checkpoint", checkpoint)
         process = self.run("worker", *command, **settings)
         if wait:
             process.wait_for_line(" ready.")

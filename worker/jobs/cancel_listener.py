@@ -13,6 +13,8 @@ import structlog
 from redis import Redis
 from redis.exceptions import RedisError
 
+from tasks.redis_errors import describe
+
 log = structlog.get_logger(__name__)
 
 #: How long one read waits, and how long to wait after an error, in seconds.
@@ -47,7 +49,7 @@ class CancelListener:
             try:
                 self._listen()
             except RedisError as error:
-                log.warning("cancel_listener_failed", error=str(error))
+                log.warning("cancel_listener_failed", error=describe(error))
                 self._stopping.wait(POLL_S)
 
     def _listen(self) -> None:

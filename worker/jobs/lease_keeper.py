@@ -12,7 +12,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from tasks.errors import CardConflictError, SchemaError, WorkerReplacedError
-from tasks.redis_errors import is_permanent
+from tasks.redis_errors import describe, is_permanent
 from tasks.store.worker_store import WorkerStore
 from tasks.worker_info import WorkerInfo
 from worker.jobs.job_runner import JobRunner
@@ -86,7 +86,7 @@ class LeaseKeeper:
             try:
                 step()
             except RedisError as error:
-                log.warning("heartbeat_failed", step=step.__name__.strip("_"), error=str(error))
+                log.warning("heartbeat_failed", step=step.__name__.strip("_"), error=describe(error))
                 # While Redis is away, each further step would wait for a timeout.
                 if not is_permanent(error):
                     return

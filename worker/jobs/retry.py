@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
 import structlog
 from redis.exceptions import RedisError
 
-from tasks.redis_errors import is_permanent
+from tasks.redis_errors import describe, is_permanent
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
+
+#: An outage may last: how often each caller logs it, in seconds.
+LOG_EVERY_S = 10.0
 
 
 class RetryStoppedError(Exception):
@@ -33,14 +37,18 @@ def retry_while_redis_is_away(
 
     `wait_for_stop` is called with `wait_s` after each failed call. It waits that many seconds, or less when the worker
     stops, and returns whether the worker stops: then this raises RetryStoppedError. So there is at least one call.
-    Each failed call is logged under the name `event`, with `fields`.
+    The first failed call is logged under the name `event`, with `fields`, and later ones every `LOG_EVERY_S`.
     """
+    logged_at = -LOG_EVERY_S
     while True:
         try:
             return call()
         except RedisError as error:
             if is_permanent(error):
                 raise
-            log.warning(event, error=str(error), **fields)
+            now = time.monotonic()
+            if now >= logged_at + LOG_EVERY_S:
+                log.warning(event, error=describe(error), **fields)
+                logged_at = now
             if wait_for_stop(wait_s):
                 raise RetryStoppedError(str(error)) from error

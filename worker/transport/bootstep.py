@@ -11,7 +11,7 @@ from celery.exceptions import WorkerShutdown
 from celery.worker import state
 from redis.exceptions import ResponseError
 
-from tasks.errors import CardConflictError, SchemaError
+from tasks.errors import CardConflictError, RedisUnusableError, SchemaError
 from tasks.settings import settings
 from worker.checkpoints.errors import CheckpointError
 from worker.checkpoints.folder import find
@@ -48,7 +48,14 @@ class EngineStep(bootsteps.StartStopStep):
         try:
             folder = find(config.checkpoint, config.checkpoint_dir, name=config.checkpoint_name)
             service = WorkerService.start(config, folder, worker.hostname, HOOKS)
-        except (CheckpointError, EngineLoadError, CardConflictError, SchemaError, ResponseError) as error:
+        except (
+            CheckpointError,
+            EngineLoadError,
+            CardConflictError,
+            RedisUnusableError,
+            SchemaError,
+            ResponseError,
+        ) as error:
             log.error("cannot_serve", reason=str(error))
             raise WorkerShutdown(1) from None
         if service is None:

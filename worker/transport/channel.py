@@ -19,8 +19,10 @@ import structlog
 from celery.app.amqp import AMQP
 from kombu import Connection
 from kombu.transport.redis import Channel, Transport
+from redis.exceptions import ResponseError
 
 from tasks.celery_app import make_app
+from tasks.redis_errors import describe
 from tasks.settings import settings
 from worker.transport.consumption import GatedQoS
 from worker.transport.incoming import Incoming, JobMessage, NoMessageError, parse, read
@@ -33,6 +35,13 @@ _LOGIN = re.compile(r"(?<=://)[^/?#]*@")
 
 class CheckedQoS(GatedQoS):
     """Puts messages that were not acknowledged back on their lists, and drops what is no message."""
+
+    def restore_visible(self, *args: Any, **kwargs: Any) -> None:
+        """Put messages past the visibility timeout back. That only tidies up, so an error of Redis does no harm."""
+        try:
+            super().restore_visible(*args, **kwargs)
+        except ResponseError as error:
+            log.debug("messages_not_restored", error=describe(error))
 
     def restore_by_tag(self, tag: bytes, client: redis.Redis | None = None, leftmost: bool = False) -> None:
         """Put one message back. kombu itself would fail at the first damaged one, and try it again forever."""
@@ -57,7 +66,17 @@ class ReusingChannel(Channel):  # type: ignore[misc]
 
     QoS = CheckedQoS
 
+    #: Whether Redis has refused an acknowledgement.
+    refused = False
+
     _client_of_pool: redis.Redis | None = None
+
+    def maybe_refresh_binding_expiry(self) -> None:
+        """Keep kombu's tables of control commands. kombu would log a traceback each second while Redis refuses it."""
+        try:
+            super().maybe_refresh_binding_expiry()
+        except ResponseError as error:
+            log.debug("bindings_not_refreshed", error=describe(error))
 
     def _create_client(self, asynchronous: bool = False) -> Any:
         if asynchronous:  # kombu keeps this one itself

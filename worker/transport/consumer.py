@@ -12,7 +12,10 @@ import structlog
 from celery.exceptions import CPendingDeprecationWarning
 from celery.worker.consumer import Consumer
 from kombu import Connection
+from kombu.common import ignore_errors
 from redis.exceptions import ResponseError
+
+from tasks.redis_errors import describe
 
 log = structlog.get_logger(__name__)
 
@@ -37,9 +40,23 @@ class EagerConsumer(Consumer):
 
     #: Monotonic time until which events are collected.
     _events_due = 0.0
+    #: Functions that the main loop called in each turn before the present connection was made; None before the first.
+    _own_callbacks: set[Any] | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        #: Connections that were opened since the last error.
+        self._opened: list[Connection] = []
+
+    def connect(self) -> Connection:
+        """The connection for messages."""
+        if self.hub is not None and self._own_callbacks is None:
+            self._own_callbacks = set(self.hub.on_tick)
+        return super().connect()
 
     def ensure_connected(self, conn: Connection) -> Connection:
         """Connect `conn`, and repeat that for as long as it takes."""
+        self._opened.append(conn)
         # Celery calls this method without intervals, so kombu's defaults would be used.
         conn.ensure_connection = partial(
             conn.ensure_connection,
@@ -49,20 +66,45 @@ class EagerConsumer(Consumer):
         )
         return super().ensure_connected(conn)
 
+    def on_connection_error_before_connected(self, exc: Exception) -> None:
+        """Close what was opened: Celery forgets a connection on which Redis refused the first command."""
+        if not isinstance(exc, ResponseError):
+            super().on_connection_error_before_connected(exc)
+        self._abandon(exc)
+
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """Close a connection that is broken, or on which Redis refuses commands."""
-        if isinstance(exc, ResponseError):
-            log.warning("redis_refuses", error=str(exc))
-            # Connecting works, so there is no other wait before the next attempt.
-            time.sleep(LONGEST_WAIT_S)
-        # kombu would requeue the messages, and this worker would take them again. In kombu 5.7 it also uses the
-        # connection that it has just closed for that, and the AttributeError ends the worker.
-        for channel in self.connection.transport.channels:
-            channel.do_restore = False
+        self._forget_channels()
         with warnings.catch_warnings():
             # Celery warns each time that running tasks should be cancelled. Here they must continue.
             warnings.simplefilter("ignore", CPendingDeprecationWarning)
             super().on_connection_error_after_connected(exc)
+        self._abandon(exc)
+
+    def _abandon(self, exc: Exception) -> None:
+        """Close all connections, and wait if Redis refuses commands. Celery then opens new ones."""
+        self._forget_channels()
+        opened, self._opened = self._opened, []
+        for connection in opened:
+            ignore_errors(connection, connection.close)
+        # kombu adds a function for each connection, and removes none.
+        if self._own_callbacks is not None:
+            self.hub.on_tick.intersection_update(self._own_callbacks)
+        if isinstance(exc, ResponseError):
+            log.warning("redis_refuses", error=describe(exc))
+            # Connecting works, so there is no other wait before the next attempt.
+            time.sleep(LONGEST_WAIT_S)
+
+    def _forget_channels(self) -> None:
+        """Make the end of all channels a matter of this process alone: closing them sends nothing to Redis."""
+        for connection in self._opened:
+            for channel in connection.transport.channels:
+                # kombu would requeue the messages, and this worker would take them again. In kombu 5.7 it also uses the
+                # connection that it has just closed for that, and the AttributeError ends the worker.
+                channel.do_restore = False
+                # An error while a queue is deleted would leave this channel and all others open. The queue of control
+                # commands, the only one, is used again at once.
+                channel.auto_delete_queues.clear()
 
     def on_send_event_buffered(self) -> None:
         """Called in any thread after an event. Celery itself then publishes in the next turn of the loop."""
@@ -79,5 +121,13 @@ class EagerConsumer(Consumer):
 
 def _unless_closed(acknowledge: Any, *args: Any, **kwargs: Any) -> None:
     """Acknowledge unless the channel is closed. Runs in the main loop, the only thread that closes channels."""
-    if not acknowledge.__self__.channel.closed:
+    channel = acknowledge.__self__.channel
+    if channel.closed or channel.refused:
+        return
+    try:
         acknowledge(*args, **kwargs)
+    except ResponseError:
+        # The error makes Celery replace the connection. Until then, other messages would only repeat the error. They
+        # are delivered again after the visibility timeout, which does no harm.
+        channel.refused = True
+        raise

@@ -9,7 +9,7 @@ import click
 
 from celeriac.cli import options
 from celeriac.cli.command import Command
-from celeriac.cli.environment import load_queue_settings, require
+from celeriac.cli.environment import check_redis_of, load_queue_settings, require
 
 
 @click.command("api", cls=Command)
@@ -27,6 +27,7 @@ def command(host: str, port: int, reload: bool) -> None:
     from tasks.logs import setup_logging
 
     check_port(host, port)
+    check_redis_of(settings)
     setup_logging(settings)
     if reload:
         # uvicorn then starts a process with `python -c`, which would import modules of the current folder.

@@ -7,7 +7,7 @@ import os
 import click
 
 from celeriac.cli.command import Command
-from celeriac.cli.environment import load_queue_settings, require
+from celeriac.cli.environment import check_redis_of, load_queue_settings, require
 
 #: Number of tasks that Flower keeps in memory. Its default, 100,000, takes gigabytes.
 MAX_TASKS = 10_000
@@ -51,6 +51,7 @@ def command(address: str, port: int, basic_auth: str | None, url_prefix: str | N
             "Set FLOWER_BASIC_AUTH=USER:PASSWORD.",
             err=True,
         )
+    check_redis_of(settings)
     remove_variables()
     if basic_auth:
         # Flower reads this variable. On its command line, other users of this machine could see the password.

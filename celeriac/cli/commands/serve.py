@@ -8,7 +8,7 @@ import click
 
 from celeriac.cli import options
 from celeriac.cli.command import Command
-from celeriac.cli.environment import load_queue_settings, readable_checkpoint_errors, require
+from celeriac.cli.environment import check_redis_of, load_queue_settings, readable_checkpoint_errors, require
 
 
 @click.command("serve", cls=Command)
@@ -65,6 +65,8 @@ def command(
             f"{len(checkpoints)} checkpoints need {len(checkpoints)} names, not {len(names)}. Give --name once for "
             "each checkpoint, in the same order, or give no name (--name, CELERIAC_CHECKPOINT_NAME)."
         )
+    if "redis_url" in settings.model_fields_set:
+        check_redis_of(settings)
     from pathlib import Path
 
     from celeriac.launcher.plan import Options, serve

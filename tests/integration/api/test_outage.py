@@ -10,6 +10,8 @@ import pytest
 import redis
 
 from api.app import create_app
+from api.jobs import queue_load
+from api.jobs.catalog import Catalog
 from bench.own_redis import OwnRedis
 from tasks.errors import SchemaError
 from tasks.store import keys
@@ -92,6 +94,37 @@ async def test_while_redis_hangs_requests_are_answered_in_time(own_redis: OwnRed
         assert [answer.status_code for answer in answers] == [503, 503, 200, 200]
         assert took < 3
         assert (await client.get("/v1/jobs")).status_code == 200
+
+
+async def test_a_submission_that_was_answered_with_an_error_runs_no_job(
+    own_redis: OwnRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis executes the commands that it got while it was paused, after their callers have given up."""
+    own_redis.start()
+    # All that a request needs to know is known, so its first command is the submission.
+    monkeypatch.setattr(queue_load, "MAX_AGE_S", 600.0)
+    monkeypatch.setitem(Catalog.snapshot.__kwdefaults__, "max_age_s", 600.0)
+    settings = settings_for(own_redis.url, redis_timeout_s=0.5)
+    async with api(settings) as client:
+        with fake_worker(settings):
+            pass
+        kept = (await client.post("/v1/jobs", json=BODY)).json()["id"]
+        own_redis.signal(signal.SIGSTOP)
+        try:
+            # The first of them are sent to Redis, the others wait for it.
+            answers = await asyncio.gather(*(client.post("/v1/jobs", json=BODY) for _ in range(40)))
+            with_key = await client.post("/v1/jobs", json=BODY, headers={"Idempotency-Key": '"one"'})
+        finally:
+            own_redis.signal(signal.SIGCONT)
+        assert {answer.status_code for answer in (*answers, with_key)} == {503}
+        again = (await client.post("/v1/jobs", json=BODY, headers={"Idempotency-Key": '"one"'})).json()["id"]
+
+        async def listed() -> set[str]:
+            return {job["id"] for job in (await client.get("/v1/jobs", params={"limit": 100})).json()["data"]}
+
+        async with asyncio.timeout(DEADLINE_S):
+            while await listed() != {kept, again}:  # noqa: ASYNC110 (nothing notifies of a deletion)
+                await asyncio.sleep(0.05)
 
 
 async def test_the_error_names_the_reason_why_redis_refuses_writes(own_redis: OwnRedis) -> None:

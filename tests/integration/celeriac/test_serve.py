@@ -10,13 +10,17 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
+from bench.processes import Engine, children
 from celeriac import InferenceClient
+from celeriac.launcher.redis_files import remember
+from celeriac.launcher.redis_program import RedisProgram, find_program
 from tests.helpers.requests import make_generation
 from tests.helpers.same_text import assert_same_characters
 from tests.integration.stack import CHECKPOINTS, ROOT, SHIPPED, START_S, Process, free_port, until
@@ -117,6 +121,32 @@ def test_one_command_serves_and_ctrl_c_stops_everything(served: Served) -> None:
     assert last == {"event": "No jobs wait.", "waiting": 0, "started": 0}
 
 
+def test_a_data_folder_of_a_later_server_is_refused_and_stays_as_it_is(served: Served) -> None:
+    """The record names a version that no machine has. `test_redis_files` has the other combinations."""
+    data = served.folder / "data" / str(served.port)
+    several = data / "appendonlydir"
+    several.mkdir(parents=True)
+    (several / "appendonly.aof.manifest").write_text("file appendonly.aof.1.incr.aof seq 1 type i\n")
+    program = find_program()
+    remember(data, RedisProgram(Path("/gone/redis-server"), program.name, (99, 0, 1)))
+    process = served.start()
+    assert process.wait(60) == 1
+    [line] = [line for line in process.output.splitlines() if line.startswith("Error:")]
+    assert f"was written by {program.name} 99.0.1 (/gone/redis-server)" in line
+    assert str(program) in line
+    assert "Traceback" not in process.output
+    assert {path.name for path in data.iterdir()} == {"appendonlydir", "server.json", "lock"}
+
+
+def test_a_redis_that_can_never_serve_the_queue_stops_the_start(served: Served, redis_url: str) -> None:
+    process = served.start(CELERIAC_REDIS_URL=redis_url.replace("unix://", "unix://:secret@"))
+    assert process.wait(60) == 1
+    assert process.output.splitlines()[-1].startswith("Error: Redis at unix:///")
+    assert "has no password, but CELERIAC_REDIS_URL has one" in process.output
+    assert "secret" not in process.output
+    assert "Traceback" not in process.output
+
+
 def test_jobs_are_kept_after_a_restart(served: Served) -> None:
     process = served.ready()
     with InferenceClient(served.url) as client:
@@ -129,10 +159,18 @@ def test_jobs_are_kept_after_a_restart(served: Served) -> None:
 def test_the_next_serve_finishes_running_and_waiting_jobs_after_ctrl_c(served: Served) -> None:
     one_slot = {"CELERIAC_SLOTS": "1"}
     process = served.ready(checkpoint=SHIPPED, **one_slot)
+    [worker] = served.workers()
+    [engine] = [Engine.of(pid) for pid in children(worker)]
     with InferenceClient(served.url) as client:
+        # While the engine is stopped, the text cannot end, however fast the machine is.
+        engine.stop()
         running = client.submit("123+", max_tokens=2000, seed=7, ignore_eos=True)
         waiting = [client.submit(f"{seed}+", max_tokens=20, seed=seed, ignore_eos=True) for seed in range(3)]
-        until(lambda: client.job(running.id).tokens > 50, "some tokens")
+        until(lambda: client.job(running.id).status == "running", "the start of the job")
+        while client.job(running.id).tokens <= 50:
+            engine.resume()
+            time.sleep(0.001)
+            engine.stop()
         process.signal(signal.SIGINT)
         assert process.wait(30) == 0, process.output
         last = json.loads(process.output.splitlines()[-1])

@@ -114,7 +114,8 @@ async def test_the_scan_of_a_page_is_bounded(queue: QueueWorld, beyond: int) -> 
     for job_id in oldest:
         queue.redis.zadd(keys.JOBS, {job_id: 1.0})
     scan = scripts.LIMITS["LIST_SCAN"]
-    await asyncio.gather(*(queue.submit(owner="other") for _ in range(scan - 1)))
+    for _ in range(scan - 1):
+        await queue.submit(owner="other")
     newest = await queue.submit(owner="me")
     expected = [[newest], oldest] if oldest else [[newest]]
     assert await pages(queue, owner="me", limit=1) == expected

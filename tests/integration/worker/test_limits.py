@@ -70,11 +70,6 @@ def until_idle(cluster: Cluster) -> None:
     until(idle, "an idle worker", timeout_s=DEADLINE_S)
 
 
-def received_cancel(worker: Process, job_id: str) -> bool:
-    """Whether a worker has received the cancel of a job, and has sent it to its engine."""
-    return any('"cancel_received"' in line and job_id in line for line in worker.output.splitlines())
-
-
 def test_a_cancelled_job_says_how_quickly_the_cancel_took_effect(cluster: Cluster, worker: Process) -> None:
     engine = Engine(worker)
     [job_id] = begin(cluster, engine)
@@ -160,7 +155,7 @@ def test_a_cancel_ends_a_text_within_a_step_and_frees_its_slot(cluster: Cluster,
     for job_id in jobs:
         cluster.cancel(job_id)
     for job_id in jobs:
-        until(lambda job_id=job_id: received_cancel(worker, job_id), "the notification")  # type: ignore[misc]
+        cluster.until_cancel_received(job_id)
     engine.resume()
     for job_id in jobs:
         job = cluster.finished(job_id)

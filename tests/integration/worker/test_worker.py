@@ -116,6 +116,7 @@ def test_a_cancelled_running_job_keeps_its_text(cluster: Cluster, engines: list[
         cluster.decode_a_little(engines, [job_id])
         cluster.cancel(job_id)
         assert cluster.job(job_id).status is Status.RUNNING
+        cluster.until_cancel_received(job_id)
     job = cluster.finished(job_id)
     assert (job.status, job.finish_reason) == (Status.CANCELLED, FinishReason.CANCELLED)
     assert 5 <= job.tokens < job.generation.sampling.max_tokens
@@ -138,7 +139,7 @@ def test_celerys_own_cancel_cancels_running_and_waiting_jobs(cluster: Cluster, e
             control.revoke([running, listed, waiting], terminate=how == "revoke and terminate")
         cluster.when(listed, Status.CANCELLED)
         cluster.when(waiting, Status.CANCELLED)
-        until(lambda: cluster.job(running).cancellation, "the request to stop", timeout_s=DEADLINE_S)
+        cluster.until_cancel_received(running)
     assert cluster.finished(running).status is Status.CANCELLED
     for job_id in held[1:-2]:
         assert cluster.finished(job_id).status is Status.SUCCEEDED

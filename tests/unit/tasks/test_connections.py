@@ -81,3 +81,22 @@ def test_messages_are_json_with_one_list_for_each_queue_and_no_results() -> None
     assert conf.broker_transport_options["visibility_timeout"] == 7
     assert conf.task_acks_late
     assert conf.worker_prefetch_multiplier == 1
+
+
+def test_a_password_with_special_characters_is_not_shown() -> None:
+    with pytest.raises(ConfigurationError, match="percent-encoded") as error:
+        make_sync(Settings(redis_url="redis://:secret#word@host:6379/0"))
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "named"),
+    [
+        ("redis://host/0?bogus=1", "option that does not exist.*bogus"),
+        ("rediss://host/0?ssl_ca_certs=/nonexistent.pem", "/nonexistent.pem is not a file that can be read"),
+        ("rediss://host/0?ssl_cert_reqs=bogus", "bogus"),
+    ],
+)
+def test_options_of_the_url_are_checked_before_the_first_connection(url: str, named: str) -> None:
+    with pytest.raises(ConfigurationError, match=named):
+        make_sync(Settings(redis_url=url))

