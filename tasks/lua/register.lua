@@ -12,14 +12,22 @@
 
 local name, incarnation, checkpoint, digest, card, ttl_ms = unpack(ARGV, 1, 6)
 
--- Returns the digest that another live worker serves under the checkpoint's name; nil if there is no such worker. All live
--- workers of a checkpoint have the digest of its card, because `register` and `heartbeat` refuse others.
-local function digest_of_others()
-  local live = redis.call(
-    'ZRANGEBYSCORE', KEY.workers(checkpoint), '(' .. format_int(NOW_MS), '+inf', 'LIMIT', 0, 2)
-  for _, other in ipairs(live) do
-    if other ~= name then
-      return redis.call('HGET', KEY.card(checkpoint), 'digest') or redis.call('HGET', KEY.worker(other), 'digest')
+-- Returns the digest of another live worker of the checkpoint that is not this worker's; nil if there is no such worker.
+local function other_digest()
+  local key = KEY.workers(checkpoint)
+  local ends_at = redis.call('ZSCORE', key, name)
+  local is_live = ends_at and tonumber(ends_at) > NOW_MS
+  local own = is_live and redis.call('HEXISTS', KEY.capacity(checkpoint), 'slots:' .. name) or 0
+  local served = redis.call('HGET', KEY.card(checkpoint), 'digest')
+  -- All workers that take jobs have the digest of the card, because `register` and `heartbeat` refuse others.
+  if served and live_capacity(checkpoint) - own > 0 then
+    return served ~= digest and served or nil
+  end
+  -- None takes jobs, which is rare: look at each.
+  for _, other in ipairs(redis.call('ZRANGEBYSCORE', key, '(' .. format_int(NOW_MS), '+inf')) do
+    local its_digest = other ~= name and redis.call('HGET', KEY.worker(other), 'digest')
+    if its_digest and its_digest ~= digest then
+      return its_digest
     end
   end
 end
@@ -45,8 +53,8 @@ local function take_jobs()
   return taken
 end
 
-local served = digest_of_others()
-if served and served ~= digest then
+local served = other_digest()
+if served then
   return {'conflict', served}
 end
 
