@@ -25,7 +25,7 @@ from redis.exceptions import RedisError
 from api.http import error_handlers
 from api.http.header_limits import HeaderLimits
 from api.http.hosts import HostCheck
-from api.http.middleware import BodyLimit, HeadRequests, IgnoreCookies, RequestLog, UnexpectedErrors
+from api.http.middleware import BodyLimit, HeadRequests, RequestLog, UnexpectedErrors
 from api.http.openapi import openapi
 from api.http.origins import LOCAL_ORIGIN, OriginCheck
 from api.http.proxy import RootPath, TrustedProxies
@@ -124,7 +124,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         expose_headers=EXPOSED_HEADERS,
     )
     app.add_middleware(HostCheck, allowed=chosen.allowed_hosts)
-    app.add_middleware(IgnoreCookies)
     app.add_middleware(RequestLog)
     proxies = TrustedProxies(os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1"))
     app.add_middleware(RootPath, path=chosen.root_path, proxies=proxies)

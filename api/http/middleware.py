@@ -27,22 +27,6 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _MAX_LENGTH_DIGITS = 18
 
 
-class IgnoreCookies:
-    """Removes `Cookie` from each request. Nothing here uses cookies, but FastAPI parses them for every route.
-
-    The parser of Python 3.11 takes time that grows with the square of the length of some values.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request."""
-        if scope["type"] == "http" and any(name == b"cookie" for name, _ in scope["headers"]):
-            scope = {**scope, "headers": [header for header in scope["headers"] if header[0] != b"cookie"]}
-        await self._app(scope, receive, send)
-
-
 class RequestLog:
     """Gives each request an id and logs one line for it, without bodies.
 

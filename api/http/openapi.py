@@ -18,7 +18,16 @@ from api.schemas.errors import LegacyError, Problem
 Responses = dict[int | str, dict[str, Any]]
 
 #: Error codes of every route.
-_COMMON_CODES = (Code.BODY_TOO_LARGE, Code.UNKNOWN_HOST, Code.INTERNAL)
+_COMMON_CODES = (
+    Code.BODY_TOO_LARGE,
+    Code.URI_TOO_LONG,
+    Code.HEADERS_TOO_LARGE,
+    Code.MALFORMED_REQUEST,
+    Code.REQUEST_TIMEOUT,
+    Code.TOO_MANY_CONNECTIONS,
+    Code.UNKNOWN_HOST,
+    Code.INTERNAL,
+)
 #: Error codes of every route that changes something.
 CHANGE_CODES = (Code.ORIGIN_NOT_ALLOWED,)
 #: Error codes of every route that needs Redis.

@@ -101,9 +101,9 @@ async def test_a_large_input_is_not_repeated(client: httpx.AsyncClient, route: s
 @pytest.mark.parametrize(
     "headers",
     [
-        {"Cancel-After": "x" * 60_000},
-        {"Idempotency-Key": '"' + "x" * 60_000 + '"'},
-        {"Idempotency-Key": "x y" * 20_000},
+        {"Cancel-After": "x" * 15_000},
+        {"Idempotency-Key": '"' + "x" * 15_000 + '"'},
+        {"Idempotency-Key": "x y" * 5_000},
     ],
 )
 @pytest.mark.parametrize("route", ROUTES)
@@ -116,14 +116,14 @@ async def test_a_long_header_is_not_repeated(client: httpx.AsyncClient, route: s
 @pytest.mark.parametrize(
     "path",
     [
-        "/v1/jobs?" + "&".join(f"a{index}=1" for index in range(6_000)),
-        "/v1/jobs?" + "a" * 60_000,
-        "/v1/jobs?" + "limit=1&" * 8000,
-        "/v1/jobs?limit=" + "9" * 60_000,
-        "/v1/jobs?status=" + "a" * 60_000,
-        "/v1/jobs?cursor=" + "a" * 60_000,
-        "/v1/jobs/job_01JZ8K6T4V9QABCDEFGHJKMNPQ?wait=" + "1" * 60_000,
-        "/v1/jobs/job_01JZ8K6T4V9QABCDEFGHJKMNPQ/stream?starting_after=" + "1" * 60_000,
+        "/v1/jobs?" + "&".join(f"a{index}=1" for index in range(1_000)),
+        "/v1/jobs?" + "a" * 7_000,
+        "/v1/jobs?" + "limit=1&" * 800,
+        "/v1/jobs?limit=" + "9" * 7_000,
+        "/v1/jobs?status=" + "a" * 7_000,
+        "/v1/jobs?cursor=" + "a" * 7_000,
+        "/v1/jobs/job_01JZ8K6T4V9QABCDEFGHJKMNPQ?wait=" + "1" * 7_000,
+        "/v1/jobs/job_01JZ8K6T4V9QABCDEFGHJKMNPQ/stream?starting_after=" + "1" * 7_000,
     ],
     ids=["many", "long name", "repeated", "int", "enum", "cursor", "float", "position"],
 )
@@ -136,6 +136,6 @@ async def test_a_long_query_is_not_repeated(client: httpx.AsyncClient, path: str
 
 async def test_a_long_path_is_not_repeated(client: httpx.AsyncClient) -> None:
     for path in ("/v1/jobs/", "/v1/", "/", "/generate/"):
-        answer = await client.get(path + "x" * 60_000)
+        answer = await client.get(path + "x" * 7_000)
         assert answer.status_code == 404
         assert len(answer.content) < 2000

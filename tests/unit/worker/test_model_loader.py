@@ -8,15 +8,26 @@ import torch
 
 from tests.integration.cluster import TINY
 from worker.checkpoints.folder import find
+from worker.checkpoints.stored_weights import StoredWeights
 from worker.checkpoints.tokenizers import load_tokenizer
 from worker.engine_process import loading_progress
 from worker.engine_process.loading_progress import LoadingProgress
 from worker.model_loader import CountedWeights, load_model
 
 
+class Stored(StoredWeights):
+    """Weights that are in memory already."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+        self.tensors = tensors  # type: ignore[assignment]
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.tensors[name]  # type: ignore[return-value]
+
+
 def test_taken_weights_are_counted_once() -> None:
     calls: list[tuple[int, int]] = []
-    weights = CountedWeights({"a": torch.zeros(2), "b": torch.zeros(3)}, lambda *counts: calls.append(counts))
+    weights = CountedWeights(Stored({"a": torch.zeros(2), "b": torch.zeros(3)}), lambda *counts: calls.append(counts))
     for name in ("a", "a", "b", "a"):
         assert weights[name].numel() > 0
     assert calls == [(0, 20), (0, 20), (8, 20), (8, 20), (20, 20)]

@@ -18,9 +18,14 @@ from worker.checkpoints.folder import find
 from worker.engine_process import loading
 from worker.engine_process.loading import LoadError, load_when_complete
 from worker.engine_process.messages import Start
+from worker.model_loader import Progress
 
 TINY = Path(__file__).parents[3] / "fixtures" / "golden" / "E1b-seed" / "step_000102"
 MODEL = "model_000102.pt"
+
+
+def no_progress(loaded: int, total: int) -> None:
+    """Reports nothing."""
 
 
 class World:
@@ -56,7 +61,7 @@ class World:
         )
 
     def load(self) -> Any:
-        return load_when_complete(self.start())
+        return load_when_complete(self.start(), no_progress)
 
     def write(self, content: str) -> None:
         (self.folder / MODEL).write_text(content)
@@ -66,7 +71,7 @@ class World:
         for at in [at for at in self.events if at <= self.now]:
             self.events.pop(at)()
 
-    def _load(self, start: Start) -> str:
+    def _load(self, start: Start, progress: Progress) -> str:
         self.loaded_at.append(round(self.now, 1))
         self.loads.pop(0)()
         return f"load {len(self.loaded_at)}"
@@ -116,11 +121,11 @@ def test_damaged_files_that_an_earlier_engine_has_loaded_are_waited_for_longer(
     start = replace(world.start(), loaded_before=True)
     world.loads = [fail]
     with pytest.raises(LoadError, match="is damaged"):
-        load_when_complete(start)
+        load_when_complete(start, no_progress)
     assert ABANDONED_AFTER_S <= world.now < ABANDONED_AFTER_S + 1
     world.loads = [fail, succeed]
     world.events = {world.now + ABANDONED_AFTER_S - 1: lambda: world.write("complete")}
-    load_when_complete(start)
+    load_when_complete(start, no_progress)
     assert world.loads == []
 
 
@@ -150,7 +155,7 @@ def test_a_folder_that_is_gone_is_waited_for(world: World) -> None:
     away = world.folder.rename(world.folder.with_name("away"))
     world.loads = [fail, succeed]
     world.events = {2.0: lambda: shutil.move(away, world.folder)}
-    assert load_when_complete(start) == "load 2"  # type: ignore[comparison-overlap]
+    assert load_when_complete(start, no_progress) == "load 2"  # type: ignore[comparison-overlap]
 
 
 def test_what_was_loaded_while_files_changed_is_loaded_again(world: World) -> None:

@@ -450,7 +450,7 @@ def test_stop_without_redis_makes_one_call_and_lets_the_task_bodies_return(world
 
 def test_a_release_that_always_fails_stops_no_other_release() -> None:
     class Poisoned(Store):
-        def release(self, job_id: str, attempt: int, *, count_loss: bool = False) -> bool:
+        def release(self, job_id: str, attempt: int, *, count_loss: bool = False, out_of_memory: bool = False) -> bool:
             if job_id == "job_1":
                 raise ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value")
             return super().release(job_id, attempt, count_loss=count_loss)
@@ -461,7 +461,7 @@ def test_a_release_that_always_fails_stops_no_other_release() -> None:
     first, second = job("job_1"), job("job_2")
     publisher.add(first)
     publisher.add(second)
-    publisher.engine_crashed(None)
+    publisher.engine_crashed(None, out_of_memory=False)
     assert first.over.wait(DEADLINE_S)
     assert second.over.wait(DEADLINE_S)
     publisher.stop()

@@ -210,7 +210,7 @@ def test_inspect_shows_the_form_of_weights_in_the_settings(monkeypatch: pytest.M
     int8 = json.loads(run("inspect", str(SEED), "--json").stdout)
     assert (exact["weights"], int8["weights"]) == ("exact", "int8")
     assert exact["digest"] != int8["digest"]
-    assert "bytes, int8 in memory" in run("inspect", str(SEED)).stdout
+    assert "one byte per weight (int8)" in run("inspect", str(SEED)).stdout
 
 
 def test_serve_passes_its_option_to_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
