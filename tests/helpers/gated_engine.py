@@ -12,17 +12,18 @@ import time
 from typing import Any
 
 from tests.helpers.gate import Gate
+from worker.engine_process import loading
 from worker.engine_process import main as engine_process
 from worker.engine_process.messages import Start
-from worker.model_loader import LoadedModel
+from worker.model_loader import LoadedModel, Progress
 
 #: Pause between two looks at the limit while no step is allowed, in seconds.
 PAUSE_S = 0.001
 
 
-def load(start: Start) -> LoadedModel:
-    """Load what `worker.engine_process.main` loads, and count the steps of its engine."""
-    loaded = real_load(start)
+def load(start: Start, progress: Progress) -> LoadedModel:
+    """Load what `worker.engine_process.loading` loads, and count the steps of its engine."""
+    loaded = real_load(start, progress)
     gate, step = Gate(os.getpid()), loaded.engine.step
     #: The limit that counts now, and the steps since it was set.
     present: tuple[str, int] | None = None
@@ -46,8 +47,8 @@ def load(start: Start) -> LoadedModel:
     return loaded
 
 
-real_load = engine_process.load
+real_load = loading.load_once
 
 if __name__ == "__main__":
-    engine_process.load = load
+    loading.load_once = load
     sys.exit(engine_process.main())
