@@ -16,7 +16,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from tasks.connections import make_sync, redacted
-from tasks.errors import CardConflictError, SchemaError
+from tasks.errors import CardConflictError, SchemaError, WorkerReplacedError
 from tasks.redis_check import check_redis
 from tasks.settings import Settings
 from tasks.store import keys
@@ -269,7 +269,7 @@ class WorkerService:
     def _send_last_heartbeat(self) -> None:
         try:
             self._store.heartbeat(self._current_info())
-        except (RedisError, CardConflictError, SchemaError) as error:
+        except (RedisError, CardConflictError, SchemaError, WorkerReplacedError) as error:
             log.warning("heartbeat_failed", error=str(error))
 
     def _wait_for_task_bodies(self) -> None:

@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import h11
+from starlette.types import Message, Receive, Scope, Send
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.utils import is_ssl
@@ -63,6 +64,9 @@ class Connection(H11Protocol):
         """`limits` None: those of the settings."""
         super().__init__(config, server_state, app_state, _loop)
         self.conn = LimitedParser()
+        self._application: Any = self.app
+        self.app = self._noting_streams
+        self._streams_events = False
         self._all = connections_of(server_state, limits, self.loop)
         self._limits = self._all.limits
         self._timeout_s = self._limits.request_timeout_s
@@ -226,10 +230,29 @@ class Connection(H11Protocol):
         if self.transport.is_reset():
             self.transport.abort()
             return
-        if not self.cycle.response_started and self.loop.time() - self._half_closed_at >= self._next_probe_s:
-            self.transport.probe()
+        if self.loop.time() - self._half_closed_at >= self._next_probe_s:
+            self._probe()
             self._next_probe_s = next(self._probes, float("inf"))
         self.loop.call_later(LOOK_S, self._look_at_client)
+
+    def _probe(self) -> None:
+        """Send something, because a client that is gone answers with a reset. Does nothing within a plain body."""
+        if not self.cycle.response_started:
+            self.transport.probe()
+        elif self._streams_events and self.scope["method"] != "HEAD":
+            # A comment, which every client of event streams skips. The application sends whole events.
+            self.transport.write(self.conn.send(h11.Data(data=b":\n\n")))
+
+    async def _noting_streams(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application, and note whether it answers with a stream of events."""
+
+        async def noted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                types = [value for name, value in message.get("headers", ()) if name.lower() == b"content-type"]
+                self._streams_events = any(value.startswith(b"text/event-stream") for value in types)
+            await send(message)
+
+        await self._application(scope, receive, noted)
 
 
 def _refusal(received: bytes) -> ApiError | None:

@@ -19,13 +19,18 @@ def connect(url: str) -> socket.socket:
 def post(path: str, body: object, *headers: str) -> bytes:
     """A complete request with a JSON body."""
     content = json.dumps(body).encode()
-    lines = [f"POST {path} HTTP/1.1", "Host: x", "Content-Type: application/json", f"Content-Length: {len(content)}"]
+    lines = [
+        f"POST {path} HTTP/1.1",
+        "Host: localhost",
+        "Content-Type: application/json",
+        f"Content-Length: {len(content)}",
+    ]
     return "\r\n".join([*lines, *headers, "", ""]).encode() + content
 
 
 def get(path: str, *headers: str) -> bytes:
     """A complete request without a body."""
-    return "\r\n".join([f"GET {path} HTTP/1.1", "Host: x", *headers, "", ""]).encode()
+    return "\r\n".join([f"GET {path} HTTP/1.1", "Host: localhost", *headers, "", ""]).encode()
 
 
 def read_all(connection: socket.socket) -> bytes:

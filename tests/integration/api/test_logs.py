@@ -62,4 +62,4 @@ def test_a_bad_record_leaves_no_trace_of_its_content(stack: Stack, redis_url: st
             client.get(job["urls"]["self"])
             database.delete(keys.job(job["id"]))
     assert SECRET not in process.output
-    assert "unexpected_error" in process.output
+    assert "record_damaged" in process.output

@@ -131,14 +131,16 @@ async def test_the_error_names_the_reason_why_redis_refuses_writes(own_redis: Ow
     own_redis.start()
     settings = settings_for(own_redis.url)
     async with api(settings) as client:
-        with fake_worker(settings), redis.Redis.from_url(own_redis.url) as admin:
-            admin.config_set("maxmemory", "1mb")
+        with fake_worker(settings) as worker, redis.Redis.from_url(own_redis.url) as admin:
+            worker.stop()
+            # As a primary after a failover. No primary listens there.
+            admin.replicaof("127.0.0.1", 1)  # type: ignore[no-untyped-call]
             response = await client.post("/v1/jobs", json=BODY)
             # Reads still work.
             assert (await client.get("/v1/jobs")).status_code == 200
-            admin.config_set("maxmemory", "0")
+            admin.replicaof("NO", "ONE")  # type: ignore[no-untyped-call]
     assert (response.status_code, response.json()["code"]) == (503, "redis_unavailable")
-    assert "OOM" in response.json()["detail"]
+    assert "READONLY" in response.json()["detail"]
 
 
 async def test_another_layout_stops_the_start(redis_url: str) -> None:

@@ -104,7 +104,7 @@ def test_a_service_shows_one_short_line_for_each_job_and_what_waits_at_the_end(t
         with InferenceClient(url) as client:
             jobs = [client.wait(client.submit("12+", max_tokens=3, ignore_eos=True), timeout=60) for _ in range(3)]
         with connect(url) as hostile:
-            hostile.sendall(b"GET /%1b]0;title%07%1b[2J HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            hostile.sendall(b"GET /%1b]0;title%07%1b[2J HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             assert b" 404 " in read_all(hostile)
         shown.read_until("404")
         shown.process.send_signal(signal.SIGINT)
@@ -116,7 +116,9 @@ def test_a_service_shows_one_short_line_for_each_job_and_what_waits_at_the_end(t
         assert r"GET /\x1b]0;title\x07\x1b[2J 404" in "\n".join(shown.lines)
         assert "\x1b]" not in shown.raw
         assert shown.lines[-1] == "No jobs wait."
-        assert max(map(len, shown.lines)) < 160
+        # Only the folder and the URL of Redis may need more.
+        long = [line for line in shown.lines if len(line) >= 120]
+        assert all(line.startswith(("Data folder: ", "Redis for further workers: ")) for line in long)
 
 
 def test_a_worker_shows_short_lines(redis_url: str) -> None:
