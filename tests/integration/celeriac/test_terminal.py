@@ -122,7 +122,7 @@ def test_a_service_shows_one_short_line_for_each_job_and_what_waits_at_the_end(t
 
 
 def test_a_worker_shows_short_lines(redis_url: str) -> None:
-    with terminal("worker", "--checkpoint", str(TINY), "--name", "w", redis_url=redis_url) as shown:
+    with terminal("worker", "--checkpoint", str(TINY), "--worker-name", "w", redis_url=redis_url) as shown:
         shown.read_until("loaded step_000102 on cpu")
         shown.process.send_signal(signal.SIGINT)
         shown.read_rest()

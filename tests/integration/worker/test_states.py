@@ -90,6 +90,9 @@ def test_a_worker_that_replaces_its_engine_takes_no_messages_and_new_jobs_wait_f
     # Nothing is dispatched to it, and it takes nothing that lies on the list.
     queue = keys.queue(cluster.checkpoint.name)
     assert cluster.redis.llen(queue) == 0
+    # The last BRPOP, which was sent before the crash, has ended.
+    beats = cluster.workers_now()[0].heartbeat_at
+    until(lambda: cluster.workers_now()[0].heartbeat_at > beats + 1000, "a second", timeout_s=DEADLINE_S)
     cluster.redis.lpush(queue, cluster.redis.hget(keys.job(job_ids[0]), "message"))  # type: ignore[arg-type]
     beats = cluster.workers_now()[0].heartbeat_at
     until(lambda: cluster.workers_now()[0].heartbeat_at > beats + 2000, "two seconds", timeout_s=DEADLINE_S)
