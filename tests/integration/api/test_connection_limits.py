@@ -187,6 +187,7 @@ def test_a_client_that_reads_nothing_is_disconnected(redis_url: str) -> None:
             send_forever(client, get("/openapi.json"))
 
 
+@pytest.mark.slow
 def test_a_client_that_reads_slowly_gets_everything(redis_url: str) -> None:
     with limited(redis_url, replace(WIDE, stall_s=1.0)) as (url, _):
         with socket.socket() as client:
