@@ -68,7 +68,7 @@ class ScriptCost:
             "cancel, waiting": (self._submit_more, fleet.cancel),
             "list, 20 jobs": (self._forget_cancelled, lambda _: fleet.page()),
             "queue_load": (lambda: range(FEW_CALLS), lambda _: fleet.queue_load()),
-            "serving": (lambda: range(FEW_CALLS), lambda _: fleet.serving()),
+            "worker_counts": (lambda: range(FEW_CALLS), lambda _: fleet.worker_counts()),
             "reap, throttled": (self._reap_once, lambda _: fleet.reap_throttled()),
             "reap": (lambda: range(FEW_CALLS), lambda _: fleet.reap()),
             "deregister": (lambda: [fleet.workers[0]], fleet.deregister),

@@ -113,9 +113,9 @@ class SimulatedFleet:
         """Read the queue's load."""
         scripts.get("queue_load").call(self.redis, CHECKPOINT)
 
-    def serving(self) -> None:
+    def worker_counts(self) -> None:
         """Read which checkpoints are served."""
-        scripts.get("serving").call(self.redis)
+        scripts.get("worker_counts").call(self.redis)
 
     # The workers' side
 

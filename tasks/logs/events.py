@@ -25,7 +25,7 @@ _BAR = 20
 
 def made(event: str, *, level: str = "info", **fields: object) -> Mapping[str, Any]:
     """An event of now."""
-    return {"event": event, **fields, "level": level, "timestamp": datetime.now(UTC).isoformat()}
+    return {"event": event, **fields, "level": level, "timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z")}
 
 
 def is_for_people(event: Mapping[str, Any], *, together: bool) -> bool:
