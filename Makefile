@@ -18,9 +18,9 @@ check: ## the checks that a change must pass: lint, then test
 	$(MAKE) lint
 	$(MAKE) test
 
-# Three processes for each core, eight at most: many tests wait for processes that they started. A file's tests stay together,
+# Two processes for each core, six at most: many tests wait for processes that they started. A file's tests stay together,
 # because they share servers and workers.
-TEST_PROCESSES = $$($(BIN)/python -c 'import os; print(min(8, 3 * (os.cpu_count() or 1)))')
+TEST_PROCESSES = $$($(BIN)/python -c 'import os; print(min(6, 2 * (os.cpu_count() or 1)))')
 test: $(VENV)/.dev ## the tests that finish in minutes
 	$(BIN)/python -m pytest -q -m "not slow" --numprocesses $(TEST_PROCESSES) --dist loadfile --durations 10
 

@@ -10,6 +10,9 @@ from bench.engine.limits import Limits
 from tests.integration.bench.command import result_of
 from worker.engine.native.library import processor_kinds
 
+# It takes long: the processes of each test need most of its time.
+pytestmark = pytest.mark.slow
+
 
 def test_it_reports_a_row_for_each_batch_size() -> None:
     sizes = ["--batch", "1,3", "--tokens", "6", "--threads", "1", "--rounds", "1"]

@@ -17,6 +17,9 @@ from tests.integration.stack import CHECKPOINTS
 from worker.checkpoints import formats
 from worker.checkpoints.folder import find
 
+# It takes long: the processes of each test need most of its time.
+pytestmark = pytest.mark.slow
+
 SHIPPED = "step_003650"
 
 

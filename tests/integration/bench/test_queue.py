@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.integration.bench.command import result_of
+
+# It takes long: the processes of each test need most of its time.
+pytestmark = pytest.mark.slow
 
 
 def test_it_reports_added_latency_and_memory() -> None:

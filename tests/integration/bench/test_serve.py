@@ -22,6 +22,9 @@ from tests.helpers.api_client import eventually, server, settings_for
 from tests.helpers.fake_worker import fake_worker
 from tests.integration.bench.command import result_of
 
+# It takes long: the processes of each test need most of its time.
+pytestmark = pytest.mark.slow
+
 BODY = {"prompt": "123+456=", "max_tokens": 3}
 
 

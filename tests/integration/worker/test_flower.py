@@ -21,6 +21,9 @@ from tests.helpers.requests import make_generation
 from tests.integration.cluster import DEADLINE_S, TINY, Cluster, Engine, long_generation, stopped
 from tests.integration.stack import START_S, Process, Stack, free_port, until
 
+# It takes long: the processes of each test need most of its time.
+pytestmark = pytest.mark.slow
+
 LOGIN = ("somebody", "entrance")
 QUEUE = keys.queue(TINY.name)
 
