@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from api.http.problems import RETRY_WORKER_S, ApiError, Code, FieldError, listed
 from tasks.card import Card
 from tasks.shared_call import SharedCall
-from tasks.store.job_store import JobStore, WorkerCounts
+from tasks.store.job_store import JobStore
+from tasks.store.replies import WorkerCounts
 from tasks.worker_info import WorkerInfo
 
 #: Oldest snapshot that is used to accept a request, in seconds. A refusal is always based on a new one.

@@ -18,7 +18,8 @@ from api.jobs.responses import job_headers, vanished
 from api.jobs.stream_state import StreamState
 from api.shutdown import Shutdown
 from tasks.job import Job
-from tasks.store.job_store import JobChanges, JobStore
+from tasks.store.job_store import JobStore
+from tasks.store.replies import JobChanges
 
 log = structlog.get_logger(__name__)
 

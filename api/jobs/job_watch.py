@@ -17,7 +17,8 @@ from redis.exceptions import RedisError
 from api.background import end
 from api.jobs.subscriptions import Subscription, Subscriptions
 from tasks.store import keys
-from tasks.store.job_store import JobStore, JobVersion
+from tasks.store.job_store import JobStore
+from tasks.store.replies import JobVersion
 
 log = structlog.get_logger(__name__)
 

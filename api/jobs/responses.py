@@ -18,7 +18,8 @@ from api.jobs.job_view import generate_response, job_response, job_url, server_t
 from api.jobs.queue_load import QueueLoads, retry_after_s
 from api.schemas.jobs import JobResponse
 from tasks.job import ErrorCode, Job, JobError, Status
-from tasks.store.job_store import JobStore, Submitted
+from tasks.store.job_store import JobStore
+from tasks.store.new_job import Submitted
 from tasks.token_log import TokenLog
 
 #: Errors in the prompt that only the worker can find.

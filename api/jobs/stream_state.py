@@ -14,7 +14,7 @@ from api.jobs.queue_load import QueueSnapshot, tokens_left
 from api.jobs.responses import unsuccessful
 from api.schemas.events import AttemptEvent, EventName, StatusEvent, TokenEvent
 from tasks.job import Job
-from tasks.store.job_store import JobChanges
+from tasks.store.replies import JobChanges
 from tasks.token_log import Entry
 
 #: Least time between two `queue` events, in seconds.

@@ -20,7 +20,8 @@ from tasks.card import Card
 from tasks.errors import IdempotencyMismatchError, JobGoneError, QueueFullError, QueueMemoryError, QueuePositionError
 from tasks.generation import Generation
 from tasks.job import Job, TimeLimits
-from tasks.store.job_store import Idempotency, JobStore, NewJob, Submitted
+from tasks.store.job_store import JobStore
+from tasks.store.new_job import Idempotency, NewJob, Submitted
 
 #: Owner of every job until there are API keys.
 ANONYMOUS = "anonymous"

@@ -26,7 +26,8 @@ from api.jobs.waiter import Waiter
 from api.schemas.generation import GenerateRequest
 from tasks.job import Job
 from tasks.job_id import new_job_id
-from tasks.store.job_store import Idempotency, JobStore
+from tasks.store.job_store import JobStore
+from tasks.store.new_job import Idempotency
 
 log = structlog.get_logger(__name__)
 

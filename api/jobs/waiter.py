@@ -12,7 +12,8 @@ from redis.exceptions import RedisError
 from api.jobs.job_watch import JobWatch, WatchedJob
 from api.shutdown import Shutdown
 from tasks.job import Job
-from tasks.store.job_store import JobStore, Submitted
+from tasks.store.job_store import JobStore
+from tasks.store.new_job import Submitted
 
 log = structlog.get_logger(__name__)
 

@@ -7,148 +7,50 @@ ends as failed when a method finds that, and is returned like that.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 import redis.asyncio
 import structlog
 from redis.exceptions import ResponseError
 
-from tasks import record, token_log
+from tasks import token_log
 from tasks.card import Card
 from tasks.celery_app import make_app
 from tasks.errors import (
-    CursorError,
-    IdempotencyMismatchError,
-    JobGoneError,
     QueueFullError,
     QueueMemoryError,
     QueuePositionError,
     RecordError,
 )
 from tasks.estimate import QueueLoad
-from tasks.generation import Generation
-from tasks.job import Job, Status, TimeLimits
+from tasks.job import Job, Status
 from tasks.message import Renderer
-from tasks.record import RecordFields
 from tasks.redis_errors import is_permanent
 from tasks.settings import Settings
 from tasks.store import keys, reaped, schema, scripts
+from tasks.store.new_job import Idempotency, NewJob, Submitted
 from tasks.store.reaped import Reaped
-from tasks.token_log import Entry, from_reply
+from tasks.store.replies import (
+    JobChanges,
+    JobVersion,
+    Page,
+    WorkerCounts,
+    card_of,
+    changes_of,
+    job_of,
+    parse_cursor,
+    position_of,
+    prior_job,
+    worker_of,
+)
+from tasks.token_log import Entry
 from tasks.worker_info import WorkerInfo
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
-
-#: Most digits of the time in a cursor.
-MOST_CURSOR_DIGITS = 15
-
-
-@dataclass(frozen=True, slots=True)
-class Idempotency:
-    """Identifies a request that may be sent more than once. Neither part contains a space."""
-
-    #: Hash of the owner, the route and the caller's key.
-    key_hash: str
-    #: Hash of the validated request.
-    fingerprint: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewJob:
-    """A validated request for a job."""
-
-    #: From `tasks.job_id.new_job_id`.
-    id: str
-    owner: str
-    checkpoint: str
-    #: Digest of the card that the request was validated against.
-    digest: str
-    generation: Generation
-    #: 0 (served first) to 9.
-    priority: int = 5
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    limits: TimeLimits = field(default_factory=TimeLimits)
-    #: Largest number of jobs that may be ahead of this one; None for no limit.
-    max_position: int | None = None
-    #: Id of the job that this one repeats.
-    retry_of: str | None = None
-    #: Predicted duration from submission to end, in seconds; None if there is no prediction. The real duration is
-    #: compared with it.
-    predicted_s: float | None = None
-    idempotency: Idempotency | None = None
-    #: How long the finished job is kept, in seconds; None for the setting `result_ttl_s`.
-    result_ttl_s: float | None = None
-    #: Channel that receives the job's id when the job ends; None if no caller waits for the end.
-    reply_to: str | None = None
-    warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Submitted:
-    """An accepted job."""
-
-    job_id: str
-    #: Whether an earlier request with the same key created the job. Its record may have expired since.
-    replayed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class JobVersion:
-    """Whether a job has changed, and its position. Cheap to read for many jobs at once."""
-
-    #: Increases with every change.
-    version: int
-    #: Number of jobs ahead; None if the job does not wait.
-    position: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class JobChanges:
-    """The changes of a job since a cursor, for an event stream."""
-
-    status: Status
-    attempt: int
-    worker: str | None
-    #: Number of jobs ahead; None if the job does not wait.
-    position: int | None
-    #: Entries of the log after the cursor. If the cursor is inside an entry, that entry is cut.
-    entries: tuple[Entry, ...]
-    #: The whole job if it has ended, else None.
-    ended: Job | None = None
-    #: If the job has ended, an entry id after that of the last entry.
-    end_id: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """A part of a listing, newest first."""
-
-    jobs: tuple[Job, ...]
-    #: Cursor for the next page; None if this is the last one.
-    next_cursor: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerCounts:
-    """The live workers of a checkpoint, counted by what they do. A worker that drains is not counted."""
-
-    checkpoint: str
-    #: Workers that take jobs.
-    serving: int
-    #: Their slots together.
-    slots: int
-    #: Running jobs of the checkpoint.
-    running: int
-    #: Workers that replace a crashed engine: they have proved that they serve the weights of the card.
-    reloading: int = 0
-    #: Workers that load the checkpoint for the first time.
-    starting: int = 0
-    #: Workers whose consumer does not look for messages.
-    stalled: int = 0
 
 
 # Aliases, because `list` is a method inside the class.
@@ -179,7 +81,7 @@ class JobStore:
         Raises QueueFullError, QueuePositionError, QueueMemoryError, IdempotencyMismatchError and JobGoneError.
         """
         ttl_ms = scripts.ms(self._settings.result_ttl_s if new.result_ttl_s is None else new.result_ttl_s)
-        record: dict[str, scripts.Argument] = {
+        fields: dict[str, scripts.Argument] = {
             "owner": new.owner,
             "digest": new.digest,
             "input": new.generation.to_json(),
@@ -191,15 +93,15 @@ class JobStore:
             **{name: ms for name, ms in asdict(new.limits).items() if ms is not None},
         }
         if new.retry_of is not None:
-            record["retry_of"] = new.retry_of
+            fields["retry_of"] = new.retry_of
         if new.reply_to is not None:
-            record["reply_to"] = new.reply_to
+            fields["reply_to"] = new.reply_to
         if new.predicted_s is not None:
-            record["predicted_ms"] = max(1, scripts.ms(new.predicted_s))
+            fields["predicted_ms"] = max(1, scripts.ms(new.predicted_s))
         if new.idempotency is not None:
             # The time counts from the job's end: the key of a live job does not expire.
-            record["idempotency"] = new.idempotency.key_hash
-            record["idempotency_ttl_ms"] = max(ttl_ms, scripts.ms(self._settings.idempotency_ttl_s))
+            fields["idempotency"] = new.idempotency.key_hash
+            fields["idempotency_ttl_ms"] = max(ttl_ms, scripts.ms(self._settings.idempotency_ttl_s))
         outcome, *rest = await self._call(
             "submit",
             new.id,
@@ -209,7 +111,7 @@ class JobStore:
             "" if new.max_position is None else new.max_position,
             new.idempotency.key_hash if new.idempotency else "",
             new.idempotency.fingerprint if new.idempotency else "",
-            *(part for field in record.items() for part in field),
+            *(part for field in fields.items() for part in field),
         )
         if outcome == b"full":
             raise QueueFullError(self._settings.max_queued_jobs)
@@ -219,7 +121,7 @@ class JobStore:
             raise QueueMemoryError(None if rest[0] < 0 else rest[0] / 1000)
         if outcome == b"created":
             return Submitted(rest[0].decode(), replayed=False)
-        return Submitted(_prior_job(outcome, *rest), replayed=True)
+        return Submitted(prior_job(outcome, *rest), replayed=True)
 
     async def find(self, key: Idempotency) -> str | None:
         """The id of the job that an earlier request with this key created; None if there was no such request.
@@ -227,27 +129,27 @@ class JobStore:
         Raises IdempotencyMismatchError, and JobGoneError if that job was deleted or has expired.
         """
         prior = await self._call("find", key.key_hash, key.fingerprint)
-        return None if prior is None else _prior_job(*prior)
+        return None if prior is None else prior_job(*prior)
 
     async def get(self, job_id: str) -> Job | None:
         """The job, with its position if it waits; None if there is no such job."""
 
         async def read() -> Job | None:
-            return _job(await self._script("view", job_id))
+            return job_of(await self._script("view", job_id))
 
         return await self._mended(job_id, read)
 
     async def versions(self, job_ids: Sequence[str]) -> Sequence[JobVersion | None]:
         """The version and the position of each job, in one call; None for a job that does not exist."""
         found = await self._call("versions", *job_ids)
-        return [None if of_job is None else JobVersion(of_job[0], _position(of_job[1])) for of_job in found]
+        return [None if of_job is None else JobVersion(of_job[0], position_of(of_job[1])) for of_job in found]
 
     async def changes(self, job_id: str, after: int = 0, k: int = 0) -> JobChanges | None:
         """The changes of a job since the cursor `<after>-<k>`, in one call; None if there is no such job."""
 
         async def read() -> JobChanges | None:
             reply = await self._script("changes", job_id, f"{after}-{k}")
-            return None if reply is None else _changes(job_id, after, reply)
+            return None if reply is None else changes_of(job_id, after, reply)
 
         return await self._mended(job_id, read)
 
@@ -282,7 +184,7 @@ class JobStore:
         """
 
         async def cancel() -> Job | None:
-            return _job(await self._script("cancel", job_id))
+            return job_of(await self._script("cancel", job_id))
 
         return await self._mended(job_id, cancel)
 
@@ -307,7 +209,7 @@ class JobStore:
 
         Raises CursorError if `cursor` is not the `next_cursor` of a page.
         """
-        last_at, last_id = _parse_cursor(cursor)
+        last_at, last_id = parse_cursor(cursor)
         views, next_at, next_id = await self._call("list", status or "", owner or "", limit, last_at, last_id)
         jobs = [await self._listed(view) for view in views]
         return Page(
@@ -327,7 +229,7 @@ class JobStore:
 
         The cost does not depend on how many workers there are.
         """
-        found = await scripts.get("worker_counts").acall(self._redis)
+        found = await self._call("worker_counts")
         return [WorkerCounts(name.decode(), *counts) for name, *counts in sorted(found)]
 
     async def workers(self, checkpoint: str | None = None) -> Workers:
@@ -340,7 +242,7 @@ class JobStore:
             for name in names:
                 pipeline.hgetall(keys.worker(name))
             hashes = await pipeline.execute(raise_on_error=False)
-        found = [_worker(name, fields) for name, fields in zip(names, hashes, strict=True)]
+        found = [worker_of(name, fields) for name, fields in zip(names, hashes, strict=True)]
         return [worker for worker in found if worker is not None and worker.checkpoint in served]
 
     async def reap(self) -> Reaped:
@@ -357,13 +259,13 @@ class JobStore:
             for name in names:
                 pipeline.hget(keys.card(name), "card")
             texts = await pipeline.execute(raise_on_error=False)
-        cards = {name: _card(name, text) for name, text in zip(names, texts, strict=True)}
+        cards = {name: card_of(name, text) for name, text in zip(names, texts, strict=True)}
         return {name: card for name, card in cards.items() if card is not None}
 
     async def _listed(self, view: Sequence[Any]) -> Job | None:
         """A job of a page; None if it was deleted, or if its record is damaged and Redis refuses to write."""
         try:
-            return _job(view)
+            return job_of(view)
         except RecordError as error:
             try:
                 return await self.get(error.job_id)
@@ -399,82 +301,3 @@ class JobStore:
                 log.error("job_call_failed", job_id=job_id, error=str(error))
             await self._script("repair", *scripts.repair_arguments(job_id, fields, force=force))
         return await call()
-
-
-def _prior_job(outcome: bytes, job_id: bytes, reason: bytes = b"") -> str:
-    """The job in a reply about an idempotency key. Raises IdempotencyMismatchError and JobGoneError."""
-    if outcome == b"mismatch":
-        raise IdempotencyMismatchError(job_id.decode())
-    if outcome == b"gone":
-        raise JobGoneError(job_id.decode(), deleted=reason == b"deleted")
-    return job_id.decode()
-
-
-def _job(view: Sequence[Any] | None) -> Job | None:
-    """The job in the reply of `view.lua`. Raises RecordError."""
-    if view is None:
-        return None
-    flat, ahead, job_id = view
-    return Job.from_hash(
-        job_id.decode(errors="replace"), dict(zip(flat[::2], flat[1::2], strict=True)), _position(ahead)
-    )
-
-
-def _changes(job_id: str, after: int, reply: Sequence[Any]) -> JobChanges:
-    """The reply of `changes.lua`. Raises RecordError."""
-    status, attempt, worker, ahead, entries, *end = reply
-    fields = {b"status": status, b"attempt": attempt, b"worker": worker}
-    read = RecordFields(job_id, {name: value for name, value in fields.items() if value})
-    with token_log.damage_of(job_id):
-        cut = tuple(entry.cut(after) for entry in from_reply(entries))
-    changes = JobChanges(
-        status=read.required("status", Status),
-        attempt=read.required("attempt", record.count),
-        worker=read.optional("worker", str),
-        position=_position(ahead),
-        entries=cut,
-        ended=_job([end[1], -1, job_id.encode()]) if end else None,
-        end_id=end[0].decode() if end else "",
-    )
-    read.check()
-    return changes
-
-
-def _card(name: str, text: bytes | Exception | None) -> Card | None:
-    """A card that can be read; None for another one."""
-    if isinstance(text, Exception) and not (isinstance(text, ResponseError) and is_permanent(text)):
-        raise text
-    if text is None or isinstance(text, Exception):
-        return None
-    try:
-        return Card.from_json(text)
-    except ValueError:
-        log.error("card_damaged", checkpoint=name)
-        return None
-
-
-def _worker(name: str, fields: Mapping[bytes, bytes] | Exception) -> WorkerInfo | None:
-    """A live worker; None for one that is gone, whose hash has expired, or whose hash is damaged."""
-    if isinstance(fields, Exception) and not (isinstance(fields, ResponseError) and is_permanent(fields)):
-        raise fields
-    if not fields:
-        return None
-    try:
-        return WorkerInfo.from_hash({} if isinstance(fields, Exception) else fields)
-    except (KeyError, ValueError):
-        log.error("worker_damaged", worker=name)
-        return None
-
-
-def _position(ahead: int) -> int | None:
-    """The position in a script's reply."""
-    return None if ahead < 0 else ahead
-
-
-def _parse_cursor(cursor: str | None) -> tuple[str, str]:
-    if cursor is None:
-        return "", ""
-    at, _, job_id = cursor.partition(".")
-    if not (at.isascii() and at.isdigit() and len(at) <= MOST_CURSOR_DIGITS and job_id):
-        raise CursorError("not a cursor of this listing")
-    return at, job_id

@@ -15,7 +15,8 @@ from tasks.job import Job, Status, TimeLimits
 from tasks.job_id import new_job_id
 from tasks.settings import Settings
 from tasks.store import keys
-from tasks.store.job_store import JobStore, NewJob
+from tasks.store.job_store import JobStore
+from tasks.store.new_job import NewJob
 from tasks.token_log import TokenLog
 from tasks.worker_info import WorkerInfo
 from tests.helpers.gate import Gate

@@ -21,7 +21,8 @@ from tasks.job import ErrorCode, Job, JobError, Status
 from tasks.job_id import new_job_id
 from tasks.settings import Settings
 from tasks.store import keys
-from tasks.store.job_store import JobStore, NewJob
+from tasks.store.job_store import JobStore
+from tasks.store.new_job import NewJob
 from tasks.store.worker_store import AppendTokens, Claimed, FinishJob, FlushReply, Refused, WorkerStore
 from tasks.worker_info import WorkerInfo, WorkerState
 from tests.helpers.requests import make_generation

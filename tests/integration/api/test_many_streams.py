@@ -1,4 +1,4 @@
-"""Thousands of streams on one API process, some of which are never read."""
+"""Thousands of streams on one API process. Some clients never read theirs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Roles whose output nobody reads, and whose reader has exited: they work as before."""
+"""Roles whose output is not read, or whose reader has exited. They work as before."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_an_api_whose_output_nobody_reads_answers(redis_url: str) -> None:
         until(lambda: is_live(url), "the API", timeout_s=START_S)
         for _ in range(REQUESTS):
             assert httpx.get(f"{url}/v1/jobs", timeout=ANSWER_S).status_code == 200
-        # When somebody reads again, all lines are there.
+        # When the output is read again, all lines are there.
         output = api.read_until(b'"request"')
         api.close_reader()
         for _ in range(REQUESTS):

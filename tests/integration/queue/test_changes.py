@@ -10,7 +10,7 @@ from tasks.generation import Generation
 from tasks.job import Status
 from tasks.job_id import new_job_id
 from tasks.store import keys
-from tasks.store.job_store import JobChanges, JobVersion
+from tasks.store.replies import JobChanges, JobVersion
 from tasks.store.scripts import LIMITS
 from tests.helpers.requests import make_generation
 from tests.integration.conftest import QueueWorld

@@ -11,7 +11,7 @@ from tasks.errors import JobGoneError
 from tasks.job import Status
 from tasks.job_id import new_job_id
 from tasks.store import keys
-from tasks.store.job_store import Idempotency
+from tasks.store.new_job import Idempotency
 from tasks.store.worker_store import Refused
 from tests.helpers.requests import make_generation
 from tests.integration.conftest import WORKER, QueueWorld

@@ -10,7 +10,7 @@ import pytest
 from tasks.errors import CursorError
 from tasks.job import Status
 from tasks.store import keys, scripts
-from tasks.store.job_store import Idempotency
+from tasks.store.new_job import Idempotency
 from tests.integration.conftest import QueueWorld
 
 pytestmark = pytest.mark.anyio

@@ -14,7 +14,7 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 from tasks.errors import QueueMemoryError
 from tasks.job import ErrorCode, JobError, Status
 from tasks.store import keys, scripts
-from tasks.store.job_store import Idempotency
+from tasks.store.new_job import Idempotency
 from tests.conftest import running_redis
 from tests.helpers.requests import make_generation
 from tests.integration.conftest import QueueWorld, append, queue_world

@@ -26,7 +26,8 @@ from tasks.job import ErrorCode, Job, Status, TimeLimits
 from tasks.job_id import new_job_id
 from tasks.settings import Settings
 from tasks.store import keys
-from tasks.store.job_store import JobStore, NewJob
+from tasks.store.job_store import JobStore
+from tasks.store.new_job import NewJob
 from tasks.store.scripts import LIMITS
 from tasks.store.worker_store import Claimed, WorkerStore
 from tasks.token_log import Entry

@@ -12,7 +12,7 @@ from tasks.errors import IdempotencyMismatchError, QueueFullError, SchemaError
 from tasks.job import Status
 from tasks.job_id import new_job_id
 from tasks.store import keys, scripts
-from tasks.store.job_store import Idempotency
+from tasks.store.new_job import Idempotency
 from tests.helpers.requests import make_generation
 from tests.integration.conftest import QueueWorld
 

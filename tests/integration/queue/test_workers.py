@@ -8,7 +8,7 @@ import pytest
 
 from tasks.errors import CardConflictError, WorkerReplacedError
 from tasks.store import keys
-from tasks.store.job_store import WorkerCounts
+from tasks.store.replies import WorkerCounts
 from tasks.worker_info import WorkerState
 from tests.integration.conftest import CARD, WORKER, QueueWorld
 

@@ -24,7 +24,7 @@ from tests.integration.stack import START_S, Process, Stack, free_port, until
 # It takes long: the processes of each test need most of its time.
 pytestmark = pytest.mark.slow
 
-LOGIN = ("somebody", "entrance")
+LOGIN = ("user", "entrance")
 QUEUE = keys.queue(TINY.name)
 
 

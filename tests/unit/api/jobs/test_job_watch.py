@@ -10,7 +10,8 @@ import pytest
 from api.jobs.job_watch import JOBS_PER_CALL, JobWatch, WatchedJob
 from api.jobs.subscriptions import Subscriptions
 from tasks.connections import make_async
-from tasks.store.job_store import JobStore, JobVersion
+from tasks.store.job_store import JobStore
+from tasks.store.replies import JobVersion
 from tests.helpers.api_client import settings_for
 
 pytestmark = pytest.mark.anyio

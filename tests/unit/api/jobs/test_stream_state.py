@@ -14,7 +14,7 @@ from api.jobs.stream_state import StreamState
 from celeriac.client.sse import SseParser
 from tasks.generation import FinishReason
 from tasks.job import ErrorCode, Job, JobError, Status
-from tasks.store.job_store import JobChanges
+from tasks.store.replies import JobChanges
 from tasks.token_log import Entry
 from tests.helpers.job_objects import QUEUED
 from tests.helpers.requests import make_generation
