@@ -57,7 +57,7 @@ redis.call('HSET', KEY.REAPED, 'ran_at', NOW_MS)
 
 -- Most calls have returned by now.
 -- [definitions]
-repair_keys()
+repair_shared_keys()
 
 -- Returns the checkpoints that have workers or jobs. The set of all names grows with each checkpoint that was ever served.
 local function active_checkpoints()
@@ -73,6 +73,9 @@ local function active_checkpoints()
 end
 
 local checkpoints = active_checkpoints()
+for _, checkpoint in ipairs(checkpoints) do
+  repair_keys_of(checkpoint)
+end
 local expired, pushed, gone, orphans, extended, overdue = 0, 0, 0, 0, 0, 0
 
 -- Extends the leases of all running jobs of a checkpoint. Returns how many.

@@ -7,7 +7,10 @@
 
 write_even_if_full()
 local id, force = unpack(ARGV, 1, 2)
-local repaired, changed = repair_keys(), 0
+local repaired, changed = repair_shared_keys(), 0
+for _, checkpoint in ipairs(redis.call('SMEMBERS', KEY.CHECKPOINTS)) do
+  repaired = repaired + repair_keys_of(checkpoint)
+end
 local names = id ~= '' and damaged_fields(id)
 
 if names then

@@ -22,6 +22,7 @@ from tasks.card import Card
 from tasks.errors import CardConflictError, RecordError, WorkerReplacedError
 from tasks.generation import FinishReason
 from tasks.job import Job, JobError, Status
+from tasks.record import RecordFields
 from tasks.redis_errors import is_permanent
 from tasks.settings import Settings
 from tasks.store import keys, reaped, schema, scripts
@@ -202,11 +203,19 @@ class WorkerStore:
 
     def ended(self, job_id: str) -> Ended | None:
         """How a job has ended. None if it has not, or does not exist."""
-        fields: Any = self._redis.hmget(keys.job(job_id), ["status", "error"])
-        status, error = fields
-        if status is None or not Status(status.decode()).terminal:
-            return None
-        return Ended(Status(status.decode()), "" if error is None else json.loads(error)["code"])
+
+        def read() -> Ended | None:
+            names = ("status", "error")
+            values: Any = self._redis.hmget(keys.job(job_id), names)
+            found = {name.encode(): value for name, value in zip(names, values, strict=True) if value is not None}
+            if not found:
+                return None
+            fields = RecordFields(job_id, found)
+            status, error = fields.required("status", Status), fields.optional("error", JobError.from_json)
+            fields.check()
+            return Ended(status, "" if error is None else error.code) if status.terminal else None
+
+        return self._mended(job_id, read)
 
     def no_longer_queued(self, job_ids: Sequence[str]) -> set[str]:
         """The jobs among `job_ids` that no longer wait, or do not exist, in one round trip."""

@@ -271,36 +271,43 @@ local function repair_key(key, type)
   return 1
 end
 
--- Deletes the keys of the queue that hold another type than they should, so that scripts can use them again. The reaper
+-- Deletes those of some keys that hold another type than they should, so that scripts can use them again. The reaper
 -- rebuilds them from the records. Returns how many there were.
-local function repair_keys()
+local function repair_types(type, ...)
   local repaired = 0
-  local function repair(keys, type)
-    for _, key in ipairs(keys) do
-      repaired = repaired + repair_key(key, type)
-    end
-  end
-  local function repair_number(key)
-    repair({key}, 'string')
-    local number = redis.call('GET', key)
-    if number and not is_count(number, LIMIT.MOST_COUNT) then
-      redis.call('DEL', key)
-      repaired = repaired + 1
-    end
-  end
-  repair_number(KEY.RESERVED)
-  repair({KEY.DAMAGED}, 'list')
-  repair({KEY.CHECKPOINTS}, 'set')
-  repair({KEY.REAPED, KEY.UNACKED}, 'hash')
-  repair({KEY.JOBS, KEY.EXPIRIES, KEY.TIMEOUTS, KEY.UNACKED_INDEX}, 'zset')
-  for _, status in ipairs(STATUSES) do
-    repair({KEY.jobs_with(status)}, 'zset')
-  end
-  for _, checkpoint in ipairs(redis.call('SMEMBERS', KEY.CHECKPOINTS)) do
-    repair({KEY.queue(checkpoint), KEY.accuracy(checkpoint)}, 'list')
-    repair({KEY.card(checkpoint), KEY.pace(checkpoint), KEY.capacity(checkpoint)}, 'hash')
-    repair({KEY.backlog(checkpoint), KEY.dispatched(checkpoint), KEY.running(checkpoint), KEY.workers(checkpoint)}, 'zset')
-    repair_number(KEY.waiting_tokens(checkpoint))
+  for _, key in ipairs({...}) do
+    repaired = repaired + repair_key(key, type)
   end
   return repaired
+end
+
+-- Deletes a key that should hold a number and does not. Returns 1 if it did, else 0.
+local function repair_number(key)
+  local repaired = repair_key(key, 'string')
+  local number = redis.call('GET', key)
+  if number and not is_count(number, LIMIT.MOST_COUNT) then
+    redis.call('DEL', key)
+    repaired = 1
+  end
+  return repaired
+end
+
+-- Repairs the keys of the queue that belong to no checkpoint. Returns how many were repaired.
+local function repair_shared_keys()
+  local repaired = repair_number(KEY.RESERVED) + repair_types('list', KEY.DAMAGED)
+    + repair_types('set', KEY.CHECKPOINTS) + repair_types('hash', KEY.REAPED, KEY.UNACKED)
+    + repair_types('zset', KEY.JOBS, KEY.EXPIRIES, KEY.TIMEOUTS, KEY.UNACKED_INDEX)
+  for _, status in ipairs(STATUSES) do
+    repaired = repaired + repair_types('zset', KEY.jobs_with(status))
+  end
+  return repaired
+end
+
+-- Repairs the keys of one checkpoint. Returns how many were repaired.
+local function repair_keys_of(checkpoint)
+  return repair_types('list', KEY.queue(checkpoint), KEY.accuracy(checkpoint))
+    + repair_types('hash', KEY.card(checkpoint), KEY.pace(checkpoint), KEY.capacity(checkpoint))
+    + repair_types('zset', KEY.backlog(checkpoint), KEY.dispatched(checkpoint), KEY.running(checkpoint),
+      KEY.workers(checkpoint))
+    + repair_number(KEY.waiting_tokens(checkpoint))
 end

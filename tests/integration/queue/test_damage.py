@@ -18,7 +18,7 @@ from api.jobs.job_view import job_response
 from tasks.job import ErrorCode, Job, Status
 from tasks.store import keys
 from tasks.store.reaped import Damage
-from tasks.store.worker_store import Claimed, Renewal
+from tasks.store.worker_store import Claimed, Ended, Renewal
 from tests.integration.conftest import WORKER, QueueWorld, append, finish, queue_world
 
 pytestmark = pytest.mark.anyio
@@ -412,6 +412,21 @@ async def test_a_redis_that_refuses_to_write_fails_no_job(queue: QueueWorld) -> 
         assert (await queue.job(job_id)).status is Status.RUNNING
     finally:
         queue.redis.replicaof("NO", "ONE")  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("field", ["status", "error"])
+async def test_how_a_damaged_job_has_ended_is_told(queue: QueueWorld, field: str) -> None:
+    """The task body asks for it, and must not fail."""
+    queue.register()
+    job_id = await queue.running()
+    assert queue.workers.ended(job_id) is None
+    queue.workers.flush([finish(job_id)])
+    assert queue.workers.ended(job_id) == Ended(Status.SUCCEEDED, "")
+    queue.redis.hset(keys.job(job_id), field, "text")
+    ended = queue.workers.ended(job_id)
+    assert ended is not None
+    assert ended in (Ended(Status.FAILED, "record_damaged"), Ended(Status.SUCCEEDED, ""))
+    assert queue.workers.ended("job_none") is None
 
 
 async def test_one_poisoned_append_does_not_stop_the_others(queue: QueueWorld) -> None:
