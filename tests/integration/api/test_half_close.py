@@ -4,37 +4,18 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator
 
 import httpx
 import pytest
 
 from api.http.sse import KEEP_ALIVE
-from tasks.settings import Settings
-from tests.helpers.api_client import DEADLINE_S, eventually, server, settings_for
-from tests.helpers.fake_worker import FakeWorker, fake_worker
+from tests.helpers.api_client import DEADLINE_S, eventually
+from tests.helpers.fake_worker import FakeWorker
 from tests.helpers.raw_http import connect, get, post, read_all, status_of
 
 BODY = {"prompt": "123+456=", "temperature": 0.0}
 #: Longer than the time until the first probe of a client that half-closed.
 LONG_S = 2.0
-
-
-@pytest.fixture
-def settings(redis_url: str) -> Settings:
-    return settings_for(redis_url)
-
-
-@pytest.fixture
-def worker(settings: Settings) -> Iterator[FakeWorker]:
-    with fake_worker(settings) as worker:
-        yield worker
-
-
-@pytest.fixture
-def url(settings: Settings, worker: FakeWorker) -> Iterator[str]:
-    with server(settings) as url:
-        yield url
 
 
 def status(url: str, job_id: str) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
@@ -27,13 +25,6 @@ BROKEN = {
     "finish_reason": SECRET,
     "deadline_at": SECRET,
 }
-
-
-@pytest.fixture
-def stack(redis_url: str, tmp_path: Path) -> Iterator[Stack]:
-    stack = Stack(redis_url, tmp_path)
-    yield stack
-    stack.close()
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])

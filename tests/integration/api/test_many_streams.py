@@ -8,7 +8,6 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import httpx
 import pytest
@@ -26,13 +25,6 @@ UNREAD = 300
 ALL_S = 120.0
 #: Characters of the text that is not read.
 CHARACTERS = 50_000
-
-
-@pytest.fixture
-def stack(redis_url: str, tmp_path: Path) -> Iterator[Stack]:
-    stack = Stack(redis_url, tmp_path)
-    yield stack
-    stack.close()
 
 
 @pytest.fixture(autouse=True)

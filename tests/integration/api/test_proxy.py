@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
@@ -18,13 +17,6 @@ from tests.integration.stack import START_S, Stack, free_port, until
 
 #: Longest wait for a connection to be closed, in seconds. It is idle for one second.
 CLOSED_S = 20.0
-
-
-@pytest.fixture
-def stack(redis_url: str, tmp_path: Path) -> Iterator[Stack]:
-    stack = Stack(redis_url, tmp_path)
-    yield stack
-    stack.close()
 
 
 @pytest.fixture(autouse=True)

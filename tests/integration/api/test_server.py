@@ -11,7 +11,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,29 +18,12 @@ import httpx
 import pytest
 
 from tasks.settings import Settings
-from tests.helpers.api_client import DEADLINE_S, eventually, server, settings_for
-from tests.helpers.fake_worker import FakeWorker, fake_worker
+from tests.helpers.api_client import DEADLINE_S, eventually
+from tests.helpers.fake_worker import FakeWorker
 
 BODY = {"prompt": "123+456=", "temperature": 0.0}
 #: Most memory that the process may use, in MB.
 MEMORY_MB = 150
-
-
-@pytest.fixture
-def settings(redis_url: str) -> Settings:
-    return settings_for(redis_url)
-
-
-@pytest.fixture
-def worker(settings: Settings) -> Iterator[FakeWorker]:
-    with fake_worker(settings) as worker:
-        yield worker
-
-
-@pytest.fixture
-def url(settings: Settings, worker: FakeWorker) -> Iterator[str]:
-    with server(settings) as url:
-        yield url
 
 
 def post_and_leave(url: str, worker: FakeWorker, path: str, headers: dict[str, str] | None = None) -> str:

@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from json import dumps
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
 
 from tests.helpers.job_objects import JOB_ID, QUEUED, RUNNING, job_object
+from tests.helpers.json_handler import JsonHandler
 from tests.helpers.stream_bytes import TEXT, done, tokens
 from tests.helpers.streaming_server import END, HEAD, chunk
 
@@ -59,7 +59,7 @@ class Server:
 def server() -> Iterator[Server]:
     state = Server()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(JsonHandler, BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
@@ -82,17 +82,6 @@ def server() -> Iterator[Server]:
                 state.cancel_held.set()
                 state.release.wait(DEADLINE_S)
             self.reply(job_object(QUEUED))
-
-        def reply(self, body: Any) -> None:
-            content = dumps(body).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_: Any) -> None:
-            pass
 
     class Quiet(ThreadingHTTPServer):
         daemon_threads = True

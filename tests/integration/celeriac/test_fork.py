@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from json import dumps
 from typing import Any
 
 import pytest
 
 from celeriac import AsyncInferenceClient, InferenceClient
 from tests.helpers.job_objects import JOB_ID, QUEUED, RUNNING, job_object
+from tests.helpers.json_handler import JsonHandler
 from tests.helpers.stream_bytes import TEXT, done, tokens
 from tests.helpers.streaming_server import END, HEAD, chunk
 
@@ -42,7 +42,7 @@ class Server:
 def server() -> Iterator[Server]:
     seen = Server()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(JsonHandler, BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
@@ -62,17 +62,6 @@ def server() -> Iterator[Server]:
             self.rfile.read(int(self.headers["Content-Length"]))
             seen.requests.append(("POST", self.path, None))
             self.reply(job_object(QUEUED))
-
-        def reply(self, body: Any) -> None:
-            content = dumps(body).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_: Any) -> None:
-            pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
         http.daemon_threads = True

@@ -17,12 +17,11 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from json import dumps
-from typing import Any
 
 import pytest
 
 from tests.helpers.job_objects import JOB_ID, QUEUED, SUCCEEDED, job_object
+from tests.helpers.json_handler import JsonHandler
 from tests.helpers.stream_bytes import TEXT, done, queue, tokens
 from tests.helpers.streaming_server import END, HEAD, chunk
 from tests.integration.cluster import TINY
@@ -108,7 +107,7 @@ def terminals() -> Iterator[list[Terminal]]:
 def url() -> Iterator[str]:
     """A server with two jobs. The stream of one reports ever new positions in the queue."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(JsonHandler, BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
@@ -118,22 +117,11 @@ def url() -> Iterator[str]:
             else:
                 long = job_object(SUCCEEDED, id="job_01M8EEPHMJY6HAQM9M986NQS6F")
                 long["input"]["prompt"] = "123+456=" * 20
-                self._reply({"data": [job_object(QUEUED), long], "next_cursor": None})
+                self.reply({"data": [job_object(QUEUED), long], "next_cursor": None})
 
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
-            self._reply(job_object(QUEUED))
-
-        def _reply(self, body: Any) -> None:
-            content = dumps(body).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_: Any) -> None:
-            pass
+            self.reply(job_object(QUEUED))
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
         http.daemon_threads = True
