@@ -34,9 +34,9 @@ from api.schemas.events import EVENT_DATA
 from api.server import accept_errors, open_files
 from api.services import Services
 from api.shutdown import on_stop_signal
-from tasks.connections import redacted
 from tasks.environment.startup import settings_or_exit
 from tasks.logs import flush_logs, setup_logging
+from tasks.redis_client.connections import redacted
 from tasks.settings import Settings
 from tasks.settings import settings as settings_of_this_process
 

@@ -10,7 +10,7 @@ from redis.exceptions import RedisError, ResponseError
 from api.background import end
 from api.schema_check import SchemaCheck
 from tasks.errors import RedisUnusableError, SchemaError
-from tasks.redis_errors import is_no_permission
+from tasks.redis_client.errors import is_no_permission
 from tasks.store.job_store import JobStore
 
 log = structlog.get_logger(__name__)

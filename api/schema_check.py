@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from tasks.connections import redacted
+from tasks.redis_client.connections import redacted
 from tasks.shared_call import SharedCall
 from tasks.store.job_store import JobStore
 

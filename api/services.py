@@ -24,10 +24,10 @@ from api.jobs.waiter import Waiter
 from api.reaper import Reaper
 from api.schema_check import SchemaCheck
 from api.shutdown import Shutdown
-from tasks.connections import make_async
-from tasks.redis_check import check_redis
+from tasks.redis_client.connections import make_async
 from tasks.settings import Settings
 from tasks.store.job_store import JobStore
+from tasks.store.redis_check import check_redis
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from celery import Celery
 
-from tasks.connections import broker_url
 from tasks.environment.foreign_variables import remove_celery_variables
+from tasks.redis_client.connections import broker_url
 from tasks.settings import Settings
 
 #: Name of the only task. Its only argument is a job id.

@@ -15,11 +15,11 @@ import structlog
 from redis import Redis
 from redis.exceptions import RedisError
 
-from tasks.connections import make_sync, redacted
 from tasks.errors import CardConflictError, SchemaError, WorkerReplacedError
-from tasks.redis_check import check_redis
+from tasks.redis_client.connections import make_sync, redacted
 from tasks.settings import Settings
 from tasks.store import keys
+from tasks.store.redis_check import check_redis
 from tasks.store.worker_store import Ended, WorkerStore
 from tasks.worker_info import WorkerInfo, WorkerState
 from worker.checkpoints.folder import CheckpointFolder

@@ -19,7 +19,7 @@ from api.http.disconnect import ClientGoneError
 from api.http.openapi import allowed_methods, with_head
 from api.http.problems import RETRY_SOON_S, ApiError, Code, FieldError, presentable, shown, summary
 from tasks.errors import RedisUnusableError, SchemaError
-from tasks.redis_errors import refusal, why_unusable
+from tasks.redis_client.errors import refusal, why_unusable
 
 log = structlog.get_logger(__name__)
 

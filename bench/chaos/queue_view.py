@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import redis.asyncio
 from redis.exceptions import RedisError
 
-from tasks.connections import make_async
 from tasks.job import Job, Status
+from tasks.redis_client.connections import make_async
 from tasks.settings import Settings
 from tasks.store import keys
 from tasks.store.job_store import JobStore

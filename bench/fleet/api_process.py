@@ -14,7 +14,7 @@ from api.jobs.job_watch import JOBS_PER_CALL, JobWatch
 from api.jobs.subscriptions import Subscriptions
 from bench.fleet.redis_load import used_s
 from bench.fleet.simulated_fleet import CHECKPOINT, SimulatedFleet
-from tasks.connections import make_async
+from tasks.redis_client.connections import make_async
 from tasks.settings import Settings
 from tasks.store import keys
 from tasks.store.job_store import JobStore

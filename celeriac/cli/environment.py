@@ -37,9 +37,9 @@ def load_queue_settings() -> Settings:
 
     Removes the variables that would change Celery. Call it before Celery is imported.
     """
-    from tasks.connections import parse
     from tasks.environment.foreign_variables import remove_celery_variables
     from tasks.errors import ConfigurationError
+    from tasks.redis_client.connections import parse
 
     remove_celery_variables()
     settings = load_settings()
@@ -58,7 +58,7 @@ def check_redis_of(settings: Settings) -> None:
     from redis.exceptions import RedisError
 
     from tasks.errors import RedisUnusableError
-    from tasks.redis_check import check_redis
+    from tasks.store.redis_check import check_redis
 
     try:
         check_redis(settings)

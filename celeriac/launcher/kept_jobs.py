@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from redis.exceptions import RedisError
 
-from tasks.connections import make_sync
+from tasks.redis_client.connections import make_sync
 from tasks.settings import Settings
 from tasks.store import keys
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from tasks.connections import parse
 from tasks.environment.unknown_variables import report_unknown_variables
 from tasks.errors import ConfigurationError
+from tasks.redis_client.connections import parse
 from tasks.settings import Settings, settings
 
 

@@ -15,8 +15,8 @@ from tasks.logs.output import output
 from tasks.logs.renderers import JsonRenderer, PeopleRenderer, Renderer
 from tasks.logs.sink import LogSink
 from tasks.logs.text_stream import replace_standard_streams
+from tasks.logs.tracebacks import traceback_text
 from tasks.settings import Settings
-from tasks.tracebacks import traceback_text
 
 _sinks: list[LogSink] = []
 

@@ -27,7 +27,7 @@ from tasks.errors import (
 from tasks.estimate import QueueLoad
 from tasks.job import Job, Status
 from tasks.message import Renderer
-from tasks.redis_errors import is_permanent
+from tasks.redis_client.errors import is_permanent
 from tasks.settings import Settings
 from tasks.store import keys, reaped, schema, scripts
 from tasks.store.new_job import Idempotency, NewJob, Submitted

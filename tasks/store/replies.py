@@ -14,7 +14,7 @@ from tasks.card import Card
 from tasks.errors import CursorError, IdempotencyMismatchError, JobGoneError
 from tasks.job import Job, Status
 from tasks.record import RecordFields
-from tasks.redis_errors import is_permanent
+from tasks.redis_client.errors import is_permanent
 from tasks.token_log import Entry, from_reply
 from tasks.worker_info import WorkerInfo
 

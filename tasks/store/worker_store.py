@@ -23,7 +23,7 @@ from tasks.errors import CardConflictError, RecordError, WorkerReplacedError
 from tasks.generation import FinishReason
 from tasks.job import Job, JobError, Status
 from tasks.record import RecordFields
-from tasks.redis_errors import is_permanent
+from tasks.redis_client.errors import is_permanent
 from tasks.settings import Settings
 from tasks.store import keys, reaped, schema, scripts
 from tasks.store.reaped import Reaped

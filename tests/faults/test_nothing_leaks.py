@@ -14,8 +14,8 @@ import pytest
 
 from bench.own_redis import OwnRedis
 from bench.processes import children
-from tasks.connections import MAX_CONNECTIONS
 from tasks.job import ErrorCode, Status
+from tasks.redis_client.connections import MAX_CONNECTIONS
 from tasks.store import keys
 from tests.faults.conftest import lasting, quick_cluster
 from tests.integration.cluster import DEADLINE_S, Cluster, Engine

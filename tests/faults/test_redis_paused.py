@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from bench.own_redis import OwnRedis
-from tasks.connections import MAX_CONNECTIONS
 from tasks.job import Status
+from tasks.redis_client.connections import MAX_CONNECTIONS
 from tests.faults.conftest import BEGUN, LONG, lasting, quick_cluster
 from tests.integration.cluster import Cluster, Engine
 from tests.integration.stack import until

@@ -12,9 +12,9 @@ from dataclasses import replace
 import redis
 
 from tasks.card import Card, TokenizerCard
-from tasks.connections import make_sync
 from tasks.generation import FinishReason
 from tasks.job import Job, JobError, Status
+from tasks.redis_client.connections import make_sync
 from tasks.settings import Settings
 from tasks.store import keys
 from tasks.store.worker_store import AppendTokens, Claimed, FinishJob, WorkerStore

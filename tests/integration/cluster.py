@@ -9,10 +9,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bench.processes import Engine, children, stop_all
-from tasks.connections import make_async, make_sync
 from tasks.generation import Generation
 from tasks.job import Job, Status, TimeLimits
 from tasks.job_id import new_job_id
+from tasks.redis_client.connections import make_async, make_sync
 from tasks.settings import Settings
 from tasks.store import keys
 from tasks.store.job_store import JobStore

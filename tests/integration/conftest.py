@@ -15,10 +15,10 @@ import redis
 from redis.asyncio import Redis as AsyncRedis
 
 from tasks.card import Card, TokenizerCard
-from tasks.connections import make_async, make_sync
 from tasks.generation import FinishReason
 from tasks.job import ErrorCode, Job, JobError, Status
 from tasks.job_id import new_job_id
+from tasks.redis_client.connections import make_async, make_sync
 from tasks.settings import Settings
 from tasks.store import keys
 from tasks.store.job_store import JobStore

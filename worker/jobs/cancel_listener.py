@@ -13,7 +13,7 @@ import structlog
 from redis import Redis
 from redis.exceptions import RedisError
 
-from tasks.redis_errors import describe
+from tasks.redis_client.errors import describe
 
 log = structlog.get_logger(__name__)
 

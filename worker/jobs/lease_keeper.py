@@ -12,7 +12,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from tasks.errors import CardConflictError, SchemaError, WorkerReplacedError
-from tasks.redis_errors import describe, is_permanent
+from tasks.redis_client.errors import describe, is_permanent
 from tasks.store.worker_store import WorkerStore
 from tasks.worker_info import WorkerInfo
 from worker.jobs.job_runner import JobRunner

@@ -9,7 +9,7 @@ from typing import TypeVar
 import structlog
 from redis.exceptions import RedisError
 
-from tasks.redis_errors import describe, is_permanent
+from tasks.redis_client.errors import describe, is_permanent
 
 log = structlog.get_logger(__name__)
 

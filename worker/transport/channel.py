@@ -22,7 +22,7 @@ from kombu.transport.redis import Channel, Transport
 from redis.exceptions import ResponseError
 
 from tasks.celery_app import make_app
-from tasks.redis_errors import describe
+from tasks.redis_client.errors import describe
 from tasks.settings import settings
 from worker.transport.consumption import GatedQoS
 from worker.transport.incoming import Incoming, JobMessage, NoMessageError, parse, read

@@ -15,7 +15,7 @@ from kombu import Connection
 from kombu.common import ignore_errors
 from redis.exceptions import ResponseError
 
-from tasks.redis_errors import describe
+from tasks.redis_client.errors import describe
 
 log = structlog.get_logger(__name__)
 

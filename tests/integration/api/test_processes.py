@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tasks.connections import MAX_CONNECTIONS
+from tasks.redis_client.connections import MAX_CONNECTIONS
 from tasks.store import keys
 from tests.helpers.event_streams import stream, text_of
 from tests.integration.conftest import QueueWorld

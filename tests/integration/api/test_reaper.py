@@ -12,8 +12,8 @@ from structlog.testing import capture_logs
 
 from api.reaper import Reaper
 from api.schema_check import SchemaCheck
-from tasks.connections import make_async
 from tasks.job import Status
+from tasks.redis_client.connections import make_async
 from tasks.settings import Settings
 from tasks.store import keys
 from tasks.store.job_store import JobStore

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from tasks.connections import make_async, make_sync
+from tasks.redis_client.connections import make_async, make_sync
 from tasks.settings import Settings
 from tasks.store import keys
 from tasks.store.job_store import JobStore

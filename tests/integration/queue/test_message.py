@@ -10,8 +10,8 @@ import redis
 from kombu import Queue
 
 from tasks.celery_app import TASK_NAME, make_app
-from tasks.connections import broker_url
 from tasks.message import Renderer
+from tasks.redis_client.connections import broker_url
 from tasks.settings import Settings
 from tasks.store import keys
 from tests.integration.conftest import QueueWorld

@@ -11,7 +11,7 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from tasks.connections import make_async, make_sync
+from tasks.redis_client.connections import make_async, make_sync
 from tasks.settings import Settings
 from tasks.store.job_store import JobStore
 from tasks.store.worker_store import WorkerStore

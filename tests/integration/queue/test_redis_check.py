@@ -18,8 +18,8 @@ from redis.exceptions import BusyLoadingError, RedisError
 from structlog.testing import capture_logs
 
 from tasks.errors import RedisUnusableError
-from tasks.redis_check import check_redis
 from tasks.settings import Settings
+from tasks.store.redis_check import check_redis
 from tests.conftest import running_redis
 from tests.helpers.api_client import api, settings_for
 from tests.helpers.fake_redis_server import fake_redis_server

@@ -21,9 +21,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tasks.connections import make_async, make_sync
 from tasks.job import ErrorCode, Job, Status, TimeLimits
 from tasks.job_id import new_job_id
+from tasks.redis_client.connections import make_async, make_sync
 from tasks.settings import Settings
 from tasks.store import keys
 from tasks.store.job_store import JobStore

@@ -9,7 +9,7 @@ import pytest
 
 from api.jobs.job_watch import JOBS_PER_CALL, JobWatch, WatchedJob
 from api.jobs.subscriptions import Subscriptions
-from tasks.connections import make_async
+from tasks.redis_client.connections import make_async
 from tasks.store.job_store import JobStore
 from tasks.store.replies import JobVersion
 from tests.helpers.api_client import settings_for

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from api.jobs.job_watch import JobWatch
 from api.jobs.subscriptions import Subscription, Subscriptions
-from tasks.connections import make_async
+from tasks.redis_client.connections import make_async
 from tasks.store import keys
 from tasks.store.job_store import JobStore
 from tests.helpers.api_client import DEADLINE_S, api, eventually, settings_for

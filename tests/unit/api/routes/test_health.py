@@ -9,7 +9,7 @@ import pytest
 import structlog
 
 from api.app import create_app
-from tasks.connections import make_sync
+from tasks.redis_client.connections import make_sync
 from tasks.store import keys
 from tasks.worker_info import WorkerState
 from tests.helpers.api_client import api, running, settings_for

@@ -8,8 +8,7 @@ from importlib.resources import files
 
 import pytest
 
-from tasks import redis_check
-from tasks.store import keys, scripts
+from tasks.store import keys, redis_check, scripts
 
 SCRIPTS = sorted(
     path.name.removesuffix(".lua") for path in (files("tasks") / "lua").iterdir() if path.name.endswith(".lua")

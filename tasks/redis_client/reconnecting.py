@@ -10,7 +10,7 @@ from typing import Any
 from redis.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
 from redis.exceptions import ResponseError
 
-from tasks.redis_errors import is_demotion
+from tasks.redis_client.errors import is_demotion
 
 
 class _Reconnecting(AbstractConnection):

@@ -15,10 +15,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from tasks.connections import make_sync, redacted
 from tasks.errors import RedisUnusableError
-from tasks.redis_errors import is_no_permission, why_unusable
-from tasks.redis_transport import tls_mismatch
+from tasks.redis_client.connections import make_sync, redacted
+from tasks.redis_client.errors import is_no_permission, why_unusable
+from tasks.redis_client.transport import tls_mismatch
 from tasks.settings import Settings
 from tasks.store import keys
 

@@ -7,7 +7,7 @@ import ssl
 from typing import Any
 from urllib.parse import urlsplit
 
-from tasks.connections import parse, redacted
+from tasks.redis_client.connections import parse, redacted
 
 #: Longest time for each step, in seconds. A server that does not answer by then counts as away.
 PROBE_S = 1.0

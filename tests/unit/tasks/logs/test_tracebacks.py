@@ -17,8 +17,8 @@ from api.schemas.base import Model
 from tasks.errors import QueueError
 from tasks.job import Status
 from tasks.logs import setup_logging
+from tasks.logs.tracebacks import HIDDEN
 from tasks.settings import Settings
-from tasks.tracebacks import HIDDEN
 
 SECRET = "a secret prompt"
 

@@ -18,9 +18,9 @@ from redis.connection import parse_url
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
-from tasks.async_pool import SharedOutagePool
 from tasks.errors import ConfigurationError
-from tasks.reconnecting import RECONNECTING
+from tasks.redis_client.pool import SharedOutagePool
+from tasks.redis_client.reconnecting import RECONNECTING
 from tasks.settings import Settings
 
 #: Retries after a broken connection. A restarted Redis leaves broken connections in the pool; a retry makes a new one.

@@ -21,7 +21,7 @@ from redis.asyncio.connection import (
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from tasks.redis_errors import is_demotion
+from tasks.redis_client.errors import is_demotion
 from tasks.shared_call import SharedCall
 
 

@@ -8,7 +8,7 @@ import pytest
 from redis.exceptions import ReadOnlyError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from tasks.connections import MAX_CONNECTIONS, make_async, make_sync
+from tasks.redis_client.connections import MAX_CONNECTIONS, make_async, make_sync
 from tasks.settings import Settings
 from tests.helpers.fake_redis_server import fake_redis_server
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from tasks.celery_app import make_app
-from tasks.connections import broker_url, make_async, make_sync, redacted
 from tasks.errors import ConfigurationError
+from tasks.redis_client.connections import broker_url, make_async, make_sync, redacted
 from tasks.settings import Settings
 
 

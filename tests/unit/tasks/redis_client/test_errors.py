@@ -16,7 +16,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from tasks.redis_errors import is_permanent
+from tasks.redis_client.errors import is_permanent
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Clients of Redis: their connections, and what their errors mean."""
