@@ -24,6 +24,8 @@ PRIVATE_DOMAINS = (".localhost", ".local", ".internal", ".home.arpa")
 
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]{1,253}))(?::[0-9]{0,5})?")
 _RESOLVER_FILE = Path("/etc/resolv.conf")
+#: The entries of the resolver's file that name the domains of this machine.
+_SEARCH = ("search", "domain")
 
 
 class HostCheck:
@@ -76,10 +78,6 @@ def names_of_this_machine() -> set[str]:
         lines = []
     domains = {domain for line in lines for word, *rest in [line.split() or [""]] for domain in rest if word in _SEARCH}
     return {"localhost", host, short, *(f"{short}.{domain.lower().strip('.')}" for domain in domains)} - {""}
-
-
-#: The entries of the resolver's file that name the domains of this machine.
-_SEARCH = ("search", "domain")
 
 
 def address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

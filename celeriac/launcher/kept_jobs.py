@@ -9,6 +9,7 @@ from redis.exceptions import RedisError
 from tasks.redis_client.connections import make_sync
 from tasks.settings import Settings
 from tasks.store import keys
+from tasks.store.replies import names_of
 
 #: How long one call of Redis may take, in seconds. The stop must not wait for a Redis that hangs.
 TIMEOUT_S = 2.0
@@ -36,8 +37,7 @@ def kept_jobs(settings: Settings) -> KeptJobs | None:
     waiting = started = 0
     try:
         with make_sync(settings.model_copy(update={"redis_timeout_s": TIMEOUT_S})) as redis:
-            for name in redis.smembers(keys.CHECKPOINTS):
-                checkpoint = name.decode()
+            for checkpoint in names_of(redis.smembers(keys.CHECKPOINTS)):
                 queues = (keys.backlog(checkpoint), keys.dispatched(checkpoint))
                 # A job that has started before has a negative score in both.
                 resumed = sum(redis.zcount(queue, "-inf", "(0") for queue in queues)

@@ -40,6 +40,7 @@ from tasks.store.replies import (
     card_of,
     changes_of,
     job_of,
+    names_of,
     parse_cursor,
     position_of,
     prior_job,
@@ -230,7 +231,7 @@ class JobStore:
         The cost does not depend on how many workers there are.
         """
         found = await self._call("worker_counts")
-        return [WorkerCounts(name.decode(), *counts) for name, *counts in sorted(found)]
+        return [WorkerCounts(name.decode(errors="replace"), *counts) for name, *counts in sorted(found)]
 
     async def workers(self, checkpoint: str | None = None) -> Workers:
         """The live workers of one checkpoint, or of all, in order of their names."""
@@ -238,7 +239,7 @@ class JobStore:
         async with self._redis.pipeline(transaction=False) as pipeline:
             for name in served:
                 pipeline.zrange(keys.workers(name), 0, -1)
-            names = sorted({name.decode() for found in await pipeline.execute() for name in found})
+            names = names_of({name for found in await pipeline.execute() for name in found})
             for name in names:
                 pipeline.hgetall(keys.worker(name))
             hashes = await pipeline.execute(raise_on_error=False)
@@ -251,7 +252,7 @@ class JobStore:
 
     async def _checkpoints(self) -> Sequence[str]:
         names: Any = await self._redis.smembers(keys.CHECKPOINTS)
-        return sorted(name.decode() for name in names)
+        return names_of(names)
 
     async def _cards(self, names: Sequence[str]) -> dict[str, Card]:
         """The cards that can be read. The reaper deletes damaged ones, and the workers publish them again."""

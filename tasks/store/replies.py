@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +77,17 @@ class WorkerCounts:
     starting: int = 0
     #: Workers whose consumer does not look for messages.
     stalled: int = 0
+
+
+def names_of(members: Iterable[bytes]) -> list[str]:
+    """The names in a set of names, in order, without members that are no text: only another program writes those."""
+    names = []
+    for member in members:
+        try:
+            names.append(member.decode())
+        except UnicodeDecodeError:
+            log.error("name_damaged", member=repr(member))
+    return sorted(names)
 
 
 def prior_job(outcome: bytes, job_id: bytes, reason: bytes = b"") -> str:

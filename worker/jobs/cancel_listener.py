@@ -58,4 +58,4 @@ class CancelListener:
             while not self._stopping.is_set():
                 message = pubsub.get_message(timeout=POLL_S)
                 if message is not None and not self._stopping.is_set():
-                    self._on_cancel(message["data"].decode())
+                    self._on_cancel(message["data"].decode(errors="replace"))

@@ -119,15 +119,22 @@ class EagerConsumer(Consumer):
         return super().call_soon_ack(partial(_unless_closed, p), *args, **kwargs)
 
 
-def _unless_closed(acknowledge: Any, *args: Any, **kwargs: Any) -> None:
-    """Acknowledge unless the channel is closed. Runs in the main loop, the only thread that closes channels."""
+def _unless_closed(acknowledge: Any, logger: Any, errors: tuple[type[Exception], ...], **kwargs: Any) -> None:
+    """Acknowledge unless the channel is closed. `errors` are those of a broken connection.
+
+    Runs in the main loop, the only thread that closes channels. A message that could not be acknowledged is delivered again after the visibility
+    timeout, which does no harm.
+    """
     channel = acknowledge.__self__.channel
     if channel.closed or channel.refused:
         return
     try:
-        acknowledge(*args, **kwargs)
+        # Without errors to catch, kombu does not log them: it would log a critical error with a traceback.
+        acknowledge(logger, (), **kwargs)
     except ResponseError:
-        # The error makes Celery replace the connection. Until then, other messages would only repeat the error. They
-        # are delivered again after the visibility timeout, which does no harm.
+        # The error makes Celery replace the connection. Until then, other messages would only repeat the error.
         channel.refused = True
         raise
+    except errors as error:
+        # The main loop reads from the same server, so it finds the end of its connection by itself.
+        log.info("message_not_acknowledged", error=describe(error))

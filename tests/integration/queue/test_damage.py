@@ -59,14 +59,14 @@ FIELDS = (
     *("prompt_tokens", "predicted_ms", "message", "worker", "incarnation", "claim", "finish_reason", "completion"),
     *("error", "idempotency", "idempotency_ttl_ms", "reply_to", "retry_of"),
 )
-#: Makes a key of each type.
+#: Makes a key of each type, with text and with bytes that are no text.
 TYPES: dict[str, Callable[[Any, str], object]] = {
-    "string": lambda redis, key: redis.set(key, "text"),
-    "hash": lambda redis, key: redis.hset(key, "field", "text"),
-    "list": lambda redis, key: redis.rpush(key, "text"),
-    "set": lambda redis, key: redis.sadd(key, "text"),
-    "zset": lambda redis, key: redis.zadd(key, {"text": 1}),
-    "stream": lambda redis, key: redis.xadd(key, {"field": "text"}),
+    "string": lambda redis, key: redis.set(key, b"\xff\xfe"),
+    "hash": lambda redis, key: redis.hset(key, mapping={"field": "text", b"\xff": b"\xff"}),
+    "list": lambda redis, key: redis.rpush(key, "text", b"\xff"),
+    "set": lambda redis, key: redis.sadd(key, "text", b"\xff"),
+    "zset": lambda redis, key: redis.zadd(key, {"text": 1, b"\xff": 1e15}),
+    "stream": lambda redis, key: redis.xadd(key, {"field": "text", b"\xff": b"\xff"}),
 }
 STATES = ("backlog", "dispatched", "running", "resumed", "succeeded", "failed", "cancelled")
 
@@ -101,7 +101,7 @@ def serve(queue: QueueWorld) -> None:
         popped: Any = queue.redis.rpop(keys.queue("tiny"))
         if popped is None:
             return
-        if popped == b"text":  # A worker drops what is no message.
+        if popped in (b"text", b"\xff"):  # A worker drops what is no message.
             continue
         job_id = json.loads(popped)["headers"]["id"]
         job = queue.workers.read(job_id)

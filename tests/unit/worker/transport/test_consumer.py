@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from celery.worker.consumer import Consumer
+from redis.exceptions import ConnectionError, ResponseError
 
-from worker.transport.consumer import EVENTS_EVERY_S, EagerConsumer
+from worker.transport.consumer import EVENTS_EVERY_S, EagerConsumer, _unless_closed
 
 
 class Loop:
@@ -57,3 +58,31 @@ def test_events_are_sent_after_the_pending_calls_were_cancelled(consumer: EagerC
     consumer.now += EVENTS_EVERY_S
     consumer.on_send_event_buffered()
     assert len(consumer.hub.later) == 1
+
+
+class Message:
+    """A message whose acknowledgement fails."""
+
+    def __init__(self, error: Exception) -> None:
+        self.channel = SimpleNamespace(closed=False, refused=False)
+        self._error = error
+
+    def acknowledge(self, logger: Any, errors: tuple[type[Exception], ...]) -> None:
+        try:
+            raise self._error
+        except errors:
+            pytest.fail("kombu would log a critical error with a traceback")
+
+
+def test_a_message_whose_connection_ends_is_not_acknowledged_and_the_main_loop_goes_on() -> None:
+    message = Message(ConnectionError("reset by peer"))
+    _unless_closed(message.acknowledge, None, (ConnectionError,))
+    assert not message.channel.refused
+
+
+def test_after_a_refused_acknowledgement_no_other_one_is_sent_on_the_connection() -> None:
+    message = Message(ResponseError("OOM command not allowed"))
+    with pytest.raises(ResponseError):
+        _unless_closed(message.acknowledge, None, (ConnectionError,))
+    _unless_closed(message.acknowledge, None, (ConnectionError,))
+    assert message.channel.refused
