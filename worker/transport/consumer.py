@@ -122,8 +122,8 @@ class EagerConsumer(Consumer):
 def _unless_closed(acknowledge: Any, logger: Any, errors: tuple[type[Exception], ...], **kwargs: Any) -> None:
     """Acknowledge unless the channel is closed. `errors` are those of a broken connection.
 
-    Runs in the main loop, the only thread that closes channels. A message that could not be acknowledged is delivered again after the visibility
-    timeout, which does no harm.
+    Runs in the main loop, the only thread that closes channels. A message that could not be acknowledged is
+    delivered again after the visibility timeout, which does no harm.
     """
     channel = acknowledge.__self__.channel
     if channel.closed or channel.refused:
