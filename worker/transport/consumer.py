@@ -137,4 +137,4 @@ def _unless_closed(acknowledge: Any, logger: Any, errors: tuple[type[Exception],
         raise
     except errors as error:
         # The main loop reads from the same server, so it finds the end of its connection by itself.
-        log.info("message_not_acknowledged", error=describe(error))
+        log.info("message_not_acknowledged", error=str(error))
