@@ -26,6 +26,12 @@ class TokenizerCard:
     bos_id: int | None = None
     #: Whether BOS is put before every prompt.
     prepend_bos: bool = False
+    #: How messages become a prompt: in nanochat's layout, or by the checkpoint's Jinja template. None: not at all.
+    chat: Literal["nanochat", "jinja"] | None = None
+    #: Whether the vocabulary has the four special tokens with which nanochat's models use a calculator.
+    calculator: bool = False
+    #: The id that ends an answer; None if no special token does.
+    eos_id: int | None = None
 
     def unknown_characters(self, prompt: str) -> list[tuple[int, str]]:
         """(index, character) of each character of `prompt` that is not in `characters`; empty if that is None."""

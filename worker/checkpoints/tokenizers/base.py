@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tasks.card import TokenizerCard
+from worker.checkpoints.chat.base import ChatTemplate
 
 #: Names of special tokens that begin or end a text, in nanochat and in similar projects.
 BOS_TOKEN = "<|bos|>"
@@ -84,6 +85,11 @@ class Tokenizer(Protocol):
     @property
     def stop_ids(self) -> frozenset[int]:
         """Ids with which the model ends a text."""
+        ...
+
+    @property
+    def chat(self) -> ChatTemplate | None:
+        """How messages become a prompt. None: the checkpoint cannot chat."""
         ...
 
     def encode(self, text: str) -> Encoding:

@@ -10,6 +10,7 @@ from typing import TypeVar
 import tiktoken
 
 from tasks.card import TokenizerCard
+from worker.checkpoints.chat import ChatTemplate
 from worker.checkpoints.pickled_data import Call, RefusedReferenceError, read_pickle
 from worker.checkpoints.tokenizers.base import (
     BOS_TOKEN,
@@ -39,6 +40,7 @@ class BpeTokenizer:
         self._text = text_ids
         self.bos_id = specials.get(BOS_TOKEN)
         self.prepend_bos = self.bos_id is not None
+        self.chat: ChatTemplate | None = None
         self.stop_ids = frozenset(specials[name] for name in STOP_TOKENS if name in specials)
 
     @classmethod

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from tasks.card import TokenizerCard
+from worker.checkpoints.chat import ChatTemplate
 from worker.checkpoints.tokenizers.base import BOS_TOKEN, STOP_TOKENS, BytesDecoder, Encoding, UnknownCharacterError
 
 #: The guide's characters in id order. `<|bos|>` is the next id.
@@ -28,6 +29,7 @@ class CharacterTokenizer:
         special_ids = {name: len(characters) + i for i, name in enumerate(specials)}
         self.bos_id = special_ids.get(BOS_TOKEN)
         self.prepend_bos = self.bos_id is not None
+        self.chat: ChatTemplate | None = None
         self.stop_ids = frozenset(special_ids[name] for name in STOP_TOKENS if name in special_ids)
 
     @classmethod

@@ -11,6 +11,7 @@ from typing import Any
 import tokenizers
 
 from tasks.card import TokenizerCard
+from worker.checkpoints.chat import ChatTemplate
 from worker.checkpoints.tokenizers.base import (
     BOS_TOKEN,
     STOP_TOKENS,
@@ -55,6 +56,7 @@ class HuggingFaceTokenizer:
         self._longest_token_bytes = max(map(len, text_ids.values())) if bounded else None
         self.bos_id = next((specials[name] for name in _BOS_TOKENS if name in specials), None)
         self.prepend_bos = self.bos_id is not None
+        self.chat: ChatTemplate | None = None
         named = (specials.get(name) for name in STOP_TOKENS)
         self.stop_ids = frozenset(i for i in (*named, self.bos_id, eos_id) if i is not None)
 
