@@ -6,21 +6,38 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, Field, StringConstraints, create_model
+from pydantic import BaseModel, BeforeValidator, Field, StringConstraints, create_model
 
-from tasks.sampling_params import SAMPLING_FIELDS, SamplingField, SamplingParams
+from tasks.sampling_params import (
+    BIASES,
+    ID_PATTERN,
+    IDS,
+    SAMPLING_FIELDS,
+    STRINGS,
+    SamplingField,
+    SamplingParams,
+    biases_of,
+)
 
 M = TypeVar("M", bound=BaseModel)
 
-#: The annotation of a field with several strings, which is a list in JSON.
-_STRINGS = "tuple[str, ...]"
-#: Types of all other fields, by their annotations.
+#: Names of the members of an object of biases.
+_TokenId = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
+#: Types in requests and job objects of all fields with one value, by their annotations.
 _TYPES: Mapping[str, Any] = {
     "int": int,
     "float": float,
     "bool": bool,
     "int | None": int | None,
     "float | None": float | None,
+}
+#: Types in job objects of the fields with several values.
+_JOB_TYPES: Mapping[str, Any] = {
+    STRINGS: list[str],
+    IDS: list[int],
+    BIASES: Annotated[
+        dict[str, float], BeforeValidator(lambda pairs: {str(token_id): bias for token_id, bias in pairs})
+    ],
 }
 
 
@@ -36,9 +53,13 @@ def in_job(model: type[M]) -> type[M]:
 
 def sampling_of(body: BaseModel) -> SamplingParams:
     """The sampling fields of a body whose class was made with `in_request`."""
-    values = {field.name: getattr(body, field.name) for field in SAMPLING_FIELDS}
-    strings = {field.name: tuple(values[field.name] or ()) for field in SAMPLING_FIELDS if field.type == _STRINGS}
-    return SamplingParams(**{**values, **strings})
+    return SamplingParams(**{field.name: _value(field, getattr(body, field.name)) for field in SAMPLING_FIELDS})
+
+
+def _value(field: SamplingField, given: Any) -> Any:
+    if field.type == BIASES:
+        return biases_of(given or {})
+    return tuple(given or ()) if field.type in (STRINGS, IDS) else given
 
 
 def _with_fields(model: type[M], definition: Callable[[SamplingField], tuple[Any, Any]]) -> type[M]:
@@ -51,13 +72,19 @@ def _with_fields(model: type[M], definition: Callable[[SamplingField], tuple[Any
 
 def _request_field(field: SamplingField) -> tuple[Any, Any]:
     bounds = {name: bound for name, bound in asdict(field.bounds).items() if bound is not None}
-    if field.type == _STRINGS:
-        string = Annotated[str, StringConstraints(min_length=1, max_length=bounds.pop("max_item_length"))]
-        return list[string] | None, Field(None, description=field.description, **bounds)
-    return _TYPES[field.type], Field(field.default, description=field.description, **bounds)
+    if field.type in _TYPES:
+        return _TYPES[field.type], Field(field.default, description=field.description, **bounds)
+    of_list = Field(None, description=field.description, max_length=bounds["max_length"])
+    of_item = {name.removeprefix("item_"): bounds[name] for name in ("item_ge", "item_le") if name in bounds}
+    if field.type == STRINGS:
+        text = Annotated[str, StringConstraints(min_length=1, max_length=bounds["max_item_length"])]
+        return list[text] | None, of_list
+    if field.type == IDS:
+        return list[Annotated[int, Field(**of_item)]] | None, of_list
+    return dict[_TokenId, Annotated[float, Field(**of_item)]] | None, of_list
 
 
 def _job_field(field: SamplingField) -> tuple[Any, Any]:
     if field.name == "seed":
         return int, Field(description="The seed of the request, or the one that was drawn. It repeats the draws.")
-    return (list[str] if field.type == _STRINGS else _TYPES[field.type]), ...
+    return _JOB_TYPES.get(field.type) or _TYPES[field.type], ...

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from tasks.sampling_params import SAMPLING_FIELDS, SamplingField
+from tasks import sampling_params
+from tasks.sampling_params import SAMPLING_FIELDS, Bounds, SamplingField, SamplingParams
 
 if TYPE_CHECKING:
     from tasks.settings import Settings
@@ -136,14 +137,66 @@ def _sampling_option(declared: SamplingField) -> Callable[[F], F]:
     match declared.type:
         case "bool":
             return click.option(name, is_flag=True, help=declared.description)
-        case "tuple[str, ...]":
+        case sampling_params.STRINGS:
             help_ = f"{declared.description} Repeat the option for each text."
             return click.option(name, multiple=True, metavar="TEXT", help=help_)
+        case sampling_params.IDS:
+            help_ = f"{declared.description} Repeat the option for each id."
+            bounds = declared.bounds
+            return click.option(
+                name.removesuffix("s"),
+                declared.name,
+                type=click.IntRange(
+                    *(None if bound is None else int(bound) for bound in (bounds.item_ge, bounds.item_le))
+                ),
+                multiple=True,
+                metavar="ID",
+                help=help_,
+            )
+        case sampling_params.BIASES:
+            help_ = f"{declared.description} Repeat the option for each id."
+            return click.option(
+                name, type=_Bias(declared.bounds), multiple=True, metavar="ID=BIAS", callback=_as_dict, help=help_
+            )
         case _:
             type_ = _number_type(declared)
             return click.option(
                 name, type=type_, default=declared.default, show_default=True, help=declared.description
             )
+
+
+class _Bias(click.ParamType):
+    """A token id and its bias, written as 42=-1.5."""
+
+    name = "id=bias"
+
+    def __init__(self, bounds: Bounds) -> None:
+        self._bounds = bounds
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
+        """The id as text, and the bias. Raises BadParameter."""
+        name, _, bias = str(value).partition("=")
+        with suppress(ValueError):
+            pairs = sampling_params.biases_of({name: float(bias)})
+            if self._bounds.contain(pairs):
+                return name, float(bias)
+        low, high = self._bounds.item_ge, self._bounds.item_le
+        self.fail(f"{value!r} is not a token id and a bias from {low:g} to {high:g}, such as 42=-1.5", param, ctx)
+
+
+def _as_dict(_: click.Context, __: click.Parameter, pairs: tuple[tuple[str, float], ...]) -> dict[str, float]:
+    """The pairs as an object of JSON. If an id is given twice, the last bias counts."""
+    return dict(pairs)
+
+
+def sampling_of(request: Mapping[str, Any]) -> SamplingParams:
+    """The sampling fields of a command, as it gets them from the options of `sampling`."""
+    biases = {
+        one.name: sampling_params.biases_of(request[one.name])
+        for one in SAMPLING_FIELDS
+        if one.type == sampling_params.BIASES
+    }
+    return SamplingParams(**{**request, **biases})
 
 
 def _number_type(declared: SamplingField) -> click.IntRange | click.FloatRange:

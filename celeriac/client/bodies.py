@@ -35,8 +35,10 @@ def generation(
 def _encoded(name: str, value: Any) -> Any:
     """The value of an option as `json` can encode it; None if the server's default says the same."""
     match name:
-        case "stop" if value is not None:
+        case "stop" | "stop_token_ids" if value is not None:
             return list(value)
+        case "logit_bias" if value is not None:
+            return {str(token_id): bias for token_id, bias in value.items()}
         case "metadata" if value is not None:
             return dict(value)
         case "ignore_eos":

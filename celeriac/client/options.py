@@ -15,12 +15,31 @@ class SamplingOptions(TypedDict, total=False):
 
     #: Sample from the likeliest tokens that together have this probability; above 0, at most 1. Default: from all.
     top_p: float | None
+    #: Sample from the tokens with at least this share of the likeliest one's probability; 0 to 1. Default: from all.
+    min_p: float | None
+    #: Subtracted from the logit of each token that the answer contains already; -2 to 2. Default: 0.
+    presence_penalty: float | None
+    #: Subtracted from a token's logit once for each time that the answer contains it already; -2 to 2. Default: 0.
+    frequency_penalty: float | None
+    #: Divides the logits of tokens that prompt or answer contain already (multiplies negative ones); above 0, at most
+    #: 10. Default: 1.
+    repetition_penalty: float | None
+    #: Added to the logits of these token ids; -100 to 100. Default: none.
+    logit_bias: Mapping[int, float] | None
     #: Seed of the random draws: the same request with the same seed gives the same text. Default: a new seed.
     seed: int | None
-    #: Up to 4 texts that end the continuation. It is cut before the first of them that occurs.
+    #: Up to 16 texts that end the continuation. It is cut before the first of them that occurs.
     stop: Sequence[str] | None
+    #: Up to 64 token ids that end the continuation and are not part of it, besides those of the model.
+    stop_token_ids: Sequence[int] | None
+    #: Neither a stop token nor a stop text ends the continuation before it has this many tokens. Default: 0.
+    min_tokens: int | None
     #: True: continue where the model would end the text. Default: False.
     ignore_eos: bool
+    #: Keep the log-probability of each generated token, and of this many alternatives; 0 to 20. Default: none.
+    logprobs: int | None
+    #: The same for the tokens of the prompt.
+    prompt_logprobs: int | None
 
 
 class GenerationOptions(SamplingOptions, total=False):

@@ -19,6 +19,12 @@ class SequenceRequest:
     sampling: SamplingParams
     #: Tokens that earlier attempts generated. They are prefilled after the prompt and count as generated.
     generated: tuple[int, ...] = ()
+    #: Which of several answers of one prompt this is. Each draws its own numbers from the same seed.
+    choice: int = 0
+    #: Sequences share the KV of equal beginnings only if this text is equal, too.
+    cache_salt: str = ""
+    #: Whether the sequence may use the model's tools: the vocabulary's `tool_ids` may then be sampled.
+    tools: bool = False
     #: Sample from every id of the vocabulary, including ids without text.
     every_id: bool = False
     #: Keep the logits after the prompt in `Sequence.prompt_logits`.

@@ -26,3 +26,12 @@ class Update(NamedTuple):
     finish: FinishReason | None = None
     #: Set if `finish` is `FinishReason.ERROR`.
     error: Failure | None = None
+    #: Packed records (`tasks.logprobs`) of `tokens`, and one more for `stop_id` if that is set. Empty if the request
+    #: does not ask for log-probabilities.
+    logprobs: bytes = b""
+    #: Packed records of the whole prompt, once: in the update that has the first token or the end.
+    prompt_logprobs: bytes = b""
+    #: The stop token that ended the text. It is not in `tokens`.
+    stop_id: int | None = None
+    #: In the first update of a sequence: tokens of its prompt whose keys and values were there already.
+    cached_tokens: int | None = None

@@ -21,6 +21,8 @@ class Vocabulary:
     text: tuple[bytes | None, ...]
     #: Ids with which the model ends a text.
     stop_ids: frozenset[int] = frozenset()
+    #: Ids with which the model uses a tool. They have no text, and only requests with `tools` sample them.
+    tool_ids: frozenset[int] = frozenset()
     #: Ids whose text contains a newline.
     newline_ids: frozenset[int] = field(init=False)
 
@@ -29,6 +31,8 @@ class Vocabulary:
             raise ValueError(f"the vocabulary has {self.size} ids but texts for {len(self.text)}")
         if not all(0 <= token < self.size for token in self.stop_ids):
             raise ValueError(f"stop ids {sorted(self.stop_ids)} are not all between 0 and {self.size - 1}")
+        if not all(0 <= token < self.size for token in self.tool_ids):
+            raise ValueError(f"tool ids {sorted(self.tool_ids)} are not all between 0 and {self.size - 1}")
         newlines = frozenset(token for token, text in enumerate(self.text) if text is not None and b"\n" in text)
         object.__setattr__(self, "newline_ids", newlines)
 

@@ -11,9 +11,9 @@ from celeriac.cli.command import Command
 from celeriac.cli.environment import load_settings, readable_checkpoint_errors, require
 from celeriac.cli.input import prompt_text
 from celeriac.cli.output import print_json, print_text, warn
-from tasks.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
+    from tasks.sampling_params import SamplingParams
     from worker.local import Completion, LocalModel
 
 
@@ -72,7 +72,7 @@ def command(
                 prefill_chunk_tokens=settings.prefill_chunk_tokens,
             )
             warn(model.warnings)
-            sampling = SamplingParams(**request)
+            sampling = options.sampling_of(request)
             if interactive:
                 from celeriac.cli.conversation import Conversation
 

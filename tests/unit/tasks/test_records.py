@@ -132,17 +132,17 @@ def test_a_job_with_all_fields() -> None:
 
 def test_a_request_of_a_newer_version_keeps_its_fields_and_says_that_it_is_not_supported() -> None:
     generation = make_generation(prompt="x", max_tokens=5, temperature=0.5, seed=1)
-    newer = json.dumps({**json.loads(generation.to_json()), "min_p": 0.1, "logit_bias": {"7": 1}})
+    newer = json.dumps({**json.loads(generation.to_json()), "min_q": 0.1, "token_bias": {"7": 1}})
     read = Generation.from_json(newer)
     assert (read.prompt, read.sampling) == (generation.prompt, generation.sampling)
-    assert read.unsupported() == ["min_p", "logit_bias"]
+    assert read.unsupported() == ["min_q", "token_bias"]
     assert json.loads(read.to_json()) == json.loads(newer)
     assert generation.unsupported() == []
 
 
 def test_a_request_leaves_out_what_is_unset_so_that_an_older_version_can_read_it() -> None:
     fields = json.loads(make_generation(prompt="x", max_tokens=5, temperature=0.0, seed=0).to_json())
-    assert fields == {"prompt": "x", "max_tokens": 5, "temperature": 0.0, "stop": [], "seed": 0}
+    assert fields == {"prompt": "x", "max_tokens": 5, "temperature": 0.0, "seed": 0}
 
 
 def test_an_error_code_of_a_newer_version_counts_as_internal() -> None:
