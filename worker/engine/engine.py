@@ -24,6 +24,7 @@ from worker.engine.device_errors import is_fatal, is_out_of_memory
 from worker.engine.kv.budget import KvBudget
 from worker.engine.kv.cache import KvCache
 from worker.engine.philox import UniformStream
+from worker.engine.prefix_reuse import PrefixReuse
 from worker.engine.request import SequenceRequest
 from worker.engine.request_check import check_request
 from worker.engine.scheduler import Chunk, Scheduler
@@ -35,6 +36,10 @@ from worker.engine.update import Failure
 from worker.engine.vocabulary import NO_TOKEN, Vocabulary
 
 log = logging.getLogger(__name__)
+
+#: Followers copy at most this many times as many positions in a step as prompts may have in it. So a step with copies
+#: takes little longer than one with a prompt: a position is copied at least 100 times as fast as it is computed.
+_COPIES_PER_PREFILLED = 16
 
 
 class Engine:
@@ -48,12 +53,14 @@ class Engine:
         slots: int,
         kv_tokens: int,
         prefill_chunk_tokens: int,
+        prefix_cache: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """At most `slots` sequences run at once, in KV memory for `kv_tokens` tokens.
 
-        `clock` returns seconds; time limits use it. Raises ValueError if `vocabulary` does not fit the model, or if a
-        size is too small.
+        `prefix_cache`: sequences with equal beginnings compute the keys and values of these once. `clock` returns
+        seconds; time limits use it. Raises ValueError if `vocabulary` does not fit the model, or if a size is too
+        small.
         """
         config = model.config
         if vocabulary.size != config.vocab_size:
@@ -67,7 +74,16 @@ class Engine:
         #: attention of all rows takes the fewest calls. None: each extent has the size that its sequence needs.
         self._extent_size = full_context if slots * full_context <= self.kv_budget.capacity else None
         # Ordinary tensors, not inference tensors: an abort clears places outside of a step.
-        self._cache = KvCache(config, self.kv_budget.capacity, model.device, clears=model.reads_beyond)
+        self._cache = KvCache(
+            config,
+            self.kv_budget.capacity,
+            model.device,
+            clears=model.reads_beyond,
+            equal_extents=self._extent_size is not None,
+        )
+        self._prefixes = PrefixReuse(
+            self._cache, enabled=prefix_cache, max_copied=_COPIES_PER_PREFILLED * prefill_chunk_tokens
+        )
         self._sampler = fastest_sampler(vocabulary, model.device)
         self._clock = clock
         self._sequences: dict[str, Sequence] = {}
@@ -159,7 +175,7 @@ class Engine:
         """Raise RuntimeError if the engine still holds something. Call this when no sequence is left."""
         held = {
             "reserved tokens": self.kv_budget.reserved,
-            "extents of the cache": len(self._cache.allocator.used),
+            "extents of the cache": self._cache.in_use,
             "rows": self.running,
             "waiting sequences": self.waiting,
         }
@@ -175,8 +191,11 @@ class Engine:
 
     def _admit(self) -> None:
         """Give rows and KV memory to waiting sequences, as far as both are free."""
-        for sequence in self._scheduler.admit():
-            sequence.extent = self._cache.allocate(self._extent_size or self._scheduler.need(sequence))
+        if admitted := self._scheduler.admit():
+            self._prefixes.publish(self._scheduler.running)
+            for sequence in admitted:
+                self._prefixes.begin(sequence, self._extent_size or self._scheduler.need(sequence))
+        self._prefixes.start_followers()
 
     def _forward_and_sample(self, chunks: Rows[Chunk]) -> Failure | None:
         """Run the model on `chunks` and sample. Returns None, or what went wrong.
@@ -244,9 +263,7 @@ class Engine:
         sequence.finish = finish
         sequence.error = error
         self._scheduler.remove(sequence)
-        if sequence.extent is not None:
-            self._cache.free(sequence.extent)
-            sequence.extent = None
+        self._prefixes.end(sequence)
         del self._sequences[sequence.id]
         self._unreported.add_end(sequence)
 

@@ -6,6 +6,8 @@
 - In each step, every sequence whose prompt is in the cache decodes one token. In the same step at most
   `prefill_chunk_tokens` tokens of prompts are prefilled, oldest sequence first. So a decoding row never waits for more
   than one chunk.
+- A running sequence whose first blocks another one computes (its `leader`) waits until they are there. The leader was
+  admitted before it, so it would be prefilled first anyway. A suspect has no leader.
 - While a running sequence is a suspect, the steps contain it alone, those of its prompt included. The others keep their
   rows and their KV memory. Of several suspects, the first to be admitted runs first.
 """
@@ -92,6 +94,8 @@ class Scheduler:
         prefill_left = self.prefill_chunk_tokens
         suspect = self.suspect
         for sequence in self.running if suspect is None else [suspect]:
+            if sequence.leader is not None:
+                continue
             cached = sequence.cached
             left = sequence.length - cached
             if left == 1:

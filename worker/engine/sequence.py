@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from tasks.generation import FinishReason
 from worker.engine.kv.allocator import Extent
+from worker.engine.kv.block_chain import BlockChain
 from worker.engine.philox import UniformStream
 from worker.engine.request import SequenceRequest
 from worker.engine.stop_criteria import StopCriteria
@@ -35,6 +36,12 @@ class Sequence:
     deadline: float | None
     #: Its places in the KV memory while it runs.
     extent: Extent | None = None
+    #: The digests of its blocks, once it runs; None if prefix reuse is off.
+    chain: BlockChain | None = None
+    #: The running sequence that computes the first blocks of this one, which waits for them.
+    leader: Sequence | None = None
+    #: How many tokens of its prompt had keys and values in the memory when it began; None before that.
+    cached_tokens: int | None = None
     #: How many of its tokens have been reported.
     reported: int
 

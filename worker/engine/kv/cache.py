@@ -1,18 +1,26 @@
-"""Memory of fixed size for the keys and values of all running sequences.
+"""Memory of fixed size for the keys and values of all running sequences, and of ended ones while there is room.
 
 Keys and values of a layer are each (key-value heads, places, channels of a head). So the keys of one head of one
 sequence are contiguous, and attention reads them in place. A sequence has one extent of places, the same in all layers.
 Memory of places that were never used is never touched.
+
+The blocks of an extent can be published by their digests (see `BlockChain`). A new extent then begins with a copy of
+the blocks that its sequence shares with another one. The extent of an ended sequence is retained until its places are
+needed, the one that was used longest ago first.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Rows
+from itertools import count
 from typing import Protocol
 
 from torch import Tensor
 
 from worker.engine.architecture.config import ModelConfig
 from worker.engine.kv.allocator import Extent, KvAllocator
+from worker.engine.kv.block_index import BlockIndex
+from worker.engine.kv.budget import BLOCK_TOKENS
 
 #: How many places of an extent are moved at once when the memory is compacted; limits the size of the temporary copy.
 _MOVE_PLACES = 64
@@ -34,8 +42,20 @@ class KvCache:
     which hides every number but not NaN or infinity.
     """
 
-    def __init__(self, config: ModelConfig, capacity: int, memory: MemorySource, *, clears: bool = True) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        capacity: int,
+        memory: MemorySource,
+        *,
+        clears: bool = True,
+        equal_extents: bool = False,
+    ) -> None:
+        """`equal_extents`: all extents have the same size and keep it. Otherwise retained ones shrink."""
         self._clears = clears
+        self._equal_extents = equal_extents
+        self._index = BlockIndex()
+        self._uses = count(1)
         self.allocator = KvAllocator(capacity)
         #: A place after all others that never belongs to a sequence. Padding rows of a batch write there.
         self.spare = capacity
@@ -44,20 +64,119 @@ class KvCache:
         #: The keys and the values of each layer, each (key-value heads, places, head_dim).
         self.layers: list[tuple[Tensor, Tensor]] = [(layer[0], layer[1]) for layer in self.memory]
 
-    def allocate(self, size: int) -> Extent:
-        """An extent of `size` places. Compacts the memory if needed. Raises MemoryError if it still does not fit."""
-        extent = self.allocator.allocate(size)
-        if extent is None:
-            self._compact()
-            extent = self.allocator.allocate(size)
+    @property
+    def in_use(self) -> int:
+        """Number of extents that belong to a running sequence."""
+        return sum(extent.last_used is None for extent in self.allocator.used)
+
+    def has_block(self, digest: bytes) -> bool:
+        """Whether a published block has this digest."""
+        return digest in self._index
+
+    def allocate(self, size: int, digests: Rows[bytes] = ()) -> Extent:
+        """An extent of `size` places. Frees retained extents and compacts the memory if needed.
+
+        It begins with the longest beginning of `digests` that is published: `Extent.filled` says how many places that
+        are. Raises MemoryError if running sequences leave too little memory.
+        """
+        found = self._index.find(digests)
+        if found is None:
+            return self._allocated(size)
+        source, blocks = found
+        if source.last_used is None:
+            extent = self._allocated(size)
+            self._copy(source, extent, digests[:blocks])
+            return extent
+        if blocks == len(source.blocks) and self.allocator.resize(source, size):
+            return self._take_over(source, blocks)
+        copy = self._allocate(size, keep=source)
+        if copy is not None:
+            self._copy(source, copy, digests[:blocks])
+            return copy
+        if self.allocator.resize(source, size):
+            return self._take_over(source, blocks)
+        return self._allocated(size)
+
+    def fill(self, extent: Extent, digests: Rows[bytes]) -> None:
+        """Copy the longest beginning of `digests` that is published to an extent that holds nothing yet."""
+        if (found := self._index.find(digests)) is not None:
+            source, blocks = found
+            self._copy(source, extent, digests[:blocks])
+
+    def publish(self, extent: Extent, digests: Rows[bytes]) -> None:
+        """Let others find the filled blocks of an extent: `digests` has one for each, from the first on."""
+        self._index.publish(extent, digests)
+
+    def forget(self, digests: Rows[bytes]) -> None:
+        """Let nobody find these blocks, whichever extents have them."""
+        self._index.forget(digests)
+
+    def retain(self, extent: Extent) -> None:
+        """Keep the published blocks of an extent whose sequence has ended; free all else that it has."""
+        if not extent.blocks or self._index.is_held_elsewhere(extent):
+            self.free(extent)
+            return
+        self._cut(extent, len(extent.blocks))
+        extent.last_used = next(self._uses)
+        if not self._equal_extents:
+            self.allocator.resize(extent, extent.filled)
+
+    def free(self, extent: Extent) -> None:
+        """Free an extent."""
+        self._index.withdraw(extent)
+        self._clear(extent.start, extent.start + extent.touched)
+        self.allocator.free(extent)
+
+    def _allocated(self, size: int) -> Extent:
+        extent = self._allocate(size)
         if extent is None:
             raise MemoryError(f"no {size} of the KV cache's {self.allocator.capacity} places are free")
         return extent
 
-    def free(self, extent: Extent) -> None:
-        """Free an extent."""
-        self._clear(extent.start, extent.start + extent.touched)
-        self.allocator.free(extent)
+    def _allocate(self, size: int, keep: Extent | None = None) -> Extent | None:
+        """An extent without contents. None if there is too little memory without the extents in use and `keep`."""
+        allocator = self.allocator
+        extent = allocator.allocate(size)
+        if extent is None and (room := allocator.room(size, keep)) is not None:
+            for retained in room:
+                self.free(retained)
+            extent = allocator.allocate(size)
+        if extent is None:
+            # The gaps are too small, because running sequences lie between them.
+            others = [one for one in allocator.retained if one is not keep]
+            if allocator.free_places + sum(one.size for one in others) < size:
+                return None
+            while allocator.free_places < size:
+                self.free(others.pop(0))
+            self._compact()
+            extent = allocator.allocate(size)
+        return extent
+
+    def _take_over(self, extent: Extent, blocks: int) -> Extent:
+        """Give a retained extent, which has its new size, to a sequence that needs its first blocks."""
+        self._index.withdraw(extent, keep=blocks)
+        self._cut(extent, blocks)
+        extent.last_used = None
+        return extent
+
+    def _copy(self, source: Extent, target: Extent, digests: Rows[bytes]) -> None:
+        """Copy blocks to the beginning of an extent that holds nothing yet, and publish them."""
+        places = len(digests) * BLOCK_TOKENS
+        self.memory[..., target.start : target.start + places, :] = self.memory[
+            ..., source.start : source.start + places, :
+        ]
+        target.filled = target.touched = places
+        self._index.publish(target, digests)
+        if source.last_used is not None:
+            source.last_used = next(self._uses)
+            if len(source.blocks) == len(digests):
+                self.free(source)  # it has nothing that the copy lacks
+
+    def _cut(self, extent: Extent, blocks: int) -> None:
+        """Leave only the first blocks in an extent."""
+        places = blocks * BLOCK_TOKENS
+        self._clear(extent.start + places, extent.start + extent.touched)
+        extent.filled = extent.touched = places
 
     def _compact(self) -> None:
         end = self.allocator.end
@@ -71,5 +190,5 @@ class KvCache:
         self._clear(self.allocator.end, end)
 
     def _clear(self, start: int, end: int) -> None:
-        if self._clears:
+        if self._clears and start < end:
             self.memory[..., start:end, :] = 0
