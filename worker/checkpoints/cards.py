@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict
+from typing import Any
 
 from tasks.card import Card, TokenizerCard
 from worker.checkpoints.formats import Checkpoint
@@ -52,13 +53,18 @@ def _digest(checkpoint: Checkpoint, tokenizer: Tokenizer | None, form: WeightFor
     parts = [
         checkpoint.weights.archive.digest().encode(),
         json.dumps(asdict(checkpoint.config), sort_keys=True).encode(),
-        json.dumps(asdict(_tokenizer_card(tokenizer)), sort_keys=True).encode(),
+        json.dumps(_without_chat(_tokenizer_card(tokenizer)), sort_keys=True).encode(),
     ]
     if tokenizer is not None and (content := tokenizer_content(checkpoint.folder)):
         parts.append(content)
     if form == "int8":
         parts.append(b"int8 weights, a scale for %d" % INT8_GROUP)
     return hashlib.sha256(b"\n".join(parts)).hexdigest()
+
+
+def _without_chat(card: TokenizerCard) -> dict[str, Any]:
+    """The fields of a card that say how a text becomes tokens. The files of the tokenizer determine the others."""
+    return {name: value for name, value in asdict(card).items() if name not in ("chat", "calculator", "eos_id")}
 
 
 def _tokenizer_card(tokenizer: Tokenizer | None) -> TokenizerCard:

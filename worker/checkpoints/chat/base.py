@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 from tasks.chat import Message
 
@@ -15,8 +15,14 @@ class ChatError(Exception):
 class ChatTemplate(Protocol):
     """Turns the messages of a conversation into a prompt that the assistant's answer continues."""
 
-    def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
+    @property
+    def kind(self) -> Literal["nanochat", "jinja"]: ...
+
+    def render(self, messages: Sequence[Message], *, now: float | None = None) -> tuple[int, ...]:
         """The token ids of the whole prompt, BOS included. Names of special tokens in a message are ordinary text.
+
+        `now`: the time that a template may write, in seconds since 1970; None: the current time. A job that is run
+        again must pass the time of its submission, so that its prompt stays the same.
 
         Raises ChatError, and what `Tokenizer.encode` raises.
         """

@@ -7,6 +7,7 @@ from worker.checkpoints.tokenizers.base import (
     Tokenizer,
     TokenizerFailedError,
     UnknownCharacterError,
+    visible_text,
 )
 from worker.checkpoints.tokenizers.finder import check_tokenizer, load_tokenizer, tokenizer_content, tokenizer_digest
 
@@ -21,4 +22,5 @@ __all__ = [
     "load_tokenizer",
     "tokenizer_content",
     "tokenizer_digest",
+    "visible_text",
 ]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from tasks.card import TokenizerCard
 from worker.checkpoints.chat.base import ChatTemplate
+from worker.engine.tools.tool_ids import ToolIds
 
 #: Names of special tokens that begin or end a text, in nanochat and in similar projects.
 BOS_TOKEN = "<|bos|>"
 STOP_TOKENS = (BOS_TOKEN, "<|assistant_end|>", "<|endoftext|>", "<|eos|>", "</s>")
+#: The same, the ones that only end a text first.
+_EOS_TOKENS = (*STOP_TOKENS[1:], BOS_TOKEN)
 #: The largest number of skipped characters that a warning names.
 _NAMED = 10
 
@@ -88,6 +91,16 @@ class Tokenizer(Protocol):
         ...
 
     @property
+    def special_ids(self) -> Mapping[str, int]:
+        """The ids of the special tokens by their names."""
+        ...
+
+    @property
+    def tool_ids(self) -> ToolIds | None:
+        """The special tokens around the input and the output of nanochat's calculator. None: there are none."""
+        ...
+
+    @property
     def chat(self) -> ChatTemplate | None:
         """How messages become a prompt. None: the checkpoint cannot chat."""
         ...
@@ -122,6 +135,17 @@ class BytesDecoder:
     def push(self, token_id: int) -> str:
         """See `Decoder`."""
         return self._utf8.decode(self._token_bytes(token_id) or b"")
+
+
+def visible_text(tokenizer: Tokenizer, token_ids: Sequence[int]) -> str:
+    """The text of ids. An id without text gives U+FFFD, as do bytes that are not UTF-8."""
+    parts = (tokenizer.token_bytes(token_id) for token_id in token_ids)
+    return b"".join("\ufffd".encode() if part is None else part for part in parts).decode("utf-8", "replace")
+
+
+def eos_id_of(special_ids: Mapping[str, int]) -> int | None:
+    """The special token that ends an answer, by its name; None if there is none."""
+    return next((special_ids[name] for name in _EOS_TOKENS if name in special_ids), None)
 
 
 def refuse_surrogates(text: str) -> None:

@@ -11,6 +11,7 @@ import tiktoken
 
 from tasks.card import TokenizerCard
 from worker.checkpoints.chat import ChatTemplate
+from worker.checkpoints.chat.nanochat import NanochatTemplate
 from worker.checkpoints.pickled_data import Call, RefusedReferenceError, read_pickle
 from worker.checkpoints.tokenizers.base import (
     BOS_TOKEN,
@@ -18,9 +19,11 @@ from worker.checkpoints.tokenizers.base import (
     BytesDecoder,
     Encoding,
     TokenizerFailedError,
+    eos_id_of,
     refuse_surrogates,
 )
 from worker.checkpoints.tokenizers.library_errors import LibraryError, library_errors
+from worker.engine.tools.tool_ids import ToolIds
 
 K = TypeVar("K")
 #: Longest part of a prompt that is encoded at once. The regular expression engine of tiktoken backtracks: on a run of
@@ -40,7 +43,9 @@ class BpeTokenizer:
         self._text = text_ids
         self.bos_id = specials.get(BOS_TOKEN)
         self.prepend_bos = self.bos_id is not None
-        self.chat: ChatTemplate | None = None
+        self.special_ids = specials
+        self.tool_ids = ToolIds.of(specials)
+        self.chat: ChatTemplate | None = NanochatTemplate.of(specials, lambda text: self.encode(text).ids)
         self.stop_ids = frozenset(specials[name] for name in STOP_TOKENS if name in specials)
 
     @classmethod
@@ -103,6 +108,9 @@ class BpeTokenizer:
             longest_token_bytes=max(map(len, self._text.values())),
             bos_id=self.bos_id,
             prepend_bos=self.prepend_bos,
+            chat=None if self.chat is None else self.chat.kind,
+            calculator=self.tool_ids is not None,
+            eos_id=eos_id_of(self.special_ids),
         )
 
 

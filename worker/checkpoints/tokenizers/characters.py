@@ -9,7 +9,16 @@ from typing import Any, Literal
 
 from tasks.card import TokenizerCard
 from worker.checkpoints.chat import ChatTemplate
-from worker.checkpoints.tokenizers.base import BOS_TOKEN, STOP_TOKENS, BytesDecoder, Encoding, UnknownCharacterError
+from worker.checkpoints.chat.nanochat import NanochatTemplate
+from worker.checkpoints.tokenizers.base import (
+    BOS_TOKEN,
+    STOP_TOKENS,
+    BytesDecoder,
+    Encoding,
+    UnknownCharacterError,
+    eos_id_of,
+)
+from worker.engine.tools.tool_ids import ToolIds
 
 #: The guide's characters in id order. `<|bos|>` is the next id.
 GUIDE_CHARACTERS = "0123456789+-HBL.\n"
@@ -26,10 +35,11 @@ class CharacterTokenizer:
         self._characters = characters
         self._ids = {character: token_id for token_id, character in enumerate(characters)}
         self._unknown: Literal["refuse", "skip"] = unknown
-        special_ids = {name: len(characters) + i for i, name in enumerate(specials)}
+        self.special_ids = special_ids = {name: len(characters) + i for i, name in enumerate(specials)}
         self.bos_id = special_ids.get(BOS_TOKEN)
         self.prepend_bos = self.bos_id is not None
-        self.chat: ChatTemplate | None = None
+        self.tool_ids = ToolIds.of(special_ids)
+        self.chat: ChatTemplate | None = NanochatTemplate.of(special_ids, lambda text: self.encode(text).ids)
         self.stop_ids = frozenset(special_ids[name] for name in STOP_TOKENS if name in special_ids)
 
     @classmethod
@@ -93,4 +103,7 @@ class CharacterTokenizer:
             unknown=self._unknown,
             bos_id=self.bos_id,
             prepend_bos=self.prepend_bos,
+            chat=None if self.chat is None else self.chat.kind,
+            calculator=self.tool_ids is not None,
+            eos_id=eos_id_of(self.special_ids),
         )

@@ -12,6 +12,7 @@ import tokenizers
 
 from tasks.card import TokenizerCard
 from worker.checkpoints.chat import ChatTemplate
+from worker.checkpoints.chat.nanochat import NanochatTemplate
 from worker.checkpoints.tokenizers.base import (
     BOS_TOKEN,
     STOP_TOKENS,
@@ -19,10 +20,12 @@ from worker.checkpoints.tokenizers.base import (
     Encoding,
     TokenizerFailedError,
     UnknownCharacterError,
+    eos_id_of,
     refuse_surrogates,
 )
 from worker.checkpoints.tokenizers.library_errors import LibraryError, library_errors
 from worker.checkpoints.tokenizers.spelling import Spelling
+from worker.engine.tools.tool_ids import ToolIds
 
 _BOS_TOKENS = (BOS_TOKEN, "<s>", "<bos>")
 
@@ -56,7 +59,10 @@ class HuggingFaceTokenizer:
         self._longest_token_bytes = max(map(len, text_ids.values())) if bounded else None
         self.bos_id = next((specials[name] for name in _BOS_TOKENS if name in specials), None)
         self.prepend_bos = self.bos_id is not None
-        self.chat: ChatTemplate | None = None
+        self.special_ids = specials
+        self.tool_ids = ToolIds.of(specials)
+        self.chat: ChatTemplate | None = NanochatTemplate.of(specials, lambda text: self.encode(text).ids)
+        self._eos_id = eos_id_of(specials) if eos_id is None else eos_id
         named = (specials.get(name) for name in STOP_TOKENS)
         self.stop_ids = frozenset(i for i in (*named, self.bos_id, eos_id) if i is not None)
 
@@ -134,6 +140,9 @@ class HuggingFaceTokenizer:
             longest_token_bytes=self._longest_token_bytes,
             bos_id=self.bos_id,
             prepend_bos=self.prepend_bos,
+            chat=None if self.chat is None else self.chat.kind,
+            calculator=self.tool_ids is not None,
+            eos_id=self._eos_id,
         )
 
 

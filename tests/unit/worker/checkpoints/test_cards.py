@@ -62,6 +62,7 @@ def test_the_card_of_a_guides_checkpoint() -> None:
             unknown="skip",
             bos_id=17,
             prepend_bos=True,
+            eos_id=17,
         ),
     )
 

@@ -1,0 +1,1 @@
+"""The calculator of nanochat's models. It does not import torch."""
