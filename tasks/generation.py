@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -119,8 +119,12 @@ def _token_ids(value: Any) -> tuple[int, ...]:
 
 
 def _messages(value: Any) -> tuple[Message, ...]:
+    if not isinstance(value, list):
+        raise TypeError("not a list of messages")
+    fields = [dict(one) for one in value]
     return tuple(
-        Message(role=record.checked_text(one["role"]), content=record.checked_text(one["content"])) for one in value
+        Message(role=record.checked_text(one.get("role")), content=record.checked_text(one.get("content")))
+        for one in fields
     )
 
 

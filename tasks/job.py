@@ -15,6 +15,7 @@ from enum import StrEnum
 from tasks import record
 from tasks.generation import FinishReason, Generation
 from tasks.record import RecordFields
+from tasks.tool_call import ToolCall, tool_calls_from_json
 
 
 class Status(StrEnum):
@@ -92,6 +93,16 @@ class TimeLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class Group:
+    """The place of a job among those that one call submitted together. Their ids are consecutive: see `group_ids`."""
+
+    #: Id of the first job.
+    id: str
+    index: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Cancellation:
     """A cancel request and its effect. Times as in Job."""
 
@@ -122,6 +133,8 @@ class Job:
     generation: Generation
     priority: int
     limits: TimeLimits
+    #: Its place among the jobs of the same call; None if it is the only one.
+    group: Group | None = None
     #: Id of the job that this one repeats.
     retry_of: str | None
     created_at: int
@@ -142,6 +155,10 @@ class Job:
     resumed_tokens: int
     worker: str | None
     prompt_tokens: int | None
+    #: Tokens of the prompt whose keys and values the last attempt found in its worker's cache; None until the end.
+    cached_tokens: int | None = None
+    #: Calls of the calculator in the answer, in order. Their tokens are in the log, and are no part of the text.
+    tool_calls: tuple[ToolCall, ...] = ()
     #: Number of tokens in the log.
     tokens: int
     #: The generated text; None until the job has ended.
@@ -162,6 +179,9 @@ class Job:
         acked_at = read.optional("cancel_acked_at", record.time_ms)
         tokens_after = read.optional("cancel_tokens_after", record.integer)
         status = read.required("status", Status)
+        group_id = read.optional("group", record.name)
+        group_index = read.required("group_index", record.count) if group_id else 0
+        group_size = read.required("group_size", record.count) if group_id else 0
         job = cls(
             id=read.required("id", lambda text: _equal(text, job_id)),
             owner=read.required("owner", str),
@@ -176,6 +196,7 @@ class Job:
                 run_timeout_ms=read.optional("run_timeout_ms", record.duration_ms),
                 deadline_ms=read.optional("deadline_ms", record.duration_ms),
             ),
+            group=None if group_id is None else Group(group_id, group_index, group_size),
             retry_of=read.optional("retry_of", record.name),
             created_at=read.required("created_at", record.time_ms),
             deadline_at=read.optional("deadline_at", record.time_ms),
@@ -190,6 +211,8 @@ class Job:
             resumed_tokens=read.required("resumed_tokens", record.count),
             worker=read.optional("worker", record.name),
             prompt_tokens=read.optional("prompt_tokens", record.count),
+            cached_tokens=read.optional("cached_tokens", record.count),
+            tool_calls=read.optional("tool_calls", tool_calls_from_json) or (),
             tokens=read.required("tokens", record.count),
             completion=read.optional("completion", str),
             finish_reason=read.optional("finish_reason", FinishReason),

@@ -30,6 +30,13 @@ class Entry:
     token_ids: tuple[int, ...] = ()
     #: One text for each token. In an entry without tokens, the last text of the log.
     pieces: tuple[str, ...] = ()
+    #: Packed log-probabilities of the tokens (see `tasks.logprobs`), equally many bytes for each; empty if the request
+    #: did not ask for them.
+    logprobs: bytes = b""
+    #: In an entry without tokens: packed log-probabilities of the prompt's tokens after the first one.
+    prompt_logprobs: bytes = b""
+    #: In an entry without tokens: the packed log-probabilities of the stop token that ended the text.
+    stop_logprobs: bytes = b""
     #: In an attempt mark, the number of the attempt that starts here; else None.
     attempt: int | None = None
 
@@ -53,7 +60,32 @@ class Entry:
         known = max(0, tokens - self.before)
         if known == 0 or not self.token_ids:
             return self
-        return replace(self, token_ids=self.token_ids[known:], pieces=self.pieces[known:])
+        size = len(self.logprobs) // len(self.token_ids)
+        return replace(
+            self,
+            token_ids=self.token_ids[known:],
+            pieces=self.pieces[known:],
+            logprobs=self.logprobs[size * known :],
+        )
+
+    def head(self, tokens: int) -> Entry:
+        """The part of this entry within the first `tokens` tokens of the log."""
+        excess = self.after - tokens
+        if excess <= 0 or not self.token_ids:
+            return self
+        kept = len(self.token_ids) - excess
+        return replace(
+            self,
+            after=tokens,
+            token_ids=self.token_ids[:kept],
+            pieces=self.pieces[:kept],
+            logprobs=b"".join(self.logprobs_of_tokens()[:kept]),
+        )
+
+    def logprobs_of_tokens(self) -> list[bytes]:
+        """The packed log-probabilities of each token of this entry; empty if there are none."""
+        size = len(self.logprobs) // max(1, len(self.token_ids))
+        return [self.logprobs[at : at + size] for at in range(0, len(self.logprobs), size or 1)]
 
     @classmethod
     def decode(cls, raw: RawEntry) -> Entry:
@@ -64,8 +96,19 @@ class Entry:
         pieces = json_texts(fields.get(b"pieces", b"[]").decode())
         if token_ids and len(token_ids) != len(pieces):
             raise ValueError("not one text for each token")
-        attempt = int(fields[b"attempt"]) if b"attempt" in fields else None
-        return cls(after=int(after), k=int(k), token_ids=token_ids, pieces=pieces, attempt=attempt)
+        logprobs = fields.get(b"logprobs", b"")
+        if len(logprobs) % max(1, len(token_ids)):
+            raise ValueError("not equally many log-probabilities for each token")
+        return cls(
+            after=int(after),
+            k=int(k),
+            token_ids=token_ids,
+            pieces=pieces,
+            logprobs=logprobs,
+            prompt_logprobs=fields.get(b"prompt_logprobs", b""),
+            stop_logprobs=fields.get(b"stop_logprobs", b""),
+            attempt=int(fields[b"attempt"]) if b"attempt" in fields else None,
+        )
 
 
 @contextmanager
@@ -92,6 +135,21 @@ class TokenLog:
     def token_pieces(self) -> tuple[str, ...]:
         """One text for each token, without text that belongs to no token."""
         return tuple(piece for entry in self.entries if entry.token_ids for piece in entry.pieces)
+
+    def first(self, tokens: int) -> TokenLog:
+        """The log up to its first `tokens` tokens, without text that belongs to no token."""
+        kept = (entry for entry in self.entries if entry.before < tokens or not entry.pieces)
+        return TokenLog(tuple(entry.head(tokens) for entry in kept))
+
+    @property
+    def token_logprobs(self) -> tuple[bytes, ...]:
+        """The packed log-probabilities of each token; empty if the request did not ask for them."""
+        return tuple(part for entry in self.entries for part in entry.logprobs_of_tokens())
+
+    @property
+    def prompt_logprobs(self) -> bytes:
+        """The packed log-probabilities of the prompt; empty if the log has none."""
+        return next((entry.prompt_logprobs for entry in self.entries if entry.prompt_logprobs), b"")
 
     def check(self) -> None:
         """Raises ValueError if tokens are missing."""

@@ -6,12 +6,13 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 
 from api.jobs.queue_load import QueueSnapshot
-from api.schemas.generation import GenerateResponse
+from api.schemas.generation import ChatMessage, GenerateResponse
 from api.schemas.jobs import (
     EtaFinish,
     JobCancel,
     JobEta,
     JobFailure,
+    JobGroup,
     JobInput,
     JobLimits,
     JobOutput,
@@ -20,11 +21,16 @@ from api.schemas.jobs import (
     JobResponse,
     JobResult,
     JobTimings,
+    JobToolCall,
     JobUrls,
+    Logprobs,
+    TokenLogprob,
     Usage,
 )
+from tasks import logprobs
 from tasks.estimate import Estimate
 from tasks.job import Job, Status
+from tasks.token_log import TokenLog
 
 
 def job_url(prefix: str, job_id: str) -> str:
@@ -33,14 +39,16 @@ def job_url(prefix: str, job_id: str) -> str:
 
 
 def job_response(
-    job: Job, *, prefix: str = "", partial: str | None = None, queue: QueueSnapshot | None = None
+    job: Job, *, prefix: str = "", log: TokenLog | None = None, queue: QueueSnapshot | None = None
 ) -> JobResponse:
     """The job object.
 
-    For a job that is not over, `partial` is its text so far, and `queue` is a snapshot of its queue for the estimates.
-    Without `partial` the text is null; without `queue` the estimates are null.
+    `log` is the job's token log, for the text of a job that is not over and for log-probabilities. `queue` is a
+    snapshot of its queue, for the estimates. What needs one that is not given is null.
     """
+    partial = None if log is None else log.text
     completion = partial if job.completion is None else job.completion
+    sampling = job.generation.sampling
     url = job_url(prefix, job.id)
     return JobResponse(
         id=job.id,
@@ -59,12 +67,15 @@ def job_response(
             deadline_s=_maybe_seconds(job.limits.deadline_ms),
         ),
         queue=_queue(job, queue),
-        progress=JobProgress(tokens_generated=job.tokens, max_tokens=job.generation.sampling.max_tokens),
+        progress=JobProgress(tokens_generated=job.tokens, max_tokens=sampling.max_tokens),
         output=JobOutput(
             generated_text=None if completion is None else job.generation.prompt + completion,
             completion=completion,
             tokens_generated=job.tokens,
             finish_reason=job.finish_reason,
+            tool_calls=[JobToolCall(input=call.input, output=call.output) for call in job.tool_calls],
+            logprobs=None if log is None else _logprobs(b"".join(log.token_logprobs), sampling.logprobs),
+            prompt_logprobs=None if log is None else _logprobs(log.prompt_logprobs, sampling.prompt_logprobs),
         ),
         usage=_usage(job),
         timings=job_timings(job),
@@ -78,6 +89,7 @@ def job_response(
         else JobFailure(code=job.error.code.value, message=job.error.message, retryable=job.error.retryable),
         cancel_requested=job.cancellation is not None,
         cancel=_cancel(job),
+        group=None if job.group is None else JobGroup(**asdict(job.group)),
         retry_of=job.retry_of,
         metadata=dict(job.metadata),
         urls=JobUrls(
@@ -166,11 +178,40 @@ def _seconds(start: int | None, end: int | None) -> float | None:
 
 def _usage(job: Job) -> Usage:
     total = None if job.prompt_tokens is None else job.prompt_tokens + job.tokens
-    return Usage(prompt_tokens=job.prompt_tokens, completion_tokens=job.tokens, total_tokens=total)
+    return Usage(
+        prompt_tokens=job.prompt_tokens,
+        completion_tokens=job.tokens,
+        total_tokens=total,
+        cached_tokens=job.cached_tokens,
+    )
 
 
 def _input(job: Job) -> JobInput:
-    return JobInput(prompt=job.generation.prompt, **asdict(job.generation.sampling))
+    generation = job.generation
+    return JobInput(
+        prompt=generation.prompt,
+        prompt_token_ids=None if generation.prompt_ids is None else list(generation.prompt_ids),
+        messages=None
+        if generation.messages is None
+        else [ChatMessage(role=one.role, content=one.content) for one in generation.messages],
+        tools=generation.tools,
+        **asdict(generation.sampling),
+    )
+
+
+def token_logprobs(packed: bytes, alternatives: int) -> list[Logprobs]:
+    """Packed log-probabilities as the API has them."""
+    return [
+        Logprobs(
+            **one.chosen._asdict(),
+            top=[TokenLogprob(**alternative._asdict()) for alternative in one.top],
+        )
+        for one in logprobs.unpack(packed, alternatives)
+    ]
+
+
+def _logprobs(packed: bytes, alternatives: int | None) -> list[Logprobs] | None:
+    return None if alternatives is None else token_logprobs(packed, alternatives)
 
 
 def _cancel(job: Job) -> JobCancel | None:

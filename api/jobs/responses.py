@@ -76,10 +76,13 @@ class JobResponses:
         return json_response(body, HTTPStatus.ACCEPTED, {**headers, "Retry-After": retry_after})
 
     async def _job_object(self, job: Job, prefix: str) -> JobResponse:
+        sampling = job.generation.sampling
+        asks_for_logprobs = sampling.logprobs is not None or sampling.prompt_logprobs is not None
         if job.status.terminal:
-            return job_response(job, prefix=prefix)
+            log = TokenLog(tuple(await self.store.log(job.id))) if asks_for_logprobs else None
+            return job_response(job, prefix=prefix, log=log)
         queue = await self.queue_loads.snapshot(job.checkpoint)
-        return job_response(job, prefix=prefix, partial=await _text_so_far(self.store, job), queue=queue)
+        return job_response(job, prefix=prefix, log=await _log_so_far(self.store, job), queue=queue)
 
 
 def generated(job: Job, headers: Mapping[str, str]) -> Response:
@@ -200,12 +203,11 @@ def _deleted(job_id: str) -> ApiError:
     return ApiError(Code.GONE, f"{job_id} was deleted.", extra={"job_id": job_id})
 
 
-async def _text_so_far(store: JobStore, job: Job) -> str:
-    """The text of the tokens that `job` counts. The log may have grown since the job was read."""
+async def _log_so_far(store: JobStore, job: Job) -> TokenLog:
+    """The log of the tokens that `job` counts. It may have grown since the job was read."""
     if job.tokens == 0:
-        return ""
-    log = TokenLog(tuple(await store.log(job.id)))
-    return "".join(log.token_pieces[: job.tokens])
+        return TokenLog(())
+    return TokenLog(tuple(await store.log(job.id))).first(job.tokens)
 
 
 def _failed(error: JobError, job_id: str, prefix: str) -> ApiError:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from api.http.problems import ApiError
 from api.http.sse import Cursor, Event
-from api.jobs.job_view import job_eta, job_response, job_url
+from api.jobs.job_view import job_eta, job_response, job_url, token_logprobs
 from api.jobs.queue_load import QueueSnapshot, tokens_left
 from api.jobs.responses import unsuccessful
 from api.schemas.events import AttemptEvent, EventName, StatusEvent, TokenEvent
@@ -46,7 +46,7 @@ class StreamState:
                 yield Event(EventName.STATUS, status.model_dump_json())
         for entry in changes.entries:
             self.cursor = Cursor(entry.after, entry.k)
-            yield _log_event(entry)
+            yield self._log_event(entry)
         if changes.ended is not None:
             if changes.ended.error is not None:
                 yield self.problem_event(unsuccessful(changes.ended, self.prefix))
@@ -73,10 +73,15 @@ class StreamState:
         """The `problem` event: why the job failed, or why the stream cannot continue."""
         return Event(EventName.PROBLEM, json.dumps(error.to_problem(f"{job_url(self.prefix, self.job.id)}/stream")))
 
-
-def _log_event(entry: Entry) -> Event:
-    if entry.attempt is not None:
-        data = AttemptEvent(attempt=entry.attempt, resumed_from=entry.after).model_dump_json()
-        return Event(EventName.ATTEMPT, data, entry.id)
-    data = TokenEvent(offset=entry.before, count=len(entry.token_ids), text=entry.text).model_dump_json()
-    return Event(EventName.TOKEN, data, entry.id)
+    def _log_event(self, entry: Entry) -> Event:
+        if entry.attempt is not None:
+            data = AttemptEvent(attempt=entry.attempt, resumed_from=entry.after).model_dump_json()
+            return Event(EventName.ATTEMPT, data, entry.id)
+        alternatives = self.job.generation.sampling.logprobs
+        event = TokenEvent(
+            offset=entry.before,
+            count=len(entry.token_ids),
+            text=entry.text,
+            logprobs=None if alternatives is None else token_logprobs(entry.logprobs, alternatives),
+        )
+        return Event(EventName.TOKEN, event.model_dump_json(exclude_none=True), entry.id)

@@ -5,21 +5,23 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from redis.exceptions import RedisError, ResponseError
 
 from api.http.problems import ApiError, Code, FieldError, invalid
 from api.jobs.abandoned_submissions import AbandonedSubmissions
+from api.jobs.card_check import check_against
 from api.jobs.catalog import Catalog
 from api.jobs.queue_load import MAX_RETRY_S, QueueLoads, retry_after_s
 from api.schemas.generation import GenerateRequest, JobRequest
 from tasks.card import Card
 from tasks.errors import IdempotencyMismatchError, JobGoneError, QueueFullError, QueueMemoryError, QueuePositionError
 from tasks.generation import Generation
-from tasks.job import Job, TimeLimits
+from tasks.job import Group, Job, TimeLimits
+from tasks.job_id import group_ids
 from tasks.store.job_store import JobStore
 from tasks.store.new_job import Idempotency, NewJob, Submitted
 
@@ -29,8 +31,6 @@ ANONYMOUS = "anonymous"
 DEFAULT_PRIORITY = 5
 #: Prompts with more characters are checked in a thread, so that they do not block the event loop.
 LONG_PROMPT_CHARACTERS = 20_000
-#: Most unknown characters that one error names.
-MAX_NAMED_CHARACTERS = 10
 
 
 def idempotency(key: str | None, *, owner: str, route: str, request: Mapping[str, Any]) -> Idempotency | None:
@@ -65,6 +65,52 @@ def deadline_s(body: GenerateRequest, cancel_after_s: float | None) -> float | N
     return min((limit_s for limit_s in (in_body, cancel_after_s) if limit_s is not None), default=None)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobOptions:
+    """What a request says about its jobs beside what they generate; the same for all jobs of one call."""
+
+    #: Name of the checkpoint; None: the default one.
+    model: str | None = None
+    #: Whether to accept the jobs even if no worker serves the checkpoint now.
+    wait_for_worker: bool = False
+    priority: int = DEFAULT_PRIORITY
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    limits: TimeLimits = field(default_factory=TimeLimits)
+    #: Most jobs that may be ahead of the first one; None: no limit.
+    max_position: int | None = None
+    #: How long a finished job is kept, in seconds; None: the server's default.
+    result_ttl_s: float | None = None
+
+    @classmethod
+    def of(cls, body: GenerateRequest, cancel_after_s: float | None) -> JobOptions:
+        """The options of a body, and those that a body of this kind cannot give at their defaults."""
+        deadline_ms = _ms(deadline_s(body, cancel_after_s))
+        if not isinstance(body, JobRequest):
+            return cls(model=body.model, limits=TimeLimits(deadline_ms=deadline_ms))
+        return cls(
+            model=body.model,
+            wait_for_worker=body.wait_for_worker,
+            priority=body.priority,
+            metadata=body.metadata,
+            limits=TimeLimits(
+                queue_timeout_ms=_ms(body.queue_timeout_s),
+                run_timeout_ms=_ms(body.run_timeout_s),
+                deadline_ms=deadline_ms,
+            ),
+            max_position=body.max_queue_position,
+            result_ttl_s=body.result_ttl_s,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SubmittedGroup:
+    """The jobs of one call, in the order of its answers."""
+
+    job_ids: tuple[str, ...]
+    #: Whether an earlier request with the same key created them.
+    replayed: bool
+
+
 class Submitter:
     """Submits jobs. One for all requests of this process."""
 
@@ -90,11 +136,32 @@ class Submitter:
         `reply_to` is the channel that receives the new job's id when it ends. Raises ApiError if the request cannot be
         accepted, and RedisError.
         """
-        return await self._submit(key, lambda: self._new_job(body, job_id, key, cancel_after_s, reply_to))
+        options, generation = JobOptions.of(body, cancel_after_s), body.generation
+        return await self._submit(key, lambda: self._new_jobs(options, [generation], job_id, key, reply_to))
+
+    async def submit_group(
+        self,
+        options: JobOptions,
+        generations: Sequence[Generation],
+        *,
+        first_id: str,
+        key: Idempotency | None,
+        reply_to: str | None,
+    ) -> SubmittedGroup:
+        """Submit one job for each of the generations, all or none, or find the jobs that the key belongs to.
+
+        The jobs have the ids `group_ids(first_id, len(generations))`. Raises as `submit`.
+        """
+        submitted = await self._submit(key, lambda: self._new_jobs(options, generations, first_id, key, reply_to))
+        if not submitted.replayed:
+            return SubmittedGroup(group_ids(first_id, len(generations)), replayed=False)
+        job = await self._store.get(submitted.job_id)
+        size = 1 if job is None or job.group is None else job.group.size
+        return SubmittedGroup(group_ids(submitted.job_id, size), replayed=True)
 
     async def repeat(self, job: Job, *, job_id: str, key: Idempotency | None) -> Submitted:
         """Submit the request of `job` again as the job `job_id`. Raises as `submit`."""
-        return await self._submit(key, lambda: self._repeated_job(job, job_id, key))
+        return await self._submit(key, lambda: self._repeated_jobs(job, job_id, key))
 
     async def find(self, key: Idempotency) -> Submitted | None:
         """The job that an earlier request with this key created; None if there was no such request.
@@ -107,15 +174,15 @@ class Submitter:
             raise _key_error(error) from error
         return None if known is None else Submitted(known, replayed=True)
 
-    async def _submit(self, key: Idempotency | None, make_job: Callable[[], Awaitable[NewJob]]) -> Submitted:
+    async def _submit(self, key: Idempotency | None, make_jobs: Callable[[], Awaitable[list[NewJob]]]) -> Submitted:
         checkpoint: str | None = None
         # A repeated request finds its job even if it could not be accepted now.
         if key is not None and (known := await self.find(key)) is not None:
             return known
         try:
-            new = await make_job()
-            checkpoint = new.checkpoint
-            return await self._store_job(await self._with_prediction(new))
+            jobs = await make_jobs()
+            checkpoint = jobs[0].checkpoint
+            return await self._store_jobs(await self._with_predictions(jobs))
         except (IdempotencyMismatchError, JobGoneError) as error:
             raise _key_error(error) from error
         except QueueFullError as error:
@@ -126,13 +193,14 @@ class Submitter:
             too_many = error.position - error.limit
             raise await self._refusal(Code.MAX_QUEUE_POSITION, error, checkpoint, too_many) from error
 
-    async def _store_job(self, new: NewJob) -> Submitted:
+    async def _store_jobs(self, jobs: Sequence[NewJob]) -> Submitted:
         try:
-            return await self._store.submit(new)
+            return await self._store.submit(*jobs)
         except RedisError as error:
-            # With a key, a repeated request finds the job.
-            if new.idempotency is None and not isinstance(error, ResponseError):
-                self._abandoned.add(new.id)
+            # With a key, a repeated request finds the jobs.
+            if jobs[0].idempotency is None and not isinstance(error, ResponseError):
+                for job in jobs:
+                    self._abandoned.add(job.id)
             raise
 
     async def _refusal(self, code: Code, error: Exception, checkpoint: str | None, departures: int) -> ApiError:
@@ -141,53 +209,58 @@ class Submitter:
         queue = await self._queue_loads.snapshot(checkpoint)
         return ApiError(code, str(error), retry_after_s=retry_after_s(queue.queue_load.departure_s(departures)))
 
-    async def _with_prediction(self, new: NewJob) -> NewJob:
-        """The job with its estimated duration, which is compared with the real one when it ends."""
-        queue_load = (await self._queue_loads.snapshot(new.checkpoint)).queue_load
-        estimate = queue_load.estimate(position=queue_load.waiting, tokens_left=new.generation.sampling.max_tokens)
-        return replace(new, predicted_s=estimate.uncorrected_s)
+    async def _with_predictions(self, jobs: Sequence[NewJob]) -> list[NewJob]:
+        """The jobs with their estimated durations, which are compared with the real ones when they end."""
+        queue_load = (await self._queue_loads.snapshot(jobs[0].checkpoint)).queue_load
+        estimates = [
+            queue_load.estimate(position=queue_load.waiting + index, tokens_left=job.generation.sampling.max_tokens)
+            for index, job in enumerate(jobs)
+        ]
+        return [replace(job, predicted_s=estimate.uncorrected_s) for job, estimate in zip(jobs, estimates, strict=True)]
 
-    async def _new_job(
+    async def _new_jobs(
         self,
-        body: GenerateRequest,
-        job_id: str,
+        options: JobOptions,
+        generations: Sequence[Generation],
+        first_id: str,
         key: Idempotency | None,
-        cancel_after_s: float | None,
         reply_to: str | None,
-    ) -> NewJob:
-        options = body if isinstance(body, JobRequest) else None
-        card = await self._catalog.choose(body.model, may_wait=options is not None and options.wait_for_worker)
-        generation = Generation(prompt=body.prompt, sampling=body.sampling.with_seed())
-        await self._check(card, generation)
-        return NewJob(
-            id=job_id,
-            owner=ANONYMOUS,
-            checkpoint=card.name,
-            digest=card.digest,
-            generation=generation,
-            priority=DEFAULT_PRIORITY if options is None else options.priority,
-            metadata={} if options is None else options.metadata,
-            limits=TimeLimits(
-                queue_timeout_ms=None if options is None else _ms(options.queue_timeout_s),
-                run_timeout_ms=None if options is None else _ms(options.run_timeout_s),
-                deadline_ms=_ms(deadline_s(body, cancel_after_s)),
-            ),
-            max_position=None if options is None else options.max_queue_position,
-            idempotency=key,
-            result_ttl_s=None if options is None else options.result_ttl_s,
-            reply_to=reply_to,
-        )
+    ) -> list[NewJob]:
+        card = await self._catalog.choose(options.model, may_wait=options.wait_for_worker)
+        await self._check(card, generations)
+        size = len(generations)
+        return [
+            NewJob(
+                id=job_id,
+                owner=ANONYMOUS,
+                checkpoint=card.name,
+                digest=card.digest,
+                generation=generation,
+                group=Group(first_id, index, size) if size > 1 else None,
+                context=card.context,
+                priority=options.priority,
+                metadata=options.metadata,
+                limits=options.limits,
+                max_position=options.max_position,
+                # The key leads to the first job, and that one to the others.
+                idempotency=key if index == 0 else None,
+                result_ttl_s=options.result_ttl_s,
+                reply_to=reply_to,
+            )
+            for index, (job_id, generation) in enumerate(zip(group_ids(first_id, size), generations, strict=True))
+        ]
 
-    async def _repeated_job(self, job: Job, job_id: str, key: Idempotency | None) -> NewJob:
+    async def _repeated_jobs(self, job: Job, job_id: str, key: Idempotency | None) -> list[NewJob]:
         card = await self._catalog.choose(job.checkpoint)
         # The name may belong to another checkpoint by now.
-        await self._check(card, job.generation)
-        return NewJob(
+        await self._check(card, [job.generation])
+        new = NewJob(
             id=job_id,
             owner=job.owner,
             checkpoint=card.name,
             digest=card.digest,
             generation=job.generation,
+            context=card.context,
             priority=job.priority,
             metadata=job.metadata,
             limits=job.limits,
@@ -195,58 +268,22 @@ class Submitter:
             idempotency=key,
             result_ttl_s=job.result_ttl_ms / 1000,
         )
+        return [new]
 
-    async def _check(self, card: Card, generation: Generation) -> None:
-        if len(generation.prompt) > LONG_PROMPT_CHARACTERS:
-            await asyncio.to_thread(check_against, card, generation)
+    async def _check(self, card: Card, generations: Sequence[Generation]) -> None:
+        def check() -> None:
+            for generation in generations:
+                check_against(card, generation)
+
+        if sum(generation.most_prompt_tokens for generation in generations) > LONG_PROMPT_CHARACTERS:
+            await asyncio.to_thread(check)
         else:
-            check_against(card, generation)
+            check()
 
 
 def _memory_retry_s(error: QueueMemoryError) -> int:
     """When a request may fit into Redis's memory: after the next finished job has expired, as far as that is known."""
     return MAX_RETRY_S if error.next_expiry_s is None else retry_after_s(error.next_expiry_s)
-
-
-def check_against(card: Card, generation: Generation) -> None:
-    """Raises ApiError for a request that the checkpoint cannot run.
-
-    The worker checks before it decodes what needs the tokenizer, such as the length of a prompt in BPE tokens.
-    """
-    if generation.sampling.top_k is not None and generation.sampling.top_k > card.vocab_size:
-        raise invalid(
-            ("body", "top_k"),
-            f"Input should be less than or equal to {card.vocab_size}",
-            "less_than_equal",
-            given=generation.sampling.top_k,
-            ctx={"le": card.vocab_size},
-        )
-    unknown = card.tokenizer.unknown_characters(generation.prompt)
-    if unknown and card.tokenizer.unknown == "refuse":
-        raise ApiError(
-            Code.INVALID_REQUEST,
-            f"The vocabulary of {card.name} lacks {len(unknown)} of the prompt's characters. "
-            f"`celeriac inspect {card.name}` prints the vocabulary.",
-            errors=[_unknown_character(card, index, char) for index, char in unknown[:MAX_NAMED_CHARACTERS]],
-        )
-    tokens, at_least = card.tokenizer.prompt_tokens(generation.prompt), ""
-    if tokens == 0:
-        raise invalid(
-            ("body", "prompt"),
-            f"The vocabulary of {card.name} has none of the prompt's characters.",
-            "unknown_character",
-            given=generation.prompt,
-        )
-    if tokens is None:
-        tokens, at_least = card.tokenizer.least_prompt_tokens(generation.prompt), "at least "
-    if tokens >= card.context:
-        raise invalid(
-            ("body", "prompt"),
-            f"The prompt has {at_least}{tokens} tokens; the context of {card.name} is {card.context}, and one token "
-            f"must remain for the answer. Shorten it to {card.context - 1} tokens or fewer.",
-            Code.PROMPT_TOO_LONG.value,
-            code=Code.PROMPT_TOO_LONG,
-        )
 
 
 def _key_error(error: IdempotencyMismatchError | JobGoneError) -> ApiError:
@@ -260,18 +297,3 @@ def _key_error(error: IdempotencyMismatchError | JobGoneError) -> ApiError:
 def _ms(seconds: float | None) -> int | None:
     """A time limit in ms, as the record has it: at least 1."""
     return None if seconds is None else max(1, round(seconds * 1000))
-
-
-def _unknown_character(card: Card, index: int, char: str) -> FieldError:
-    return FieldError(
-        ("body", "prompt"),
-        f"The character {_named(char)} at index {index} is not in the vocabulary of {card.name}.",
-        "unknown_character",
-        char,
-        {"index": index, "character": char},
-    )
-
-
-def _named(char: str) -> str:
-    """A character for an error message: its repr and its code point."""
-    return f"{char!r} (U+{ord(char):04X})"

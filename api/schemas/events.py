@@ -10,7 +10,7 @@ from pydantic import Field
 
 from api.schemas.base import Model
 from api.schemas.errors import Problem
-from api.schemas.jobs import JobEta, JobResponse
+from api.schemas.jobs import JobEta, JobResponse, Logprobs
 from tasks.job import Status
 
 
@@ -28,6 +28,9 @@ class TokenEvent(Model):
     offset: int = Field(description="Tokens before these.")
     count: int = Field(description="New tokens; 0 for a last piece of text that belongs to no token.")
     text: str
+    logprobs: list[Logprobs] | None = Field(
+        None, description="One for each of these tokens, if the request asked for them; else this field is missing."
+    )
 
 
 class AttemptEvent(Model):

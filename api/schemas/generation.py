@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import ConfigDict, Field, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
 
 from api.schemas.base import Model
 from api.schemas.sampling import in_request, sampling_of
+from tasks.chat import Message
+from tasks.generation import Generation
 from tasks.sampling_params import SamplingParams
 
 #: Most entries in a job's metadata, and the longest name and value in characters.
@@ -21,6 +24,9 @@ MAX_RESULT_TTL_S = 604_800
 MAX_TIME_LIMIT_S = 604_800
 #: Longest name of a checkpoint, in characters. It is the name of a folder.
 MAX_MODEL_NAME = 255
+
+#: The ways to say what to continue.
+PROMPT_FIELDS = ("prompt", "prompt_token_ids", "messages")
 
 TimeLimit = Annotated[float | None, Field(gt=0, le=MAX_TIME_LIMIT_S)]
 MetadataName = Annotated[str, StringConstraints(min_length=1, max_length=MAX_METADATA_NAME)]
@@ -38,6 +44,11 @@ class SampledRequest(Model):
         """The sampling fields. Without a seed in the request `seed` is None."""
         return sampling_of(self)
 
+    @property
+    def generation(self) -> Generation:
+        """What to generate, with a seed."""
+        return Generation(prompt=self.prompt, sampling=self.sampling.with_seed())
+
 
 class GenerateRequest(SampledRequest):
     """A prompt, and how to continue it."""
@@ -54,6 +65,15 @@ class GenerateRequest(SampledRequest):
     )
 
 
+class ChatMessage(Model):
+    """A message of a conversation."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    role: str = Field(min_length=1, max_length=32, description="`system`, `user` or `assistant`.")
+    content: str
+
+
 class JobRequest(GenerateRequest):
     """A generation to queue. Unknown fields are refused, so that a misspelled one is noticed."""
 
@@ -64,6 +84,20 @@ class JobRequest(GenerateRequest):
         },
     )
 
+    # Exactly one of the next three is given; `prompt` has another type in the base class.
+    prompt: str | None = Field(None, min_length=1, description="Text to continue.", examples=["123+456="])  # type: ignore[assignment]
+    prompt_token_ids: list[Annotated[int, Field(ge=0, lt=1 << 31)]] | None = Field(
+        None, min_length=1, description="Token ids to continue, instead of `prompt`. The model gets them as they are."
+    )
+    messages: list[ChatMessage] | None = Field(
+        None,
+        min_length=1,
+        description="A conversation to answer, instead of `prompt`. The checkpoint must have a chat template.",
+    )
+    tools: bool | None = Field(
+        None,
+        description="Whether the model may use its calculator, if it knows one. null: in conversations only.",
+    )
     priority: int = Field(5, ge=0, le=9, description="0 is first, 9 is last.")
     metadata: dict[MetadataName, MetadataValue] = Field(
         default_factory=dict,
@@ -98,6 +132,26 @@ class JobRequest(GenerateRequest):
         le=10**9,
         description="Refuse the job with 429 if more jobs than this would be ahead of it. null: no limit.",
     )
+
+    @model_validator(mode="after")
+    def _one_prompt(self) -> Self:
+        given = [name for name in PROMPT_FIELDS if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise PydanticCustomError(
+                "one_prompt", "Give exactly one of {fields}.", {"fields": ", ".join(PROMPT_FIELDS)}
+            )
+        return self
+
+    @property
+    def generation(self) -> Generation:
+        """What to generate, with a seed."""
+        return Generation(
+            prompt=self.prompt or "",
+            prompt_ids=None if self.prompt_token_ids is None else tuple(self.prompt_token_ids),
+            messages=None if self.messages is None else tuple(Message(one.role, one.content) for one in self.messages),
+            sampling=self.sampling.with_seed(),
+            tools=self.tools,
+        )
 
 
 class GenerateResponse(Model):

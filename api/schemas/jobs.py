@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from api.schemas.base import Model, Moment
-from api.schemas.generation import GenerateResponse
+from api.schemas.generation import ChatMessage, GenerateResponse
 from api.schemas.sampling import in_job
 from tasks.generation import FinishReason
 from tasks.job import Status
@@ -23,6 +23,9 @@ class Usage(Model):
     prompt_tokens: int | None = Field(description="null until a worker has counted them.")
     completion_tokens: int
     total_tokens: int | None
+    cached_tokens: int | None = Field(
+        description="Tokens of the prompt that the worker had computed before. null until the job has ended."
+    )
 
 
 class JobResult(GenerateResponse):
@@ -37,7 +40,10 @@ class JobResult(GenerateResponse):
 class JobInput(Model):
     """The validated request, with defaults."""
 
-    prompt: str
+    prompt: str = Field(description="Empty if the request gave token ids or messages.")
+    prompt_token_ids: list[int] | None
+    messages: list[ChatMessage] | None
+    tools: bool | None
 
 
 class EtaFinish(Model):
@@ -70,6 +76,34 @@ class JobProgress(Model):
     max_tokens: int
 
 
+class JobToolCall(Model):
+    """One use of the calculator."""
+
+    input: str = Field(description="The expression.")
+    output: str = Field(description="Its result; empty if there was none.")
+
+
+class TokenLogprob(Model):
+    """A token and the logarithm of its probability."""
+
+    token_id: int
+    logprob: float
+
+
+class Logprobs(TokenLogprob):
+    """A token of the text, and the most likely tokens at its place."""
+
+    top: list[TokenLogprob] = Field(description="The most likely tokens, the first one first.")
+
+
+class JobGroup(Model):
+    """The place of a job among those of one call."""
+
+    id: str = Field(description="Id of the first job.")
+    index: int
+    size: int
+
+
 class JobOutput(Model):
     """The text so far. In lists the text of a running job is null."""
 
@@ -77,6 +111,15 @@ class JobOutput(Model):
     completion: str | None
     tokens_generated: int
     finish_reason: FinishReason | None
+    tool_calls: list[JobToolCall] = Field(
+        description="Uses of the calculator, which are no part of the text. Empty until the job has ended."
+    )
+    logprobs: list[Logprobs] | None = Field(
+        None, description="One for each token so far, if the request asked for them. null in lists."
+    )
+    prompt_logprobs: list[Logprobs] | None = Field(
+        None, description="One for each token of the prompt after the first, if the request asked for them."
+    )
 
 
 class JobTimings(Model):
@@ -152,6 +195,7 @@ class JobResponse(Model):
     error: JobFailure | None
     cancel_requested: bool
     cancel: JobCancel | None
+    group: JobGroup | None = Field(description="null for a job that is the only one of its call.")
     retry_of: str | None = Field(description="The job that this one repeats.")
     metadata: dict[str, str]
     urls: JobUrls

@@ -175,11 +175,9 @@ class SimulatedFleet:
         self.store.flush(
             [
                 FinishJob(
-                    job_id=job.id,
-                    attempt=job.attempt,
-                    before=before,
-                    token_ids=(1,),
-                    pieces=("1",),
+                    tokens=AppendTokens(
+                        job_id=job.id, attempt=job.attempt, before=before, token_ids=(1,), pieces=("1",)
+                    ),
                     tail="",
                     status=Status.SUCCEEDED,
                     finish_reason=FinishReason.STOP,

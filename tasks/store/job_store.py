@@ -76,11 +76,36 @@ class JobStore:
         """
         return schema.check_reply(await self._call("schema", keys.SCHEMA_VERSION))
 
-    async def submit(self, new: NewJob) -> Submitted:
-        """Accept a job in one atomic call.
+    async def submit(self, new: NewJob, *others: NewJob) -> Submitted:
+        """Accept a job, or all jobs of a group, in one atomic call. The result names the first job.
 
-        Raises QueueFullError, QueuePositionError, QueueMemoryError, IdempotencyMismatchError and JobGoneError.
+        The jobs of a group have the same checkpoint, priority and limits. The idempotency key and `max_position` are
+        those of the first one. Raises QueueFullError, QueuePositionError, QueueMemoryError, IdempotencyMismatchError
+        and JobGoneError.
         """
+        jobs = [(one, self._record_of(one)) for one in (new, *others)]
+        outcome, *rest = await self._call(
+            "submit",
+            new.checkpoint,
+            new.priority,
+            self._settings.max_queued_jobs,
+            "" if new.max_position is None else new.max_position,
+            new.idempotency.key_hash if new.idempotency else "",
+            new.idempotency.fingerprint if new.idempotency else "",
+            *(part for one, fields in jobs for part in (one.id, one.reserve_bytes, len(fields), *fields)),
+        )
+        if outcome == b"full":
+            raise QueueFullError(self._settings.max_queued_jobs)
+        if outcome == b"far":
+            raise QueuePositionError(rest[0], new.max_position or 0)
+        if outcome == b"memory":
+            raise QueueMemoryError(None if rest[0] < 0 else rest[0] / 1000)
+        if outcome == b"created":
+            return Submitted(rest[0].decode(), replayed=False)
+        return Submitted(prior_job(outcome, *rest), replayed=True)
+
+    def _record_of(self, new: NewJob) -> list[scripts.Argument]:
+        """The fields of a job's record that the script does not set itself: field, value, ..."""
         ttl_ms = scripts.ms(self._settings.result_ttl_s if new.result_ttl_s is None else new.result_ttl_s)
         fields: dict[str, scripts.Argument] = {
             "owner": new.owner,
@@ -93,6 +118,8 @@ class JobStore:
             "max_tokens": new.generation.sampling.max_tokens,
             **{name: ms for name, ms in asdict(new.limits).items() if ms is not None},
         }
+        if new.group is not None:
+            fields.update(group=new.group.id, group_index=new.group.index, group_size=new.group.size)
         if new.retry_of is not None:
             fields["retry_of"] = new.retry_of
         if new.reply_to is not None:
@@ -103,26 +130,7 @@ class JobStore:
             # The time counts from the job's end: the key of a live job does not expire.
             fields["idempotency"] = new.idempotency.key_hash
             fields["idempotency_ttl_ms"] = max(ttl_ms, scripts.ms(self._settings.idempotency_ttl_s))
-        outcome, *rest = await self._call(
-            "submit",
-            new.id,
-            new.checkpoint,
-            new.priority,
-            self._settings.max_queued_jobs,
-            "" if new.max_position is None else new.max_position,
-            new.idempotency.key_hash if new.idempotency else "",
-            new.idempotency.fingerprint if new.idempotency else "",
-            *(part for field in fields.items() for part in field),
-        )
-        if outcome == b"full":
-            raise QueueFullError(self._settings.max_queued_jobs)
-        if outcome == b"far":
-            raise QueuePositionError(rest[0], new.max_position or 0)
-        if outcome == b"memory":
-            raise QueueMemoryError(None if rest[0] < 0 else rest[0] / 1000)
-        if outcome == b"created":
-            return Submitted(rest[0].decode(), replayed=False)
-        return Submitted(prior_job(outcome, *rest), replayed=True)
+        return [part for field in fields.items() for part in field]
 
     async def find(self, key: Idempotency) -> str | None:
         """The id of the job that an earlier request with this key created; None if there was no such request.

@@ -98,6 +98,11 @@ def card(checkpoint: str) -> str:
     return f"{PREFIX}card:{checkpoint}"
 
 
+def tokenizer(digest: str) -> str:
+    """String: the tokenizer of the checkpoint with this digest, for front ends: see `api.jobs.tokenizers`."""
+    return f"{PREFIX}tokenizer:{digest}"
+
+
 def deleted(job_id: str) -> str:
     """String: exists for a while after a job was deleted, to distinguish its id from one that was never used."""
     return f"{PREFIX}deleted:{job_id}"

@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tasks.generation import Generation
-from tasks.job import TimeLimits
+from tasks.job import Group, TimeLimits
+from tasks.logprobs import record_bytes
+
+#: Memory in bytes that a job needs beyond its record of the time of submission: for its log, its result, its message
+#: and its entries in the listings; and for each token in addition. Measured: 4.7 KB for the shortest log; 17 to 32 bytes
+#: a token for longer ones, and the text.
+RESERVE_PER_JOB = 8192
+RESERVE_PER_TOKEN = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +37,10 @@ class NewJob:
     #: Digest of the card that the request was validated against.
     digest: str
     generation: Generation
+    #: Its place among the jobs of the same call; None if it is the only one.
+    group: Group | None = None
+    #: Longest sequence of the checkpoint in tokens, a bound of what the log may hold; None if it is not known.
+    context: int | None = None
     #: 0 (served first) to 9.
     priority: int = 5
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -47,6 +58,20 @@ class NewJob:
     #: Channel that receives the job's id when the job ends; None if no caller waits for the end.
     reply_to: str | None = None
     warnings: tuple[str, ...] = ()
+
+    @property
+    def reserve_bytes(self) -> int:
+        """Memory that the job may need in Redis until its end, beyond its record of now."""
+        sampling = self.generation.sampling
+        per_token = RESERVE_PER_TOKEN
+        if sampling.logprobs is not None:
+            per_token += record_bytes(sampling.logprobs)
+        reserve = RESERVE_PER_JOB + per_token * sampling.max_tokens
+        if sampling.prompt_logprobs is not None:
+            most = self.generation.most_prompt_tokens
+            prompt_tokens = most if self.context is None else min(most, self.context)
+            reserve += record_bytes(sampling.prompt_logprobs) * prompt_tokens
+        return reserve
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,11 +64,6 @@ LIMITS = {
     "LIST_BYTES": 1 << 20,
     # The part of `maxmemory` into which no new job is accepted. Heartbeats, messages and connections need some of it.
     "MEMORY_HEADROOM": 0.1,
-    # Memory that a job needs beyond its record of the time of submission: for its log, its result, its message and its
-    # entries in the listings; and for each token in addition. Measured: 4.7 KB for the shortest log; 17 to 32 bytes a
-    # token for longer ones, and the text.
-    "RESERVE_PER_JOB": 8192,
-    "RESERVE_PER_TOKEN": 40,
 }
 
 #: Files of `lua/prelude`. Their definitions are put before the scripts that use them. Each uses only what is defined

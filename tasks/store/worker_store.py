@@ -11,7 +11,7 @@ import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import redis
 import structlog
@@ -27,6 +27,7 @@ from tasks.redis_client.errors import is_permanent
 from tasks.settings import Settings
 from tasks.store import keys, reaped, schema, scripts
 from tasks.store.reaped import Reaped
+from tasks.tool_call import ToolCall, tool_calls_to_json
 from tasks.worker_info import WorkerInfo
 
 log = structlog.get_logger(__name__)
@@ -44,6 +45,10 @@ class Claimed:
     token_ids: tuple[int, ...]
     #: One text for each of these tokens.
     pieces: tuple[str, ...]
+    #: Packed log-probabilities of each of these tokens; empty if the request did not ask for them.
+    logprobs: tuple[bytes, ...] = ()
+    #: Whether the log has the log-probabilities of the prompt.
+    has_prompt_logprobs: bool = False
     #: How long the job may run from now on, in seconds; None for no limit.
     time_left_s: float | None = None
 
@@ -70,18 +75,18 @@ class AppendTokens:
     token_ids: tuple[int, ...]
     #: One text for each token.
     pieces: tuple[str, ...]
+    #: Packed log-probabilities of these tokens, and those of the prompt; empty if the request did not ask for them.
+    logprobs: bytes = b""
+    prompt_logprobs: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishJob:
     """The end of a running job, with its last tokens."""
 
-    job_id: str
-    attempt: int
-    #: These three as in AppendTokens.
-    before: int
-    token_ids: tuple[int, ...]
-    pieces: tuple[str, ...]
+    tokens: AppendTokens
+    #: Packed log-probabilities of the stop token that ended the text; empty if there are none.
+    stop_logprobs: bytes = b""
     #: Text after that of the last token: it was held back, or it belongs to no token.
     tail: str
     status: Status
@@ -91,6 +96,13 @@ class FinishJob:
     error: JobError | None = None
     #: Number of tokens that the worker had when it was notified of a cancel; None if it was not notified.
     tokens_at_cancel: int | None = None
+    #: Tokens of the prompt that this attempt found in the cache; None if it is not known.
+    cached_tokens: int | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+
+    @property
+    def job_id(self) -> str:
+        return self.tokens.job_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -363,7 +375,7 @@ class WorkerStore:
     def _send(self, batch: Sequence[AppendTokens | FinishJob]) -> list[Any]:
         with self._redis.pipeline(transaction=False) as pipeline:
             for item in batch:
-                pipeline.evalsha(_script(item).sha, 0, *_arguments(item))
+                pipeline.evalsha(_script(item).sha, 0, *cast(tuple[str, ...], _arguments(item)))
             replies: list[Any] = pipeline.execute(raise_on_error=False)
             return replies
 
@@ -377,31 +389,48 @@ def _claim_reply(job_id: str, reply: Sequence[Any]) -> Claimed | Refused:
     with token_log.damage_of(job_id):
         found = token_log.TokenLog(token_log.from_reply(entries))
         found.check()
-    return Claimed(attempt, found.token_ids, found.token_pieces, None if left_ms < 0 else left_ms / 1000)
+    return Claimed(
+        attempt,
+        found.token_ids,
+        found.token_pieces,
+        found.token_logprobs,
+        bool(found.prompt_logprobs),
+        None if left_ms < 0 else left_ms / 1000,
+    )
 
 
 def _script(item: AppendTokens | FinishJob) -> scripts.Script:
     return scripts.get("append" if isinstance(item, AppendTokens) else "finish")
 
 
-def _arguments(item: AppendTokens | FinishJob) -> tuple[str, ...]:
+def _arguments(item: AppendTokens | FinishJob) -> tuple[scripts.Argument, ...]:
+    tokens = item if isinstance(item, AppendTokens) else item.tokens
     appended = (
-        item.job_id,
-        str(item.attempt),
-        str(item.before),
-        token_log.encode_ids(item.token_ids),
-        token_log.encode_pieces(item.pieces),
+        tokens.job_id,
+        tokens.attempt,
+        tokens.before,
+        token_log.encode_ids(tokens.token_ids),
+        token_log.encode_pieces(tokens.pieces),
+        tokens.logprobs,
+        tokens.prompt_logprobs,
     )
     if isinstance(item, AppendTokens):
         return appended
+    fields: dict[str, scripts.Argument] = {}
+    if item.cached_tokens is not None:
+        fields["cached_tokens"] = item.cached_tokens
+    if item.tool_calls:
+        fields["tool_calls"] = tool_calls_to_json(item.tool_calls)
     return (
         *appended,
         token_log.encode_pieces([item.tail]) if item.tail else "",
+        item.stop_logprobs,
         item.status,
         item.finish_reason,
         item.completion,
         item.error.to_json() if item.error else "",
         "" if item.tokens_at_cancel is None else str(item.tokens_at_cancel),
+        *(part for field in fields.items() for part in field),
     )
 
 

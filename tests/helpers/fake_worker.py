@@ -150,11 +150,13 @@ class FakeWorker:
         self.store.flush(
             [
                 FinishJob(
-                    job_id=job.id,
-                    attempt=claim.attempt,
-                    before=known,
-                    token_ids=tuple(map(ord, last)),
-                    pieces=tuple(last),
+                    tokens=AppendTokens(
+                        job_id=job.id,
+                        attempt=claim.attempt,
+                        before=known,
+                        token_ids=tuple(map(ord, last)),
+                        pieces=tuple(last),
+                    ),
                     tail="",
                     status=status,
                     finish_reason=reason,

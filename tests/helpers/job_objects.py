@@ -9,6 +9,7 @@ from typing import Any
 from api.jobs.job_view import job_response
 from tasks.generation import FinishReason
 from tasks.job import Job, Status, TimeLimits
+from tasks.token_log import Entry, TokenLog
 from tests.helpers.requests import make_generation
 
 JOB_ID = "job_01JZ8K6T4V9QABCDEFGHJKMNPQ"
@@ -72,5 +73,6 @@ SUCCEEDED = replace(
 
 def job_object(job: Job, **changes: Any) -> dict[str, Any]:
     """A job as the API returns it. `changes` replace fields of the record."""
-    text: dict[str, Any] = json.loads(job_response(replace(job, **changes), partial="2").model_dump_json())
+    log = TokenLog((Entry(after=1, k=0, token_ids=(2,), pieces=("2",)),))
+    text: dict[str, Any] = json.loads(job_response(replace(job, **changes), log=log).model_dump_json())
     return text

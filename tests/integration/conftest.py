@@ -175,11 +175,7 @@ def finish(
 ) -> FinishJob:
     """The end of a job, with one more token for each character of `text`."""
     return FinishJob(
-        job_id=job_id,
-        attempt=attempt,
-        before=before,
-        token_ids=tuple(map(ord, text)),
-        pieces=tuple(text),
+        tokens=append(job_id, text, before=before, attempt=attempt),
         tail=tail,
         status=status,
         finish_reason=finish_reason,

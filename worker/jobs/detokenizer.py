@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from tasks.tool_call import ToolCall
+
 
 class Decoder(Protocol):
     """Incremental decoding: the text that is complete after each token."""
@@ -26,6 +28,8 @@ class Detokenizer:
         self._stop_on_newline = stop_on_newline
         #: Text that may be the beginning of a stop text.
         self._held = ""
+        #: Calls of the calculator so far.
+        self.tool_calls: tuple[ToolCall, ...] = ()
         #: Whether a stop text or the final newline was found. All later pieces are empty.
         self.ended = False
 

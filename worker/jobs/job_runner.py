@@ -22,7 +22,7 @@ from worker.engine_process.messages import SequenceRequest
 from worker.engine_process.supervisor import EngineSupervisor
 from worker.jobs.detokenizer import Detokenizer
 from worker.jobs.kv_admission import AdmissionClosedError, KvAdmission, Reservation, ReservationRemovedError
-from worker.jobs.prompt import PromptError, answer_tokens, encode_prompt
+from worker.jobs.prompt import PromptError, answer_tokens, prompt_of, uses_tools
 from worker.jobs.publisher import Publisher, PublisherStoppedError
 from worker.jobs.retry import RetryStoppedError, retry_while_redis_is_away
 from worker.jobs.running_job import RunningJob
@@ -163,12 +163,15 @@ class JobRunner:
                 f"This worker does not support the request's {', '.join(unsupported)[:200]}. Its version is older than "
                 "that of the API: update the workers, and send the request again.",
             )
-        prompt, warnings = encode_prompt(self._tokenizer, job.generation.prompt)
+        prompt, warnings = prompt_of(job.generation, self._tokenizer, self._card)
         max_tokens = answer_tokens(prompt, job.generation.sampling.max_tokens, context=self._card.context)
         request = SequenceRequest(
             id=job.id,
             prompt=prompt,
             sampling=replace(job.generation.sampling, max_tokens=max_tokens),
+            choice=job.generation.choice,
+            cache_salt=job.owner,
+            tools=uses_tools(job.generation, self._card),
             alone=tokens_alone(job, max_tokens),
         )
         return request, warnings
@@ -223,6 +226,8 @@ class JobRunner:
             running = self._running_job(job, request, claim, reservation)
             self._publisher.add(running)
             log.info("job_started", job_id=job.id, attempt=claim.attempt, resumed_tokens=len(claim.token_ids))
+            if claim.has_prompt_logprobs:
+                request = replace(request, sampling=replace(request.sampling, prompt_logprobs=None))
             self._add_request(
                 running,
                 replace(request, id=running.sequence_id, generated=claim.token_ids, time_limit_s=claim.time_left_s),
@@ -248,6 +253,7 @@ class JobRunner:
             detokenizer=detokenizer,
             token_ids=list(claim.token_ids),
             pieces=list(claim.pieces),
+            logprobs=list(claim.logprobs),
             logged=logged,
             cleared_at=logged + request.alone if request.alone else None,
             on_cleared=reservation.clear,

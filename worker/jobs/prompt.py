@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tasks.card import Card
+from tasks.chat import Message
+from tasks.generation import Generation
 from tasks.job import ErrorCode
+from worker.checkpoints.chat import ChatError
 from worker.checkpoints.tokenizers import Tokenizer, TokenizerFailedError, UnknownCharacterError
 
 
@@ -16,14 +20,50 @@ class PromptError(Exception):
         self.code = code
 
 
-def encode_prompt(tokenizer: Tokenizer, text: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """The token ids of a prompt and warnings. BOS comes first if the checkpoint requires it. Raises PromptError."""
+def prompt_of(generation: Generation, tokenizer: Tokenizer, card: Card) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """The token ids of a request's prompt, however it is given, and warnings. Raises PromptError."""
+    if generation.prompt_ids is not None:
+        if any(token >= card.vocab_size for token in generation.prompt_ids):
+            raise PromptError(
+                ErrorCode.INVALID_REQUEST, f"Token ids of {card.name} are between 0 and {card.vocab_size - 1}."
+            )
+        return generation.prompt_ids, ()
+    if generation.messages is not None:
+        return render_messages(tokenizer, generation.messages, card.name), ()
+    return encode_prompt(tokenizer, generation.prompt, add_bos=generation.add_bos)
+
+
+def encode_prompt(
+    tokenizer: Tokenizer, text: str, *, add_bos: bool | None = None
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """The token ids of a text and warnings. Raises PromptError.
+
+    BOS comes first with `add_bos`, and without a choice (None) if the checkpoint requires it.
+    """
     try:
         encoding = tokenizer.encode(text)
     except (UnknownCharacterError, TokenizerFailedError) as error:
         raise PromptError(ErrorCode.INVALID_REQUEST, str(error)) from error
-    bos = (tokenizer.bos_id,) if tokenizer.prepend_bos and tokenizer.bos_id is not None else ()
+    wants_bos = tokenizer.prepend_bos if add_bos is None else add_bos
+    bos = (tokenizer.bos_id,) if wants_bos and tokenizer.bos_id is not None else ()
     return bos + encoding.ids, encoding.warnings
+
+
+def render_messages(tokenizer: Tokenizer, messages: Sequence[Message], model: str) -> tuple[int, ...]:
+    """The token ids of a conversation, up to where the next answer begins. Raises PromptError."""
+    if tokenizer.chat is None:
+        raise PromptError(ErrorCode.INVALID_REQUEST, f"{model} is not a chat model: it has no chat template.")
+    try:
+        return tokenizer.chat.render(messages)
+    except (ChatError, UnknownCharacterError, TokenizerFailedError) as error:
+        raise PromptError(ErrorCode.INVALID_REQUEST, str(error)) from error
+
+
+def uses_tools(generation: Generation, card: Card) -> bool:
+    """Whether the model may use the calculator: if the request says so, else in conversations."""
+    if generation.tools is None:
+        return card.tokenizer.calculator and generation.messages is not None
+    return card.tokenizer.calculator and generation.tools
 
 
 def answer_tokens(prompt: Sequence[int], max_tokens: int, *, context: int) -> int:

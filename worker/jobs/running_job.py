@@ -18,7 +18,7 @@ from worker.jobs.detokenizer import Detokenizer
 _SUCCESSES = {FinishReason.STOP, FinishReason.NEWLINE, FinishReason.LENGTH}
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class RunningJob:
     """State of one attempt at a job. After the claim only the publisher's thread changes it.
 
@@ -31,6 +31,14 @@ class RunningJob:
     #: Tokens and pieces of the whole job, including those of earlier attempts.
     token_ids: list[int]
     pieces: list[str]
+    #: Packed log-probabilities of each token; empty if the request did not ask for them.
+    logprobs: list[bytes] = field(default_factory=list)
+    #: Packed log-probabilities of the prompt; empty if the log has them already, or if there are none.
+    prompt_logprobs: bytes = b""
+    #: Packed log-probabilities of the stop token that ended the text.
+    stop_logprobs: bytes = b""
+    #: Tokens of the prompt that the engine found in its cache; None before its first report.
+    cached_tokens: int | None = None
     #: Number of tokens that the log in Redis holds, by its last reply.
     logged: int
     #: When this attempt began, by `time.monotonic()`.
@@ -87,6 +95,16 @@ class RunningJob:
         pieces = self.detokenizer.push_all(update.tokens)
         self.pieces += pieces
         self.token_ids += update.tokens[: len(pieces)]
+        if update.logprobs:
+            records = len(update.tokens) + (update.stop_id is not None)
+            size = len(update.logprobs) // records
+            self.logprobs += [update.logprobs[at : at + size] for at in range(0, len(pieces) * size, size)]
+            if update.stop_id is not None and len(pieces) == len(update.tokens):
+                self.stop_logprobs = update.logprobs[-size:]
+        if update.prompt_logprobs:
+            self.prompt_logprobs = update.prompt_logprobs
+        if update.cached_tokens is not None:
+            self.cached_tokens = update.cached_tokens
         if update.finish is None:
             if self.detokenizer.ended:
                 self.finish = FinishReason.STOP
@@ -98,25 +116,30 @@ class RunningJob:
 
     def operation(self) -> AppendTokens | FinishJob:
         """The write that brings Redis up to date."""
-        token_ids = tuple(self.token_ids[self.logged :])
-        pieces = tuple(self.pieces[self.logged :])
-        if self.finish is None:
-            return AppendTokens(
-                job_id=self.job_id, attempt=self.attempt, before=self.logged, token_ids=token_ids, pieces=pieces
-            )
-        status, error = self._outcome(self.finish)
-        return FinishJob(
+        tokens = AppendTokens(
             job_id=self.job_id,
             attempt=self.attempt,
             before=self.logged,
-            token_ids=token_ids,
-            pieces=pieces,
+            token_ids=tuple(self.token_ids[self.logged :]),
+            pieces=tuple(self.pieces[self.logged :]),
+            logprobs=b"".join(self.logprobs[self.logged :]),
+            # The log takes them together with the first token.
+            prompt_logprobs=b"" if self.logged else self.prompt_logprobs,
+        )
+        if self.finish is None:
+            return tokens
+        status, error = self._outcome(self.finish)
+        return FinishJob(
+            tokens=tokens,
             tail=self.tail,
+            stop_logprobs=self.stop_logprobs,
             status=status,
             finish_reason=self.finish,
             completion="".join(self.pieces) + self.tail,
             error=error,
             tokens_at_cancel=self.tokens_at_cancel,
+            cached_tokens=self.cached_tokens,
+            tool_calls=self.detokenizer.tool_calls,
         )
 
     def _outcome(self, finish: FinishReason) -> tuple[Status, JobError | None]:

@@ -14,7 +14,7 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 from tasks.errors import QueueMemoryError
 from tasks.job import ErrorCode, JobError, Status
 from tasks.store import keys, scripts
-from tasks.store.new_job import Idempotency
+from tasks.store.new_job import RESERVE_PER_JOB, RESERVE_PER_TOKEN, Idempotency
 from tests.conftest import running_redis
 from tests.helpers.requests import make_generation
 from tests.integration.conftest import QueueWorld, append, queue_world
@@ -161,7 +161,7 @@ async def test_memory_is_given_back_however_a_job_ends(queue: QueueWorld) -> Non
     queue.register(slots=10)
     waiting, running, *others = [await queue.submit() for _ in range(5)]
     one = int(queue.redis.get(keys.RESERVED) or 0) // 5  # type: ignore[arg-type]
-    assert one == scripts.LIMITS["RESERVE_PER_JOB"] + 8 * scripts.LIMITS["RESERVE_PER_TOKEN"]
+    assert one == RESERVE_PER_JOB + 8 * RESERVE_PER_TOKEN
     await queue.jobs.cancel(waiting)
     queue.claim(running)
     queue.finish(running)

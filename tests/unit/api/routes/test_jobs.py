@@ -58,8 +58,11 @@ async def test_submit_and_read(redis_url: str) -> None:
         "completion": "579",
         "tokens_generated": 3,
         "finish_reason": "stop",
+        "tool_calls": [],
+        "logprobs": None,
+        "prompt_logprobs": None,
     }
-    assert done["usage"] == {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12}
+    assert done["usage"] == {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12, "cached_tokens": None}
     assert done["queue"] == {
         "priority": 2,
         "position": None,
@@ -201,7 +204,7 @@ async def test_result(redis_url: str) -> None:
         "tokens_generated": 3,
         "model": "step_002920",
         "finish_reason": "stop",
-        "usage": {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12},
+        "usage": {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12, "cached_tokens": None},
         "job_id": job["id"],
     }
 

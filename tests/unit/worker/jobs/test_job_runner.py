@@ -313,7 +313,7 @@ def test_no_error_leaves_the_task_body(
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr("worker.jobs.job_runner.encode_prompt", broken)
+        patch.setattr("worker.jobs.job_runner.prompt_of", broken)
         world.runner.run("job_1")
     assert [rejected.code for rejected in world.store.rejections] == [code]
     monkeypatch.setattr(world.runner._tokenizer, "decoder", broken)

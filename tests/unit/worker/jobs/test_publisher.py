@@ -91,8 +91,9 @@ class Store(WorkerStore):
         if item.job_id in self.replies:
             return self.replies.pop(item.job_id)
         log = self.logs.setdefault(item.job_id, [])
-        assert item.before <= len(log), "the script would reply with a gap"
-        log[item.before :] = item.pieces
+        tokens = item if isinstance(item, AppendTokens) else item.tokens
+        assert tokens.before <= len(log), "the script would reply with a gap"
+        log[tokens.before :] = tokens.pieces
         if isinstance(item, FinishJob):
             self.ends[item.job_id] = item
         return FlushReply(
@@ -403,7 +404,7 @@ def test_late_updates_of_an_earlier_attempt_do_not_reach_the_next_one(world: Wor
     assert new.over.wait(DEADLINE_S)
     assert world.store.text() == "ab"
     assert world.store.ends["job_1"].status is Status.SUCCEEDED
-    assert world.store.ends["job_1"].attempt == 2
+    assert world.store.ends["job_1"].tokens.attempt == 2
 
 
 def test_a_later_attempt_of_a_job_replaces_the_earlier_one(world: World) -> None:

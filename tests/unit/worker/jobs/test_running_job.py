@@ -86,7 +86,7 @@ def test_the_end_contains_the_whole_text_and_the_last_tokens() -> None:
     operation = running.operation()
     assert isinstance(operation, FinishJob)
     assert operation.completion == "abc"
-    assert (operation.before, operation.pieces) == (2, ("c",))
+    assert (operation.tokens.before, operation.tokens.pieces) == (2, ("c",))
     assert (operation.status, operation.finish_reason) == (Status.SUCCEEDED, FinishReason.LENGTH)
 
 
@@ -96,7 +96,7 @@ def test_text_held_back_for_a_stop_text_that_never_came_is_the_tail() -> None:
     running.extend(decoded("", FinishReason.STOP))
     operation = running.operation()
     assert isinstance(operation, FinishJob)
-    assert (operation.pieces, operation.tail, operation.completion) == (("1", "", ""), "EN", "1EN")
+    assert (operation.tokens.pieces, operation.tail, operation.completion) == (("1", "", ""), "EN", "1EN")
 
 
 def test_a_stop_text_that_the_engine_did_not_find_ends_the_job_and_later_text_is_left_out() -> None:
@@ -106,7 +106,7 @@ def test_a_stop_text_that_the_engine_did_not_find_ends_the_job_and_later_text_is
     assert isinstance(operation, FinishJob)
     assert operation.completion == "1"
     assert operation.finish_reason is FinishReason.STOP
-    assert len(operation.token_ids) == 4
+    assert len(operation.tokens.token_ids) == 4
 
 
 @pytest.mark.parametrize(
