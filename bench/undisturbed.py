@@ -109,7 +109,7 @@ class Undisturbed:
             differences[index] = f"token {at} is {token}, expected {_at(expected[index].tokens, at)}"
             if at >= request.sampling.max_tokens or not self._is_possible(token, request):
                 continue
-            draw = slow_draw(logits[index], request, at, self._engine.vocabulary)
+            draw = slow_draw(logits[index], request, expected[index].tokens[:at], self._engine.vocabulary)
             if draw.near_tie:
                 differences[index] = None
             else:

@@ -11,6 +11,8 @@ from torch import Tensor
 from tests.helpers.requests import sequence_request
 from worker.engine.native.library import library, load, processor_kinds
 from worker.engine.philox import UniformStream
+from worker.engine.sampling.adjust import adjust
+from worker.engine.sampling.adjustment import Adjustment
 from worker.engine.sampling.native_sampler import NativeSampler
 from worker.engine.sampling.sampler import Sampler
 from worker.engine.sampling.torch_sampler import TorchSampler
@@ -21,7 +23,8 @@ from worker.engine.vocabulary import NO_TOKEN, Vocabulary
 #: Kinds of processor that this machine supports; empty if kernels cannot be built.
 KINDS = [] if library() is None else processor_kinds()
 
-TEXT = Vocabulary(8, tuple(bytes([97 + i]) if i < 6 else None for i in range(8)), frozenset({6}))
+#: Ids 0 to 5 have text, 6 is the stop id, and 7 begins the use of a tool.
+TEXT = Vocabulary(8, tuple(bytes([97 + i]) if i < 6 else None for i in range(8)), frozenset({6}), frozenset({7}))
 
 
 @cache
@@ -39,19 +42,27 @@ def native_sampler(kind: str, vocabulary: Vocabulary) -> NativeSampler:
 
 
 def drawn(sampler: Sampler, logits: Tensor, batch: list[Sequence]) -> list[int | None]:
-    """The ids that a sampler draws; None for rows that are not finite."""
+    """The ids that a sampler draws, after the changes of logits that the requests ask for; None for rows that are not
+    finite."""
+    adjusted = [(row, one) for row, one in enumerate(batch) if one.adjustment is not None]
+    if adjusted:
+        logits = logits.clone()
+        adjust(logits, adjusted)
     return [None if token == NO_TOKEN else token for token in sampler.draw(logits, batch).tolist()]
 
 
 def sequence(vocabulary: Vocabulary = TEXT, generated: tuple[int, ...] = (), **fields: object) -> Sequence:
     """A sequence that has already generated `generated`, for a request with `fields`."""
     fields.setdefault("max_tokens", 100)
-    request = sequence_request(id="s", prompt=(0,), generated=generated, **fields)  # type: ignore[arg-type]
+    fields.setdefault("prompt", (0,))
+    request = sequence_request(id="s", generated=generated, **fields)  # type: ignore[arg-type]
+    stop_criteria = StopCriteria(request, vocabulary)
     return Sequence(
         request=request,
         tokens=list(generated),
-        stop_criteria=StopCriteria(request, vocabulary),
-        uniforms=UniformStream(request.sampling.seed or 0),
+        stop_criteria=stop_criteria,
+        uniforms=UniformStream(request.sampling.seed or 0, request.choice),
+        adjustment=Adjustment.of(request, stop_criteria.stop_ids),
         deadline=None,
         reported=0,
     )

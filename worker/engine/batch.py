@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,13 +15,22 @@ from worker.engine.sequence import Sequence
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """The purpose of one row of logits."""
+    """The purpose of one row of logits. A row without one of these purposes scores a token of the prompt."""
 
     sequence: Sequence
     #: Whether the sequence's next token is drawn from it.
     draws: bool
     #: Whether it is kept as the logits after the prompt.
     keeps: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredPrompt:
+    """Rows of logits, from `first_row` on, that score `tokens` of a prompt: each row scores the token after it."""
+
+    sequence: Sequence
+    first_row: int
+    tokens: tuple[int, ...]
 
 
 @dataclass(slots=True)
@@ -47,6 +56,12 @@ class Batch:
     wanted: Tensor | None
     #: The purpose of each row of logits.
     outputs: list[Output]
+    #: Of the rows that draw, counted among themselves: those whose logits the request changes, and those whose
+    #: log-probabilities it asks for.
+    adjusted: list[int] = field(default_factory=list)
+    logged: list[int] = field(default_factory=list)
+    #: The parts of prompts whose log-probabilities are asked for.
+    scored: list[ScoredPrompt] = field(default_factory=list)
 
     @property
     def decodes_only(self) -> bool:
@@ -64,6 +79,7 @@ class Batch:
         places: list[int] = []
         wanted: list[int] = []
         outputs: list[Output] = []
+        scored: list[ScoredPrompt] = []
         for chunk in chunks:
             sequence, start, end = chunk.sequence, chunk.start, chunk.end
             first = chunk.extent.start
@@ -78,6 +94,12 @@ class Batch:
                 previous += ids[:-1]
                 positions += range(start, end)
                 places += range(first + start, first + end)
+            if sequence.request.sampling.prompt_logprobs is not None:
+                followed = sequence.request.prompt[start + 1 : end + 1]
+                if followed:
+                    scored.append(ScoredPrompt(sequence, len(outputs), followed))
+                    wanted += range(len(tokens) - end + start, len(tokens) - end + start + len(followed))
+                    outputs += [Output(sequence, draws=False, keeps=False)] * len(followed)
             keeps = False
             if sequence.request.keep_prompt_logits:
                 last_of_prompt = len(sequence.request.prompt) - 1
@@ -89,6 +111,7 @@ class Batch:
                 wanted.append(len(tokens) - 1)
                 outputs.append(Output(sequence, draws=chunk.draws, keeps=keeps))
         values = array("q", tokens + previous + positions + places)
+        drawing = [output.sequence for output in outputs if output.draws]
         columns = torch.frombuffer(values, dtype=torch.int64).view(4, -1).to(device)
         return cls(
             columns=columns,
@@ -101,4 +124,7 @@ class Batch:
             longest=max(chunk.length for chunk in chunks),
             wanted=None if len(wanted) == len(tokens) else torch.tensor(wanted, dtype=torch.int64).to(device),
             outputs=outputs,
+            adjusted=[row for row, sequence in enumerate(drawing) if sequence.adjustment is not None],
+            logged=[row for row, one in enumerate(drawing) if one.request.sampling.logprobs is not None],
+            scored=scored,
         )

@@ -27,6 +27,9 @@ from worker.engine.philox import UniformStream
 from worker.engine.prefix_reuse import PrefixReuse
 from worker.engine.request import SequenceRequest
 from worker.engine.request_check import check_request
+from worker.engine.sampling.adjust import adjust
+from worker.engine.sampling.adjustment import Adjustment
+from worker.engine.sampling.batch_logprobs import BatchLogprobs
 from worker.engine.scheduler import Chunk, Scheduler
 from worker.engine.sequence import Sequence
 from worker.engine.step_report import StepReport, Unreported
@@ -125,11 +128,13 @@ class Engine:
             raise ValueError(f"there is already a sequence {request.id!r}")
         check_request(request, self.model.config)
         self._sampler.check(request)
+        stop_criteria = StopCriteria(request, self.vocabulary)
         sequence = Sequence(
             request=request,
             tokens=list(request.generated),
-            stop_criteria=StopCriteria(request, self.vocabulary),
-            uniforms=UniformStream(request.sampling.seed or 0),
+            stop_criteria=stop_criteria,
+            uniforms=UniformStream(request.sampling.seed or 0, request.choice),
+            adjustment=Adjustment.of(request, stop_criteria.stop_ids),
             deadline=None if request.time_limit_s is None else self._clock() + request.time_limit_s,
             reported=len(request.generated),
         )
@@ -223,19 +228,29 @@ class Engine:
         """Draw the next tokens and add them to their sequences. No sequence changes before every draw has succeeded."""
         rows = [row for row, output in enumerate(batch.outputs) if output.draws]
         tokens: list[int] = []
-        if rows:
-            drawn_from = logits if len(rows) == len(batch.outputs) else logits[rows]
-            ids = self._sampler.draw(drawn_from, [batch.outputs[row].sequence for row in rows])
-            pending = PendingIds(ids)
-            self._batches.feed(batch, ids)  # on the device, while the ids are copied to the host
-            tokens = pending.wait()
         for row, output in enumerate(batch.outputs):
             if output.keeps:
                 output.sequence.prompt_logits = logits[row].tolist()
+        drawn_from = logits if len(rows) == len(batch.outputs) else logits[rows]
+        # Taken from the logits before requests change them.
+        logprobs = BatchLogprobs(batch, logits, drawn_from) if batch.scored or batch.logged else None
+        if rows:
+            sequences = [batch.outputs[row].sequence for row in rows]
+            if batch.adjusted:
+                adjust(drawn_from, [(row, sequences[row]) for row in batch.adjusted])
+            ids = self._sampler.draw(drawn_from, sequences)
+            pending = PendingIds(ids)
+            self._batches.feed(batch, ids)  # on the device, while the ids are copied to the host
+            if logprobs is not None:
+                logprobs.choose(ids)
+            tokens = pending.wait()
         for chunk in batch.chunks:
             chunk.extent.filled = chunk.end
-        for row, token in zip(rows, tokens, strict=True):
-            self._append(batch.outputs[row].sequence, token)
+        if logprobs is not None:
+            logprobs.keep_prompts()
+        for number, (row, token) in enumerate(zip(rows, tokens, strict=True)):
+            record = b"" if logprobs is None else logprobs.record(number)
+            self._append(batch.outputs[row].sequence, token, record)
         self._batches.keep(batch)
 
     def _retry_row_by_row(self, chunks: Rows[Chunk]) -> None:
@@ -246,14 +261,16 @@ class Engine:
                 log.warning("sequence %s failed again when it ran alone", chunk.sequence.id)
                 self._end(chunk.sequence, FinishReason.ERROR, failure)
 
-    def _append(self, sequence: Sequence, token: int) -> None:
-        """Add a drawn token to its sequence, or end the sequence."""
+    def _append(self, sequence: Sequence, token: int, record: bytes) -> None:
+        """Add a drawn token with the record of its log-probabilities to its sequence, or end the sequence."""
         if token == NO_TOKEN:
             self._end(sequence, FinishReason.ERROR, Failure("the model's logits are not finite"))
         elif sequence.stop_criteria.is_stop(token):
+            sequence.stop_id = token
+            sequence.logprobs += record
             self._end(sequence, FinishReason.STOP)
         else:
-            sequence.tokens.append(token)
+            sequence.add(token, record)
             finish = sequence.stop_criteria.push(token)
             if finish is not None:
                 self._end(sequence, finish)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-#: Seeds and counters have this many bits.
+#: Seeds have this many bits.
 SEED_BITS = 64
+#: The index of a sequence among those of its seed has this many bits.
+CHOICE_BITS = 32
 
 _ROUNDS = 10
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
@@ -36,11 +38,15 @@ def philox4x32(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.
     return np.stack((c0, c1, c2, c3))
 
 
-def uniforms(seed: int, first: int, count: int) -> list[float]:
-    """Numbers `first` to `first + count - 1` of the sequence of `seed`, each a multiple of 2^-53 in [0, 1)."""
+def uniforms(seed: int, first: int, count: int, choice: int = 0) -> list[float]:
+    """Numbers `first` to `first + count - 1` of a seed's sequence `choice`, each a multiple of 2^-53 in [0, 1).
+
+    The sequences of a seed are independent of each other; `choice` has `CHOICE_BITS` bits.
+    """
     indices = np.arange(first, first + count, dtype=np.uint64)
     zeros = np.zeros_like(indices)
-    words = philox4x32(np.stack((indices & _LOW, indices >> _HALF, zeros, zeros)), (seed & 0xFFFFFFFF, seed >> 32))
+    counter = np.stack((indices & _LOW, indices >> _HALF, zeros + np.uint64(choice), zeros))
+    words = philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32))
     bits = (words[0] >> np.uint64(5)) << np.uint64(26) | words[1] >> np.uint64(6)
     numbers: list[float] = (bits.astype(np.float64) * 2.0**-53).tolist()
     return numbers
@@ -52,8 +58,9 @@ class UniformStream:
     #: Numbers of a block. A block costs little more than a single number.
     _BLOCK = 64
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, choice: int = 0) -> None:
         self._seed = seed
+        self._choice = choice
         self._first = 0
         self._numbers: list[float] = []
 
@@ -61,5 +68,5 @@ class UniformStream:
         """The number for generated token `index` (from 0)."""
         if not 0 <= index - self._first < len(self._numbers):
             self._first = index - index % self._BLOCK
-            self._numbers = uniforms(self._seed, self._first, self._BLOCK)
+            self._numbers = uniforms(self._seed, self._first, self._BLOCK, self._choice)
         return self._numbers[index - self._first]

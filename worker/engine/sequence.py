@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tasks.generation import FinishReason
+from tasks.logprobs import TokenLogprob, TokenLogprobs, pack, record_bytes
 from worker.engine.kv.allocator import Extent
 from worker.engine.kv.block_chain import BlockChain
 from worker.engine.philox import UniformStream
 from worker.engine.request import SequenceRequest
+from worker.engine.sampling.adjustment import Adjustment
 from worker.engine.stop_criteria import StopCriteria
 from worker.engine.update import Failure
 
@@ -32,6 +34,14 @@ class Sequence:
 
     stop_criteria: StopCriteria
     uniforms: UniformStream
+    #: What its request changes in its logits.
+    adjustment: Adjustment | None = None
+    #: Records of the tokens that have not been reported, and of `stop_id`, if the request asks for log-probabilities.
+    logprobs: bytearray = field(default_factory=bytearray)
+    #: Records of its prompt, as far as it went through the model, until they are reported.
+    prompt_logprobs: bytearray = field(default_factory=bytearray)
+    #: The stop token that ended it. It is not one of `tokens`.
+    stop_id: int | None = None
     #: Time of the engine's clock at which it must end.
     deadline: float | None
     #: Its places in the KV memory while it runs.
@@ -63,6 +73,35 @@ class Sequence:
     def is_suspect(self) -> bool:
         """Whether it must decode its next token alone in the step (see `SequenceRequest.alone`)."""
         return len(self.tokens) - len(self.request.generated) < self.request.alone
+
+    def add(self, token: int, record: bytes) -> None:
+        """Add a drawn token to the answer, with the record of its log-probabilities, or b"" if none is asked for."""
+        self.tokens.append(token)
+        if record:
+            self.logprobs += record
+
+    def add_forced(self, token: int) -> None:
+        """Add a token that was not drawn but had to follow. Its probability is 1, and it has no alternatives."""
+        alternatives = self.request.sampling.logprobs
+        certain = TokenLogprobs(TokenLogprob(token, 0.0), ())
+        self.add(token, b"" if alternatives is None else pack([certain], alternatives))
+
+    def take_logprobs(self) -> bytes:
+        """The records that have not been reported."""
+        if not self.logprobs:
+            return b""
+        records = bytes(self.logprobs)
+        self.logprobs.clear()
+        return records
+
+    def take_prompt_logprobs(self) -> bytes:
+        """The records of the whole prompt, once; b"" if none are asked for, or if a part is missing."""
+        alternatives = self.request.sampling.prompt_logprobs
+        if not self.prompt_logprobs or alternatives is None:
+            return b""
+        records = bytes(self.prompt_logprobs)
+        self.prompt_logprobs.clear()
+        return records if len(records) == (len(self.request.prompt) - 1) * record_bytes(alternatives) else b""
 
     def token(self, position: int) -> int:
         """The id at `position`, counted from the start of the prompt."""

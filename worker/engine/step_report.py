@@ -50,6 +50,18 @@ class Unreported:
         updates = []
         for sequence in running + ended:
             tokens = tuple(sequence.tokens[sequence.reported :])
+            is_first = sequence.reported == len(sequence.request.generated)
             sequence.reported = len(sequence.tokens)
-            updates.append(Update(sequence.id, tokens, sequence.finish, sequence.error))
+            updates.append(
+                Update(
+                    sequence.id,
+                    tokens,
+                    sequence.finish,
+                    sequence.error,
+                    logprobs=sequence.take_logprobs(),
+                    prompt_logprobs=sequence.take_prompt_logprobs(),
+                    stop_id=sequence.stop_id,
+                    cached_tokens=sequence.cached_tokens if is_first else None,
+                )
+            )
         return updates

@@ -19,12 +19,16 @@ class StopMatcher:
         self._tail = b""
 
     def push(self, piece: bytes) -> bool:
-        """Add `piece` to the text. True if it completes a stop text."""
-        text = self._tail + piece
-        if any(stop in text for stop in self._stops):
-            return True
+        """Add `piece` to the text. True if it completes a stop text; earlier ones do not count again."""
+        text, old = self._tail + piece, len(self._tail)
         self._tail = text[len(text) - self._overlap :] if self._overlap < len(text) else text
-        return False
+        return any(text.find(stop, max(0, old - len(stop) + 1)) >= 0 for stop in self._stops)
+
+
+def stop_ids(request: SequenceRequest, vocabulary: Vocabulary) -> frozenset[int]:
+    """The ids that end a text without being part of it: the model's, unless it ignores them, and the request's."""
+    of_model = frozenset() if request.sampling.ignore_eos else vocabulary.stop_ids
+    return of_model.union(request.sampling.stop_token_ids)
 
 
 class StopCriteria:
@@ -34,13 +38,16 @@ class StopCriteria:
         stops = tuple(text.encode() for text in request.sampling.stop)
         self._matcher = StopMatcher(stops) if stops else None
         self._vocabulary = vocabulary
-        self._stop_ids = frozenset() if request.sampling.ignore_eos else vocabulary.stop_ids
+        #: The ids that end the text, without being part of it.
+        self.stop_ids = stop_ids(request, vocabulary)
         self._newline_ids = vocabulary.newline_ids if request.sampling.stop_on_newline else frozenset()
         self._left = request.sampling.max_tokens
+        #: How many tokens the text must still get before a stop text or a newline can end it.
+        self._needed = request.sampling.min_tokens or 0
 
     def is_stop(self, token: int) -> bool:
         """Whether `token` ends the text and is not part of it."""
-        return token in self._stop_ids
+        return token in self.stop_ids
 
     def push(self, token: int) -> FinishReason | None:
         """Count `token`, which is part of the text, and return why the text ends after it, or None if it continues.
@@ -49,8 +56,10 @@ class StopCriteria:
         the token limit.
         """
         self._left -= 1
-        if self._matcher is not None and self._matcher.push(self._vocabulary.text[token] or b""):
+        self._needed -= 1
+        stopped = self._matcher is not None and self._matcher.push(self._vocabulary.text[token] or b"")
+        if stopped and self._needed <= 0:
             return FinishReason.STOP
-        if token in self._newline_ids:
+        if token in self._newline_ids and self._needed <= 0:
             return FinishReason.NEWLINE
         return FinishReason.LENGTH if self._left <= 0 else None

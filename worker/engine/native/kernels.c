@@ -544,8 +544,8 @@ void celeriac_draw(const float *logits, long count, long ids, const SamplingRow 
   pool_run(threads, draw_rows, &draw);
 }
 
-/* The uniform number for token `index` of a seed, for tests. */
-double celeriac_uniform(uint64_t seed, uint64_t index) { return uniform(seed, index); }
+/* The uniform number for token `index` of a seed's sequence `choice`, for tests. */
+double celeriac_uniform(uint64_t seed, uint64_t index, uint64_t choice) { return uniform(seed, index, choice); }
 
 /* `invert_cdf`, for tests. The weights must be filled up to whole blocks. */
 long celeriac_invert_cdf(const double *weights, long count, double fraction) {

@@ -127,7 +127,7 @@ _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "celeriac_gemm": (ctypes.c_int, (Pointer, Pointer, Long, Pointer, ctypes.c_int)),
     "celeriac_draw_bytes": (Long, (Long,)),
     "celeriac_draw": (None, (Pointer, Long, Long, Pointer, Pointer, Pointer, ctypes.c_int)),
-    "celeriac_uniform": (ctypes.c_double, (ctypes.c_uint64, ctypes.c_uint64)),
+    "celeriac_uniform": (ctypes.c_double, (ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64)),
     "celeriac_invert_cdf": (Long, (Pointer, Long, ctypes.c_double)),
 }
 

@@ -16,8 +16,9 @@ The draw of a row depends neither on the other rows nor on the threads. Shapes: 
 typedef struct {
   double temperature; /* 0: the largest logit is taken */
   double top_p;       /* 1: off */
+  double min_p;       /* 0: off */
   long top_k;         /* V: off */
-  uint64_t seed, index;
+  uint64_t seed, index, choice;
   const int32_t *forbidden; /* (V): all bits set for an id that may not be drawn, else 0. NULL: every id may be drawn */
 } SamplingRow;
 
@@ -42,8 +43,8 @@ typedef struct {
 } Cut;
 
 /* A random multiple of 2^-53 in [0, 1), by Philox4x32-10; see worker/engine/philox.py. */
-static double uniform(uint64_t seed, uint64_t index) {
-  uint32_t c[4] = {(uint32_t)index, (uint32_t)(index >> 32), 0, 0};
+static double uniform(uint64_t seed, uint64_t index, uint64_t choice) {
+  uint32_t c[4] = {(uint32_t)index, (uint32_t)(index >> 32), (uint32_t)choice, 0};
   uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
   for (int round = 0; round < 10; round++) {
     uint64_t product0 = (uint64_t)0xD2511F53 * c[0], product1 = (uint64_t)0xCD9E8D57 * c[2];
@@ -225,6 +226,15 @@ static void weigh_candidates(Candidates *candidates, long count, double largest,
   for (; i % BLOCK; i += DOUBLES) store_doubles(candidates->weights + i, (dvec){0});
 }
 
+/* Keep the candidates whose weights are at least min_p times that of the largest logit; the weights of the others become
+0. */
+static void keep_min_p(Candidates *candidates, long count, double min_p) {
+  for (long i = 0; i < count; i += DOUBLES) {
+    dvec w = load_doubles(candidates->weights + i);
+    store_doubles(candidates->weights + i, where(w >= min_p, w));
+  }
+}
+
 /* Keep the fewest candidates whose weights together reach the fraction p of the total; the weights of the others become
 0. */
 static void keep_top_p(Candidates *candidates, long count, double p) {
@@ -281,8 +291,9 @@ static int64_t draw_row(const float *logits, long ids, const SamplingRow *row, C
   if (greedy) return largest.id;
   long count = limited ? keep_top_k(candidates, ids, row->top_k) : ids;
   weigh_candidates(candidates, count, largest.value, row->temperature);
+  if (row->min_p > 0) keep_min_p(candidates, count, row->min_p);
   if (row->top_p < 1) keep_top_p(candidates, count, row->top_p);
-  long drawn = invert_cdf(candidates->weights, count, uniform(row->seed, row->index));
+  long drawn = invert_cdf(candidates->weights, count, uniform(row->seed, row->index, row->choice));
   return limited ? candidates->ids[drawn] : drawn;
 }
 

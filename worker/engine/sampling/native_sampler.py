@@ -26,9 +26,11 @@ class SamplingRow(ctypes.Structure):
     _fields_ = (
         ("temperature", ctypes.c_double),
         ("top_p", ctypes.c_double),
+        ("min_p", ctypes.c_double),
         ("top_k", Long),
         ("seed", ctypes.c_uint64),
         ("index", ctypes.c_uint64),
+        ("choice", ctypes.c_uint64),
         ("forbidden", Pointer),
     )
 
@@ -48,6 +50,8 @@ class NativeSampler:
         self._batch: list[Sequence] = []
         self._rows: list[SamplingRow] = []
         self._rows_address = 0
+        #: Owners of the masks to which the rows point.
+        self._masks: list[Tensor | None] = []
         self._drawn = torch.empty(0, dtype=torch.int64)
 
     def check(self, request: SequenceRequest) -> None:
@@ -91,13 +95,15 @@ class NativeSampler:
     def _prepare(self, batch: list[Sequence]) -> None:
         """Fill in the fields that stay the same from step to step."""
         rows = (SamplingRow * len(batch))()
-        for row, sequence in zip(rows, batch, strict=True):
+        self._masks = [self._forbidden.of(sequence.request) for sequence in batch]
+        for row, sequence, forbidden in zip(rows, batch, self._masks, strict=True):
             sampling = sequence.request.sampling
-            forbidden = self._forbidden.of(sequence.request)
             row.temperature = sampling.temperature
             row.top_p = 1.0 if sampling.top_p is None else sampling.top_p
+            row.min_p = sampling.min_p or 0.0
             row.top_k = min(sampling.top_k or self._size, self._size)
             row.seed = sampling.seed or 0
+            row.choice = sequence.request.choice
             row.forbidden = None if forbidden is None else forbidden.data_ptr()
         self._rows = list(rows)
         self._rows_address = ctypes.addressof(rows)

@@ -1,6 +1,6 @@
 """Sampling on torch.
 
-Temperature 0 takes the largest logit. Above it, temperature, top-k and top-p are applied in this order. Then one
+Temperature 0 takes the largest logit. Above it, temperature, min-p, top-k and top-p are applied in this order. Then one
 uniform number for each token is looked up in the cumulative distribution, in float64 and in the order of ids. Of equal
 logits the lower id wins, so the result depends only on the logits, the request and the index of the token.
 `native_sampler` draws the same ids on a CPU.
@@ -60,7 +60,9 @@ class _Drawing:
     index: Tensor
     #: One for each of these rows.
     temperature: Tensor
-    #: Which of these rows have a top-k, and its values; then the same for top-p.
+    #: Which of these rows have a min-p, and its values; then the same for top-k and top-p.
+    with_min: Tensor | None
+    min_p: Tensor
     with_k: Tensor | None
     k: Tensor
     largest_k: int
@@ -105,6 +107,9 @@ class TorchSampler:
         scores = logits.double()
         scores = (scores - scores.amax(1, keepdim=True)) / drawing.temperature
         weights = scores.exp()
+        if drawing.with_min is not None:
+            # The largest weight of a row is 1.
+            weights[drawing.with_min] *= weights[drawing.with_min] >= drawing.min_p
         if drawing.with_k is not None:
             weights[drawing.with_k] *= keep_top_k(scores[drawing.with_k], drawing.k, drawing.largest_k)
         if drawing.with_p is not None:
@@ -135,10 +140,14 @@ class TorchSampler:
         with_k = [row for row, k in enumerate(limits) if k < self._size]
         shares = [1.0 if request.sampling.top_p is None else request.sampling.top_p for request in requests]
         with_p = [row for row, p in enumerate(shares) if p < 1]
+        least = [request.sampling.min_p or 0.0 for request in requests]
+        with_min = [row for row, share in enumerate(least) if share > 0]
         return _Drawing(
             rows=rows,
             index=integers(rows),
             temperature=floats([request.sampling.temperature for request in requests])[:, None],
+            with_min=integers(with_min) if with_min else None,
+            min_p=floats([least[row] for row in with_min])[:, None],
             with_k=integers(with_k) if with_k else None,
             k=integers([limits[row] for row in with_k]),
             largest_k=max((limits[row] for row in with_k), default=0),

@@ -48,13 +48,13 @@ def assert_same_as_the_references(folder: str, sequence: Sequence) -> None:
     found, one = checkpoint(folder), sequence.request
     words = vocabulary(found.config)
     tokens = list(sequence.tokens)
-    if sequence.finish is FinishReason.STOP and not one.sampling.stop:
-        tokens.append(next(iter(words.stop_ids)))  # there is only one, so it is the one that was drawn
+    if sequence.stop_id is not None:
+        tokens.append(sequence.stop_id)
     if not tokens:
         return
     logits = reference_logits(found.config, found.weights, [*one.prompt, *tokens[:-1]])[len(one.prompt) - 1 :]
     for index, token in enumerate(tokens):
-        draw = slow_draw(logits[index].tolist(), one, index, words)
+        draw = slow_draw(logits[index].tolist(), one, tokens[:index], words)
         assert token == draw.token or draw.near_tie, f"token {index} of {one}: {token} for {draw}"
 
 
@@ -76,7 +76,17 @@ def arrivals(vocab_size: int) -> st.SearchStrategy[list[Arrival]]:
         temperature=st.sampled_from([0.0, 0.0, 0.8, 1.5]),
         top_k=st.none() | st.integers(1, 20),
         top_p=st.none() | st.floats(0.1, 1),
+        min_p=st.none() | st.floats(0, 0.5),
+        presence_penalty=st.none() | st.floats(-2, 2),
+        frequency_penalty=st.none() | st.floats(-2, 2),
+        repetition_penalty=st.none() | st.floats(0.5, 2),
+        logit_bias=st.dictionaries(st.integers(0, vocab_size - 1), st.floats(-5, 5), max_size=3).map(
+            lambda found: tuple(found.items())
+        ),
+        stop_token_ids=st.lists(st.integers(0, vocab_size - 1), max_size=2).map(tuple),
+        min_tokens=st.none() | st.integers(0, 20),
         seed=st.integers(0, 2**53 - 1),
+        choice=st.sampled_from([0, 0, 1, 127]),
         ignore_eos=st.booleans(),
         stop_on_newline=st.booleans(),
         every_id=st.booleans(),

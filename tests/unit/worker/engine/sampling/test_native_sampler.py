@@ -58,7 +58,17 @@ def some_rows(size: int, choose: random.Random) -> tuple[Tensor, list[Sequence]]
             top_k=choose.choice((None, 1, 2, 50, size // 2 or 1, size, size + 5)),
             # No round numbers: with equal logits, only rounding would decide whether they are reached.
             top_p=choose.choice((None, 0.0, 0.9000001, 0.999999, 1.0, choose.random())),
+            min_p=choose.choice((None, None, 0.0, 1.0, choose.random(), choose.random() ** 4)),
+            presence_penalty=choose.choice((None, None, choose.uniform(-2, 2))),
+            frequency_penalty=choose.choice((None, None, choose.uniform(-2, 2))),
+            repetition_penalty=choose.choice((None, None, choose.uniform(0.1, 10))),
+            logit_bias=tuple(
+                (choose.randrange(size), choose.uniform(-100, 100)) for _ in range(choose.choice((0, 0, 3)))
+            ),
+            stop_token_ids=tuple(choose.randrange(size) for _ in range(choose.choice((0, 0, 2)))),
+            min_tokens=choose.choice((None, None, 2)),
             seed=choose.getrandbits(64),
+            choice=choose.choice((0, choose.getrandbits(32))),
             every_id=size == 1 or choose.random() < 0.5,
             ignore_eos=size > 2 and choose.random() < 0.3,
         )
@@ -157,7 +167,8 @@ def test_every_token_of_a_batch_has_its_own_uniform_number(kind: str) -> None:
 def test_the_uniform_numbers_are_those_of_philox(kind: str) -> None:
     for seed in (0, 1, 12345, 2**32, 2**53 - 1, 2**64 - 1):
         for index in (0, 63, 2**32 - 1, 2**32, 2**40 + 5):
-            assert [kernels_for(kind).celeriac_uniform(seed, index)] == uniforms(seed, index, 1)
+            for choice in (0, 1, 2**32 - 1):
+                assert [kernels_for(kind).celeriac_uniform(seed, index, choice)] == uniforms(seed, index, 1, choice)
 
 
 @pytest.mark.parametrize("kind", KINDS)

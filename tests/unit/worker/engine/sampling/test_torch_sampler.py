@@ -130,6 +130,19 @@ rows_of_requests = st.lists(
             "temperature": st.sampled_from([0.0, 0.3, 0.8, 1.0, 2.0]),
             "top_k": st.none() | st.integers(1, 12),
             "top_p": st.none() | st.floats(0, 1),
+            "min_p": st.none() | st.floats(0, 1),
+            # Values with which fp32 is exact, so that equal logits stay equal.
+            "presence_penalty": st.none() | st.sampled_from([-0.5, 0.25, 2.0]),
+            "frequency_penalty": st.none() | st.sampled_from([-2.0, 0.5, 0.75]),
+            "repetition_penalty": st.none() | st.sampled_from([0.5, 1.0, 2.0, 4.0]),
+            "logit_bias": st.dictionaries(
+                st.integers(0, 7), st.sampled_from([-100.0, -0.5, 0.0, 1.25, 100.0]), max_size=3
+            ).map(lambda found: tuple(found.items())),
+            "stop_token_ids": st.lists(st.integers(0, 7), max_size=2).map(tuple),
+            "min_tokens": st.none() | st.integers(0, 3),
+            "choice": st.integers(0, 2**32 - 1),
+            "tools": st.booleans(),
+            "prompt": st.lists(st.integers(0, 7), min_size=1, max_size=4).map(tuple),
             "seed": st.integers(0, 2**64 - 1),
             "generated": st.lists(st.integers(0, 5), max_size=3).map(tuple),
             "every_id": st.booleans(),
@@ -151,6 +164,6 @@ def test_a_batched_sampler_agrees_with_the_slow_one(
     )
     batch = [sequence(**request) for request in requests]  # type: ignore[arg-type]
     for row, token in enumerate(draw(logits, batch)):
-        expected = slow_draw(logits[row], batch[row].request, len(batch[row].tokens), TEXT)
+        expected = slow_draw(logits[row], batch[row].request, batch[row].tokens, TEXT)
         if expected.share_margin > 1e-12:
             assert token == expected.token
