@@ -30,7 +30,9 @@ from api.http.openapi import openapi
 from api.http.origins import LOCAL_ORIGIN, OriginCheck
 from api.http.proxy import RootPath, TrustedProxies
 from api.routes import documentation, guide, health, jobs, streams, workers
+from api.routes.openai import chat, completions, models
 from api.schemas.events import EVENT_DATA
+from api.schemas.openai.chat import ChatChunk
 from api.server import accept_errors, open_files
 from api.services import Services
 from api.shutdown import on_stop_signal
@@ -47,10 +49,15 @@ EXPOSED_HEADERS = (
     "ETag",
     "Idempotency-Replayed",
     "Location",
+    "OpenAI-Processing-Ms",
     "Preference-Applied",
     "Retry-After",
     "Server-Timing",
+    "X-Celeriac-Ignored",
+    "X-Job-Finish-S",
     "X-Job-Id",
+    "X-Job-Position",
+    "X-Job-Start-S",
     "X-Job-Warnings",
     "X-Request-Id",
 )
@@ -62,7 +69,7 @@ class Api(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document. It is made once."""
         if self.openapi_schema is None:
-            self.openapi_schema = openapi(self, EVENT_DATA.values())
+            self.openapi_schema = openapi(self, (*EVENT_DATA.values(), ChatChunk))
         return self.openapi_schema
 
 
@@ -100,7 +107,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         # of the proxy before it.
         redirect_slashes=False,
     )
-    for family in (documentation, guide, health, jobs, streams, workers):
+    for family in (documentation, guide, health, jobs, streams, workers, models, completions, chat):
         app.include_router(family.router)
     error_handlers.install(
         app,

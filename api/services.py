@@ -21,6 +21,9 @@ from api.jobs.submission import Submitter
 from api.jobs.submit_and_wait import SubmitAndWait
 from api.jobs.subscriptions import Subscriptions
 from api.jobs.waiter import Waiter
+from api.openai.calls import OpenAiCalls
+from api.openai.choice_readers import ChoiceReaders
+from api.openai.token_names import NoVocabularies
 from api.reaper import Reaper
 from api.schema_check import SchemaCheck
 from api.shutdown import Shutdown
@@ -48,6 +51,7 @@ class Services:
     submit_and_wait: SubmitAndWait
     job_streams: JobStreams
     responses: JobResponses
+    openai_calls: OpenAiCalls
     health: HealthCheck
     shutdown: Shutdown
     reaper: Reaper
@@ -69,6 +73,7 @@ class Services:
         queue_loads = QueueLoads(store)
         abandoned = AbandonedSubmissions(store)
         submitter = Submitter(store, catalog, queue_loads, abandoned)
+        responses = JobResponses(store, queue_loads)
         services = cls(
             settings=settings,
             redis=redis,
@@ -83,7 +88,19 @@ class Services:
             waiter=waiter,
             submit_and_wait=SubmitAndWait(store, submitter, subscriptions, watch, waiter),
             job_streams=JobStreams(store, watch, queue_loads, shutdown),
-            responses=JobResponses(store, queue_loads),
+            responses=responses,
+            openai_calls=OpenAiCalls(
+                store=store,
+                submitter=submitter,
+                subscriptions=subscriptions,
+                watch=watch,
+                waiter=waiter,
+                shutdown=shutdown,
+                queue_loads=queue_loads,
+                responses=responses,
+                readers=ChoiceReaders(catalog, NoVocabularies()),
+                max_wait_s=settings.max_wait_s,
+            ),
             health=HealthCheck(store, schema, catalog),
             shutdown=shutdown,
             reaper=Reaper(store, schema, every_s=settings.reap_every_s),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Mapping
+from enum import Enum, auto
 from http import HTTPStatus
 from typing import Any
 
@@ -16,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from api.http.disconnect import ClientGoneError
+from api.http.openai_errors import openai_body, openai_headers, openai_status
 from api.http.openapi import allowed_methods, with_head
 from api.http.problems import RETRY_SOON_S, ApiError, Code, FieldError, presentable, shown, summary
 from tasks.errors import RedisUnusableError, SchemaError
@@ -25,6 +27,17 @@ log = structlog.get_logger(__name__)
 
 #: The status that nginx logs for a client that disconnected. No client receives it.
 CLIENT_CLOSED_REQUEST = 499
+
+#: The paths of OpenAI's API, and of vLLM's additions to it. The paths below them belong to it too.
+_OPENAI_PATHS = (
+    "/v1/models",
+    "/v1/completions",
+    "/v1/chat",
+    "/v1/responses",
+    "/tokenize",
+    "/detokenize",
+    "/tokenizer_info",
+)
 
 #: What to do instead, for fields that other APIs have.
 _HINTS: Mapping[tuple[str | int, ...], str] = {
@@ -54,14 +67,18 @@ def install(app: FastAPI, *, redis_address: str, on_redis_away: Callable[[], Non
 
 def error_response(scope: Scope, error: ApiError) -> Response:
     """The response to a request on `scope` that failed with `error`."""
-    if _uses_problem_details(scope):
-        return JSONResponse(
-            error.to_problem(scope.get("root_path", "") + route_path(scope)),
-            error.http_status,
-            error.all_headers(),
-            media_type="application/problem+json",
-        )
-    return JSONResponse(error.to_legacy(), error.http_status, error.all_headers())
+    match _format_of(scope):
+        case _Format.OPENAI:
+            return JSONResponse(openai_body(error), openai_status(error), openai_headers(error))
+        case _Format.PROBLEM_DETAILS:
+            return JSONResponse(
+                error.to_problem(scope.get("root_path", "") + route_path(scope)),
+                error.http_status,
+                error.all_headers(),
+                media_type="application/problem+json",
+            )
+        case _Format.LEGACY:
+            return JSONResponse(error.to_legacy(), error.http_status, error.all_headers())
 
 
 def unexpected_error(scope: Scope, error: Exception) -> Response:
@@ -78,10 +95,22 @@ def unexpected_error(scope: Scope, error: Exception) -> Response:
     return error_response(scope, ApiError(Code.INTERNAL, "Internal error. See the server's log."))
 
 
-def _uses_problem_details(scope: Scope) -> bool:
-    """Whether errors on this path are problem details. The guide's routes keep FastAPI's format."""
+class _Format(Enum):
+    """The formats of errors."""
+
+    #: FastAPI's, on the guide's routes.
+    LEGACY = auto()
+    PROBLEM_DETAILS = auto()
+    OPENAI = auto()
+
+
+def _format_of(scope: Scope) -> _Format:
+    """The format of errors on this path."""
     # `/health/` is a misspelled `/health`, which is a route of the guide.
-    return route_path(scope).rstrip("/").startswith(("/v1/", "/health/"))
+    path = route_path(scope).rstrip("/")
+    if any(path == root or path.startswith(f"{root}/") for root in _OPENAI_PATHS):
+        return _Format.OPENAI
+    return _Format.PROBLEM_DETAILS if path.startswith(("/v1/", "/health/")) else _Format.LEGACY
 
 
 def route_path(scope: Scope) -> str:
@@ -115,7 +144,7 @@ async def _http_exception(request: Request, error: Exception) -> Response:
         headers["Allow"] = ", ".join(allowed_methods(request.app, path) or with_head(headers["Allow"].split(", ")))
     elif path.endswith("/") and allowed_methods(request.app, path.rstrip("/")):
         detail += ": send the request without the slash at the end of the path"
-    if not _uses_problem_details(request.scope):
+    if _format_of(request.scope) is _Format.LEGACY:
         return JSONResponse({"detail": detail}, error.status_code, headers)
     return error_response(request.scope, ApiError(code, f"{detail}.", headers=headers))
 

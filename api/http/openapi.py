@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
@@ -14,6 +15,7 @@ from starlette.routing import compile_path
 
 from api.http.problems import KINDS, Code
 from api.schemas.errors import LegacyError, Problem
+from api.schemas.openai.errors import OpenAiError
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -49,6 +51,19 @@ SUBMIT_CODES = (
     Code.JOB_LOST,
 )
 
+#: Error codes of a call that answers with the text of its jobs, beside those of `SUBMIT_CODES`.
+CALL_CODES = (
+    Code.WAIT_TIMEOUT,
+    Code.START_TIMEOUT,
+    Code.DEADLINE_EXCEEDED,
+    Code.CANCELLED,
+    Code.CHECKPOINT_CHANGED,
+    Code.WORKER_LOST,
+    Code.OUT_OF_MEMORY,
+    Code.RECORD_DAMAGED,
+    Code.UNSUPPORTED,
+)
+
 _REF = "#/components/schemas/{model}"
 _PROBLEM_REF = _REF.format(model="Problem")
 
@@ -69,6 +84,16 @@ def problems(codes: Iterable[Code] = (), *, with_status: Mapping[int, Iterable[C
     return _responses(codes, Problem, with_status or {})
 
 
+def openai_errors(codes: Iterable[Code] = (), *, with_status: Mapping[int, Iterable[Code]] | None = None) -> Responses:
+    """As `problems`, of a route of OpenAI's API: its error bodies, and 400 where the table has 422."""
+    responses = _responses(codes, OpenAiError, with_status or {})
+    refused = responses.pop(HTTPStatus.UNPROCESSABLE_ENTITY, None)
+    if refused is not None:
+        known = responses[HTTPStatus.BAD_REQUEST]
+        known["description"] = f"{refused['description']}; {known['description']}"
+    return responses
+
+
 def stream_content(events: Mapping[str, type[BaseModel]]) -> dict[str, Any]:
     """`content` of a response that is a stream of events, with the data of each event.
 
@@ -78,6 +103,16 @@ def stream_content(events: Mapping[str, type[BaseModel]]) -> dict[str, Any]:
         "text/event-stream": {
             "schema": {"type": "string", "description": "Server-Sent Events."},
             "x-events": {name: {"$ref": _REF.format(model=data.__name__)} for name, data in events.items()},
+        }
+    }
+
+
+def chunk_content(chunk: type[BaseModel]) -> dict[str, Any]:
+    """`content` of a response that is a stream of chunks: events without a name."""
+    return {
+        "text/event-stream": {
+            "schema": {"type": "string", "description": "Server-Sent Events; the data of the last one is `[DONE]`."},
+            "x-data": {"$ref": _REF.format(model=chunk.__name__)},
         }
     }
 
@@ -128,7 +163,7 @@ def with_head(methods: Iterable[str]) -> list[str]:
 
 
 def _responses(
-    codes: Iterable[Code], model: type[LegacyError | Problem], with_status: Mapping[int, Iterable[Code]]
+    codes: Iterable[Code], model: type[LegacyError | Problem | OpenAiError], with_status: Mapping[int, Iterable[Code]]
 ) -> Responses:
     by_status: dict[int, list[Code]] = defaultdict(list)
     for status, those in with_status.items():

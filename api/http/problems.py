@@ -1,7 +1,8 @@
-"""The API's errors: one table of codes, and two formats for the response.
+"""The API's errors: one table of codes, and three formats for the response.
 
 The routes under `/v1` and `/health/` answer with problem details (RFC 9457, `application/problem+json`). The guide's
-routes keep FastAPI's `{"detail": ...}`: a list if a field is wrong, a string otherwise.
+routes keep FastAPI's `{"detail": ...}`: a list if a field is wrong, a string otherwise. The routes of OpenAI's API have
+its format: see `api.http.openai_errors`.
 """
 
 from __future__ import annotations

@@ -41,10 +41,20 @@ class Event:
         return format_sse_event(event=self.name, data_str=_without_line_separators(self.data), id=self.id)
 
 
-#: The first bytes of every stream: the client's reconnect delay.
+#: The first bytes of a stream of named events: the client's reconnect delay.
 OPENING = format_sse_event(retry=RECONNECT_MS)
 #: A comment, sent so that the connection is not silent for long.
 KEEP_ALIVE = format_sse_event(comment="ka")
+
+
+#: An empty line, sent for the same purpose in streams of OpenAI's API: no client takes it for anything. Some join a
+#: comment that comes alone with the next block of data, and then leave out both.
+BLANK_LINE = b"\n"
+
+
+def data_block(data: str) -> bytes:
+    """An event without a name, with JSON in one line as its data. Streams of OpenAI's API consist of these."""
+    return format_sse_event(data_str=_without_line_separators(data))
 
 
 class Cursor(NamedTuple):
@@ -78,12 +88,17 @@ class EventStream(Response):
         chunks: AsyncGenerator[bytes],
         headers: Mapping[str, str],
         *,
+        opening: bytes = OPENING,
         on_disconnect: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """`on_disconnect` is called if the client disconnects before the end, but not when the server shuts down."""
+        """`opening` is sent at once, before the first chunk.
+
+        `on_disconnect` is called if the client disconnects before the end, but not when the server shuts down.
+        """
         super().__init__(None, 200, {**headers, "Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._chunks = chunks
+        self._opening = opening
         self._on_disconnect = on_disconnect
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -96,7 +111,7 @@ class EventStream(Response):
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        await send({"type": "http.response.body", "body": OPENING, "more_body": True})
+        await send({"type": "http.response.body", "body": self._opening, "more_body": True})
         async with aclosing(self._chunks) as chunks:
             async for chunk in chunks:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})

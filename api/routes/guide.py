@@ -6,7 +6,7 @@ from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
-from api.http.openapi import QUEUE_CODES, SUBMIT_CODES, headers, legacy_errors, stream_content
+from api.http.openapi import CALL_CODES, QUEUE_CODES, SUBMIT_CODES, headers, legacy_errors, stream_content
 from api.http.parameters import LastEventIdHeader, SubmitHeadersDep, UrlPrefixDep
 from api.http.problems import Code
 from api.http.request_headers import prefers_events
@@ -26,18 +26,6 @@ TITLE = "Inference API"
 VERSION = "1.0.0"
 
 router = APIRouter(route_class=StrictRoute)
-
-_JOB_CODES = (
-    Code.WAIT_TIMEOUT,
-    Code.START_TIMEOUT,
-    Code.DEADLINE_EXCEEDED,
-    Code.CANCELLED,
-    Code.CHECKPOINT_CHANGED,
-    Code.WORKER_LOST,
-    Code.OUT_OF_MEMORY,
-    Code.RECORD_DAMAGED,
-    Code.UNSUPPORTED,
-)
 
 
 @router.post(
@@ -64,7 +52,7 @@ _JOB_CODES = (
             ),
         },
         204: {"description": "A repeated stream: the last event that you received was `done`."},
-        **legacy_errors((*SUBMIT_CODES, *_JOB_CODES)),
+        **legacy_errors((*SUBMIT_CODES, *CALL_CODES)),
     },
 )
 async def generate(
