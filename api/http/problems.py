@@ -63,6 +63,8 @@ class Code(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"
     RECORD_DAMAGED = "record_damaged"
     UNSUPPORTED = "unsupported"
+    #: The checkpoint has no chat template.
+    CHAT_UNSUPPORTED = "chat_unsupported"
     DEADLINE_EXCEEDED = "deadline_exceeded"
     CANCELLED = "cancelled"
     INTERNAL = "internal"
@@ -83,6 +85,7 @@ class Kind:
 KINDS: Mapping[Code, Kind] = {
     Code.INVALID_REQUEST: Kind(422, "The request is not valid"),
     Code.PROMPT_TOO_LONG: Kind(422, "The prompt is too long"),
+    Code.CHAT_UNSUPPORTED: Kind(422, "The checkpoint cannot chat"),
     Code.BODY_TOO_LARGE: Kind(413, "The request body is too large"),
     Code.URI_TOO_LONG: Kind(414, "The path or query is too long"),
     Code.HEADERS_TOO_LARGE: Kind(431, "The headers are too large"),
