@@ -145,6 +145,6 @@ def test_the_largest_products_take_no_time() -> None:
 
 
 def test_torch_is_not_imported() -> None:
-    modules = "worker.engine.tools.tool_use, worker.checkpoints.chat.tool_content"
+    modules = "worker.engine.tools.tool_use, worker.engine.tools.tool_content"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

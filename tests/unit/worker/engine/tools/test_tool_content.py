@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.tool_call import ToolCall
-from worker.checkpoints.chat.tool_content import ToolContent, tool_calls_of
+from worker.engine.tools.tool_content import ToolContent, tool_calls_of
 from worker.engine.tools.tool_ids import ToolIds
 
 IDS = ToolIds(python_start=1001, python_end=1002, output_start=1003, output_end=1004)
