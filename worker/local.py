@@ -175,7 +175,12 @@ class LocalModel:
     def _detokenizer(self, sampling: SamplingParams) -> Detokenizer | None:
         if self.tokenizer is None:
             return None
-        return Detokenizer(self.tokenizer.decoder(), stop=sampling.stop, stop_on_newline=sampling.stop_on_newline)
+        return Detokenizer(
+            self.tokenizer.decoder(),
+            stop=sampling.stop,
+            stop_on_newline=sampling.stop_on_newline,
+            min_tokens=sampling.min_tokens or 0,
+        )
 
 
 def read_card(

@@ -22,8 +22,13 @@ class Detokenizer:
     Pieces depend only on the tokens: pushing the tokens of an earlier attempt restores its state.
     """
 
-    def __init__(self, decoder: Decoder, *, stop: Sequence[str] = (), stop_on_newline: bool = False) -> None:
+    def __init__(
+        self, decoder: Decoder, *, stop: Sequence[str] = (), stop_on_newline: bool = False, min_tokens: int = 0
+    ) -> None:
+        """A stop text or a newline that is complete before the token number `min_tokens` does not end the text."""
         self._decoder = decoder
+        #: How many tokens must still come before a stop text or a newline can end the text.
+        self._needed = min_tokens
         self._stop = tuple(stop)
         self._stop_on_newline = stop_on_newline
         #: Text that may be the beginning of a stop text.
@@ -37,9 +42,10 @@ class Detokenizer:
         """The piece of `token_id`. It may contain text of earlier tokens that was held back until now."""
         if self.ended:
             return ""
-        text = self._held + self._decoder.push(token_id)
-        end = self._end_of_text(text)
-        if end is not None:
+        self._needed -= 1
+        text, old = self._held + self._decoder.push(token_id), len(self._held)
+        end = self._end_of_text(text, old)
+        if end is not None and self._needed <= 0:
             self.ended = True
             self._held = ""
             return text[:end]
@@ -64,10 +70,13 @@ class Detokenizer:
         tail, self._held = self._held, ""
         return tail
 
-    def _end_of_text(self, text: str) -> int | None:
-        """Where the completion ends in `text`: before the first stop text, or after the first newline."""
-        ends = [index for stop in self._stop if (index := text.find(stop)) >= 0]
-        if self._stop_on_newline and (index := text.find("\n")) >= 0:
+    def _end_of_text(self, text: str, old: int) -> int | None:
+        """Where the completion ends in `text`: before the first stop text, or after the first newline.
+
+        Those that end in the first `old` characters were there earlier, and did not end it.
+        """
+        ends = [index for stop in self._stop if (index := text.find(stop, max(0, old - len(stop) + 1))) >= 0]
+        if self._stop_on_newline and (index := text.find("\n", old)) >= 0:
             ends.append(index + 1)
         return min(ends, default=None)
 

@@ -243,7 +243,10 @@ class JobRunner:
     def _running_job(self, job: Job, request: SequenceRequest, claim: Claimed, reservation: Reservation) -> RunningJob:
         sampling = job.generation.sampling
         detokenizer = Detokenizer(
-            self._tokenizer.decoder(), stop=sampling.stop, stop_on_newline=sampling.stop_on_newline
+            self._tokenizer.decoder(),
+            stop=sampling.stop,
+            stop_on_newline=sampling.stop_on_newline,
+            min_tokens=sampling.min_tokens or 0,
         )
         detokenizer.push_all(claim.token_ids)
         logged = len(claim.token_ids)

@@ -15,8 +15,10 @@ class Letters:
         return chr(token_id)
 
 
-def pieces_of(text: str, *, stop: Sequence[str] = (), stop_on_newline: bool = False) -> tuple[list[str], str]:
-    detokenizer = Detokenizer(Letters(), stop=stop, stop_on_newline=stop_on_newline)
+def pieces_of(
+    text: str, *, stop: Sequence[str] = (), stop_on_newline: bool = False, min_tokens: int = 0
+) -> tuple[list[str], str]:
+    detokenizer = Detokenizer(Letters(), stop=stop, stop_on_newline=stop_on_newline, min_tokens=min_tokens)
     pieces = [detokenizer.push(ord(char)) for char in text]
     return pieces, detokenizer.finish()
 
@@ -57,15 +59,23 @@ def test_the_newline_that_ends_the_text_is_its_last_character() -> None:
     assert detokenizer.ended
 
 
-@given(text=st.text("ab", max_size=30), stops=st.lists(st.text("ab", min_size=1, max_size=4), max_size=3))
-def test_the_completion_is_the_text_before_the_first_stop_text(text: str, stops: list[str]) -> None:
-    pieces, tail = pieces_of(text, stop=stops)
-    # A stop text ends the text as soon as it is complete. So the one that ends first counts, and of several that end
-    # there the one that begins first.
-    prefixes = (text[:end] for end in range(len(text) + 1))
+@given(
+    text=st.text("ab", max_size=30),
+    stops=st.lists(st.text("ab", min_size=1, max_size=4), max_size=3),
+    min_tokens=st.integers(0, 12),
+)
+def test_the_completion_is_the_text_before_the_first_stop_text(text: str, stops: list[str], min_tokens: int) -> None:
+    pieces, tail = pieces_of(text, stop=stops, min_tokens=min_tokens)
+    # A stop text ends the text as soon as it is complete, if there are enough tokens then. So the one that ends first
+    # counts, and of several that end there the longest.
+    prefixes = (text[:end] for end in range(max(min_tokens, 1), len(text) + 1))
     whole = next((p for p in prefixes if any(p.endswith(stop) for stop in stops)), None)
-    expected = text if whole is None else whole[: min(whole.find(stop) for stop in stops if stop in whole)]
+    expected = text if whole is None else whole[: -max(len(stop) for stop in stops if whole.endswith(stop))]
     assert "".join(pieces) + tail == expected
+
+
+def test_a_newline_before_the_least_number_of_tokens_does_not_end_the_text() -> None:
+    assert pieces_of("1\n2\n3", stop_on_newline=True, min_tokens=3)[0] == ["1", "\n", "2", "\n", ""]
 
 
 @given(text=st.text("ab", max_size=30), stop=st.text("ab", min_size=1, max_size=4), cut=st.integers(0, 30))
