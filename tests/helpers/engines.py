@@ -81,6 +81,7 @@ def engine(
     slots: int = 4,
     kv_tokens: int = 1024,
     prefill_chunk_tokens: int = 16,
+    prefix_cache: bool = True,
     clock: Callable[[], float] = time.monotonic,
 ) -> Engine:
     """An engine with the vocabulary of `vocabulary`."""
@@ -90,6 +91,7 @@ def engine(
         slots=slots,
         kv_tokens=kv_tokens,
         prefill_chunk_tokens=prefill_chunk_tokens,
+        prefix_cache=prefix_cache,
         clock=clock,
     )
 
