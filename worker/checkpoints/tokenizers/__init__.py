@@ -7,6 +7,7 @@ from worker.checkpoints.tokenizers.base import (
     Tokenizer,
     TokenizerFailedError,
     UnknownCharacterError,
+    tool_content_of,
     visible_text,
 )
 from worker.checkpoints.tokenizers.finder import check_tokenizer, load_tokenizer, tokenizer_content, tokenizer_digest
@@ -22,5 +23,6 @@ __all__ = [
     "load_tokenizer",
     "tokenizer_content",
     "tokenizer_digest",
+    "tool_content_of",
     "visible_text",
 ]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import codecs
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from tasks.card import TokenizerCard
 from worker.checkpoints.chat.base import ChatTemplate
+from worker.engine.tools.tool_content import ToolContent
 from worker.engine.tools.tool_ids import ToolIds
 
 #: Names of special tokens that begin or end a text, in nanochat and in similar projects.
@@ -141,6 +143,13 @@ def visible_text(tokenizer: Tokenizer, token_ids: Sequence[int]) -> str:
     """The text of ids. An id without text gives U+FFFD, as do bytes that are not UTF-8."""
     parts = (tokenizer.token_bytes(token_id) for token_id in token_ids)
     return b"".join("\ufffd".encode() if part is None else part for part in parts).decode("utf-8", "replace")
+
+
+def tool_content_of(tokenizer: Tokenizer) -> ToolContent | None:
+    """What tells the text of an answer from tool content; None if the checkpoint knows no tool."""
+    if tokenizer.tool_ids is None:
+        return None
+    return ToolContent(tokenizer.tool_ids, partial(visible_text, tokenizer))
 
 
 def eos_id_of(special_ids: Mapping[str, int]) -> int | None:

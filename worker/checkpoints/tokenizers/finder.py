@@ -13,7 +13,8 @@ from worker.checkpoints.regular_file import read_bytes
 from worker.checkpoints.tokenizers.base import Tokenizer
 from worker.checkpoints.tokenizers.bpe import BpeTokenizer
 from worker.checkpoints.tokenizers.characters import GUIDE_VOCAB_SIZE, CharacterTokenizer
-from worker.checkpoints.tokenizers.huggingface import CONFIG_NAME, HuggingFaceTokenizer
+from worker.checkpoints.tokenizers.huggingface import HuggingFaceTokenizer
+from worker.checkpoints.tokenizers.huggingface_config import CONFIG_NAME, TEMPLATE_NAME, HuggingFaceConfig
 
 #: The largest tokenizer that is read, in bytes. One with 260,000 tokens has 35 million as JSON.
 MAX_TOKENIZER_BYTES = 64 << 20
@@ -22,7 +23,8 @@ _CHARACTERS, _PICKLE, _HUGGING_FACE = CONFIG_NAME, "tokenizer.pkl", "tokenizer.j
 
 def tokenizer_paths(folder: CheckpointFolder) -> list[Path]:
     """Every path at which a file of a checkpoint's tokenizer may be, whether or not there is one."""
-    return [place / name for place in _places(folder) for name in (_CHARACTERS, _PICKLE, _HUGGING_FACE)]
+    names = (_CHARACTERS, _PICKLE, _HUGGING_FACE, TEMPLATE_NAME)
+    return [place / name for place in _places(folder) for name in names]
 
 
 def _places(folder: CheckpointFolder) -> tuple[Path, ...]:
@@ -63,8 +65,8 @@ def tokenizer_content(folder: CheckpointFolder) -> bytes:
     if file is None:
         return b""
     content = read_tokenizer(file)
-    eos_token = _eos_token(file) if file.name == _HUGGING_FACE else None
-    return content if eos_token is None else b"%b\neos_token %b" % (content, eos_token.encode(errors="surrogatepass"))
+    beside = HuggingFaceConfig.beside(file).content() if file.name == _HUGGING_FACE else b""
+    return b"%b\n%b" % (content, beside) if beside else content
 
 
 def tokenizer_digest(folder: CheckpointFolder) -> str:
@@ -94,15 +96,6 @@ def load_tokenizer(folder: CheckpointFolder, vocab_size: int) -> Tokenizer:
             return CharacterTokenizer.from_config(read_object(file, TokenizerError), vocab_size)
         if file.name == _PICKLE:
             return BpeTokenizer.from_pickle(read_tokenizer(file), vocab_size)
-        return HuggingFaceTokenizer.from_json(read_tokenizer(file), vocab_size, eos_token=_eos_token(file))
+        return HuggingFaceTokenizer.from_json(read_tokenizer(file), vocab_size, HuggingFaceConfig.beside(file))
     except ValueError as error:
         raise TokenizerError(file, str(error)) from error
-
-
-def _eos_token(file: Path) -> str | None:
-    """The `eos_token` in the `tokenizer_config.json` beside a `tokenizer.json`: text, or an object with `content`."""
-    config = file.with_name(CONFIG_NAME)
-    token = read_object(config, TokenizerError).get("eos_token") if config.is_file() else None
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else None

@@ -6,12 +6,14 @@ Source: https://github.com/huggingface/tokenizers
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import tokenizers
 
 from tasks.card import TokenizerCard
 from worker.checkpoints.chat import ChatTemplate
+from worker.checkpoints.chat.jinja import JinjaTemplate
 from worker.checkpoints.chat.nanochat import NanochatTemplate
 from worker.checkpoints.tokenizers.base import (
     BOS_TOKEN,
@@ -23,14 +25,15 @@ from worker.checkpoints.tokenizers.base import (
     eos_id_of,
     refuse_surrogates,
 )
+from worker.checkpoints.tokenizers.huggingface_config import CONFIG_NAME, HuggingFaceConfig
 from worker.checkpoints.tokenizers.library_errors import LibraryError, library_errors
+from worker.checkpoints.tokenizers.special_aliases import SpecialAliases
 from worker.checkpoints.tokenizers.spelling import Spelling
 from worker.engine.tools.tool_ids import ToolIds
 
 _BOS_TOKENS = (BOS_TOKEN, "<s>", "<bos>")
-
-#: The file beside `tokenizer.json` that names the token that ends a text.
-CONFIG_NAME = "tokenizer_config.json"
+#: For a tokenizer without files beside it.
+_NO_CONFIG = HuggingFaceConfig()
 
 
 class HuggingFaceTokenizer:
@@ -44,7 +47,7 @@ class HuggingFaceTokenizer:
         text_ids: dict[int, bytes],
         specials: dict[str, int],
         *,
-        eos_id: int | None,
+        config: HuggingFaceConfig,
         unknown_id: int | None,
         spells_all: bool,
         keeps_whole_text: bool,
@@ -61,16 +64,17 @@ class HuggingFaceTokenizer:
         self.prepend_bos = self.bos_id is not None
         self.special_ids = specials
         self.tool_ids = ToolIds.of(specials)
-        self.chat: ChatTemplate | None = NanochatTemplate.of(specials, lambda text: self.encode(text).ids)
-        self._eos_id = eos_id_of(specials) if eos_id is None else eos_id
         named = (specials.get(name) for name in STOP_TOKENS)
+        eos_id = None if config.eos_token is None else tokenizer.token_to_id(config.eos_token)
         self.stop_ids = frozenset(i for i in (*named, self.bos_id, eos_id) if i is not None)
+        self._eos_id = eos_id_of(specials) if eos_id is None else eos_id
+        self.chat = self._chat_template(config)
 
     @classmethod
-    def from_json(cls, data: bytes, vocab_size: int, *, eos_token: str | None = None) -> HuggingFaceTokenizer:
+    def from_json(cls, data: bytes, vocab_size: int, config: HuggingFaceConfig = _NO_CONFIG) -> HuggingFaceTokenizer:
         """From the bytes of `tokenizer.json`. Raises ValueError, with the reason, if it cannot be used.
 
-        `eos_token` is a token that ends a text, in addition to `STOP_TOKENS`; `tokenizer_config.json` names it.
+        The `eos_token` of `config` is a token that ends a text, in addition to `STOP_TOKENS`.
         """
         try:
             with library_errors():
@@ -85,8 +89,8 @@ class HuggingFaceTokenizer:
             raise ValueError(
                 f"it has {max(vocabulary.values()) + 1} ids and the model has {vocab_size}: it belongs to another model"
             )
-        if eos_token is not None and eos_token not in vocabulary:
-            raise ValueError(f"the `eos_token` {eos_token!r} of {CONFIG_NAME} is not in it")
+        if config.eos_token is not None and config.eos_token not in vocabulary:
+            raise ValueError(f"the `eos_token` {config.eos_token!r} of {CONFIG_NAME} is not in it")
         spelling = Spelling.of(content.get("decoder"))
         specials = {token.content: i for i, token in added.items() if token.special}
         unknown_id = _unknown_id(content["model"], vocabulary)
@@ -97,7 +101,7 @@ class HuggingFaceTokenizer:
             tokenizer,
             text_ids,
             specials,
-            eos_id=None if eos_token is None else vocabulary[eos_token],
+            config=config,
             unknown_id=unknown_id,
             spells_all=all(name in vocabulary for name in spelling.names_of_bytes()),
             keeps_whole_text=_keeps_whole_text(content),
@@ -105,10 +109,27 @@ class HuggingFaceTokenizer:
 
     def encode(self, text: str) -> Encoding:
         """See `Tokenizer`."""
+        self._check(text)
+        return Encoding(self._ids(text))
+
+    def _chat_template(self, config: HuggingFaceConfig) -> ChatTemplate | None:
+        if config.chat_template is None:
+            return NanochatTemplate.of(self.special_ids, lambda text: self.encode(text).ids)
+        aliases = SpecialAliases(self._tokenizer, self.special_ids)
+
+        def encode(parts: Iterable[tuple[bool, str]]) -> tuple[int, ...]:
+            listed = list(parts)
+            # Only to refuse characters; the parts are encoded together.
+            self._check("".join(text for is_special, text in listed if not is_special))
+            return aliases.real(self._ids(aliases.text(listed)))
+
+        return JinjaTemplate(config.chat_template, config.variables, self.special_ids, encode)
+
+    def _check(self, text: str) -> None:
+        """Raise UnknownCharacterError for what the vocabulary cannot spell."""
         refuse_surrogates(text)
         if not self._spells_all:
             self._refuse_unknown(text)
-        return Encoding(self._ids(text))
 
     def _ids(self, text: str) -> tuple[int, ...]:
         try:
