@@ -28,7 +28,6 @@ from tests.helpers.requests import changed
 from worker.engine.batch import Batch
 from worker.engine.decoding_model import DecodingModel
 from worker.engine.engine import Engine
-from worker.engine.kv.budget import BLOCK_TOKENS
 from worker.engine.native.library import library
 from worker.engine.native.model import NativeModel
 from worker.engine.request import SequenceRequest
@@ -186,3 +185,225 @@ def test_on_torch_the_cache_holds_the_same_numbers_up_to_rounding(
     load: Callable[[str], DecodingModel], folder: str, data: st.DataObject
 ) -> None:
     Scenario(load(folder), data).run()
+
+
+def test_a_second_turn_computes_only_what_is_new_and_takes_over_the_place_of_the_first() -> None:
+    counted = Counted(slots=4, kv_tokens=4 * 256)
+    first, _ = counted.decode(request("first", ids(100), 30))
+    turn = request("second", (*all_tokens(first), *ids(20, kind=1)), 8)
+    second = counted.engine.add_request(turn)
+    counted.positions = 0
+    counted.engine.step()
+    assert second.extent is not None
+    assert (second.extent.start, len(counted.engine._cache.allocator.used)) == (0, 1)
+    run_until_done(counted.engine, second)
+    assert second.cached_tokens == 128, "129 of the 130 tokens were computed: four whole blocks"
+    assert counted.positions == 150 - 128 + 7
+    assert second.tokens == undisturbed(turn)
+
+
+def test_the_same_prompt_again_copies_and_leaves_the_first_answer_where_it_is() -> None:
+    counted = Counted(slots=4, kv_tokens=4 * 256)
+    first, _ = counted.decode(request("first", ids(64), 40))
+    again, positions = counted.decode(request("again", ids(64), 8))
+    assert (again.cached_tokens, positions) == (32, 32 + 7), "the last position must be computed"
+    assert again.tokens == first.tokens[:8]
+    turn, positions = counted.decode(request("turn", all_tokens(first), 8))
+    assert (turn.cached_tokens, positions) == (96, 8 + 7)
+
+
+def test_a_running_sequence_shares_what_it_has_decoded() -> None:
+    counted = Counted()
+    first = counted.engine.add_request(request("first", ids(30), 60))
+    while len(first.tokens) < 45:
+        counted.engine.step()
+    turn = request("second", all_tokens(first)[:70], 4)
+    second = run_until_done(counted.engine, counted.engine.add_request(turn))
+    assert second.cached_tokens == 64
+    assert second.tokens == undisturbed(turn)
+    run_until_idle(counted.engine)
+    assert first.tokens == undisturbed(first.request)
+
+
+def test_a_resumed_attempt_reuses_the_tokens_that_it_generated() -> None:
+    counted = Counted()
+    whole, _ = counted.decode(request("whole", ids(40), 80))
+    resumed, positions = counted.decode(changed(whole.request, id="resumed", generated=tuple(whole.tokens[:70])))
+    assert resumed.tokens == whole.tokens
+    assert resumed.cached_tokens == 40, "only tokens of the prompt count"
+    assert positions == (110 - 96) + 9
+
+
+def test_other_owners_and_other_beginnings_share_nothing() -> None:
+    counted = Counted()
+    counted.decode(request("first", ids(64), 8, cache_salt="alice"))
+    for name, prompt, salt in (
+        ("owner", ids(64), "bob"),
+        ("none", ids(64), ""),
+        ("token", (28, *ids(64)[1:]), "alice"),
+    ):
+        sequence, positions = counted.decode(request(name, prompt, 8, cache_salt=salt))
+        assert (sequence.cached_tokens, positions) == (0, 64 + 7)
+    assert counted.decode(request("same", ids(64), 8, cache_salt="alice"))[0].cached_tokens == 32
+
+
+def test_without_the_prefix_cache_nothing_is_kept() -> None:
+    counted = Counted(prefix_cache=False)
+    for name in ("first", "second"):
+        sequence, positions = counted.decode(request(name, ids(64), 8))
+        assert (sequence.cached_tokens, positions) == (0, 64 + 7)
+    assert counted.engine._cache.allocator.used == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "length", "generated", "reused"),
+    [
+        ({"prompt_logprobs": 0}, 70, 0, 0),
+        ({"keep_prompt_logits": True}, 70, 0, 64),
+        ({"keep_prompt_logits": True}, 64, 0, 32),
+        ({"keep_prompt_logits": True}, 64, 40, 32),
+        ({}, 64, 40, 64),
+    ],
+)
+def test_positions_whose_logits_are_wanted_are_computed(
+    fields: dict[str, object], length: int, generated: int, reused: int
+) -> None:
+    counted = Counted()
+    whole, _ = counted.decode(request("whole", ids(length), 50))
+    one = changed(request("second", ids(length), 50, generated=tuple(whole.tokens[:generated])), **fields)
+    second, _ = counted.decode(one)
+    assert second.cached_tokens == reused
+    assert second.tokens == whole.tokens == undisturbed(whole.request)
+    assert (second.prompt_logits is not None) == one.keep_prompt_logits
+
+
+def test_equal_prompts_that_arrive_together_are_computed_once() -> None:
+    counted = Counted(slots=8, kv_tokens=8 * 256, prefill_chunk_tokens=32)
+    requests = [request(str(seed), ids(130), 10, temperature=1.0, seed=seed) for seed in range(6)]
+    other = request("other", ids(50, kind=1), 10)
+    sequences = [counted.engine.add_request(one) for one in (*requests, other)]
+    run_until_idle(counted.engine)
+    assert counted.positions == 130 + 5 * 2 + 50 + 7 * 9
+    assert [one.cached_tokens for one in sequences] == [0, 128, 128, 128, 128, 128, 0]
+    for sequence in sequences:
+        assert sequence.tokens == undisturbed(sequence.request)
+
+
+def test_a_step_copies_a_limited_number_of_positions() -> None:
+    counted = Counted(slots=8, kv_tokens=8 * 256, prefill_chunk_tokens=8)
+    sequences = [counted.engine.add_request(request(str(number), ids(68), 3)) for number in range(6)]
+    started = []
+    while counted.engine.has_work:
+        counted.engine.step()
+        started.append(sum(one.cached_tokens is not None for one in sequences))
+    assert sorted({*started}) == [1, 3, 5, 6], "16 times 8 positions, so two prompts of 64"
+    for sequence in sequences:
+        assert sequence.tokens == undisturbed(sequence.request)
+
+
+@pytest.mark.parametrize("ended", ["leader", "follower"])
+@pytest.mark.parametrize("by", ["abort", "deadline"])
+def test_the_end_of_a_sequence_does_not_disturb_those_that_wait_with_it(ended: str, by: str) -> None:
+    now = 0.0
+    counted = Counted(slots=4, prefill_chunk_tokens=32)
+    counted.engine._clock = lambda: now
+    sequences = [counted.engine.add_request(request(str(number), ids(150), 5)) for number in range(4)]
+    one = sequences[0 if ended == "leader" else 1]
+    counted.engine.step()
+    counted.engine.step()
+    assert [other.cached for other in sequences] == [64, 0, 0, 0]
+    if by == "abort":
+        counted.engine.abort(one.id)
+    else:
+        one.deadline, now = 1.0, 2.0
+    run_until_idle(counted.engine)
+    assert one.finish is (FinishReason.CANCELLED if by == "abort" else FinishReason.DEADLINE)
+    rest = [other for other in sequences if other is not one]
+    assert [other.tokens for other in rest] == [undisturbed(rest[0].request)] * 3
+    assert counted.positions == 150 + 2 * (150 - 128) + 3 * 4, "what an aborted leader has computed is not lost"
+
+
+def test_a_failed_sequence_leaves_nothing_behind_and_its_followers_compute_by_themselves() -> None:
+    def fail(batch: Batch, logits: Tensor) -> Tensor:
+        if batch.last_position >= 100 and any(chunk.sequence.id == "bad" for chunk in batch.chunks):
+            raise RuntimeError("broken")
+        return logits
+
+    running = engine(Tampered(model(SEED), fail), slots=4, prefill_chunk_tokens=32)
+    bad, good = (running.add_request(request(name, ids(150), 5)) for name in ("bad", "good"))
+    run_until_done(running, bad)
+    assert bad.finish is FinishReason.ERROR
+    run_until_idle(running)
+    assert (good.cached_tokens, good.tokens) == (0, undisturbed(good.request))
+
+
+@pytest.mark.parametrize("load", [model, torch_model, graph_model])
+def test_values_that_are_not_finite_are_not_kept(load: Callable[[str], DecodingModel]) -> None:
+    running = engine(load(SEED), slots=1, kv_tokens=256)
+    broken = running.add_request(request("broken", ids(100), 50))
+    while len(broken.tokens) < 5:
+        running.step()
+    assert broken.extent is not None
+    running._cache.memory[..., broken.extent.start : broken.extent.start + broken.cached, :] = torch.nan
+    run_until_done(running, broken)
+    assert broken.finish is FinishReason.ERROR
+    again = decode(running, request("again", ids(100), 8))
+    assert (again.cached_tokens, again.tokens) == (0, undisturbed(again.request))
+
+
+def test_a_suspect_computes_everything_alone_and_others_may_follow_it() -> None:
+    counted = Counted(slots=4, prefill_chunk_tokens=32)
+    counted.decode(request("earlier", ids(100), 4))
+    suspect = counted.engine.add_request(request("suspect", ids(130), 6, alone=2))
+    other = counted.engine.add_request(request("other", ids(130), 6))
+    counted.positions = 0
+    while counted.engine.suspect is not None or suspect.cached_tokens is None:
+        counted.engine.step()
+    assert (suspect.cached_tokens, counted.positions) == (0, 130 + 1)
+    run_until_idle(counted.engine)
+    assert other.cached_tokens == 128
+    assert suspect.tokens == other.tokens == undisturbed(other.request)
+
+
+def test_a_suspect_never_waits_for_a_sequence_that_it_pauses() -> None:
+    running = engine(model(SEED), slots=4, prefill_chunk_tokens=32)
+    first = running.add_request(request("first", ids(130), 6))
+    running.step()
+    suspect = running.add_request(request("suspect", ids(130), 6, alone=3))
+    third = running.add_request(request("third", ids(130), 6))
+    run_until_idle(running)
+    assert first.tokens == suspect.tokens == third.tokens == undisturbed(first.request)
+
+
+def test_the_conversation_that_was_used_longest_ago_is_given_up_first() -> None:
+    counted = Counted(slots=3, kv_tokens=3 * 256)
+    for kind in (0, 1, 2, 0, 3):  # 0 is used again before 3 needs a place
+        counted.decode(request("one", ids(100, kind), 4))
+    assert len(counted.engine._cache.allocator.used) == 3
+    for kind, reused in ((3, 96), (0, 96), (2, 96), (1, 0)):
+        assert counted.decode(request("again", ids(100, kind), 4))[0].cached_tokens == reused
+
+
+def test_conversations_that_are_kept_never_keep_others_from_running() -> None:
+    """KV memory is less than two contexts, so that extents have different sizes."""
+    counted = Counted(slots=3, kv_tokens=448)
+    for number in range(40):
+        length = 33 + 37 * number % 180
+        sequences = [
+            counted.engine.add_request(request(f"{number} {part}", ids(length, kind=number % 7), 1 + number % 40))
+            for part in range(number % 3 + 1)
+        ]
+        counted.engine.step()
+        assert counted.engine.running == 1 or counted.engine.kv_budget.reserved <= 448
+        run_until_idle(counted.engine)
+        assert counted.engine.free_kv_tokens == 448
+        for sequence in sequences:
+            assert sequence.tokens == undisturbed(sequence.request)
+
+
+def test_the_first_update_tells_how_many_tokens_were_reused() -> None:
+    running = engine(model(SEED))
+    decode(running, request("first", ids(100), 4))
+    running.add_request(request("second", ids(100), 4))
+    found = [update.cached_tokens for _ in range(40) if running.has_work for update in running.step().updates]
+    assert found == [96, None, None, None]
