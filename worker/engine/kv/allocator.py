@@ -79,19 +79,19 @@ class KvAllocator:
     def room(self, size: int, keep: Extent | None) -> list[Extent] | None:
         """Neighbouring retained extents which, once they are freed, leave a gap of `size` places. None: there are none.
 
-        Of all possibilities, the one whose last use was longest ago. `keep` is not among them.
+        Of all possibilities, those whose last use was longest ago; of these, the fewest. `keep` is not among them.
         """
         best: list[Extent] | None = None
-        best_used = 0
+        best_cost = (0, 0)
         begin, first = 0, 0
         for index, extent in enumerate([*self.used, None]):
             # The extents `first` to `index - 1` are retained, and the gap would begin at `begin`.
             end = self.capacity if extent is None else extent.start
             while end - begin >= size and first < index:
                 inside = self.used[first:index]
-                used = max(one.last_used or 0 for one in inside)
-                if best is None or used < best_used:
-                    best, best_used = inside, used
+                cost = max(one.last_used or 0 for one in inside), len(inside)
+                if best is None or cost < best_cost:
+                    best, best_cost = inside, cost
                 begin, first = self.used[first].end, first + 1
             if extent is not None and (extent.last_used is None or extent is keep):
                 begin, first = extent.end, index + 1
