@@ -9,11 +9,12 @@ from pathlib import Path
 from tasks.card import Card
 from tasks.generation import FinishReason
 from tasks.sampling_params import SamplingParams
+from tasks.tool_call import ToolCall
 from worker.checkpoints import formats, meta
 from worker.checkpoints.cards import build_card
 from worker.checkpoints.errors import TokenizerError
 from worker.checkpoints.folder import CheckpointFolder, find
-from worker.checkpoints.tokenizers import Tokenizer, load_tokenizer
+from worker.checkpoints.tokenizers import Tokenizer, load_tokenizer, tool_content_of
 from worker.engine.architecture.weight_form import WeightForm
 from worker.engine.device import Device
 from worker.engine.engine import Engine
@@ -37,6 +38,8 @@ class Completion:
     #: None if the checkpoint has no tokenizer.
     text: str | None
     finish_reason: FinishReason
+    #: Uses of the calculator, whose tokens are in `token_ids` and not in the text.
+    tool_calls: tuple[ToolCall, ...] = ()
     seed: int
     #: The logits after the prompt, one for each id. None if they were not requested.
     prompt_logits: tuple[float, ...] | None = None
@@ -105,20 +108,24 @@ class LocalModel:
         sampling: SamplingParams,
         *,
         every_id: bool = False,
+        tools: bool = False,
         keep_prompt_logits: bool = False,
         on_text: Callable[[str], None] = lambda _: None,
     ) -> Completion:
         """Continue a prompt, and call `on_text` with each new piece of the text.
 
-        `every_id`: ids without text may be sampled, too. `max_tokens` is reduced to what fits into the context. A
-        KeyboardInterrupt ends the sequence; the model can then be used again. Raises LocalModelError.
+        `every_id`: ids without text may be sampled, too. `tools`: the model may use its calculator. `max_tokens` is
+        reduced to what fits into the context. A KeyboardInterrupt ends the sequence; the model can then be used again.
+        Raises LocalModelError.
         """
-        request = self._request(tuple(prompt_ids), sampling, every_id=every_id, keep_prompt_logits=keep_prompt_logits)
+        request = self._request(
+            tuple(prompt_ids), sampling, every_id=every_id, tools=tools, keep_prompt_logits=keep_prompt_logits
+        )
         try:
             sequence = self._engine.add_request(request)
         except ValueError as error:
             raise LocalModelError(str(error)) from error
-        detokenizer = self._detokenizer(sampling)
+        detokenizer = self._detokenizer(request)
         pieces: list[str] = []
 
         def add(piece: str) -> None:
@@ -151,12 +158,19 @@ class LocalModel:
             token_ids=tuple(sequence.tokens),
             text=None if detokenizer is None else "".join(pieces),
             finish_reason=sequence.finish,
+            tool_calls=() if detokenizer is None else detokenizer.tool_calls,
             seed=request.sampling.seed or 0,
             prompt_logits=None if logits is None else tuple(logits),
         )
 
     def _request(
-        self, prompt: tuple[int, ...], sampling: SamplingParams, *, every_id: bool, keep_prompt_logits: bool
+        self,
+        prompt: tuple[int, ...],
+        sampling: SamplingParams,
+        *,
+        every_id: bool,
+        tools: bool,
+        keep_prompt_logits: bool,
     ) -> SequenceRequest:
         if self.tokenizer is None and (sampling.stop or sampling.stop_on_newline):
             raise LocalModelError(f"{self.card.name} has no tokenizer, so it cannot stop at a text or a newline")
@@ -169,17 +183,20 @@ class LocalModel:
             prompt=prompt,
             sampling=replace(sampling.with_seed(), max_tokens=max_tokens),
             every_id=every_id,
+            tools=tools,
             keep_prompt_logits=keep_prompt_logits,
         )
 
-    def _detokenizer(self, sampling: SamplingParams) -> Detokenizer | None:
+    def _detokenizer(self, request: SequenceRequest) -> Detokenizer | None:
         if self.tokenizer is None:
             return None
+        sampling = request.sampling
         return Detokenizer(
             self.tokenizer.decoder(),
             stop=sampling.stop,
             stop_on_newline=sampling.stop_on_newline,
             min_tokens=sampling.min_tokens or 0,
+            tools=tool_content_of(self.tokenizer) if request.tools else None,
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from torch import Tensor
@@ -13,12 +14,13 @@ from worker.checkpoints import formats
 from worker.checkpoints.cards import build_card
 from worker.checkpoints.folder import CheckpointFolder
 from worker.checkpoints.stored_weights import StoredWeights
-from worker.checkpoints.tokenizers import Tokenizer, tokenizer_digest
+from worker.checkpoints.tokenizers import Tokenizer, tokenizer_digest, visible_text
 from worker.engine.architecture.weight_form import WeightForm
 from worker.engine.backends import load_weights
 from worker.engine.device import Device
 from worker.engine.engine import Engine
 from worker.engine.kv.budget import KvBudget
+from worker.engine.tools.tool_use import ToolUse
 from worker.engine.vocabulary import Vocabulary
 from worker.engine.warm_up import warm_up
 
@@ -70,7 +72,18 @@ class CountedWeights(Mapping[str, Tensor]):
 def vocabulary_of(tokenizer: Tokenizer, size: int) -> Vocabulary:
     """The vocabulary of the first `size` ids of a tokenizer, for the engine."""
     text = tuple(tokenizer.token_bytes(token_id) for token_id in range(size))
-    return Vocabulary(size=size, text=text, stop_ids=tokenizer.stop_ids)
+    ids = tokenizer.tool_ids
+    tool_ids = frozenset() if ids is None else frozenset((ids.python_start, ids.python_end))
+    return Vocabulary(size=size, text=text, stop_ids=tokenizer.stop_ids, tool_ids=tool_ids)
+
+
+def tool_use_of(tokenizer: Tokenizer | None) -> Callable[[], ToolUse] | None:
+    """What makes the tools of a sequence; None if the checkpoint knows no tool."""
+    if tokenizer is None or tokenizer.tool_ids is None:
+        return None
+    return partial(
+        ToolUse, tokenizer.tool_ids, partial(visible_text, tokenizer), lambda text: tokenizer.encode(text).ids
+    )
 
 
 def load_model(
@@ -115,6 +128,7 @@ def load_model(
         slots=slots,
         kv_tokens=kv_tokens,
         prefill_chunk_tokens=prefill_chunk_tokens,
+        tool_use=tool_use_of(tokenizer),
     )
     warm_up(engine)
     return LoadedModel(

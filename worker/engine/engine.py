@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Rows
 
 import torch
@@ -34,6 +34,7 @@ from worker.engine.scheduler import Chunk, Scheduler
 from worker.engine.sequence import Sequence
 from worker.engine.step_report import StepReport, Unreported
 from worker.engine.stop_criteria import StopCriteria
+from worker.engine.tools.tool_use import ToolUse
 from worker.engine.transfer import PendingIds
 from worker.engine.update import Failure
 from worker.engine.vocabulary import NO_TOKEN, Vocabulary
@@ -57,12 +58,14 @@ class Engine:
         kv_tokens: int,
         prefill_chunk_tokens: int,
         prefix_cache: bool = True,
+        tool_use: Callable[[], ToolUse] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """At most `slots` sequences run at once, in KV memory for `kv_tokens` tokens.
 
-        `prefix_cache`: sequences with equal beginnings compute the keys and values of these once. `clock` returns
-        seconds; time limits use it. Raises ValueError if `vocabulary` does not fit the model, or if a size is too
+        `prefix_cache`: sequences with equal beginnings compute the keys and values of these once. `tool_use` makes the
+        tools of a sequence whose request has `tools`; None: there are none. `clock` returns seconds; time limits use
+        it. Raises ValueError if `vocabulary` does not fit the model, or if a size is too
         small.
         """
         config = model.config
@@ -88,6 +91,7 @@ class Engine:
             self._cache, enabled=prefix_cache, max_copied=_COPIES_PER_PREFILLED * prefill_chunk_tokens
         )
         self._sampler = fastest_sampler(vocabulary, model.device)
+        self._tool_use = tool_use
         self._clock = clock
         self._sequences: dict[str, Sequence] = {}
         self._batches = BatchReuse(self._scheduler, model.device.torch_device)
@@ -135,15 +139,20 @@ class Engine:
             stop_criteria=stop_criteria,
             uniforms=UniformStream(request.sampling.seed or 0, request.choice),
             adjustment=Adjustment.of(request, stop_criteria.stop_ids),
+            tools=self._tool_use() if request.tools and self._tool_use is not None else None,
             deadline=None if request.time_limit_s is None else self._clock() + request.time_limit_s,
             reported=len(request.generated),
         )
         self._scheduler.add(sequence)
         self._sequences[request.id] = sequence
+        finish: FinishReason | None = None
+        forced: tuple[int, ...] = ()
         for token in request.generated:
-            if (finish := sequence.stop_criteria.push(token)) is not None:
-                self._end(sequence, finish)  # an earlier attempt generated all its tokens, but its end was not recorded
-                break
+            if finish is None:
+                finish, forced = self._count(sequence, token)
+        # An earlier attempt may have ended between a token and those that must follow it.
+        if (finish := finish or self._force(sequence, forced)) is not None:
+            self._end(sequence, finish)  # an earlier attempt generated all its tokens, but its end was not recorded
         return sequence
 
     def abort(self, sequence_id: str) -> None:
@@ -271,9 +280,27 @@ class Engine:
             self._end(sequence, FinishReason.STOP)
         else:
             sequence.add(token, record)
-            finish = sequence.stop_criteria.push(token)
-            if finish is not None:
+            finish, forced = self._count(sequence, token)
+            if (finish := finish or self._force(sequence, forced)) is not None:
                 self._end(sequence, finish)
+
+    def _force(self, sequence: Sequence, forced: Iterable[int]) -> FinishReason | None:
+        """Add tokens that must follow, such as the result of a calculation. Returns why the text ends with them."""
+        for token in forced:
+            sequence.add_forced(token)
+            self._scheduler.changed()
+            finish, _ = self._count(sequence, token)
+            if finish is not None:
+                return finish
+        return None
+
+    @staticmethod
+    def _count(sequence: Sequence, token: int) -> tuple[FinishReason | None, tuple[int, ...]]:
+        """Count a token of the answer. Returns why the text ends after it, if it does, and what must follow it."""
+        if sequence.tools is None:
+            return sequence.stop_criteria.push(token), ()
+        forced = sequence.tools.push(token)
+        return sequence.stop_criteria.push(token, in_text=sequence.tools.in_text), forced
 
     def _end(self, sequence: Sequence, finish: FinishReason, error: Failure | None = None) -> None:
         """Free all that a sequence holds; the next report contains its end."""

@@ -60,7 +60,7 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         #: In order of admission.
         self.running: list[Sequence] = []
-        #: A number that changes whenever `running` changes.
+        #: A number that changes whenever `running` changes, or a row needs more than its next token computed.
         self.revision = 0
 
     def add(self, sequence: Sequence) -> None:
@@ -82,6 +82,10 @@ class Scheduler:
             self.running.append(admitted[-1])
             self.revision += 1
         return admitted
+
+    def changed(self) -> None:
+        """Note that a running sequence got more than one token: the next step is no repetition of the last one."""
+        self.revision += 1
 
     @property
     def suspect(self) -> Sequence | None:

@@ -12,6 +12,7 @@ from worker.engine.philox import UniformStream
 from worker.engine.request import SequenceRequest
 from worker.engine.sampling.adjustment import Adjustment
 from worker.engine.stop_criteria import StopCriteria
+from worker.engine.tools.tool_use import ToolUse
 from worker.engine.update import Failure
 
 
@@ -40,6 +41,8 @@ class Sequence:
     logprobs: bytearray = field(default_factory=bytearray)
     #: Records of its prompt, as far as it went through the model, until they are reported.
     prompt_logprobs: bytearray = field(default_factory=bytearray)
+    #: Its uses of the calculator; None if it may not use it.
+    tools: ToolUse | None = None
     #: The stop token that ended it. It is not one of `tokens`.
     stop_id: int | None = None
     #: Time of the engine's clock at which it must end.

@@ -49,14 +49,17 @@ class StopCriteria:
         """Whether `token` ends the text and is not part of it."""
         return token in self.stop_ids
 
-    def push(self, token: int) -> FinishReason | None:
-        """Count `token`, which is part of the text, and return why the text ends after it, or None if it continues.
+    def push(self, token: int, *, in_text: bool = True) -> FinishReason | None:
+        """Count `token` and return why the text ends after it, or None if it continues.
 
+        A token that is not `in_text` is content of a tool: it counts, but no stop text and no newline is looked for.
         If several reasons apply, a stop text comes before a newline (the text is cut there), and both come before
         the token limit.
         """
         self._left -= 1
         self._needed -= 1
+        if not in_text:
+            return FinishReason.LENGTH if self._left <= 0 else None
         stopped = self._matcher is not None and self._matcher.push(self._vocabulary.text[token] or b"")
         if stopped and self._needed <= 0:
             return FinishReason.STOP

@@ -15,6 +15,17 @@ class Decoder(Protocol):
         """Text that `token_id` completes; empty while a character is incomplete."""
 
 
+class ToolContent(Protocol):
+    """Tells the text of an answer from what the model exchanges with a tool."""
+
+    @property
+    def calls(self) -> tuple[ToolCall, ...]:
+        """The tool calls so far."""
+
+    def push(self, token_id: int) -> bool:
+        """Add a token. Returns whether it is a part of the text."""
+
+
 class Detokenizer:
     """Text of one sequence. All pieces and then the tail, joined, are the completion.
 
@@ -23,18 +34,26 @@ class Detokenizer:
     """
 
     def __init__(
-        self, decoder: Decoder, *, stop: Sequence[str] = (), stop_on_newline: bool = False, min_tokens: int = 0
+        self,
+        decoder: Decoder,
+        *,
+        stop: Sequence[str] = (),
+        stop_on_newline: bool = False,
+        min_tokens: int = 0,
+        tools: ToolContent | None = None,
     ) -> None:
-        """A stop text or a newline that is complete before the token number `min_tokens` does not end the text."""
+        """A stop text or a newline that is complete before the token number `min_tokens` does not end the text.
+
+        `tools` finds tool content, which is no part of the text; None: the model uses no tools.
+        """
         self._decoder = decoder
+        self._tools = tools
         #: How many tokens must still come before a stop text or a newline can end the text.
         self._needed = min_tokens
         self._stop = tuple(stop)
         self._stop_on_newline = stop_on_newline
         #: Text that may be the beginning of a stop text.
         self._held = ""
-        #: Calls of the calculator so far.
-        self.tool_calls: tuple[ToolCall, ...] = ()
         #: Whether a stop text or the final newline was found. All later pieces are empty.
         self.ended = False
 
@@ -43,6 +62,8 @@ class Detokenizer:
         if self.ended:
             return ""
         self._needed -= 1
+        if self._tools is not None and not self._tools.push(token_id):
+            return ""
         text, old = self._held + self._decoder.push(token_id), len(self._held)
         end = self._end_of_text(text, old)
         if end is not None and self._needed <= 0:
@@ -56,7 +77,7 @@ class Detokenizer:
     def push_all(self, token_ids: Sequence[int]) -> list[str]:
         """The pieces of several tokens. There are fewer pieces than tokens if the text ends before the last token: the
         tokens after its end are not part of it."""
-        if not self._stop and not self._stop_on_newline:
+        if not self._stop and not self._stop_on_newline and self._tools is None:
             return [*map(self._decoder.push, token_ids)]  # nothing is ever held back
         pieces = []
         for token_id in token_ids:
@@ -69,6 +90,11 @@ class Detokenizer:
         """The tail: text that was held back, and is not a stop text because the sequence is over."""
         tail, self._held = self._held, ""
         return tail
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """Uses of the calculator so far."""
+        return () if self._tools is None else self._tools.calls
 
     def _end_of_text(self, text: str, old: int) -> int | None:
         """Where the completion ends in `text`: before the first stop text, or after the first newline.

@@ -16,7 +16,7 @@ import structlog
 from tasks.card import Card
 from tasks.job import ErrorCode, Job, JobError, Status
 from tasks.store.worker_store import Claimed, Refused, WorkerStore
-from worker.checkpoints.tokenizers import Tokenizer
+from worker.checkpoints.tokenizers import Tokenizer, tool_content_of
 from worker.engine_process.client import EngineCrashedError
 from worker.engine_process.messages import SequenceRequest
 from worker.engine_process.supervisor import EngineSupervisor
@@ -247,6 +247,7 @@ class JobRunner:
             stop=sampling.stop,
             stop_on_newline=sampling.stop_on_newline,
             min_tokens=sampling.min_tokens or 0,
+            tools=tool_content_of(self._tokenizer) if request.tools else None,
         )
         detokenizer.push_all(claim.token_ids)
         logged = len(claim.token_ids)

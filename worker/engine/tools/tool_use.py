@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from worker.engine.tools.calculator import MAX_EXPRESSION, evaluate
+from worker.engine.tools.tool_content import ToolContent
 from worker.engine.tools.tool_ids import ToolIds
 
 
@@ -21,6 +22,9 @@ class ToolUse:
         #: The tokens of the expression; None outside of a block, and in a block that is too long.
         self._expression: list[int] | None = None
         self._forced: tuple[int, ...] = ()
+        self._content = ToolContent(ids, decode)
+        #: Whether the token that was pushed last is a part of the text.
+        self.in_text = True
 
     def push(self, token: int) -> tuple[int, ...]:
         """Add the next token of the answer. Returns all ids that must follow it, which is usually none.
@@ -28,6 +32,7 @@ class ToolUse:
         Every token must be pushed, forced ones too: the call for a forced token returns the ids after it. So an answer
         that is replayed up to any token continues as it would have.
         """
+        self.in_text = self._content.push(token)
         if self._forced and token == self._forced[0]:
             self._forced = self._forced[1:]
             return self._forced
