@@ -36,7 +36,9 @@ class Run:
 def load_engine(
     checkpoint: str | Path, root: Path, *, device: DeviceName, threads: int, slots: int
 ) -> tuple[LoadedModel, Tokenizer]:
-    """Load a checkpoint with exact weights. `checkpoint` is a folder's path, or its name below `root`.
+    """Load a checkpoint with exact weights, without prefix reuse: every prompt is computed.
+
+    `checkpoint` is a folder's path, or its name below `root`.
 
     Raises CheckpointError.
     """
@@ -52,6 +54,7 @@ def load_engine(
         slots=slots,
         kv_memory_mb=0,
         prefill_chunk_tokens=256,
+        prefix_cache=False,
     )
     return loaded, tokenizer
 

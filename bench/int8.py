@@ -109,7 +109,7 @@ def engine_of(model: NativeModel, slots: int) -> Engine:
     """Return an engine that decodes bare ids, without a tokenizer."""
     kv_tokens = model.device.kv_tokens(model.config, slots=slots)
     vocabulary = Vocabulary.without_text(model.config.vocab_size)
-    return Engine(model, vocabulary, slots=slots, kv_tokens=kv_tokens, prefill_chunk_tokens=256)
+    return Engine(model, vocabulary, slots=slots, kv_tokens=kv_tokens, prefill_chunk_tokens=256, prefix_cache=False)
 
 
 def next_logits(engine: Engine, ids: list[int]) -> Tensor:

@@ -177,6 +177,11 @@ class Settings(BaseSettings):
         "device's memory.",
     )
     prefill_chunk_tokens: int = Field(256, ge=1, description="Most prompt tokens that one engine step processes.")
+    prefix_cache: Literal["on", "off"] = Field(
+        "on",
+        description="`on`: equal beginnings of one client's prompts are computed once, and those of ended texts stay "
+        "in the KV cache until their memory is needed. `off`: every prompt is computed.",
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Device on which the model runs.")
     threads: int = Field(
         0, ge=0, description="Compute threads of the engine process. 0: as many physical cores as make it faster."

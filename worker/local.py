@@ -67,6 +67,7 @@ class LocalModel:
         softcap: float | None = None,
         weights: WeightForm = "exact",
         prefill_chunk_tokens: int = 256,
+        prefix_cache: bool = True,
     ) -> LocalModel:
         """Load a checkpoint by its path, or by its name in the folder `root`.
 
@@ -86,6 +87,7 @@ class LocalModel:
                 slots=1,
                 kv_memory_mb=0,
                 prefill_chunk_tokens=prefill_chunk_tokens,
+                prefix_cache=prefix_cache,
             )
         except (ValueError, MemoryError, RuntimeError) as error:
             # torch raises RuntimeError when the device has no memory left.

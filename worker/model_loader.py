@@ -97,6 +97,7 @@ def load_model(
     slots: int,
     kv_memory_mb: int,
     prefill_chunk_tokens: int,
+    prefix_cache: bool = True,
     progress: Progress = lambda _loaded, _total: None,
 ) -> LoadedModel:
     """Load a checkpoint, and decode a few tokens to warm the engine up. Without a tokenizer, ids have no text.
@@ -128,6 +129,7 @@ def load_model(
         slots=slots,
         kv_tokens=kv_tokens,
         prefill_chunk_tokens=prefill_chunk_tokens,
+        prefix_cache=prefix_cache,
         tool_use=tool_use_of(tokenizer),
     )
     warm_up(engine)

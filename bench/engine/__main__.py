@@ -135,6 +135,7 @@ def measure(args: argparse.Namespace, measured: MeasuredModel, peer: Peer | None
         slots=max(batches),
         kv_tokens=model.device.kv_tokens(config, slots=max(batches)),
         prefill_chunk_tokens=args.chunk,
+        prefix_cache=False,
     )
     meter = LimitMeter()
     texts = {batch: prompts(batch, args.prompt, config.vocab_size) for batch in batches}

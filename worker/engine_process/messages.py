@@ -47,6 +47,7 @@ class Start:
     threads: int
     softcap: float | None
     weights: WeightForm
+    prefix_cache: bool = True
     #: Whether an earlier engine has loaded the checkpoint. Files that are incomplete now are being replaced then.
     loaded_before: bool = False
 

@@ -70,6 +70,7 @@ def command(
                 softcap=softcap or settings.softcap,
                 weights=weights,
                 prefill_chunk_tokens=settings.prefill_chunk_tokens,
+                prefix_cache=settings.prefix_cache == "on",
             )
             warn(model.warnings)
             sampling = options.sampling_of(request)
