@@ -350,6 +350,7 @@ def _start_message(settings: Settings, folder: CheckpointFolder) -> Start:
         threads=settings.threads,
         softcap=settings.softcap,
         weights=settings.weights,
+        prefix_cache=settings.prefix_cache == "on",
     )
 
 
