@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.generation import FinishReason
-from tests.helpers.requests import sequence_request
+from tests.helpers.requests import changed, sequence_request
 from worker.engine.stop_criteria import StopCriteria, StopMatcher
 from worker.engine.vocabulary import Vocabulary
 
@@ -64,6 +64,26 @@ def test_with_ignore_eos_a_stop_id_does_not_end_the_text() -> None:
     assert not StopCriteria(ignoring, VOCABULARY).is_stop(5)
 
 
+def test_stop_token_ids_end_the_text_even_if_it_ignores_those_of_the_model() -> None:
+    request = sequence_request(id="s", prompt=(0,), max_tokens=9, stop_token_ids=(1, 6))
+    criteria = StopCriteria(request, VOCABULARY)
+    assert [token for token in range(7) if criteria.is_stop(token)] == [1, 5, 6]
+    ignoring = StopCriteria(changed(request, ignore_eos=True), VOCABULARY)
+    assert [token for token in range(7) if ignoring.is_stop(token)] == [1, 6]
+
+
+def test_before_min_tokens_neither_a_stop_text_nor_a_newline_ends_the_text() -> None:
+    assert finish_after([0, 1, 0, 0, 0, 1], stop=("ab",), min_tokens=3) == (6, FinishReason.STOP)
+    assert finish_after([0, 1, 0, 0, 0, 1], stop=("ab",), min_tokens=2) == (2, FinishReason.STOP)
+    assert finish_after([2, 0, 2], stop_on_newline=True, min_tokens=2) == (3, FinishReason.NEWLINE)
+    assert finish_after([0, 0, 0], min_tokens=9, max_tokens=2) == (2, FinishReason.LENGTH)
+
+
+def test_a_stop_text_before_min_tokens_is_not_found_again_in_the_text_that_is_kept() -> None:
+    assert finish_after([1, 0, 0, 0], stop=("ab", "xyzxyzxyz"), min_tokens=2) == (4, None)
+    assert finish_after([0, 0, 0], stop=("aa",), min_tokens=3) == (3, FinishReason.STOP)
+
+
 def test_candidates_are_ids_with_text_and_stop_ids() -> None:
     def ids(*, every_id: bool, ignore_eos: bool) -> list[int]:
         allowed = VOCABULARY.candidates(every_id=every_id, ignore_eos=ignore_eos)
@@ -80,3 +100,5 @@ def test_a_vocabulary_that_contradicts_itself_is_refused() -> None:
         Vocabulary(3, (b"a",))
     with pytest.raises(ValueError, match="not all between 0 and 0"):
         Vocabulary(1, (b"a",), frozenset({1}))
+    with pytest.raises(ValueError, match="tool ids"):
+        Vocabulary(1, (b"a",), tool_ids=frozenset({1}))

@@ -93,6 +93,94 @@ def test_top_p_keeps_the_fewest_ids_that_reach_it_and_at_least_one(draw: Draw) -
     assert {draw(logits, [sequence(temperature=1.0, top_p=0.0, seed=seed)])[0] for seed in range(30)} == {1}
 
 
+def test_min_p_keeps_ids_with_that_share_of_the_largest_weight(draw: Draw) -> None:
+    logits = [[math.log(p) for p in (0.1, 0.4, 0.21, 0.19, 0.05, 0.03, 0.01, 0.01)]]
+
+    def kept(**fields: object) -> set[int | None]:
+        return {draw(logits, [sequence(TEXT, (), seed=seed, **fields)])[0] for seed in range(200)}
+
+    assert kept(temperature=1.0, min_p=0.5) == {1, 2}
+    assert kept(temperature=1.0, min_p=1.0) == {1}
+    assert kept(temperature=1.0, min_p=0.0) == kept(temperature=1.0)
+    # A weight is that after the temperature: here its square root.
+    assert kept(temperature=2.0, min_p=0.69) == {1, 2}
+    assert kept(temperature=2.0, min_p=0.68) == {1, 2, 3}
+    # Of what min-p keeps, top-p keeps a share: the first id has 0.66 of it.
+    assert kept(temperature=1.0, min_p=0.5, top_p=0.65) == {1}
+    assert kept(temperature=1.0, top_p=0.65) == {1, 2, 3}
+
+
+def test_min_p_of_equal_largest_logits_keeps_all_of_them(draw: Draw) -> None:
+    rows = [sequence(temperature=0.7, min_p=1.0, seed=seed) for seed in range(100)]
+    assert set(draw([[3.0, 3.0, 2.9, 3.0, 0, 0, 0, 0]] * 100, rows)) == {0, 1, 3}
+
+
+def test_presence_and_frequency_penalties_count_the_answer_and_not_the_prompt(draw: Draw) -> None:
+    logits = [[5.0, 4.5, 4.0, 0, 0, 0, 0, 0]]
+    assert draw(logits, [sequence(presence_penalty=0.75, prompt=(0, 0))]) == [0]
+    assert draw(logits, [sequence(presence_penalty=0.75, generated=(0,))]) == [1]
+    assert draw(logits, [sequence(presence_penalty=0.75, generated=(0, 0, 0, 1, 1))]) == [0]
+    assert draw(logits, [sequence(frequency_penalty=0.5, generated=(0, 0, 1))]) == [0]
+    assert draw(logits, [sequence(frequency_penalty=0.5, generated=(0, 0, 1, 1))]) == [0]
+    assert draw(logits, [sequence(frequency_penalty=0.5, generated=(0, 0, 0, 1, 1))]) == [2]
+    assert draw(logits, [sequence(frequency_penalty=-1.0, generated=(2, 2))]) == [2]
+
+
+def test_a_repetition_penalty_counts_prompt_and_answer_once_each_id(draw: Draw) -> None:
+    logits = [[4.0, 3.0, -1.0, -1.5, -9, -9, -9, -9]]
+    assert draw(logits, [sequence(repetition_penalty=2.0, prompt=(0, 0, 0))]) == [1]
+    assert draw(logits, [sequence(repetition_penalty=2.0, prompt=(5,), generated=(0, 1))]) == [0]
+    banned = ((0, -50.0), (1, -50.0))
+    assert draw(logits, [sequence(repetition_penalty=2.0, prompt=(2,), logit_bias=banned)]) == [3]
+
+
+def test_penalties_follow_the_tokens_of_a_sequence(draw: Draw) -> None:
+    one = sequence(frequency_penalty=1.0)
+    tokens = []
+    for _ in range(6):
+        [token] = draw([[2.5, 1.75, 1.0, 0, 0, 0, 0, 0]], [one])
+        assert token is not None
+        one.tokens.append(token)
+        tokens.append(token)
+    assert tokens == [0, 1, 0, 2, 1, 0]
+
+
+def test_a_bias_of_100_forces_an_id_and_one_of_minus_100_bans_it(draw: Draw) -> None:
+    logits = [[15.0, 0, -15.0, 10.0, 0, 0, 0, 14.0]]
+    for temperature in (0.0, 1.0):
+        one = partial(sequence, temperature=temperature, seed=7)
+        assert draw(logits, [one(logit_bias=((2, 100.0),))]) == [2]
+        assert draw(logits, [one(logit_bias=((3, 100.0),), repetition_penalty=10.0, generated=(3,))]) == [3]
+        assert draw(logits, [one(logit_bias=((0, -100.0),))]) == [3]
+    assert draw(logits, [sequence(logit_bias=((7, 100.0),))]) == [0], "an id that may not be sampled stays forbidden"
+
+
+def test_ids_that_would_end_the_text_are_out_of_reach_until_it_has_min_tokens(draw: Draw) -> None:
+    logits = [[0.0, 1, 2, 0, 0, 0, 5, 9]]
+    for temperature in (0.0, 0.001):
+        for count, expected in ((0, 1), (2, 1), (3, 7)):
+            one = sequence(min_tokens=3, stop_token_ids=(7, 2), generated=(0,) * count, temperature=temperature, seed=1)
+            assert draw(logits, [one]) == [expected]
+    assert draw(logits, [sequence(min_tokens=1, stop_token_ids=(6,), logit_bias=((6, 100.0),))]) == [2]
+
+
+def test_stop_token_ids_and_with_tools_those_of_tools_may_be_sampled_without_text(draw: Draw) -> None:
+    logits = [[0.0, 0, 0, 0, 0, 1, 5, 9]]
+    assert draw(logits, [sequence(stop_token_ids=(7,))]) == [7]
+    assert draw(logits, [sequence(tools=True)]) == [7]
+    assert draw(logits, [sequence(tools=True, ignore_eos=True, logit_bias=((7, -100.0),))]) == [5]
+    assert draw(logits * 3, [sequence(), sequence(tools=True), sequence(ignore_eos=True)]) == [6, 7, 5]
+
+
+def test_choices_draw_from_independent_numbers_of_one_seed(draw: Draw) -> None:
+    choices = [sequence(temperature=1.0, seed=5, choice=choice) for choice in range(100)]
+    drawn = draw([[0.0] * 8] * 100, choices)
+    assert set(drawn) == set(range(7))
+    assert drawn[0] == draw([[0.0] * 8], [sequence(temperature=1.0, seed=5)])[0]
+    assert UniformStream(5, 3)[70] == uniforms(5, 70, 1, 3)[0] != uniforms(5, 70, 1)[0]
+    assert uniforms(12345, 0, 2) == [0.8202246739383457, 0.002783366622746919]
+
+
 def test_a_row_that_is_not_finite_does_not_affect_other_rows(draw: Draw) -> None:
     good = [0.0, 1, 0, 0, 0, 0, 0, 0]
     for bad in (math.nan, math.inf, -math.inf):
