@@ -35,7 +35,8 @@ def openai_body(error: ApiError) -> dict[str, Any]:
 def openai_status(error: ApiError) -> int:
     """The status: a request that is not valid gets 400, where the other routes have 422."""
     status = error.http_status
-    return HTTPStatus.BAD_REQUEST if status == HTTPStatus.UNPROCESSABLE_ENTITY else status
+    # An HTTPStatus would appear in the log by its name.
+    return int(HTTPStatus.BAD_REQUEST) if status == HTTPStatus.UNPROCESSABLE_ENTITY else status
 
 
 def openai_headers(error: ApiError) -> dict[str, str]:

@@ -97,7 +97,7 @@ def generated(job: Job, headers: Mapping[str, str]) -> Response:
 def unsuccessful(job: Job, prefix: str) -> ApiError:
     """The error of a synchronous call whose job ended without success."""
     if job.error is not None:
-        return _failed(job.error, job.id, prefix)
+        return _failed(job, job.error, prefix)
     return _job_error(Code.CANCELLED, "The job was cancelled.", job.id, prefix)
 
 
@@ -210,12 +210,13 @@ async def _log_so_far(store: JobStore, job: Job) -> TokenLog:
     return TokenLog(tuple(await store.log(job.id))).first(job.tokens)
 
 
-def _failed(error: JobError, job_id: str, prefix: str) -> ApiError:
-    code = code_of(error.code)
+def _failed(job: Job, error: JobError, prefix: str) -> ApiError:
+    job_id, code = job.id, code_of(error.code)
     if code is Code.INTERNAL:
         return _job_error(code, f"Generation failed: {error.message}", job_id, prefix)
     if code in _PROMPT_CODES:
-        in_prompt = FieldError(("body", "prompt"), error.message, code.value)
+        field = "prompt" if job.generation.messages is None else "messages"
+        in_prompt = FieldError(("body", field), error.message, code.value)
         return _job_error(code, error.message, job_id, prefix, errors=(in_prompt,))
     return _job_error(code, error.message, job_id, prefix)
 

@@ -123,10 +123,10 @@ async def test_a_page_of_another_site_changes_nothing(
             headers={"Origin": origin, **({"Content-Type": content_type} if content_type else {})},
         )
         assert refused.status_code == 403
-        assert "CELERIAC_CORS_ORIGINS" in refused.json()["detail"]
+        assert "CELERIAC_CORS_ORIGINS" in refused.text
         assert "access-control-allow-origin" not in refused.headers
         if path.startswith("/v1/"):
-            assert refused.json()["code"] == "origin_not_allowed"
+            assert '"code":"origin_not_allowed"' in refused.text
     assert (await client.get("/v1/jobs")).json() == before
 
 
