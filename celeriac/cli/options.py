@@ -64,11 +64,13 @@ def checkpoints(command: F) -> F:
 
 
 def checkpoint_of(settings: Settings) -> str:
-    """The checkpoint of the settings, for a command that was given none. Raises UsageError if there is none."""
+    """The checkpoint of the settings, for a command that was given none. Raises UsageError, with a list, if unset."""
     if settings.checkpoint is None:
+        from celeriac.cli.offers import offered
+
         raise click.UsageError(
-            "Give the checkpoint to serve: the path of its folder, or its name under CELERIAC_CHECKPOINT_DIR. Or set "
-            "CELERIAC_CHECKPOINT."
+            "Give the checkpoint to serve: the path of its folder, its name under CELERIAC_CHECKPOINT_DIR, or a run of "
+            f"nanochat such as sft:d20. Or set CELERIAC_CHECKPOINT. {offered(settings.checkpoint_dir)}"
         )
     return settings.checkpoint
 

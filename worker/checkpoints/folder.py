@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tasks.checkpoint_name import RULE, is_checkpoint_name
 from worker.checkpoints.errors import CheckpointError
+from worker.checkpoints.nanochat_home import folders_of
 
 _MODEL_FILE = re.compile(r"model_([0-9]+)\.pt")
 _STEP_FOLDER = re.compile(r"step_([0-9]+)")
@@ -50,7 +51,8 @@ def find(path_or_name: str | None, root: Path, *, name: str | None = None) -> Ch
 
     Text with a separator is a path, and so are `.` and `..`. An absolute path may be any folder, because the operator
     gives it. A name is looked up in `root`, and then in the current folder. A relative path is looked up in the current
-    folder, and then in `root`. What is looked up in `root` never leads out of it, not even by a link.
+    folder, and then in `root`. What is looked up in `root` never leads out of it, not even by a link. If there is no
+    such folder, a name such as `sft:d20` is a run in nanochat's own folder: see `nanochat_home`.
     """
     if path_or_name is None or not path_or_name.strip():
         raise CheckpointError(
@@ -142,6 +144,11 @@ def _folder(text: str, root: Path) -> tuple[Path, Path]:
     first, second = (given, inside) if _is_path(text) else (inside, given)
     path = first if first.is_dir() or not second.is_dir() else second
     if not path.is_dir():
+        if runs := folders_of(text):
+            run = next((one for one in runs if one.is_dir()), runs[0])
+            if not run.is_dir():
+                raise _no_run(text, run)
+            return run, run.resolve()
         raise _no_folder(given, root)
     if path is inside and not given.is_absolute() and not path.resolve().is_relative_to(root.resolve()):
         raise CheckpointError(path, f"this leads out of {root}: give the folder's own path instead")
@@ -158,6 +165,14 @@ def _no_folder(path: Path, root: Path) -> CheckpointError:
     match = _MODEL_FILE.fullmatch(path.name)
     hint = "" if match is None else f", and this step as {path.parent}@{int(match[1])}"
     return CheckpointError(path, f"this is a file. Give the folder that contains it{hint}")
+
+
+def _no_run(text: str, path: Path) -> CheckpointError:
+    names = sorted(run.name for run in runs_below(path.parent, depth=1))
+    there = f"it has {_listed(names)}" if names else "it has no runs"
+    return CheckpointError(
+        text, f"there is no such run in {path.parent}; {there}. NANOCHAT_BASE_DIR names nanochat's folder"
+    )
 
 
 def _files_of(path: Path, name: str, step: int | None) -> CheckpointFolder:

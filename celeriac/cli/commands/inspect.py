@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: What the form of the weights means for their size in memory.
 IN_MEMORY = {"exact": "", "int8": "; in memory the matrices take about one byte per weight (int8)"}
+#: How messages become a prompt.
+CHAT = {None: "no: it has no chat template", "nanochat": "nanochat's layout", "jinja": "its own template (Jinja)"}
 #: Most steps of a run that the list of runs shows.
 MAX_STEPS = 5
 
@@ -32,8 +34,9 @@ MAX_STEPS = 5
 def command(checkpoint: str, as_json: bool) -> None:
     """Print the training, size and tokenizer of a checkpoint, or list the checkpoints in a folder.
 
-    CHECKPOINT is the path of a folder, or its name under CELERIAC_CHECKPOINT_DIR; @STEP may follow. Warns if it cannot
-    be served. A folder that contains runs is listed, with the name under which each run would be served.
+    CHECKPOINT is the path of a folder, its name under CELERIAC_CHECKPOINT_DIR, or a run of nanochat such as sft:d20;
+    @STEP may follow. Warns if it cannot be served. A folder that contains runs is listed, with the name under which
+    each run would be served.
     """
     require("torch", extra="worker")
     settings = load_settings()
@@ -107,6 +110,7 @@ def fields_of(card: Card) -> list[tuple[str, str]]:
         fields.append(("characters", f"{tokenizer.characters!r}; others are {unknown}"))
     if tokenizer.bos_id is not None:
         fields.append(("BOS", f"{tokenizer.bos_id}, {'' if tokenizer.prepend_bos else 'not '}put before a prompt"))
+    fields.append(("chat", f"{CHAT[tokenizer.chat]}{', with the calculator' if tokenizer.calculator else ''}"))
     return [*fields, ("digest", card.digest)]
 
 

@@ -48,8 +48,9 @@ def command(
 ) -> None:
     """Serve checkpoints on this machine, until Ctrl-C.
 
-    CHECKPOINT is the path of a folder, or its name under CELERIAC_CHECKPOINT_DIR; @STEP may follow. Several checkpoints
-    get workers of their own, and requests choose one with `model`.
+    CHECKPOINT is the path of a folder, its name under CELERIAC_CHECKPOINT_DIR, or base:TAG, mid:TAG, sft:TAG or rl:TAG
+    in nanochat's own folder (NANOCHAT_BASE_DIR); @STEP may follow. Several checkpoints get workers of their own, and
+    requests choose one with `model`. Without a checkpoint, those that are found are listed.
 
     Starts Redis, the workers and the API. If CELERIAC_REDIS_URL is set, that Redis is used instead of a new one.
     """

@@ -1,0 +1,23 @@
+"""The checkpoints that can be served without giving their paths."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from worker.checkpoints.errors import CheckpointError
+from worker.checkpoints.folder import complete_steps, default_name, runs_below, steps_in
+from worker.checkpoints.nanochat_home import home, run_name
+
+
+def offers(root: Path) -> list[tuple[str, str]]:
+    """(What `--checkpoint` takes, the name for clients) of each run in `root` and in nanochat's own folder."""
+    here = [(str(run.relative_to(root)), run) for run in runs_below(root)]
+    there = [(run_name(run) or str(run), run) for run in runs_below(home())]
+    return [(argument, default_name(run)) for argument, run in here + there if _has_steps(run)]
+
+
+def _has_steps(run: Path) -> bool:
+    try:
+        return bool(complete_steps(steps_in(run)))
+    except (CheckpointError, OSError):
+        return False
