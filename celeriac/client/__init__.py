@@ -22,7 +22,8 @@ from celeriac.client.events import (
     TokenEvent,
 )
 from celeriac.client.guide import GeneratedText, Health, Info
-from celeriac.client.job import Job, JobFailedError, WaitTimeoutError
+from celeriac.client.job import Job, JobFailedError, ToolCall, WaitTimeoutError
+from celeriac.client.logprobs import TokenLogprob, TokenLogprobs
 from celeriac.client.sync_client import InferenceClient
 
 __all__ = [
@@ -47,6 +48,9 @@ __all__ = [
     "ServerUnreachableError",
     "StatusEvent",
     "TokenEvent",
+    "TokenLogprob",
+    "TokenLogprobs",
+    "ToolCall",
     "UnavailableError",
     "UnexpectedAnswerError",
     "WaitTimeoutError",

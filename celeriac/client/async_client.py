@@ -65,7 +65,7 @@ class AsyncInferenceClient:
 
     async def generate(
         self,
-        prompt: str,
+        prompt: str | None = None,
         max_tokens: int = 100,
         temperature: float = 0.8,
         top_k: int | None = None,
@@ -90,7 +90,7 @@ class AsyncInferenceClient:
 
     def generate_stream(
         self,
-        prompt: str,
+        prompt: str | None = None,
         max_tokens: int = 100,
         temperature: float = 0.8,
         top_k: int | None = None,
@@ -110,7 +110,7 @@ class AsyncInferenceClient:
 
     async def submit(
         self,
-        prompt: str,
+        prompt: str | None = None,
         max_tokens: int = 100,
         temperature: float = 0.8,
         top_k: int | None = None,

@@ -9,6 +9,7 @@ from operator import index
 from typing import Any
 
 from celeriac.client.job import Estimate, Job
+from celeriac.client.logprobs import TokenLogprobs
 from celeriac.client.sse import Message
 
 
@@ -55,6 +56,8 @@ class TokenEvent(Event):
     #: Number of tokens in this event; 0 for a last piece of text that belongs to no token.
     count: int
     text: str
+    #: One for each token, and perhaps one for the token that ended the text; None unless the request asked for them.
+    logprobs: tuple[TokenLogprobs, ...] | None = None
 
     @property
     def tokens(self) -> int:
@@ -138,7 +141,13 @@ def _token(id_: str | None, data: Mapping[str, Any]) -> TokenEvent:
     text = data["text"]
     if not isinstance(text, str):
         raise TypeError(f"{text!r} is not a string")
-    return TokenEvent(id=id_, offset=index(data["offset"]), count=index(data["count"]), text=text)
+    return TokenEvent(
+        id=id_,
+        offset=index(data["offset"]),
+        count=index(data["count"]),
+        text=text,
+        logprobs=TokenLogprobs.of_all(data.get("logprobs")),
+    )
 
 
 def _attempt(id_: str | None, data: Mapping[str, Any]) -> AttemptEvent:

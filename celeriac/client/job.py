@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from celeriac.client.guide import GeneratedText
+from celeriac.client.logprobs import TokenLogprobs
 from celeriac.errors import CeleriacError
 
 
@@ -20,6 +21,16 @@ class Failure:
     message: str
     #: Whether the same job may succeed if it is submitted again.
     retryable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One use of the calculator."""
+
+    #: The expression, as the model wrote it.
+    input: str
+    #: Its result, which the model went on with; empty if there was none.
+    output: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,9 +71,21 @@ class Job:
     status: str
     #: Name of the checkpoint.
     model: str
+    #: Empty if the request gave messages or token ids.
     prompt: str
+    #: The conversation that the job answers, with `role` and `content` of each message; None without one.
+    messages: tuple[Mapping[str, str], ...] | None
+    #: The token ids that the job continues; None unless the request gave them.
+    prompt_token_ids: tuple[int, ...] | None
     #: The continuation so far; None in lists while the job runs.
     text: str | None
+    #: Uses of the calculator, which are no part of the text. Empty until the job has ended.
+    tool_calls: tuple[ToolCall, ...]
+    #: One for each token so far, and perhaps one for the token that ended the text.
+    #: None unless requested, and in lists.
+    logprobs: tuple[TokenLogprobs, ...] | None
+    #: One for each token of the prompt after the first; None unless requested, and in lists.
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None
     #: Number of tokens in the continuation so far.
     tokens: int
     #: Most tokens that the continuation may have.
@@ -148,7 +171,12 @@ class Job:
             status=raw["status"],
             model=raw["model"],
             prompt=input_["prompt"],
+            messages=_tuple(input_.get("messages")),
+            prompt_token_ids=_tuple(input_.get("prompt_token_ids")),
             text=output["completion"],
+            tool_calls=tuple(ToolCall(call["input"], call["output"]) for call in output.get("tool_calls", ())),
+            logprobs=TokenLogprobs.of_all(output.get("logprobs")),
+            prompt_logprobs=TokenLogprobs.of_all(output.get("prompt_logprobs")),
             tokens=raw["progress"]["tokens_generated"],
             max_tokens=raw["progress"]["max_tokens"],
             finish_reason=output["finish_reason"],
@@ -204,6 +232,10 @@ class JobFailedError(JobError):
 def id_of(job: str | Job) -> str:
     """The id of a job; an id is returned unchanged."""
     return job.id if isinstance(job, Job) else job
+
+
+def _tuple(items: Iterable[Any] | None) -> tuple[Any, ...] | None:
+    return None if items is None else tuple(items)
 
 
 def _time(text: str | None) -> datetime | None:

@@ -47,6 +47,13 @@ class GenerationOptions(SamplingOptions, total=False):
 
     #: Name of the checkpoint. Required only if the server serves several and has no default.
     model: str | None
+    #: A conversation to answer, instead of `prompt`: dictionaries with `role` (`system`, `user` or `assistant`) and
+    #: `content`, the oldest first. The checkpoint must be a chat model.
+    messages: Sequence[Mapping[str, str]] | None
+    #: Token ids to continue, instead of `prompt`. The model gets them as they are.
+    prompt_token_ids: Sequence[int] | None
+    #: Whether the model may use its calculator, if it knows one. Default: in conversations only.
+    tools: bool | None
 
 
 class JobOptions(GenerationOptions, total=False):

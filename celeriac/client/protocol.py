@@ -23,6 +23,7 @@ import httpx
 
 from celeriac.client import guide
 from celeriac.client.backoff import Backoff
+from celeriac.client.bodies import needs_job_route
 from celeriac.client.environment import checked_url
 from celeriac.client.errors import ApiError, NotFoundError, ServerUnreachableError
 from celeriac.client.events import DoneEvent, ErrorEvent, Event, ReconnectEvent, TokenEvent, event_of
@@ -36,6 +37,9 @@ from celeriac.client.stream_position import StreamGapError, StreamPosition
 #: Without a configuration of its own, Python prints warnings to stderr.
 log = logging.getLogger(__name__)
 
+#: Routes that take a generation: the guide's, and that of jobs.
+GENERATE_PATH = "/generate"
+JOBS_PATH = "/v1/jobs"
 #: How long the server may hold one request, in seconds. Proxies cut connections after 30 or 60 s.
 LONG_POLL_S = 20.0
 #: A server that has never responded is given up after this many seconds: the URL is probably wrong.
@@ -87,11 +91,15 @@ class Protocol:
         return parsed(response, guide.info)
 
     def generate_call(self, body: Mapping[str, Any], *, key: str | None, timeout: float | None) -> Call:
-        """The request of `generate`, with a new Idempotency-Key unless `key` is given."""
+        """The request of `generate`, with a new Idempotency-Key unless `key` is given.
+
+        A text goes to the guide's route. Messages and token ids go to `/v1/jobs`, which waits in the same way.
+        """
         timeout_s = self._timeout_s(timeout)
+        path = JOBS_PATH if needs_job_route(body) else GENERATE_PATH
         held_s = LONG_POLL_S if timeout_s is None else min(LONG_POLL_S, timeout_s)
         headers = {**_key(key), "Prefer": f"wait={int(held_s)}"}
-        return Call(method="POST", path="/generate", body=body, headers=headers, held_s=held_s, timeout_s=timeout_s)
+        return Call(method="POST", path=path, body=body, headers=headers, held_s=held_s, timeout_s=timeout_s)
 
     def generate(self, call: Call) -> Flow[GeneratedText]:
         """Send a `generate_call`. If the text does not come with its response, wait for its job."""
@@ -104,9 +112,11 @@ class Protocol:
             # The server accepted the job. The job has more information than the error response.
             job = yield from self._wait(error.job_id, deadline)
         else:
-            if response.status_code != httpx.codes.ACCEPTED:
+            if response.status_code != httpx.codes.ACCEPTED and call.path == GENERATE_PATH:
                 return parsed(response, guide.generated_text)
-            job = yield from self._wait(parsed(response, Job.from_json).id, deadline)
+            job = parsed(response, Job.from_json)
+            if not job.done:
+                job = yield from self._wait(job.id, deadline)
         return job.result()
 
     def abandon(self, call: Call) -> Flow[None]:
@@ -128,7 +138,7 @@ class Protocol:
 
     def submit_call(self, body: Mapping[str, Any], *, key: str | None) -> Call:
         """The request of `submit`, with a new Idempotency-Key unless `key` is given."""
-        return Call(method="POST", path="/v1/jobs", body=body, headers=_key(key))
+        return Call(method="POST", path=JOBS_PATH, body=body, headers=_key(key))
 
     def submit(self, call: Call) -> Flow[Job]:
         """Send a `submit_call`."""
@@ -179,7 +189,7 @@ class Protocol:
         filters: dict[str, str | int | float] = {} if status is None else {"status": status}
         while len(jobs) < limit:
             params = {**filters, "limit": min(PAGE_SIZE, limit - len(jobs))}
-            response = yield from self._exchange(Call(method="GET", path="/v1/jobs", params=params))
+            response = yield from self._exchange(Call(method="GET", path=JOBS_PATH, params=params))
             jobs += parsed(response, lambda body: [Job.from_json(raw) for raw in body["data"]])
             cursor: str | None = parsed(response, lambda body: body["next_cursor"])
             if cursor is None:
@@ -334,7 +344,7 @@ def _key(key: str | None) -> dict[str, str]:
 
 def _path(job_id: str) -> str:
     # A command line that is not UTF-8 gives surrogates. No job has such an id, as the server then says.
-    return f"/v1/jobs/{quote(job_id, safe='', errors='surrogatepass')}"
+    return f"{JOBS_PATH}/{quote(job_id, safe='', errors='surrogatepass')}"
 
 
 def _cancel_call(job_id: str) -> Call:

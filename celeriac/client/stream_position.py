@@ -74,7 +74,13 @@ class StreamPosition:
         if length is None:
             raise StreamGapError(f"text from token {event.offset} on where {self._tokens} tokens have been read")
         known = self._length - length
-        return replace(event, offset=self._tokens, count=event.tokens - self._tokens, text=event.text[known:])
+        return replace(
+            event,
+            offset=self._tokens,
+            count=event.tokens - self._tokens,
+            text=event.text[known:],
+            logprobs=None if event.logprobs is None else event.logprobs[self._tokens - event.offset :],
+        )
 
 
 def _parse_id(id_: str) -> tuple[int, int] | None:

@@ -74,7 +74,7 @@ class InferenceClient:
 
     def generate(
         self,
-        prompt: str,
+        prompt: str | None = None,
         max_tokens: int = 100,
         temperature: float = 0.8,
         top_k: int | None = None,
@@ -84,7 +84,10 @@ class InferenceClient:
         idempotency_key: str | None = None,
         **options: Unpack[GenerationOptions],
     ) -> GeneratedText:
-        """Continue `prompt`, and wait for the text.
+        """Continue `prompt`, or answer `messages`, and wait for the text.
+
+        Give exactly one of `prompt`, `messages` and `prompt_token_ids`. Without `prompt`, the `prompt` of the result is
+        empty, and its `generated_text` is the answer alone.
 
         `timeout`: seconds to wait, instead of the client's `timeout`; after it WaitTimeoutError names the job, which
         continues. `idempotency_key`: your own key; the server accepts a job with it only once. `options`: see
@@ -102,7 +105,7 @@ class InferenceClient:
 
     def generate_stream(
         self,
-        prompt: str,
+        prompt: str | None = None,
         max_tokens: int = 100,
         temperature: float = 0.8,
         top_k: int | None = None,
@@ -112,7 +115,7 @@ class InferenceClient:
         idempotency_key: str | None = None,
         **options: Unpack[GenerationOptions],
     ) -> Generator[str, None, None]:
-        """Continue `prompt`, and yield the continuation piece by piece, as it is decoded.
+        """Continue `prompt`, or answer `messages`, and yield the text piece by piece, as it is decoded.
 
         The job is submitted when you ask for the first piece. Leaving the iterator early, by `break`, by its `close()`
         or by Ctrl-C, cancels the job. Raises JobFailedError if the job fails.
@@ -126,7 +129,7 @@ class InferenceClient:
 
     def submit(
         self,
-        prompt: str,
+        prompt: str | None = None,
         max_tokens: int = 100,
         temperature: float = 0.8,
         top_k: int | None = None,
@@ -137,7 +140,8 @@ class InferenceClient:
     ) -> Job:
         """Queue a generation, and return its job without waiting.
 
-        `idempotency_key`: as for `generate`. `options`: see `celeriac.client.options.JobOptions`.
+        Give exactly one of `prompt`, `messages` and `prompt_token_ids`. `idempotency_key`: as for `generate`.
+        `options`: see `celeriac.client.options.JobOptions`.
         """
         job_options = JOB_DEFAULTS | options
         body = bodies.generation("submit", prompt, max_tokens, temperature, top_k, stop_on_newline, job_options)
