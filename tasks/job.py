@@ -101,6 +101,16 @@ class Group:
     index: int
     size: int
 
+    def to_text(self) -> str:
+        """The group as the record has it: id, index and size, separated by spaces."""
+        return f"{self.id} {self.index} {self.size}"
+
+    @classmethod
+    def from_text(cls, text: str) -> Group:
+        """The group that `to_text` encoded. Raises ValueError for anything else."""
+        first, index, size = text.split(" ")
+        return cls(record.name(first), record.count(index), record.count(size))
+
 
 @dataclass(frozen=True, slots=True)
 class Cancellation:
@@ -179,9 +189,6 @@ class Job:
         acked_at = read.optional("cancel_acked_at", record.time_ms)
         tokens_after = read.optional("cancel_tokens_after", record.integer)
         status = read.required("status", Status)
-        group_id = read.optional("group", record.name)
-        group_index = read.required("group_index", record.count) if group_id else 0
-        group_size = read.required("group_size", record.count) if group_id else 0
         job = cls(
             id=read.required("id", lambda text: _equal(text, job_id)),
             owner=read.required("owner", str),
@@ -196,7 +203,7 @@ class Job:
                 run_timeout_ms=read.optional("run_timeout_ms", record.duration_ms),
                 deadline_ms=read.optional("deadline_ms", record.duration_ms),
             ),
-            group=None if group_id is None else Group(group_id, group_index, group_size),
+            group=read.optional("group", Group.from_text),
             retry_of=read.optional("retry_of", record.name),
             created_at=read.required("created_at", record.time_ms),
             deadline_at=read.optional("deadline_at", record.time_ms),

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from tasks.errors import RecordError
+from tasks.logprobs import record_bytes
 from tasks.record import json_texts
 
 #: A stream entry as redis-py returns it: the id and the fields.
@@ -97,16 +98,20 @@ class Entry:
         if token_ids and len(token_ids) != len(pieces):
             raise ValueError("not one text for each token")
         logprobs = fields.get(b"logprobs", b"")
-        if len(logprobs) % max(1, len(token_ids)):
-            raise ValueError("not equally many log-probabilities for each token")
+        prompt_logprobs = fields.get(b"prompt_logprobs", b"")
+        stop_logprobs = fields.get(b"stop_logprobs", b"")
+        # A record has some pairs of an id and a number.
+        pair = record_bytes(0)
+        if len(logprobs) % (pair * max(1, len(token_ids))) or len(prompt_logprobs) % pair or len(stop_logprobs) % pair:
+            raise ValueError("no whole records of log-probabilities for each token")
         return cls(
             after=int(after),
             k=int(k),
             token_ids=token_ids,
             pieces=pieces,
             logprobs=logprobs,
-            prompt_logprobs=fields.get(b"prompt_logprobs", b""),
-            stop_logprobs=fields.get(b"stop_logprobs", b""),
+            prompt_logprobs=prompt_logprobs,
+            stop_logprobs=stop_logprobs,
             attempt=int(fields[b"attempt"]) if b"attempt" in fields else None,
         )
 

@@ -200,7 +200,9 @@ def _input(job: Job) -> JobInput:
 
 
 def token_logprobs(packed: bytes, alternatives: int) -> list[Logprobs]:
-    """Packed log-probabilities as the API has them."""
+    """Packed log-probabilities as the API has them. A part of a record at the end, which is damage, is left out."""
+    size = logprobs.record_bytes(alternatives)
+    packed = packed[: len(packed) // size * size]
     return [
         Logprobs(
             **one.chosen._asdict(),

@@ -119,7 +119,7 @@ class JobStore:
             **{name: ms for name, ms in asdict(new.limits).items() if ms is not None},
         }
         if new.group is not None:
-            fields.update(group=new.group.id, group_index=new.group.index, group_size=new.group.size)
+            fields["group"] = new.group.to_text()
         if new.retry_of is not None:
             fields["retry_of"] = new.retry_of
         if new.reply_to is not None:
@@ -232,6 +232,17 @@ class JobStore:
     async def cards(self) -> dict[str, Card]:
         """All cards, by the name of the checkpoint."""
         return await self._cards(await self._checkpoints())
+
+    async def tokenizer(self, digest: str) -> bytes | None:
+        """The published tokenizer of the checkpoint with this digest; None if there is none that can be read."""
+        try:
+            content: Any = await self._redis.get(keys.tokenizer(digest))
+        except ResponseError as error:
+            if not is_permanent(error):
+                raise
+            log.error("tokenizer_damaged", digest=digest, error=str(error))
+            return None
+        return None if content is None else bytes(content)
 
     async def worker_counts(self) -> Counts:
         """The counts of each checkpoint that has a live worker, in order of their names.

@@ -32,12 +32,14 @@ class LeaseKeeper:
         *,
         info: Callable[[], WorkerInfo],
         before_heartbeat: Callable[[], None],
+        keep_tokenizer: Callable[[], None],
         on_conflict: Callable[[str], None],
         period_s: float,
     ) -> None:
         """All callables are called in the thread. `info` returns the content of the heartbeat.
 
-        `before_heartbeat` is called each time, even while Redis is away. `on_conflict` is called, with a message for
+        `before_heartbeat` is called each time, even while Redis is away. `keep_tokenizer` keeps what front ends need of
+        the tokenizer in Redis. `on_conflict` is called, with a message for
         people, if this worker sent no heartbeat for so long that other weights took its checkpoint's name, if another
         worker registered under its name, or if another version of Celeriac took over the Redis. The thread then ends.
         """
@@ -46,6 +48,7 @@ class LeaseKeeper:
         self._runner = runner
         self._info = info
         self._before_heartbeat = before_heartbeat
+        self._keep_tokenizer = keep_tokenizer
         self._on_conflict = on_conflict
         self._period_s = period_s
         self._stopping = threading.Event()
@@ -82,11 +85,18 @@ class LeaseKeeper:
 
     def _beat(self) -> None:
         """One round. Raises CardConflictError, SchemaError and WorkerReplacedError."""
-        for step in (self._send_heartbeat, self._renew_leases, self._runner.remove_ended, self._reap):
+        steps = {
+            "send_heartbeat": self._send_heartbeat,
+            "renew_leases": self._renew_leases,
+            "remove_ended": self._runner.remove_ended,
+            "reap": self._reap,
+            "keep_tokenizer": self._keep_tokenizer,
+        }
+        for name, step in steps.items():
             try:
                 step()
             except RedisError as error:
-                log.warning("heartbeat_failed", step=step.__name__.strip("_"), error=describe(error))
+                log.warning("heartbeat_failed", step=name, error=describe(error))
                 # While Redis is away, each further step would wait for a timeout.
                 if not is_permanent(error):
                     return

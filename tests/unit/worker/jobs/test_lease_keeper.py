@@ -77,12 +77,13 @@ def keeper(store: Calls, conflicts: list[str]) -> LeaseKeeper:
         cast(JobRunner, Runner(store)),
         info=lambda: cast(WorkerInfo, None),
         before_heartbeat=lambda: None,
+        keep_tokenizer=lambda: store.call("keep_tokenizer"),
         on_conflict=conflicts.append,
         period_s=0.001,
     )
 
 
-STEPS = ["heartbeat", "renew", "remove_ended", "reap"]
+STEPS = ["heartbeat", "renew", "remove_ended", "reap", "keep_tokenizer"]
 
 
 @pytest.mark.parametrize("failing", STEPS)
@@ -92,7 +93,7 @@ def test_a_step_whose_data_is_damaged_stops_no_other_step(failing: str) -> None:
     running.start()
     store.wait_for_two_heartbeats()
     running.stop()
-    assert store.calls[:5] == [*STEPS, "heartbeat"]
+    assert store.calls[:6] == [*STEPS, "heartbeat"]
 
 
 @pytest.mark.parametrize("error", [RedisConnectionError("away"), ResponseError("OOM command not allowed")])
