@@ -144,15 +144,14 @@ def _sampling_option(declared: SamplingField) -> Callable[[F], F]:
             return click.option(name, multiple=True, metavar="TEXT", help=help_)
         case sampling_params.IDS:
             help_ = f"{declared.description} Repeat the option for each id."
-            bounds = declared.bounds
+            one_id = click.IntRange(0, sampling_params.MAX_TOKEN_ID)
             return click.option(
                 name.removesuffix("s"),
                 declared.name,
-                type=click.IntRange(
-                    *(None if bound is None else int(bound) for bound in (bounds.item_ge, bounds.item_le))
-                ),
+                type=one_id,
                 multiple=True,
                 metavar="ID",
+                callback=_or_none,
                 help=help_,
             )
         case sampling_params.BIASES:
@@ -167,7 +166,7 @@ def _sampling_option(declared: SamplingField) -> Callable[[F], F]:
             )
 
 
-class _Bias(click.ParamType):
+class _Bias(click.ParamType[tuple[str, float]]):
     """A token id and its bias, written as 42=-1.5."""
 
     name = "id=bias"
@@ -182,23 +181,28 @@ class _Bias(click.ParamType):
             pairs = sampling_params.biases_of({name: float(bias)})
             if self._bounds.contain(pairs):
                 return name, float(bias)
-        low, high = self._bounds.item_ge, self._bounds.item_le
-        self.fail(f"{value!r} is not a token id and a bias from {low:g} to {high:g}, such as 42=-1.5", param, ctx)
+        raise click.BadParameter(
+            f"{value!r} is not a token id and a bias between {self._bounds.item_ge:g} and {self._bounds.item_le:g}, "
+            "such as 42=-1.5",
+            ctx,
+            param,
+        )
 
 
-def _as_dict(_: click.Context, __: click.Parameter, pairs: tuple[tuple[str, float], ...]) -> dict[str, float]:
-    """The pairs as an object of JSON. If an id is given twice, the last bias counts."""
-    return dict(pairs)
+def _as_dict(_: click.Context, __: click.Parameter, pairs: tuple[tuple[str, float], ...]) -> dict[str, float] | None:
+    """The pairs as an object of JSON; None if there are none. If an id is given twice, the last bias counts."""
+    return dict(pairs) or None
+
+
+def _or_none(_: click.Context, __: click.Parameter, values: tuple[int, ...]) -> tuple[int, ...] | None:
+    return values or None
 
 
 def sampling_of(request: Mapping[str, Any]) -> SamplingParams:
     """The sampling fields of a command, as it gets them from the options of `sampling`."""
-    biases = {
-        one.name: sampling_params.biases_of(request[one.name])
-        for one in SAMPLING_FIELDS
-        if one.type == sampling_params.BIASES
-    }
-    return SamplingParams(**{**request, **biases})
+    given = {one.name: request[one.name] for one in SAMPLING_FIELDS if request[one.name] is not None}
+    biases = {one.name for one in SAMPLING_FIELDS if one.type == sampling_params.BIASES} & given.keys()
+    return SamplingParams(**{**given, **{name: sampling_params.biases_of(given[name]) for name in biases}})
 
 
 def _number_type(declared: SamplingField) -> click.IntRange | click.FloatRange:

@@ -24,12 +24,32 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]))
     temperature=st.floats(0, 2),
     top_k=st.none() | st.integers(1),
     top_p=st.none() | st.floats(0, 1, exclude_min=True),
+    biases=st.dictionaries(st.integers(0, 2**31 - 1), st.floats(-100, 100), max_size=4),
+    stop_token_ids=st.lists(st.integers(0, 2**31 - 1), max_size=4).map(tuple),
+    logprobs=st.none() | st.integers(0, 20),
 )
 def test_a_generation(
-    prompt: str, stop: tuple[str, ...], seed: int, temperature: float, top_k: int | None, top_p: float | None
+    prompt: str,
+    stop: tuple[str, ...],
+    seed: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    biases: dict[int, float],
+    stop_token_ids: tuple[int, ...],
+    logprobs: int | None,
 ) -> None:
     generation = make_generation(
-        prompt=prompt, max_tokens=5, temperature=temperature, seed=seed, top_k=top_k, top_p=top_p, stop=stop
+        prompt=prompt,
+        max_tokens=5,
+        temperature=temperature,
+        seed=seed,
+        top_k=top_k,
+        top_p=top_p,
+        stop=stop,
+        logit_bias=tuple(sorted(biases.items())),
+        stop_token_ids=stop_token_ids,
+        logprobs=logprobs,
     )
     assert Generation.from_json(generation.to_json()) == generation
     assert generation.to_json().isascii()
@@ -143,6 +163,47 @@ def test_a_request_of_a_newer_version_keeps_its_fields_and_says_that_it_is_not_s
 def test_a_request_leaves_out_what_is_unset_so_that_an_older_version_can_read_it() -> None:
     fields = json.loads(make_generation(prompt="x", max_tokens=5, temperature=0.0, seed=0).to_json())
     assert fields == {"prompt": "x", "max_tokens": 5, "temperature": 0.0, "seed": 0}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"logit_bias": [[5, 1.0]]},
+        {"logit_bias": {"05": 1.0}},
+        {"logit_bias": {"x": 1.0}},
+        {"logit_bias": {"5": True}},
+        {"logit_bias": {"5": "1"}},
+        {"stop_token_ids": [True]},
+        {"stop_token_ids": [1.0]},
+        {"stop_token_ids": {}},
+        {"min_tokens": 1.5},
+        {"logprobs": True},
+    ],
+)
+def test_a_request_with_a_field_of_another_type_is_no_request(wrong: dict[str, object]) -> None:
+    fields = json.loads(make_generation(prompt="x", max_tokens=5).to_json())
+    with pytest.raises(ValueError, match=r"another type|a bias is"):
+        Generation.from_json(json.dumps({**fields, **wrong}))
+
+
+@pytest.mark.parametrize(
+    "beyond",
+    [
+        {"logit_bias": {"5": 101}},
+        {"logit_bias": {"2147483648": 1}},
+        {"logit_bias": {str(token): 1 for token in range(1001)}},
+        {"stop_token_ids": [-1]},
+        {"stop_token_ids": [2**31]},
+        {"stop_token_ids": [1] * 65},
+        {"stop": ["x"] * 17},
+        {"stop": [""]},
+        {"logprobs": 21},
+        {"repetition_penalty": 0},
+    ],
+)
+def test_values_that_only_a_newer_version_accepts_are_not_supported(beyond: dict[str, object]) -> None:
+    fields = json.loads(make_generation(prompt="x", max_tokens=5).to_json())
+    assert Generation.from_json(json.dumps({**fields, **beyond})).unsupported() == [*beyond]
 
 
 def test_an_error_code_of_a_newer_version_counts_as_internal() -> None:

@@ -76,6 +76,9 @@ async def test_defaults_are_the_guides(redis_url: str) -> None:
 async def test_fields_beyond_the_guides_reach_the_job(redis_url: str) -> None:
     settings = settings_for(redis_url)
     asked = {"prompt": "1", "top_p": 0.5, "seed": 7, "stop": ["9", "ab"], "ignore_eos": True, "top_k": 32}
+    asked |= {"min_p": 0.25, "presence_penalty": -2.0, "frequency_penalty": 2.0, "repetition_penalty": 10.0}
+    asked |= {"logit_bias": {"7": -100.0, "31": 0.5}, "stop_token_ids": [3, 4], "min_tokens": 2}
+    asked |= {"logprobs": 20, "prompt_logprobs": 0}
     async with api(settings) as client:
         with fake_worker(settings):
             job = await job_of(client, await client.post("/generate", json=asked))
@@ -167,6 +170,22 @@ async def test_the_documentation_is_served(redis_url: str) -> None:
         ({"seed": 2**53}, "seed", "less_than"),
         ({"stop": [""]}, "stop", "string_too_short"),
         ({"stop": ["1"] * 17}, "stop", "too_long"),
+        ({"min_p": 1.01}, "min_p", "less_than_equal"),
+        ({"presence_penalty": -2.01}, "presence_penalty", "greater_than_equal"),
+        ({"frequency_penalty": 2.01}, "frequency_penalty", "less_than_equal"),
+        ({"repetition_penalty": 0}, "repetition_penalty", "greater_than"),
+        ({"repetition_penalty": 10.5}, "repetition_penalty", "less_than_equal"),
+        ({"logit_bias": {"5": 100.5}}, "logit_bias", "less_than_equal"),
+        ({"logit_bias": {"5": "nan"}}, "logit_bias", "finite_number"),
+        ({"logit_bias": {"-5": 1}}, "logit_bias", "string_pattern_mismatch"),
+        ({"logit_bias": {"05": 1}}, "logit_bias", "string_pattern_mismatch"),
+        ({"logit_bias": [[5, 1]]}, "logit_bias", "dict_type"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids", "greater_than_equal"),
+        ({"stop_token_ids": [2**31]}, "stop_token_ids", "less_than_equal"),
+        ({"stop_token_ids": [1] * 65}, "stop_token_ids", "too_long"),
+        ({"min_tokens": -1}, "min_tokens", "greater_than_equal"),
+        ({"logprobs": 21}, "logprobs", "less_than_equal"),
+        ({"prompt_logprobs": -1}, "prompt_logprobs", "greater_than_equal"),
         ({"stop_on_newline": "perhaps"}, "stop_on_newline", "bool_parsing"),
     ],
 )

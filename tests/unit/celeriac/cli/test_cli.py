@@ -92,6 +92,25 @@ def test_generate_prints_only_the_text_to_stdout(shell: Shell) -> None:
     assert (body["prompt"], body["temperature"], body["stop"]) == ("1+1=", 0.0, ["a", "b"])
 
 
+def test_sampling_options_are_sent_only_if_they_are_given(shell: Shell) -> None:
+    responses: list[httpx.Response | BaseException] = [ok(job_object(QUEUED), 202), ok(job_object(QUEUED), 202)]
+    assert shell("submit", "1", responses=responses).exit_code == 0
+    body = json.loads(shell.requests[0].content)
+    assert not body.keys() & {"min_p", "logit_bias", "stop_token_ids", "min_tokens", "logprobs"}
+    options = "--min-p 0.1 --logit-bias 5=-1.5 --logit-bias 7=100 --stop-token-id 3 --stop-token-id 4 --logprobs 0"
+    assert shell("submit", "1", *options.split(), responses=responses).exit_code == 0
+    body = json.loads(shell.requests[-1].content)
+    assert (body["min_p"], body["logit_bias"], body["stop_token_ids"]) == (0.1, {"5": -1.5, "7": 100.0}, [3, 4])
+    assert body["logprobs"] == 0
+
+
+@pytest.mark.parametrize("bias", ["5", "5=", "=1", "x=1", "5=x", "5=nan", "5=100.5", "-1=1", "05=1", "5=1=2"])
+def test_what_is_no_bias_is_refused(shell: Shell, bias: str) -> None:
+    result = shell("submit", "1", f"--logit-bias={bias}", responses=[])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "such as 42=-1.5" in " ".join(result.stderr.split())
+
+
 def test_generate_in_json_is_the_guides_dictionary(shell: Shell) -> None:
     result = shell("generate", "1+1=", "--json", responses=[ok(job_object(QUEUED), 202), stream(whole())])
     assert json.loads(result.stdout) == {

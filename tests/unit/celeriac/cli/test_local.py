@@ -93,10 +93,31 @@ def test_stop_on_newline_and_stop_texts_cut_the_text() -> None:
     assert newline["text"] == text[: text.index("\n") + 1 if "\n" in text else None]
 
 
+def test_biases_and_stop_tokens_change_the_text() -> None:
+    base = ["run", str(SEED), "--prompt", "12+", "--temperature", "0", "--ignore-eos", "--json", "--max-tokens", "8"]
+    assert json.loads(run(*base, "--logit-bias", "3=100").stdout)["token_ids"] == [3] * 8
+    banned = json.loads(run(*base, "--logit-bias", "3=100", "--logit-bias", "4=50", "--logit-bias", "3=-100").stdout)
+    assert banned["token_ids"] == [4] * 8
+    stopped = json.loads(run(*base, "--logit-bias", "3=100", "--stop-token-id", "5", "--stop-token-id", "3").stdout)
+    assert (stopped["token_ids"], stopped["finish_reason"], stopped["stop_id"]) == ([], "stop", 3)
+
+
+def test_run_prints_the_log_probabilities_of_tokens_and_prompt() -> None:
+    args = ["run", str(SEED), "--prompt", "12+", "--temperature", "0", "--ignore-eos", "--json", "--max-tokens", "3"]
+    output = json.loads(run(*args, "--logprobs", "2", "--prompt-logprobs", "0").stdout)
+    assert [item["token_id"] for item in output["logprobs"]] == output["token_ids"]
+    for item in output["logprobs"]:
+        assert item["top"][0] == {"token_id": item["token_id"], "logprob": item["logprob"]}
+        assert len(item["top"]) == 2
+    assert [item["token_id"] for item in output["prompt_logprobs"]] == output["prompt_ids"][1:]
+    assert {len(item["top"]) for item in output["prompt_logprobs"]} == {0}
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         (["inspect", "nothing-here"], "no such folder"),
+        (["run", str(SEED), "--prompt", "1", "--logit-bias", "99=1"], "logit_bias names the id 99"),
         (["run", str(BARE), "--prompt", "1"], "no tokenizer"),
         (["run", str(BARE), "--token-ids", "1", "--stop", "x"], "no tokenizer"),
         (["run", str(SEED), "--token-ids", "1,99"], "between 0 and 31"),

@@ -85,6 +85,15 @@ def test_every_option_is_sent(call: Both) -> None:
         "seed": 0,
         "stop": ["x"],
         "ignore_eos": True,
+        "min_p": 0.1,
+        "presence_penalty": 0.5,
+        "frequency_penalty": -0.5,
+        "repetition_penalty": 1.5,
+        "logit_bias": {"5": -1.5},
+        "stop_token_ids": [3],
+        "min_tokens": 2,
+        "logprobs": 3,
+        "prompt_logprobs": 0,
         "model": "m",
     }
     job_options = {
