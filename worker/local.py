@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tasks.card import Card
 from tasks.generation import FinishReason
+from tasks.logprobs import TokenLogprobs, unpack
 from tasks.sampling_params import SamplingParams
 from tasks.tool_call import ToolCall
 from worker.checkpoints import formats, meta
@@ -19,6 +20,7 @@ from worker.engine.architecture.weight_form import WeightForm
 from worker.engine.device import Device
 from worker.engine.engine import Engine
 from worker.engine.request import SequenceRequest
+from worker.engine.update import Update
 from worker.jobs.detokenizer import Detokenizer
 from worker.jobs.prompt import PromptError, answer_tokens, encode_prompt
 from worker.model_loader import DeviceName, load_model
@@ -41,6 +43,12 @@ class Completion:
     #: Uses of the calculator, whose tokens are in `token_ids` and not in the text.
     tool_calls: tuple[ToolCall, ...] = ()
     seed: int
+    #: Log-probabilities of the generated tokens, of the stop token that ended them if one did, and of the prompt from
+    #: its second token on. None if they were not requested.
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
+    #: The stop token that ended the text. It is not in `token_ids`.
+    stop_id: int | None = None
     #: The logits after the prompt, one for each id. None if they were not requested.
     prompt_logits: tuple[float, ...] | None = None
 
@@ -129,6 +137,7 @@ class LocalModel:
             raise LocalModelError(str(error)) from error
         detokenizer = self._detokenizer(request)
         pieces: list[str] = []
+        updates: list[Update] = []
 
         def add(piece: str) -> None:
             if piece:
@@ -138,7 +147,7 @@ class LocalModel:
         try:
             pushed = 0
             while sequence.finish is None:
-                self._engine.step()
+                updates += self._engine.step().updates
                 if detokenizer is not None:
                     for token_id in sequence.tokens[pushed:]:
                         add(detokenizer.push(token_id))
@@ -162,6 +171,9 @@ class LocalModel:
             finish_reason=sequence.finish,
             tool_calls=() if detokenizer is None else detokenizer.tool_calls,
             seed=request.sampling.seed or 0,
+            logprobs=_unpacked((update.logprobs for update in updates), sampling.logprobs),
+            prompt_logprobs=_unpacked((update.prompt_logprobs for update in updates), sampling.prompt_logprobs),
+            stop_id=sequence.stop_id,
             prompt_logits=None if logits is None else tuple(logits),
         )
 
@@ -200,6 +212,10 @@ class LocalModel:
             min_tokens=sampling.min_tokens or 0,
             tools=tool_content_of(self.tokenizer) if request.tools else None,
         )
+
+
+def _unpacked(parts: Iterable[bytes], alternatives: int | None) -> tuple[TokenLogprobs, ...] | None:
+    return None if alternatives is None else unpack(b"".join(parts), alternatives)
 
 
 def read_card(

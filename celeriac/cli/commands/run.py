@@ -51,8 +51,13 @@ def command(
     """
     if sum((prompt is not None, token_ids is not None, interactive)) != 1:
         raise click.UsageError("Give one of --prompt, --token-ids and --interactive.")
-    if logits and not as_json:
-        raise click.UsageError("--logits needs --json.")
+    for option, given in (
+        ("--logits", logits),
+        ("--logprobs", request["logprobs"] is not None),
+        ("--prompt-logprobs", request["prompt_logprobs"] is not None),
+    ):
+        if given and not as_json:
+            raise click.UsageError(f"{option} needs --json.")
     if interactive and as_json:
         raise click.UsageError("--interactive and --json cannot be combined.")
     require("torch", extra="worker")
@@ -135,6 +140,13 @@ def json_object(output: Completion) -> dict[str, Any]:
         "finish_reason": output.finish_reason.value,
         "seed": output.seed,
     }
+    if output.stop_id is not None:
+        fields["stop_id"] = output.stop_id
+    for name, items in (("logprobs", output.logprobs), ("prompt_logprobs", output.prompt_logprobs)):
+        if items is not None:
+            fields[name] = [
+                {**item.chosen._asdict(), "top": [alternative._asdict() for alternative in item.top]} for item in items
+            ]
     if output.prompt_logits is not None:
         fields["last_logits"] = output.prompt_logits
     return fields
