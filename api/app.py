@@ -30,7 +30,7 @@ from api.http.openapi import openapi
 from api.http.origins import LOCAL_ORIGIN, OriginCheck
 from api.http.proxy import RootPath, TrustedProxies
 from api.routes import documentation, guide, health, jobs, streams, workers
-from api.routes.openai import chat, completions, models
+from api.routes.openai import chat, completions, models, tokenize
 from api.schemas.events import EVENT_DATA
 from api.schemas.openai.chat import ChatChunk
 from api.server import accept_errors, open_files
@@ -107,7 +107,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         # of the proxy before it.
         redirect_slashes=False,
     )
-    for family in (documentation, guide, health, jobs, streams, workers, models, completions, chat):
+    for family in (documentation, guide, health, jobs, streams, workers, models, completions, chat, tokenize):
         app.include_router(family.router)
     error_handlers.install(
         app,

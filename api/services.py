@@ -23,6 +23,7 @@ from api.jobs.subscriptions import Subscriptions
 from api.jobs.waiter import Waiter
 from api.openai.calls import OpenAiCalls
 from api.openai.choice_readers import ChoiceReaders
+from api.openai.served_vocabularies import ServedVocabularies
 from api.openai.token_names import NoVocabularies
 from api.reaper import Reaper
 from api.schema_check import SchemaCheck
@@ -52,6 +53,7 @@ class Services:
     job_streams: JobStreams
     responses: JobResponses
     openai_calls: OpenAiCalls
+    vocabularies: ServedVocabularies
     health: HealthCheck
     shutdown: Shutdown
     reaper: Reaper
@@ -74,6 +76,7 @@ class Services:
         abandoned = AbandonedSubmissions(store)
         submitter = Submitter(store, catalog, queue_loads, abandoned)
         responses = JobResponses(store, queue_loads)
+        tokenizers = NoVocabularies()
         services = cls(
             settings=settings,
             redis=redis,
@@ -98,9 +101,10 @@ class Services:
                 shutdown=shutdown,
                 queue_loads=queue_loads,
                 responses=responses,
-                readers=ChoiceReaders(catalog, NoVocabularies()),
+                readers=ChoiceReaders(catalog, tokenizers),
                 max_wait_s=settings.max_wait_s,
             ),
+            vocabularies=ServedVocabularies(catalog, tokenizers),
             health=HealthCheck(store, schema, catalog),
             shutdown=shutdown,
             reaper=Reaper(store, schema, every_s=settings.reap_every_s),

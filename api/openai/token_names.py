@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 from tasks.card import Card
 
 
 class Vocabulary(Protocol):
-    """The part of a tokenizer that this module needs."""
+    """The part of a tokenizer that the routes need."""
 
     def token_bytes(self, token_id: int) -> bytes | None:
         """The bytes of a token; None for a special token."""
@@ -20,6 +20,13 @@ class Vocabulary(Protocol):
 
     def encode(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """The ids of a text: with BOS or not, and with the names of special tokens as these tokens or not."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids."""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The members of `tokenizer_config.json`."""
 
 
 class Vocabularies(Protocol):

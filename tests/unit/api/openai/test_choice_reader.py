@@ -31,8 +31,8 @@ def item(token: int, offset: int) -> TokenItem:
     return TokenItem(token, -0.5, (TokenLogprob(1, -0.25),), offset)
 
 
-def entries(*ids: int, pieces: tuple[str, ...], **more: bytes) -> list[Entry]:
-    return [Entry(after=len(ids), k=0, token_ids=ids, pieces=pieces, logprobs=packed(*ids), **more)]
+def entries(*ids: int, pieces: tuple[str, ...]) -> list[Entry]:
+    return [Entry(after=len(ids), k=0, token_ids=ids, pieces=pieces, logprobs=packed(*ids))]
 
 
 def test_without_logprobs_only_texts_that_are_not_empty_remain() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from tasks.card import Card
 
 EURO = (2, 3, 4)
@@ -22,6 +25,13 @@ class SmallVocabulary:
     def encode(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         ids = [self._bytes.index(bytes([byte])) for byte in text.encode()]
         return [BOS, *ids] if add_special else ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return b"".join(self._bytes[token_id] or b"" for token_id in ids).decode(errors="replace")
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|bos|>"}
 
 
 VOCABULARY = SmallVocabulary()
