@@ -156,8 +156,13 @@ def _sampling_option(declared: SamplingField) -> Callable[[F], F]:
             )
         case sampling_params.BIASES:
             help_ = f"{declared.description} Repeat the option for each id."
+            bounds = declared.bounds
             return click.option(
-                name, type=_Bias(declared.bounds), multiple=True, metavar="ID=BIAS", callback=_as_dict, help=help_
+                name,
+                multiple=True,
+                metavar="ID=BIAS",
+                callback=lambda *given: _parsed_biases(bounds, given[-1]),
+                help=help_,
             )
         case _:
             type_ = _number_type(declared)
@@ -166,32 +171,25 @@ def _sampling_option(declared: SamplingField) -> Callable[[F], F]:
             )
 
 
-class _Bias(click.ParamType[tuple[str, float]]):
-    """A token id and its bias, written as 42=-1.5."""
+def _parsed_biases(bounds: Bounds, texts: tuple[str, ...]) -> dict[str, float] | None:
+    """Biases written as 42=-1.5 as an object of JSON; None if there are none. If an id is given twice, the last counts.
 
-    name = "id=bias"
-
-    def __init__(self, bounds: Bounds) -> None:
-        self._bounds = bounds
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
-        """The id as text, and the bias. Raises BadParameter."""
-        name, _, bias = str(value).partition("=")
-        with suppress(ValueError):
-            pairs = sampling_params.biases_of({name: float(bias)})
-            if self._bounds.contain(pairs):
-                return name, float(bias)
-        raise click.BadParameter(
-            f"{value!r} is not a token id and a bias between {self._bounds.item_ge:g} and {self._bounds.item_le:g}, "
-            "such as 42=-1.5",
-            ctx,
-            param,
-        )
-
-
-def _as_dict(_: click.Context, __: click.Parameter, pairs: tuple[tuple[str, float], ...]) -> dict[str, float] | None:
-    """The pairs as an object of JSON; None if there are none. If an id is given twice, the last bias counts."""
-    return dict(pairs) or None
+    Raises BadParameter.
+    """
+    biases: dict[str, float] = {}
+    for text in texts:
+        token_id, _, bias = text.partition("=")
+        try:
+            biases[token_id] = float(bias)
+            possible = bounds.contain(sampling_params.biases_of({token_id: float(bias)}))
+        except ValueError:
+            possible = False
+        if not possible:
+            raise click.BadParameter(
+                f"{text!r} is not a token id and a bias between {bounds.item_ge:g} and {bounds.item_le:g}, such as "
+                "42=-1.5"
+            )
+    return biases or None
 
 
 def _or_none(_: click.Context, __: click.Parameter, values: tuple[int, ...]) -> tuple[int, ...] | None:
