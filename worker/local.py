@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tasks.card import Card
+from tasks.chat import Message
 from tasks.generation import FinishReason
+from tasks.job import ErrorCode
 from tasks.logprobs import TokenLogprobs, unpack
 from tasks.sampling_params import SamplingParams
 from tasks.tool_call import ToolCall
@@ -22,12 +24,16 @@ from worker.engine.engine import Engine
 from worker.engine.request import SequenceRequest
 from worker.engine.update import Update
 from worker.jobs.detokenizer import Detokenizer
-from worker.jobs.prompt import PromptError, answer_tokens, encode_prompt
+from worker.jobs.prompt import PromptError, answer_tokens, encode_prompt, render_messages
 from worker.model_loader import DeviceName, load_model
 
 
 class LocalModelError(Exception):
     """A checkpoint that cannot be loaded, or a request that it cannot run. The message is for the user."""
+
+
+class PromptTooLongError(LocalModelError):
+    """The prompt leaves no room for an answer. The message names its tokens and the context."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +118,18 @@ class LocalModel:
         except PromptError as error:
             raise LocalModelError(str(error)) from error
 
+    def encode_messages(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """The ids of a conversation, up to where its next answer begins.
+
+        Raises LocalModelError if the checkpoint is not a chat model, or if its template refuses the messages.
+        """
+        if self.tokenizer is None:
+            raise LocalModelError(f"{self.card.name} is not a chat model: it has no tokenizer")
+        try:
+            return render_messages(self.tokenizer, messages, self.card.name)
+        except PromptError as error:
+            raise LocalModelError(str(error)) from error
+
     def generate(
         self,
         prompt_ids: Sequence[int],
@@ -126,7 +144,7 @@ class LocalModel:
 
         `every_id`: ids without text may be sampled, too. `tools`: the model may use its calculator. `max_tokens` is
         reduced to what fits into the context. A KeyboardInterrupt ends the sequence; the model can then be used again.
-        Raises LocalModelError.
+        Raises LocalModelError, a PromptTooLongError if the prompt leaves no room for an answer.
         """
         request = self._request(
             tuple(prompt_ids), sampling, every_id=every_id, tools=tools, keep_prompt_logits=keep_prompt_logits
@@ -191,7 +209,8 @@ class LocalModel:
         try:
             max_tokens = answer_tokens(prompt, sampling.max_tokens, context=self.card.context)
         except PromptError as error:
-            raise LocalModelError(str(error)) from error
+            kind = PromptTooLongError if error.code is ErrorCode.PROMPT_TOO_LONG else LocalModelError
+            raise kind(str(error)) from error
         return SequenceRequest(
             id="local",
             prompt=prompt,

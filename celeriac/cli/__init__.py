@@ -10,6 +10,7 @@ import click
 from celeriac.cli.commands import (
     api,
     cancel,
+    chat,
     delete,
     flower,
     generate,
@@ -60,5 +61,5 @@ def main() -> None:
     """Generate text with trained checkpoints, served through a task queue."""
 
 
-for module in (serve, api, worker, flower, run, inspect, generate, submit, watch, cancel, retry, delete, jobs):
+for module in (serve, api, worker, flower, run, inspect, generate, chat, submit, watch, cancel, retry, delete, jobs):
     main.add_command(module.command)

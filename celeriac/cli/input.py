@@ -19,7 +19,7 @@ def prompt_text(argument: str) -> str:
     """
     if argument == "-":
         return _read(lambda stdin: stdin.read()).removesuffix("\n")
-    return _checked(argument, "The prompt")
+    return checked_text(argument, "The prompt")
 
 
 def read_line(prompt: str) -> str:
@@ -31,6 +31,17 @@ def read_line(prompt: str) -> str:
         return _read(lambda _: _edited_line(prompt))
     click.echo(prompt, nl=False)
     return _read(lambda stdin: stdin.readline())
+
+
+def next_line(prompt: str) -> str | None:
+    """The next line without its line end; None at the end of the input, and after Ctrl-C. Else as `read_line`."""
+    try:
+        line = read_line(prompt)
+    except KeyboardInterrupt:
+        line = ""
+    if not line and prompt:
+        click.echo()
+    return line.rstrip("\r\n") if line else None
 
 
 def _edited_line(prompt: str) -> str:
@@ -47,15 +58,18 @@ def _read(read: Callable[[TextIO], str]) -> str:
     if sys.stdin is None:
         raise click.ClickException("Standard input is closed.")
     try:
-        return _checked(read(sys.stdin), "Standard input")
+        return checked_text(read(sys.stdin), "Standard input")
     except UnicodeDecodeError as error:
         raise click.ClickException(f"Standard input is not text in the encoding {error.encoding}.") from error
     except OSError as error:
         raise click.ClickException(f"Standard input cannot be read: {error.strerror}.") from error
 
 
-def _checked(text: str, source: str) -> str:
-    """The text. Python turns bytes that it cannot decode into surrogates, which are not text."""
+def checked_text(text: str, source: str) -> str:
+    """The text. Raises ClickException if it is none; `source` names it, such as "The prompt".
+
+    Python turns bytes that it cannot decode into surrogates, which are not text.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:

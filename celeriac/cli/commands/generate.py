@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -11,12 +10,10 @@ from celeriac.cli import options
 from celeriac.cli.command import Command
 from celeriac.cli.input import prompt_text
 from celeriac.cli.output import print_json, warn
+from celeriac.cli.own_job import OwnJob
 from celeriac.cli.progress import stream_job
 from celeriac.cli.signals import exit_on_stop_signals
 from celeriac.errors import CeleriacError
-
-if TYPE_CHECKING:
-    from celeriac.client import Job
 
 
 @click.command("generate", cls=Command)
@@ -32,32 +29,17 @@ def command(prompt: str, url: str, as_json: bool, **request: Any) -> None:
     from celeriac.client import InferenceClient
 
     text = prompt_text(prompt)
-    key = str(uuid.uuid4())
-    job: Job | None = None
     with InferenceClient(url) as client, exit_on_stop_signals():
+        own = OwnJob(client, {"prompt": text, **request})
         try:
-            job = client.submit(text, idempotency_key=key, **request)
-            job = stream_job(client, job, text=not as_json)
+            job = stream_job(client, own.submit(), text=not as_json)
         except CeleriacError:
             raise
         except (KeyboardInterrupt, SystemExit, OSError, UnicodeEncodeError):
             # The rest of the text has no reader.
-            try:
-                if job is None:
-                    job = submitted(url, text, key, request)
-                client.cancel(job)
-            except CeleriacError as error:
-                warn([f"The job may still run: {error}"])
+            own.cancel()
             raise
     warn(job.warnings)
     result = job.result()
     if as_json:
         print_json(result)
-
-
-def submitted(url: str, text: str, key: str, request: dict[str, Any]) -> Job:
-    """The job of a submission that was interrupted. The server may have it: the key finds it, without retries."""
-    from celeriac.client import InferenceClient
-
-    with InferenceClient(url, retry_s=0.0) as client:
-        return client.submit(text, idempotency_key=key, **request)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
+from click.core import ParameterSource
 
 from celeriac.cli import options
+from celeriac.cli.chat.options import MAX_TOKENS, system
 from celeriac.cli.command import Command
 from celeriac.cli.environment import load_settings, readable_checkpoint_errors, require
 from celeriac.cli.input import prompt_text
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 @click.option("--prompt", help='Text to continue ("-": read standard input).')
 @click.option("--token-ids", callback=lambda *given: parse_ids(given[-1]), help="Token ids to continue, such as 1,2,3.")
 @click.option("--interactive", is_flag=True, help="Ask for prompts, one after another.")
+@click.option("--chat", is_flag=True, help="Talk to a chat model.")
+@system
 @options.sampling
 @click.option(
     "--softcap",
@@ -37,6 +41,8 @@ def command(
     prompt: str | None,
     token_ids: tuple[int, ...] | None,
     interactive: bool,
+    chat: bool,
+    system: str | None,
     softcap: float | None,
     logits: bool,
     device: Literal["auto", "cpu", "cuda", "mps"],
@@ -47,10 +53,12 @@ def command(
     """Generate text in this process, without a server.
 
     CHECKPOINT is the path of a folder, or its name under CELERIAC_CHECKPOINT_DIR; @STEP may follow. Give one of
-    --prompt, --token-ids and --interactive.
+    --prompt, --token-ids, --interactive and --chat.
     """
-    if sum((prompt is not None, token_ids is not None, interactive)) != 1:
-        raise click.UsageError("Give one of --prompt, --token-ids and --interactive.")
+    if sum((prompt is not None, token_ids is not None, interactive, chat)) != 1:
+        raise click.UsageError("Give one of --prompt, --token-ids, --interactive and --chat.")
+    if system is not None and not chat:
+        raise click.UsageError("--system needs --chat.")
     for option, given in (
         ("--logits", logits),
         ("--logprobs", request["logprobs"] is not None),
@@ -58,8 +66,11 @@ def command(
     ):
         if given and not as_json:
             raise click.UsageError(f"{option} needs --json.")
-    if interactive and as_json:
-        raise click.UsageError("--interactive and --json cannot be combined.")
+    for option, given in (("--interactive", interactive), ("--chat", chat)):
+        if given and as_json:
+            raise click.UsageError(f"{option} and --json cannot be combined.")
+    if chat and click.get_current_context().get_parameter_source("max_tokens") is ParameterSource.DEFAULT:
+        request["max_tokens"] = MAX_TOKENS
     require("torch", extra="worker")
     settings = load_settings()
     with readable_checkpoint_errors():
@@ -80,13 +91,29 @@ def command(
             warn(model.warnings)
             sampling = options.sampling_of(request)
             if interactive:
-                from celeriac.cli.conversation import Conversation
+                from celeriac.cli.prompt_loop import PromptLoop
 
-                Conversation(model, sampling).run()
+                PromptLoop(model, sampling).run()
+            elif chat:
+                talk(model, sampling, system)
             else:
                 decode(model, sampling, prompt=prompt, token_ids=token_ids, logits=logits, as_json=as_json)
         except LocalModelError as error:
             raise click.ClickException(str(error)) from error
+
+
+def talk(model: LocalModel, sampling: SamplingParams, system: str | None) -> None:
+    """Run a conversation. Raises ClickException if the checkpoint is not a chat model."""
+    from celeriac.cli.chat.conversation import Conversation
+    from celeriac.cli.chat.history import History
+    from celeriac.cli.chat.local import LocalBackend
+
+    if model.card.tokenizer.chat is None:
+        raise click.ClickException(
+            f"{model.card.name} is not a chat model: it has no chat template. `celeriac generate`, and `celeriac run` "
+            "with --prompt or --interactive, continue texts with it."
+        )
+    Conversation(LocalBackend(model, sampling), History(system)).run()
 
 
 def decode(

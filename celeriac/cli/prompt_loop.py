@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from celeriac.cli.input import read_line
+from celeriac.cli.input import next_line
 from celeriac.cli.output import print_text, warn
 from celeriac.cli.printable import LINES, printable
 from tasks.sampling_params import MAX_TEMPERATURE, MAX_TOKENS_LIMIT
@@ -24,7 +24,7 @@ HELP = """\
 /quit         exit"""
 
 
-class Conversation:
+class PromptLoop:
     """Reads prompts and commands until /quit or the end of the input."""
 
     def __init__(self, model: LocalModel, sampling: SamplingParams) -> None:
@@ -32,28 +32,17 @@ class Conversation:
         self._sampling = sampling
 
     def run(self) -> None:
-        """Run the conversation. Ctrl-C ends the current text; at the prompt it ends the conversation."""
+        """Run the loop. Ctrl-C ends the current text; at the prompt it ends the loop."""
         click.echo(f"{self._model.card.name}: enter a prompt or a command.\n{HELP}")
-        while (line := self._read()) is not None:
+        while (line := next_line("> ")) is not None:
             if line.startswith("/"):
                 if not self._run_command(line.split()):
                     return
             elif line:
                 self._generate(line)
 
-    def _read(self) -> str | None:
-        """The next line without its line end; None at the end of the input."""
-        try:
-            line = read_line("> ")
-        except KeyboardInterrupt:
-            line = ""
-        if not line:
-            click.echo()
-            return None
-        return line.rstrip("\r\n")
-
     def _run_command(self, words: list[str]) -> bool:
-        """Carry out a command. Returns False if the conversation ends."""
+        """Carry out a command. Returns False if the loop ends."""
         match words:
             case ["/quit"]:
                 return False
