@@ -41,8 +41,8 @@ class Conversation:
     def run(self) -> None:
         """Run the conversation.
 
-        Ctrl-C stops an answer, and at the prompt it ends the conversation. Where nobody types, Ctrl-C always ends it,
-        with a KeyboardInterrupt, and a message without an answer makes the exit code 1.
+        Ctrl-C stops an answer, and at the prompt it ends the conversation. If the messages come from a file or a pipe,
+        Ctrl-C always ends it, with a KeyboardInterrupt, and a message without an answer makes the exit code 1.
         """
         if self._prompt:
             self._screen.print_note(f"{self._backend.greeting} /help shows the commands; Ctrl-D leaves.")
