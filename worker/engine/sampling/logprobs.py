@@ -20,6 +20,8 @@ from worker.engine.batch import ScoredPrompt
 _NO_PAIR = struct.pack("<if", -1, -math.inf)
 #: Rows that are scored at a time: this bounds the memory for their copies.
 _ROWS = 32
+#: Ids of a block, of which only the highest logit is looked at first.
+_BLOCK = 64
 
 
 class ScoredRows:
@@ -42,13 +44,26 @@ class ScoredRows:
 
 def highest(logits: Tensor, count: int) -> Tensor:
     """The ids (n, count) with the highest logits (n, V), fp32, the highest first; of equal ones the lower id first."""
-    if count == 0:
-        return torch.empty((len(logits), 0), dtype=torch.int64, device=logits.device)
-    bits = (logits + 0.0).view(torch.int32)  # -0 becomes 0
+    rows, size = logits.shape
+    if count * _BLOCK >= size:
+        return _highest(logits, torch.arange(size, device=logits.device).expand(rows, size), count)
+    # An id that is among the highest is in one of the blocks with the highest maxima: each other one of them has an id
+    # that comes before it.
+    blocks = torch.nn.functional.pad(logits, (0, -size % _BLOCK), value=-math.inf).view(rows, -1, _BLOCK)
+    maxima = blocks.amax(2)
+    numbers = torch.arange(maxima.shape[1], device=logits.device).expand_as(maxima)
+    chosen = _highest(maxima, numbers, count)
+    found = blocks.gather(1, chosen[:, :, None].expand(-1, -1, _BLOCK))
+    ids = chosen[:, :, None] * _BLOCK + torch.arange(_BLOCK, device=logits.device)
+    return _highest(found.flatten(1), ids.flatten(1), count)
+
+
+def _highest(values: Tensor, ids: Tensor, count: int) -> Tensor:
+    """The `ids` (n, count) of the highest `values` (n, m), fp32, in the order of `highest`."""
+    bits = (values + 0.0).view(torch.int32)  # -0 becomes 0
     rising = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
     # No two keys are equal, so the result does not depend on how they are sorted.
-    keys = (rising << 32) - torch.arange(logits.shape[1], device=logits.device)
-    return keys.topk(count).indices
+    return ids.gather(1, ((rising << 32) - ids).topk(count).indices)
 
 
 def record(pairs: NDArray[np.int32], alternatives: int) -> bytes:

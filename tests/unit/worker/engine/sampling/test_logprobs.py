@@ -268,11 +268,17 @@ def test_the_logits_after_the_prompt_are_kept_as_the_model_gave_them() -> None:
     assert sequences[0].tokens == [0, 0]
 
 
-@given(rows=st.lists(st.lists(st.sampled_from([-0.0, 0.0, -1.5, 2.0, 1e-30, -1e-30, 20.0]), min_size=6, max_size=6)))
-def test_the_highest_are_found_in_the_order_of_a_stable_sort(rows: list[list[float]]) -> None:
-    logits = torch.tensor(rows or [[0.0] * 6], dtype=torch.float32)
-    found = highest(logits, 4)
-    assert found.tolist() == logits.sort(dim=1, descending=True, stable=True).indices[:, :4].tolist()
+@pytest.mark.parametrize("size", [1, 6, 64, 65, 700, 5000])
+def test_the_highest_are_found_in_the_order_of_a_stable_sort(size: int) -> None:
+    generator = torch.Generator().manual_seed(size)
+    for distinct in (1, 2, 50, 10**6):
+        values = torch.randn(distinct, generator=generator) * 9
+        logits = values[torch.randint(distinct, (3, size), generator=generator)]
+        logits[0, :: max(1, size // 3)] = -0.0
+        logits[1, :: max(1, size // 3)] = 0.0
+        for count in {0, 1, min(20, size), size}:
+            expected = logits.sort(dim=1, descending=True, stable=True).indices[:, :count]
+            assert highest(logits, count).equal(expected)
 
 
 def test_a_request_with_them_does_not_disturb_its_neighbours() -> None:
