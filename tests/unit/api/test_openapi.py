@@ -10,7 +10,9 @@ import pytest
 from api.schemas.events import EVENT_DATA, EventName
 from tests.helpers.openapi_document import check_event, document
 
-PAGE = (Path(__file__).parents[3] / "docs" / "reference" / "http.md").read_text("utf-8")
+REFERENCE = Path(__file__).parents[3] / "docs" / "reference"
+PAGE = (REFERENCE / "http.md").read_text("utf-8")
+OPENAI_PAGE = (REFERENCE / "openai.md").read_text("utf-8")
 #: Events that an `EventSource` makes itself.
 EVENT_SOURCE_EVENTS = {"open", "message", "error"}
 #: Pages of the document itself, which it does not list.
@@ -18,9 +20,9 @@ OWN_PAGES = {("GET", "/docs"), ("GET", "/redoc"), ("GET", "/openapi.json")}
 
 
 def operations() -> set[tuple[str, str]]:
-    """Every operation of the document, with `{id}` for the id of a job as the page writes it."""
+    """Every operation of the document, with `{id}` for the id of a job or a model as the pages write it."""
     return {
-        (method.upper(), path.replace("{job_id}", "{id}"))
+        (method.upper(), re.sub(r"\{\w+\}", "{id}", path))
         for path, methods in document()["paths"].items()
         for method in methods
     }
@@ -41,8 +43,9 @@ def table_of_routes(page: str) -> set[tuple[str, str]]:
     return found
 
 
-def test_the_page_lists_exactly_the_routes() -> None:
-    assert table_of_routes(PAGE) == operations() | OWN_PAGES
+def test_the_pages_list_exactly_the_routes() -> None:
+    assert table_of_routes(PAGE) | table_of_routes(OPENAI_PAGE) == operations() | OWN_PAGES
+    assert not table_of_routes(PAGE) & table_of_routes(OPENAI_PAGE)
 
 
 def test_a_route_that_the_page_lacks_is_noticed() -> None:
@@ -52,7 +55,7 @@ def test_a_route_that_the_page_lacks_is_noticed() -> None:
 
 @pytest.mark.parametrize(("method", "path"), sorted(operations()))
 def test_every_route_has_a_heading(method: str, path: str) -> None:
-    headings = re.findall(r"^#+ (.*)$", PAGE, re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", PAGE + OPENAI_PAGE, re.MULTILINE)
     assert any(f"{method} {path}" in re.split(r", ", heading) for heading in headings)
 
 
