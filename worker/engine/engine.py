@@ -6,6 +6,7 @@ passes each report on.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import time
@@ -206,9 +207,9 @@ class Engine:
     def _admit(self) -> None:
         """Give rows and KV memory to waiting sequences, as far as both are free."""
         if admitted := self._scheduler.admit():
-            self._prefixes.publish(self._scheduler.running)
+            self._prefixes.publish()
             for sequence in admitted:
-                self._prefixes.begin(sequence, self._extent_size or self._scheduler.need(sequence))
+                self._prefixes.place(sequence, self._extent_size or self._scheduler.need(sequence))
         self._prefixes.start_followers()
 
     def _forward_and_sample(self, chunks: Rows[Chunk]) -> Failure | None:
@@ -257,8 +258,8 @@ class Engine:
             chunk.extent.filled = chunk.end
         if logprobs is not None:
             logprobs.keep_prompts()
-        for number, (row, token) in enumerate(zip(rows, tokens, strict=True)):
-            record = b"" if logprobs is None else logprobs.record(number)
+        records = itertools.repeat(b"", len(rows)) if logprobs is None else map(logprobs.record, range(len(rows)))
+        for row, token, record in zip(rows, tokens, records, strict=True):
             self._append(batch.outputs[row].sequence, token, record)
         self._batches.keep(batch)
 
@@ -279,7 +280,9 @@ class Engine:
             sequence.logprobs += record
             self._end(sequence, FinishReason.STOP)
         else:
-            sequence.add(token, record)
+            sequence.tokens.append(token)
+            if record:
+                sequence.logprobs += record
             finish, forced = self._count(sequence, token)
             if (finish := finish or self._force(sequence, forced)) is not None:
                 self._end(sequence, finish)

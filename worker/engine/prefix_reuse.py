@@ -1,23 +1,42 @@
 """Prefix reuse: sequences with equal beginnings compute the keys and values of these once.
 
-Beginnings are compared in whole blocks (see `BlockChain`). A sequence that is admitted gets those of its blocks that a
-running or an ended sequence has computed. If a running one is about to compute more of them, the new one follows it: it
-waits for its leader's blocks, and copies them. At least one position is always left to be computed, because it gives
-the logits.
+Beginnings are found by their whole blocks, and by their marks (see `Beginning`). A sequence that is admitted gets what
+a running or an ended sequence has computed of its beginning. If a running one is about to compute more of it, the new
+one follows it: it waits for its leader to have computed that, and copies it. At least one position is always left to be
+computed, because it gives the logits.
 
-Blocks are published only when a sequence may look for them, so decoding costs nothing.
+What sequences have computed is published only when another one may look for it, so decoding costs nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from collections.abc import Sequence as Rows
+from dataclasses import dataclass
+from itertools import count
 
 from tasks.generation import FinishReason
-from worker.engine.kv.block_chain import BlockChain
+from worker.engine.kv.allocator import Extent
+from worker.engine.kv.block_chain import Beginning, BlockChain
+from worker.engine.kv.block_index import common_length
 from worker.engine.kv.budget import BLOCK_TOKENS
 from worker.engine.kv.cache import KvCache
 from worker.engine.sequence import Sequence
+
+
+@dataclass(slots=True)
+class _Placed:
+    """What is known of a sequence that has an extent."""
+
+    extent: Extent
+    #: A number that is larger for sequences that were admitted later.
+    number: int
+    chain: BlockChain
+    #: All that the sequence computes before it draws a token, except for the last position.
+    whole: Beginning
+    #: What it need not compute itself.
+    reusable: Beginning
+    #: How many places its leader must fill, if it has one.
+    awaited: int = 0
 
 
 class PrefixReuse:
@@ -31,118 +50,127 @@ class PrefixReuse:
         self._cache = cache
         self._enabled = enabled
         self._max_copied = max_copied
-        #: The running sequence that is about to compute a block, by its digest.
+        self._numbers = count()
+        #: The sequences that have an extent.
+        self._placed: dict[Sequence, _Placed] = {}
+        #: Those of them that have a leader, in order of admission.
+        self._followers: dict[Sequence, _Placed] = {}
+        #: The sequence that is about to compute what a digest names.
         self._coming: dict[bytes, Sequence] = {}
-        #: The sequences with a leader, in order of admission, and how many places the leader must fill for each.
-        self._followers: dict[Sequence, int] = {}
 
-    def publish(self, running: Iterable[Sequence]) -> None:
-        """Let sequences that begin from now on find the blocks that are computed. Call this before `begin`."""
-        if self._enabled:
-            for sequence in running:
-                self._publish(sequence)
+    def publish(self) -> None:
+        """Let sequences that are placed from now on find what is computed until now."""
+        for sequence, placed in self._placed.items():
+            self._publish(sequence, placed)
 
-    def begin(self, sequence: Sequence, size: int) -> None:
+    def place(self, sequence: Sequence, size: int) -> None:
         """Give an extent of `size` places to a sequence that was admitted. Raises MemoryError."""
         if not self._enabled:
             sequence.extent = self._cache.allocate(size)
             sequence.cached_tokens = 0
             return
-        chain = sequence.chain = BlockChain(sequence.request.cache_salt)
-        chain.extend(sequence.request.prompt, sequence.tokens, sequence.length // BLOCK_TOKENS)
-        digests = _reusable(sequence)
-        if self._follow(sequence, digests):
-            sequence.extent = self._cache.allocate(size)
+        chain = BlockChain(sequence.request.cache_salt)
+        whole = chain.beginning(sequence.ids, sequence.length - 1)
+        reusable = chain.beginning(sequence.ids, _reusable_tokens(sequence))
+        leader = self._leader(reusable)
+        sequence.extent = extent = self._cache.allocate(size, reusable if leader is None else None)
+        placed = self._placed[sequence] = _Placed(extent, next(self._numbers), chain, whole, reusable)
+        if leader is None:
+            self._start(sequence, placed)
         else:
-            sequence.extent = self._cache.allocate(size, digests)
-            self._start(sequence)
+            self._follow(sequence, placed, leader)
 
     def start_followers(self) -> None:
-        """Start the sequences whose leader has computed their blocks, or has ended."""
+        """Start the sequences whose leader has computed what they need, or has ended."""
         copied = 0
-        for sequence, places in [*self._followers.items()]:
-            leader, extent = sequence.leader, sequence.extent
+        for sequence, placed in [*self._followers.items()]:
+            leader = sequence.leader
             assert leader is not None, "a follower has a leader"
-            assert extent is not None, "a running sequence has an extent"
-            if leader.extent is not None and leader.extent.filled < places:
+            if (leading := self._placed.get(leader)) is not None:
+                if leading.extent.filled < placed.awaited:
+                    continue
+                self._publish(leader, leading)
+            # The leader may have ended early, or have had only a part of what another one is about to compute.
+            other = self._leader(placed.reusable)
+            if other is not None and self._placed[other].number < placed.number:
+                self._follow(sequence, placed, other)
                 continue
-            self._publish(leader)
-            digests = _reusable(sequence)
-            if self._follow(sequence, digests):
-                continue  # the leader ended early, and another one has taken its place
-            if copied and copied + places > self._max_copied:
+            if copied and copied + len(placed.reusable.tokens) > self._max_copied:
                 break
             self._stop_following(sequence)
-            self._cache.fill(extent, digests)
-            self._start(sequence)
-            copied += extent.filled
+            self._cache.fill(placed.extent, placed.reusable)
+            self._start(sequence, placed)
+            copied += placed.extent.filled
 
     def end(self, sequence: Sequence) -> None:
         """Take back the extent of a sequence that has ended, if it has one."""
-        extent, chain = sequence.extent, sequence.chain
-        if extent is None:
+        if sequence.extent is None:
             return
-        if chain is None:
-            self._cache.free(extent)
+        placed = self._placed.pop(sequence, None)
+        if placed is None:
+            self._cache.free(sequence.extent)
         else:
-            self._publish(sequence)
+            self._publish(sequence, placed)
             self._stop_following(sequence)
-            for digest in chain.digests:
-                self._computes_no_more(sequence, digest)
+            digests = [*placed.chain.digests, *placed.whole.names]
+            self._computes_no_more(sequence, digests)
             if sequence.finish is FinishReason.ERROR:
                 # What it began with may be the cause. The next attempt computes all of it.
-                self._cache.forget(chain.digests)
-                self._cache.free(extent)
+                self._cache.forget(digests)
+                self._cache.free(placed.extent)
             else:
-                self._cache.retain(extent)
+                self._cache.retain(placed.extent)
         sequence.extent = None
 
-    def _follow(self, sequence: Sequence, digests: Rows[bytes]) -> bool:
-        """Let a sequence follow the one that is about to compute the most of its blocks. False if there is none."""
-        for count in range(len(digests), 0, -1):
-            if self._cache.has_block(digests[count - 1]):
-                return False
-            if (leader := self._coming.get(digests[count - 1])) is not None:
-                sequence.leader = leader
-                self._followers[sequence] = count * BLOCK_TOKENS
-                return True
-        return False
+    def _leader(self, beginning: Beginning) -> Sequence | None:
+        """The sequence that is about to compute more of a beginning than is published, and the most of all."""
+        for digest in reversed(beginning.names):
+            if self._cache.has(digest):
+                return None
+            if (leader := self._coming.get(digest)) is not None:
+                return leader
+        return None
+
+    def _follow(self, sequence: Sequence, placed: _Placed, leader: Sequence) -> None:
+        sequence.leader = leader
+        placed.awaited = common_length(placed.reusable.tokens, leader.ids(0, leader.length))
+        self._followers[sequence] = placed
 
     def _stop_following(self, sequence: Sequence) -> None:
         sequence.leader = None
         self._followers.pop(sequence, None)
 
-    def _start(self, sequence: Sequence) -> None:
-        """Count what a sequence begins with, and announce the blocks that it is about to compute."""
-        assert sequence.chain is not None, "a sequence has a chain before it starts"
-        sequence.cached_tokens = min(sequence.cached, len(sequence.request.prompt))
-        for digest in sequence.chain.digests[sequence.cached // BLOCK_TOKENS :]:
-            self._coming.setdefault(digest, sequence)
+    def _start(self, sequence: Sequence, placed: _Placed) -> None:
+        """Count what a sequence begins with, and announce what it is about to compute."""
+        filled = placed.extent.filled
+        sequence.cached_tokens = min(filled, len(sequence.request.prompt))
+        placed.chain.extend(sequence.ids, sequence.length)
+        for digest in [*placed.chain.digests[filled // BLOCK_TOKENS :], *placed.whole.names]:
+            if not self._cache.has(digest):
+                self._coming.setdefault(digest, sequence)
 
-    def _publish(self, sequence: Sequence) -> None:
-        """Publish the blocks that a sequence has computed since the last time."""
-        extent, chain = sequence.extent, sequence.chain
-        if extent is None or chain is None:
-            return
-        published, filled = len(extent.blocks), extent.filled // BLOCK_TOKENS
-        if filled > published:
-            chain.extend(sequence.request.prompt, sequence.tokens, filled)
-            digests = chain.digests[:filled]
-            self._cache.publish(extent, digests)
-            for digest in digests[published:]:
-                self._computes_no_more(sequence, digest)
+    def _publish(self, sequence: Sequence, placed: _Placed) -> None:
+        """Publish what a sequence has computed since the last time."""
+        extent, chain, whole = placed.extent, placed.chain, placed.whole
+        known, blocks, filled = len(extent.tokens), len(extent.blocks), extent.filled
+        if filled > known:
+            chain.extend(sequence.ids, filled)
+            mark = whole.mark if filled >= len(whole.tokens) else None
+            self._cache.publish(extent, sequence.ids(known, filled), chain.digests[: filled // BLOCK_TOKENS], mark)
+            self._computes_no_more(sequence, extent.blocks[blocks:])
+            if extent.mark is not None:
+                self._computes_no_more(sequence, [extent.mark])
 
-    def _computes_no_more(self, sequence: Sequence, digest: bytes) -> None:
-        if self._coming.get(digest) is sequence:
-            del self._coming[digest]
+    def _computes_no_more(self, sequence: Sequence, digests: Iterable[bytes]) -> None:
+        for digest in digests:
+            if self._coming.get(digest) is sequence:
+                del self._coming[digest]
 
 
-def _reusable(sequence: Sequence) -> list[bytes]:
-    """The digests of the blocks that a sequence need not compute itself."""
-    assert sequence.chain is not None, "a sequence has a chain before it begins"
+def _reusable_tokens(sequence: Sequence) -> int:
+    """How many of its first tokens a sequence need not compute itself."""
     request = sequence.request
     if request.alone or request.sampling.prompt_logprobs is not None:
         # The steps of a suspect depend on nothing else; and the whole prompt must give logits.
-        return []
-    length = len(request.prompt) if request.keep_prompt_logits else sequence.length
-    return sequence.chain.digests[: (length - 1) // BLOCK_TOKENS]
+        return 0
+    return (len(request.prompt) if request.keep_prompt_logits else sequence.length) - 1

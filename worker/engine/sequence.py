@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from tasks.generation import FinishReason
 from tasks.logprobs import TokenLogprob, TokenLogprobs, pack, record_bytes
 from worker.engine.kv.allocator import Extent
-from worker.engine.kv.block_chain import BlockChain
 from worker.engine.philox import UniformStream
 from worker.engine.request import SequenceRequest
 from worker.engine.sampling.adjustment import Adjustment
@@ -49,8 +48,6 @@ class Sequence:
     deadline: float | None
     #: Its places in the KV memory while it runs.
     extent: Extent | None = None
-    #: The digests of its blocks, once it runs; None if prefix reuse is off.
-    chain: BlockChain | None = None
     #: The running sequence that computes the first blocks of this one, which waits for them.
     leader: Sequence | None = None
     #: How many tokens of its prompt had keys and values in the memory when it began; None before that.
@@ -77,22 +74,14 @@ class Sequence:
         """Whether it must decode its next token alone in the step (see `SequenceRequest.alone`)."""
         return len(self.tokens) - len(self.request.generated) < self.request.alone
 
-    def add(self, token: int, record: bytes) -> None:
-        """Add a drawn token to the answer, with the record of its log-probabilities, or b"" if none is asked for."""
-        self.tokens.append(token)
-        if record:
-            self.logprobs += record
-
     def add_forced(self, token: int) -> None:
         """Add a token that was not drawn but had to follow. Its probability is 1, and it has no alternatives."""
-        alternatives = self.request.sampling.logprobs
-        certain = TokenLogprobs(TokenLogprob(token, 0.0), ())
-        self.add(token, b"" if alternatives is None else pack([certain], alternatives))
+        self.tokens.append(token)
+        if (alternatives := self.request.sampling.logprobs) is not None:
+            self.logprobs += pack([TokenLogprobs(TokenLogprob(token, 0.0), ())], alternatives)
 
     def take_logprobs(self) -> bytes:
         """The records that have not been reported."""
-        if not self.logprobs:
-            return b""
         records = bytes(self.logprobs)
         self.logprobs.clear()
         return records
@@ -110,3 +99,8 @@ class Sequence:
         """The id at `position`, counted from the start of the prompt."""
         prompt = self.request.prompt
         return prompt[position] if position < len(prompt) else self.tokens[position - len(prompt)]
+
+    def ids(self, start: int, end: int) -> list[int]:
+        """The ids from position `start` up to, but not including, position `end`."""
+        prompt = self.request.prompt
+        return [*prompt[start:end], *self.tokens[max(0, start - len(prompt)) : max(0, end - len(prompt))]]

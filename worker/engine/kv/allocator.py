@@ -19,8 +19,11 @@ class Extent:
     filled: int = 0
     #: How many places, counted from the first, a step has begun to write. More than `filled` if the step failed.
     touched: int = 0
-    #: Digests of its first blocks that other sequences can find, see `worker.engine.kv.block_index`.
+    #: What other sequences can find in it (see `BlockIndex`): the tokens of its first places, the digests of their
+    #: whole blocks, and that of a beginning.
+    tokens: list[int] = field(default_factory=list)
     blocks: list[bytes] = field(default_factory=list)
+    mark: bytes | None = None
     #: None while a sequence runs in it. Otherwise it is retained: its contents may be reused until its places are
     #: needed. The number is the greater, the later it was used.
     last_used: int | None = None

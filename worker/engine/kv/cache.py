@@ -4,13 +4,14 @@ Keys and values of a layer are each (key-value heads, places, channels of a head
 sequence are contiguous, and attention reads them in place. A sequence has one extent of places, the same in all layers.
 Memory of places that were never used is never touched.
 
-The blocks of an extent can be published by their digests (see `BlockChain`). A new extent then begins with a copy of
-the blocks that its sequence shares with another one. The extent of an ended sequence is retained until its places are
-needed, the one that was used longest ago first.
+The contents of an extent can be published. A new extent then begins with a copy of what its sequence has in common with
+another one. The extent of an ended sequence is retained until its places are needed, the one that was used longest ago
+first.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Rows
 from itertools import count
 from typing import Protocol
@@ -19,8 +20,9 @@ from torch import Tensor
 
 from worker.engine.architecture.config import ModelConfig
 from worker.engine.kv.allocator import Extent, KvAllocator
+from worker.engine.kv.block_chain import Beginning
 from worker.engine.kv.block_index import BlockIndex
-from worker.engine.kv.budget import BLOCK_TOKENS
+from worker.engine.kv.budget import BLOCK_TOKENS, KvBudget
 
 #: How many places of an extent are moved at once when the memory is compacted; limits the size of the temporary copy.
 _MOVE_PLACES = 64
@@ -69,57 +71,60 @@ class KvCache:
         """Number of extents that belong to a running sequence."""
         return sum(extent.last_used is None for extent in self.allocator.used)
 
-    def has_block(self, digest: bytes) -> bool:
-        """Whether a published block has this digest."""
+    def has(self, digest: bytes) -> bool:
+        """Whether an extent has published what this digest names."""
         return digest in self._index
 
-    def allocate(self, size: int, digests: Rows[bytes] = ()) -> Extent:
+    def allocate(self, size: int, beginning: Beginning | None = None) -> Extent:
         """An extent of `size` places. Frees retained extents and compacts the memory if needed.
 
-        It begins with the longest beginning of `digests` that is published: `Extent.filled` says how many places that
-        are. Raises MemoryError if running sequences leave too little memory.
+        Its first places hold as much of `beginning` as is published: `Extent.filled` is their number. Raises
+        MemoryError if running sequences leave too little memory.
         """
-        found = self._index.find(digests)
-        if found is None:
+        found = None if beginning is None else self._index.find(beginning)
+        if beginning is None or found is None:
             return self._allocated(size)
-        source, blocks = found
+        source, places = found
         if source.last_used is None:
             extent = self._allocated(size)
-            self._copy(source, extent, digests[:blocks])
+            self._copy(source, extent, beginning, places)
             return extent
-        if blocks == len(source.blocks) and self.allocator.resize(source, size):
-            return self._take_over(source, blocks)
+        if self._adds_nothing(source, places) and self.allocator.resize(source, size):
+            return self._take_over(source, places)
         copy = self._allocate(size, keep=source)
         if copy is not None:
-            self._copy(source, copy, digests[:blocks])
+            self._copy(source, copy, beginning, places)
             return copy
         if self.allocator.resize(source, size):
-            return self._take_over(source, blocks)
+            return self._take_over(source, places)
         return self._allocated(size)
 
-    def fill(self, extent: Extent, digests: Rows[bytes]) -> None:
-        """Copy the longest beginning of `digests` that is published to an extent that holds nothing yet."""
-        if (found := self._index.find(digests)) is not None:
-            source, blocks = found
-            self._copy(source, extent, digests[:blocks])
+    def fill(self, extent: Extent, beginning: Beginning) -> None:
+        """Copy as much of `beginning` as is published to an extent that holds nothing yet."""
+        if (found := self._index.find(beginning)) is not None:
+            source, places = found
+            self._copy(source, extent, beginning, places)
 
-    def publish(self, extent: Extent, digests: Rows[bytes]) -> None:
-        """Let others find the filled blocks of an extent: `digests` has one for each, from the first on."""
-        self._index.publish(extent, digests)
+    def publish(self, extent: Extent, tokens: Rows[int], digests: Rows[bytes], mark: bytes | None) -> None:
+        """Let others find more of an extent: see `BlockIndex.publish`."""
+        self._index.publish(extent, tokens, digests, mark)
 
-    def forget(self, digests: Rows[bytes]) -> None:
-        """Let nobody find these blocks, whichever extents have them."""
+    def forget(self, digests: Iterable[bytes]) -> None:
+        """Let nobody find what these digests name, whichever extents have it."""
         self._index.forget(digests)
 
     def retain(self, extent: Extent) -> None:
-        """Keep the published blocks of an extent whose sequence has ended; free all else that it has."""
-        if not extent.blocks or self._index.is_held_elsewhere(extent):
+        """Keep the published contents of an extent whose sequence has ended, and free its other places.
+
+        If they are too short to be found, or another extent has all whole blocks of them, everything is freed.
+        """
+        if not (extent.blocks or extent.mark) or self._index.is_held_elsewhere(extent):
             self.free(extent)
             return
-        self._cut(extent, len(extent.blocks))
+        self._cut(extent, len(extent.tokens))
         extent.last_used = next(self._uses)
         if not self._equal_extents:
-            self.allocator.resize(extent, extent.filled)
+            self.allocator.resize(extent, KvBudget.need(extent.filled, 0))
 
     def free(self, extent: Extent) -> None:
         """Free an extent."""
@@ -152,29 +157,32 @@ class KvCache:
             extent = allocator.allocate(size)
         return extent
 
-    def _take_over(self, extent: Extent, blocks: int) -> Extent:
-        """Give a retained extent, which has its new size, to a sequence that needs its first blocks."""
-        self._index.withdraw(extent, keep=blocks)
-        self._cut(extent, blocks)
+    @staticmethod
+    def _adds_nothing(extent: Extent, places: int) -> bool:
+        """Whether an extent has no whole block after its first `places` places."""
+        return len(extent.blocks) <= places // BLOCK_TOKENS
+
+    def _take_over(self, extent: Extent, places: int) -> Extent:
+        """Give a retained extent, which has its new size, to a sequence that needs its first places."""
+        self._index.withdraw(extent, keep=places)
+        self._cut(extent, places)
         extent.last_used = None
         return extent
 
-    def _copy(self, source: Extent, target: Extent, digests: Rows[bytes]) -> None:
-        """Copy blocks to the beginning of an extent that holds nothing yet, and publish them."""
-        places = len(digests) * BLOCK_TOKENS
+    def _copy(self, source: Extent, target: Extent, beginning: Beginning, places: int) -> None:
+        """Copy the first places to an extent that holds nothing yet, and publish them."""
         self.memory[..., target.start : target.start + places, :] = self.memory[
             ..., source.start : source.start + places, :
         ]
         target.filled = target.touched = places
-        self._index.publish(target, digests)
+        self._index.publish(target, beginning.tokens[:places], beginning.digests[: places // BLOCK_TOKENS])
         if source.last_used is not None:
             source.last_used = next(self._uses)
-            if len(source.blocks) == len(digests):
-                self.free(source)  # it has nothing that the copy lacks
+            if self._adds_nothing(source, places):
+                self.free(source)
 
-    def _cut(self, extent: Extent, blocks: int) -> None:
-        """Leave only the first blocks in an extent."""
-        places = blocks * BLOCK_TOKENS
+    def _cut(self, extent: Extent, places: int) -> None:
+        """Leave only the contents of the first places in an extent."""
         self._clear(extent.start + places, extent.start + extent.touched)
         extent.filled = extent.touched = places
 

@@ -197,8 +197,8 @@ def test_a_second_turn_computes_only_what_is_new_and_takes_over_the_place_of_the
     assert second.extent is not None
     assert (second.extent.start, len(counted.engine._cache.allocator.used)) == (0, 1)
     run_until_done(counted.engine, second)
-    assert second.cached_tokens == 128, "129 of the 130 tokens were computed: four whole blocks"
-    assert counted.positions == 150 - 128 + 7
+    assert second.cached_tokens == 129, "all but the last token of the first turn"
+    assert counted.positions == 150 - 129 + 7
     assert second.tokens == undisturbed(turn)
 
 
@@ -206,10 +206,10 @@ def test_the_same_prompt_again_copies_and_leaves_the_first_answer_where_it_is() 
     counted = Counted(slots=4, kv_tokens=4 * 256)
     first, _ = counted.decode(request("first", ids(64), 40))
     again, positions = counted.decode(request("again", ids(64), 8))
-    assert (again.cached_tokens, positions) == (32, 32 + 7), "the last position must be computed"
+    assert (again.cached_tokens, positions) == (63, 1 + 7), "the last position must be computed"
     assert again.tokens == first.tokens[:8]
     turn, positions = counted.decode(request("turn", all_tokens(first), 8))
-    assert (turn.cached_tokens, positions) == (96, 8 + 7)
+    assert (turn.cached_tokens, positions) == (103, 1 + 7)
 
 
 def test_a_running_sequence_shares_what_it_has_decoded() -> None:
@@ -219,7 +219,7 @@ def test_a_running_sequence_shares_what_it_has_decoded() -> None:
         counted.engine.step()
     turn = request("second", all_tokens(first)[:70], 4)
     second = run_until_done(counted.engine, counted.engine.add_request(turn))
-    assert second.cached_tokens == 64
+    assert second.cached_tokens == 69
     assert second.tokens == undisturbed(turn)
     run_until_idle(counted.engine)
     assert first.tokens == undisturbed(first.request)
@@ -231,7 +231,7 @@ def test_a_resumed_attempt_reuses_the_tokens_that_it_generated() -> None:
     resumed, positions = counted.decode(changed(whole.request, id="resumed", generated=tuple(whole.tokens[:70])))
     assert resumed.tokens == whole.tokens
     assert resumed.cached_tokens == 40, "only tokens of the prompt count"
-    assert positions == (110 - 96) + 9
+    assert positions == 1 + 9
 
 
 def test_other_owners_and_other_beginnings_share_nothing() -> None:
@@ -244,7 +244,7 @@ def test_other_owners_and_other_beginnings_share_nothing() -> None:
     ):
         sequence, positions = counted.decode(request(name, prompt, 8, cache_salt=salt))
         assert (sequence.cached_tokens, positions) == (0, 64 + 7)
-    assert counted.decode(request("same", ids(64), 8, cache_salt="alice"))[0].cached_tokens == 32
+    assert counted.decode(request("same", ids(64), 8, cache_salt="alice"))[0].cached_tokens == 63
 
 
 def test_without_the_prefix_cache_nothing_is_kept() -> None:
@@ -259,9 +259,9 @@ def test_without_the_prefix_cache_nothing_is_kept() -> None:
     ("fields", "length", "generated", "reused"),
     [
         ({"prompt_logprobs": 0}, 70, 0, 0),
-        ({"keep_prompt_logits": True}, 70, 0, 64),
-        ({"keep_prompt_logits": True}, 64, 0, 32),
-        ({"keep_prompt_logits": True}, 64, 40, 32),
+        ({"keep_prompt_logits": True}, 70, 0, 69),
+        ({"keep_prompt_logits": True}, 64, 0, 63),
+        ({"keep_prompt_logits": True}, 64, 40, 63),
         ({}, 64, 40, 64),
     ],
 )
@@ -283,20 +283,45 @@ def test_equal_prompts_that_arrive_together_are_computed_once() -> None:
     other = request("other", ids(50, kind=1), 10)
     sequences = [counted.engine.add_request(one) for one in (*requests, other)]
     run_until_idle(counted.engine)
-    assert counted.positions == 130 + 5 * 2 + 50 + 7 * 9
-    assert [one.cached_tokens for one in sequences] == [0, 128, 128, 128, 128, 128, 0]
+    assert counted.positions == 130 + 5 * 1 + 50 + 7 * 9
+    assert [one.cached_tokens for one in sequences] == [0, 129, 129, 129, 129, 129, 0]
     for sequence in sequences:
         assert sequence.tokens == undisturbed(sequence.request)
 
 
+@pytest.mark.parametrize("max_tokens", [1, 5])
+@pytest.mark.parametrize("system", [0, 64])
+def test_answers_of_one_short_prompt_compute_it_once(system: int, max_tokens: int) -> None:
+    """Even if the leader ends with its first token, and if the prompt has no whole block that is not known already."""
+    counted = Counted(slots=8, kv_tokens=8 * 256)
+    if system:
+        counted.decode(request("system", ids(system + 1), 1))
+    counted.positions = 0
+    prompt = (*ids(system), *ids(20, kind=1))
+    sequences = [counted.engine.add_request(request(str(number), prompt, max_tokens)) for number in range(6)]
+    run_until_idle(counted.engine)
+    assert counted.positions == 20 + 5 * 1 + 6 * (max_tokens - 1)
+    for sequence in sequences:
+        assert sequence.tokens == undisturbed(sequence.request)
+
+
+def test_a_tenant_s_beginning_is_never_another_s() -> None:
+    """Not even if they arrive together: nobody waits for another owner's sequence."""
+    counted = Counted(prefill_chunk_tokens=1000)
+    sequences = [counted.engine.add_request(request(salt, ids(100), 2, cache_salt=salt)) for salt in ("a", "b")]
+    counted.engine.step()
+    assert [one.cached_tokens for one in sequences] == [0, 0]
+    assert counted.positions == 200
+
+
 def test_a_step_copies_a_limited_number_of_positions() -> None:
-    counted = Counted(slots=8, kv_tokens=8 * 256, prefill_chunk_tokens=8)
+    counted = Counted(slots=8, kv_tokens=8 * 256, prefill_chunk_tokens=10)
     sequences = [counted.engine.add_request(request(str(number), ids(68), 3)) for number in range(6)]
     started = []
     while counted.engine.has_work:
         counted.engine.step()
         started.append(sum(one.cached_tokens is not None for one in sequences))
-    assert sorted({*started}) == [1, 3, 5, 6], "16 times 8 positions, so two prompts of 64"
+    assert sorted({*started}) == [1, 3, 5, 6], "16 times 10 positions, so two prompts of 68"
     for sequence in sequences:
         assert sequence.tokens == undisturbed(sequence.request)
 
@@ -320,7 +345,7 @@ def test_the_end_of_a_sequence_does_not_disturb_those_that_wait_with_it(ended: s
     assert one.finish is (FinishReason.CANCELLED if by == "abort" else FinishReason.DEADLINE)
     rest = [other for other in sequences if other is not one]
     assert [other.tokens for other in rest] == [undisturbed(rest[0].request)] * 3
-    assert counted.positions == 150 + 2 * (150 - 128) + 3 * 4, "what an aborted leader has computed is not lost"
+    assert counted.positions == 150 + 2 * 1 + 3 * 4, "what an aborted leader has computed is not lost"
 
 
 def test_a_failed_sequence_leaves_nothing_behind_and_its_followers_compute_by_themselves() -> None:
@@ -361,7 +386,7 @@ def test_a_suspect_computes_everything_alone_and_others_may_follow_it() -> None:
         counted.engine.step()
     assert (suspect.cached_tokens, counted.positions) == (0, 130 + 1)
     run_until_idle(counted.engine)
-    assert other.cached_tokens == 128
+    assert other.cached_tokens == 129
     assert suspect.tokens == other.tokens == undisturbed(other.request)
 
 
@@ -380,7 +405,7 @@ def test_the_conversation_that_was_used_longest_ago_is_given_up_first() -> None:
     for kind in (0, 1, 2, 0, 3):  # 0 is used again before 3 needs a place
         counted.decode(request("one", ids(100, kind), 4))
     assert len(counted.engine._cache.allocator.used) == 3
-    for kind, reused in ((3, 96), (0, 96), (2, 96), (1, 0)):
+    for kind, reused in ((3, 99), (0, 99), (2, 99), (1, 0)):
         assert counted.decode(request("again", ids(100, kind), 4))[0].cached_tokens == reused
 
 
@@ -406,4 +431,4 @@ def test_the_first_update_tells_how_many_tokens_were_reused() -> None:
     decode(running, request("first", ids(100), 4))
     running.add_request(request("second", ids(100), 4))
     found = [update.cached_tokens for _ in range(40) if running.has_work for update in running.step().updates]
-    assert found == [96, None, None, None]
+    assert found == [99, None, None, None]
