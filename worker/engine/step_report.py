@@ -52,16 +52,13 @@ class Unreported:
             tokens = tuple(sequence.tokens[sequence.reported :])
             is_first = sequence.reported == len(sequence.request.generated)
             sequence.reported = len(sequence.tokens)
-            updates.append(
-                Update(
-                    sequence.id,
-                    tokens,
-                    sequence.finish,
-                    sequence.error,
+            update = Update(sequence.id, tokens, sequence.finish, sequence.error)
+            if is_first or sequence.finish is not None or sequence.logprobs:
+                update = update._replace(
                     logprobs=sequence.take_logprobs(),
                     prompt_logprobs=sequence.take_prompt_logprobs(),
                     stop_id=sequence.stop_id,
                     cached_tokens=sequence.cached_tokens if is_first else None,
                 )
-            )
+            updates.append(update)
         return updates
