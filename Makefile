@@ -4,9 +4,10 @@ PYTHON ?= $(firstword $(shell for v in python3 python3.13 python3.12 python3.11;
 VENV := .venv
 BIN := $(VENV)/bin
 CHECKPOINT ?= step_002920
+CONFORMANCE := .venv-conformance
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: help serve check test test-slow lint format bench clean
+.PHONY: help serve check test test-slow conformance lint format bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s  %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -24,8 +25,11 @@ TEST_PROCESSES = $$($(BIN)/python -c 'import os; print(min(6, 2 * (os.cpu_count(
 test: $(VENV)/.dev ## the tests that finish in minutes
 	$(BIN)/python -m pytest -q -m "not slow" --numprocesses $(TEST_PROCESSES) --dist loadfile --durations 10
 
-test-slow: $(VENV)/.dev ## the tests that take longer
+test-slow: $(VENV)/.dev conformance ## the tests that take longer
 	$(BIN)/python -m pytest -q -m slow --durations 10
+
+# OpenAI clients, for `make test-slow`: each of these environments has a list of exact versions.
+conformance: $(CONFORMANCE)/clients/.installed $(CONFORMANCE)/evalscope/.installed ## environments with OpenAI clients
 
 lint: $(VENV)/.dev ## style, types, import rules
 	$(BIN)/ruff check .
@@ -41,7 +45,7 @@ format: $(VENV)/.dev ## ruff's fixes and format
 	$(BIN)/ruff format .
 
 clean: ## remove the environment and what tests and `serve` left
-	rm -rf $(VENV) .celeriac .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(CONFORMANCE) .celeriac .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "Celeriac needs Python 3.11, 3.12 or 3.13: install one, or name it: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
@@ -56,3 +60,9 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing Celeriac and its development tools into $(VENV) (once) ..."
 	$(PIP_INSTALL) --editable '.[dev]'
 	@touch $@ $(VENV)/.serve
+
+$(CONFORMANCE)/%/.installed: tests/conformance/environments/%.txt | $(BIN)/python
+	@echo "Installing the packages of $< into $(@D) (once) ..."
+	$(BIN)/python -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --requirement $<
+	@touch $@
