@@ -207,9 +207,9 @@ class Engine:
     def _admit(self) -> None:
         """Give rows and KV memory to waiting sequences, as far as both are free."""
         if admitted := self._scheduler.admit():
-            self._prefixes.publish(self._scheduler.running)
+            self._prefixes.publish()
             for sequence in admitted:
-                self._prefixes.begin(sequence, self._extent_size or self._scheduler.need(sequence))
+                self._prefixes.place(sequence, self._extent_size or self._scheduler.need(sequence))
         self._prefixes.start_followers()
 
     def _forward_and_sample(self, chunks: Rows[Chunk]) -> Failure | None:
