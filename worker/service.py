@@ -24,6 +24,7 @@ from tasks.store.worker_store import Ended, WorkerStore
 from tasks.worker_info import WorkerInfo, WorkerState
 from worker.checkpoints.folder import CheckpointFolder
 from worker.checkpoints.tokenizers import Tokenizer, load_tokenizer, tokenizer_digest
+from worker.checkpoints.tokenizers.export import served_blob
 from worker.engine.kv.budget import KvBudget
 from worker.engine_process.client import EngineLoadError
 from worker.engine_process.messages import Ready, Start, Update
@@ -104,6 +105,7 @@ class WorkerService:
         self._engine = engine
         self._publisher = publisher
         self._ready = ready
+        self._tokenizer = tokenizer
         self._hooks = hooks
         self._draining = False
         self._info = replace(starting, device=ready.device, digest=ready.card.digest, kv_tokens=ready.kv_tokens)
@@ -124,6 +126,7 @@ class WorkerService:
             self._runner,
             info=self._current_info,
             before_heartbeat=self._check_process,
+            keep_tokenizer=self._keep_tokenizer,
             on_conflict=hooks.give_up,
             period_s=settings.heartbeat_s,
         )
@@ -242,6 +245,11 @@ class WorkerService:
                     raise
                 log.warning("waits_for_name", reason=str(error))
                 time.sleep(RETRY_S)
+
+    def _keep_tokenizer(self) -> None:
+        card = self._ready.card
+        make = partial(served_blob, self._tokenizer, vocab_size=card.vocab_size, context=card.context)
+        self._store.keep_tokenizer(card.digest, make)
 
     def _start_threads(self) -> None:
         self._publisher.start()
