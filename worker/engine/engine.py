@@ -42,7 +42,7 @@ from worker.engine.vocabulary import NO_TOKEN, Vocabulary
 
 log = logging.getLogger(__name__)
 
-#: Followers copy at most this many times as many positions in a step as prompts may have in it. So a step with copies
+#: Dependents copy at most this many times as many positions in a step as prompts may have in it. So a step with copies
 #: takes little longer than one with a prompt: a position is copied at least 100 times as fast as it is computed.
 _COPIES_PER_PREFILLED = 16
 
@@ -210,7 +210,7 @@ class Engine:
             self._prefixes.publish()
             for sequence in admitted:
                 self._prefixes.place(sequence, self._extent_size or self._scheduler.need(sequence))
-        self._prefixes.start_followers()
+        self._prefixes.start_dependents()
 
     def _forward_and_sample(self, chunks: Rows[Chunk]) -> Failure | None:
         """Run the model on `chunks` and sample. Returns None, or what went wrong.

@@ -1,9 +1,9 @@
 """Prefix reuse: sequences with equal beginnings compute the keys and values of these once.
 
 Beginnings are found by their whole blocks, and by their marks (see `Beginning`). A sequence that is admitted gets what
-a running or an ended sequence has computed of its beginning. If a running one is about to compute more of it, the new
-one follows it: it waits for its leader to have computed that, and copies it. At least one position is always left to be
-computed, because it gives the logits.
+a running or an ended sequence has computed of its beginning. If a running one, its leader, is about to compute more of
+it, the new one is its dependent: it waits until that is computed, and copies it. At least one position is always left
+to be computed, because it gives the logits.
 
 What sequences have computed is published only when another one may look for it, so decoding costs nothing.
 """
@@ -46,7 +46,7 @@ class PrefixReuse:
     """
 
     def __init__(self, cache: KvCache, *, enabled: bool, max_copied: int) -> None:
-        """In a step, followers copy at most `max_copied` places, or those that one of them needs."""
+        """In a step, dependents copy at most `max_copied` places, or those that one of them needs."""
         self._cache = cache
         self._enabled = enabled
         self._max_copied = max_copied
@@ -54,7 +54,7 @@ class PrefixReuse:
         #: The sequences that have an extent.
         self._placed: dict[Sequence, _Placed] = {}
         #: Those of them that have a leader, in order of admission.
-        self._followers: dict[Sequence, _Placed] = {}
+        self._dependents: dict[Sequence, _Placed] = {}
         #: The sequence that is about to compute what a digest names.
         self._coming: dict[bytes, Sequence] = {}
 
@@ -78,14 +78,14 @@ class PrefixReuse:
         if leader is None:
             self._start(sequence, placed)
         else:
-            self._follow(sequence, placed, leader)
+            self._wait_for(sequence, placed, leader)
 
-    def start_followers(self) -> None:
+    def start_dependents(self) -> None:
         """Start the sequences whose leader has computed what they need, or has ended."""
         copied = 0
-        for sequence, placed in [*self._followers.items()]:
+        for sequence, placed in [*self._dependents.items()]:
             leader = sequence.leader
-            assert leader is not None, "a follower has a leader"
+            assert leader is not None, "a dependent has a leader"
             if (leading := self._placed.get(leader)) is not None:
                 if leading.extent.filled < placed.awaited:
                     continue
@@ -93,11 +93,11 @@ class PrefixReuse:
             # The leader may have ended early, or have had only a part of what another one is about to compute.
             other = self._leader(placed.reusable)
             if other is not None and self._placed[other].number < placed.number:
-                self._follow(sequence, placed, other)
+                self._wait_for(sequence, placed, other)
                 continue
             if copied and copied + len(placed.reusable.tokens) > self._max_copied:
                 break
-            self._stop_following(sequence)
+            self._stop_waiting(sequence)
             self._cache.fill(placed.extent, placed.reusable)
             self._start(sequence, placed)
             copied += placed.extent.filled
@@ -111,7 +111,7 @@ class PrefixReuse:
             self._cache.free(sequence.extent)
         else:
             self._publish(sequence, placed)
-            self._stop_following(sequence)
+            self._stop_waiting(sequence)
             digests = [*placed.chain.digests, *placed.whole.names]
             self._computes_no_more(sequence, digests)
             if sequence.finish is FinishReason.ERROR:
@@ -131,14 +131,14 @@ class PrefixReuse:
                 return leader
         return None
 
-    def _follow(self, sequence: Sequence, placed: _Placed, leader: Sequence) -> None:
+    def _wait_for(self, sequence: Sequence, placed: _Placed, leader: Sequence) -> None:
         sequence.leader = leader
         placed.awaited = common_length(placed.reusable.tokens, leader.ids(0, leader.length))
-        self._followers[sequence] = placed
+        self._dependents[sequence] = placed
 
-    def _stop_following(self, sequence: Sequence) -> None:
+    def _stop_waiting(self, sequence: Sequence) -> None:
         sequence.leader = None
-        self._followers.pop(sequence, None)
+        self._dependents.pop(sequence, None)
 
     def _start(self, sequence: Sequence, placed: _Placed) -> None:
         """Count what a sequence begins with, and announce what it is about to compute."""

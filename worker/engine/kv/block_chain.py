@@ -10,7 +10,7 @@ from hashlib import blake2b
 
 from worker.engine.kv.budget import BLOCK_TOKENS
 
-#: Bytes of a digest. Nobody can find two beginnings that have the same one.
+#: Bytes of a digest. Two beginnings with the same one cannot be found.
 _DIGEST_BYTES = 16
 #: The shortest beginning that has a name of its own. It takes less time to compute a shorter one than to reuse it.
 _MIN_MARKED = 8

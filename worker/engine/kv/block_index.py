@@ -37,7 +37,7 @@ class BlockIndex:
             extent.mark = mark
             self._holders.setdefault(mark, {})[extent] = None
 
-    def withdraw(self, extent: Extent, keep: int = 0) -> None:
+    def unpublish(self, extent: Extent, keep: int = 0) -> None:
         """Make an extent unfindable, except for its first `keep` tokens."""
         blocks = keep // BLOCK_TOKENS
         for digest in [*extent.blocks[blocks:], extent.mark]:

@@ -110,7 +110,7 @@ class KvCache:
         self._index.publish(extent, tokens, digests, mark)
 
     def forget(self, digests: Iterable[bytes]) -> None:
-        """Let nobody find what these digests name, whichever extents have it."""
+        """Make what these digests name unfindable, whichever extents have it."""
         self._index.forget(digests)
 
     def retain(self, extent: Extent) -> None:
@@ -128,7 +128,7 @@ class KvCache:
 
     def free(self, extent: Extent) -> None:
         """Free an extent."""
-        self._index.withdraw(extent)
+        self._index.unpublish(extent)
         self._clear(extent.start, extent.start + extent.touched)
         self.allocator.free(extent)
 
@@ -164,7 +164,7 @@ class KvCache:
 
     def _take_over(self, extent: Extent, places: int) -> Extent:
         """Give a retained extent, which has its new size, to a sequence that needs its first places."""
-        self._index.withdraw(extent, keep=places)
+        self._index.unpublish(extent, keep=places)
         self._cut(extent, places)
         extent.last_used = None
         return extent

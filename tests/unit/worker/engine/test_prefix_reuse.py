@@ -306,7 +306,7 @@ def test_answers_of_one_short_prompt_compute_it_once(system: int, max_tokens: in
 
 
 def test_a_tenant_s_beginning_is_never_another_s() -> None:
-    """Not even if they arrive together: nobody waits for another owner's sequence."""
+    """Not even if they arrive together: no sequence waits for that of another owner."""
     counted = Counted(prefill_chunk_tokens=1000)
     sequences = [counted.engine.add_request(request(salt, ids(100), 2, cache_salt=salt)) for salt in ("a", "b")]
     counted.engine.step()
@@ -326,7 +326,7 @@ def test_a_step_copies_a_limited_number_of_positions() -> None:
         assert sequence.tokens == undisturbed(sequence.request)
 
 
-@pytest.mark.parametrize("ended", ["leader", "follower"])
+@pytest.mark.parametrize("ended", ["leader", "dependent"])
 @pytest.mark.parametrize("by", ["abort", "deadline"])
 def test_the_end_of_a_sequence_does_not_disturb_those_that_wait_with_it(ended: str, by: str) -> None:
     now = 0.0
@@ -348,7 +348,7 @@ def test_the_end_of_a_sequence_does_not_disturb_those_that_wait_with_it(ended: s
     assert counted.positions == 150 + 2 * 1 + 3 * 4, "what an aborted leader has computed is not lost"
 
 
-def test_a_failed_sequence_leaves_nothing_behind_and_its_followers_compute_by_themselves() -> None:
+def test_a_failed_sequence_leaves_nothing_behind_and_its_dependents_compute_by_themselves() -> None:
     def fail(batch: Batch, logits: Tensor) -> Tensor:
         if batch.last_position >= 100 and any(chunk.sequence.id == "bad" for chunk in batch.chunks):
             raise RuntimeError("broken")
@@ -376,7 +376,7 @@ def test_values_that_are_not_finite_are_not_kept(load: Callable[[str], DecodingM
     assert (again.cached_tokens, again.tokens) == (0, undisturbed(again.request))
 
 
-def test_a_suspect_computes_everything_alone_and_others_may_follow_it() -> None:
+def test_a_suspect_computes_everything_alone_and_others_may_wait_for_it() -> None:
     counted = Counted(slots=4, prefill_chunk_tokens=32)
     counted.decode(request("earlier", ids(100), 4))
     suspect = counted.engine.add_request(request("suspect", ids(130), 6, alone=2))

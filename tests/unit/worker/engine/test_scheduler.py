@@ -199,3 +199,21 @@ def test_every_sequence_finishes_in_bounded_steps_and_all_limits_hold(
             break
     assert order == [str(number) for number in range(len(sizes))]
     assert policy.kv_budget.reserved == 0
+
+
+def test_a_sequence_with_a_leader_keeps_its_row_and_is_not_prefilled() -> None:
+    policy = scheduler(chunk=8)
+    leader, dependent, other = sequence("leader", 12, 10), sequence("dependent", 12, 10), sequence("other", 9, 10)
+    for one in (leader, dependent, other):
+        policy.add(one)
+    assert admit(policy) == ["leader", "dependent", "other"]
+    dependent.leader = leader
+    steps = [[(chunk.sequence.id, chunk.start, chunk.length) for chunk in run(policy)] for _ in range(2)]
+    assert steps == [[("leader", 0, 8)], [("leader", 8, 4), ("other", 0, 4)]], "those behind it may use what is left"
+    dependent.leader = None
+    dependent.extent = Extent(0, 32, filled=11)
+    assert [(chunk.sequence.id, chunk.start, chunk.length) for chunk in run(policy)] == [
+        ("leader", 12, 1),
+        ("dependent", 11, 1),
+        ("other", 4, 5),
+    ]

@@ -42,7 +42,7 @@ def test_a_mark_finds_a_beginning_without_whole_blocks() -> None:
     assert index.find(beginning(length=20, mark=MARK)) == (one, 20)
     index.publish(one, TEXT[25:40], [A], b"another")
     assert (one.mark, one.tokens, one.blocks) == (MARK, TEXT[:40], [A])
-    index.withdraw(one, keep=39)
+    index.unpublish(one, keep=39)
     assert (one.mark, one.tokens, one.blocks) == (None, TEXT[:39], [A])
     assert MARK not in index
 
@@ -54,11 +54,11 @@ def test_a_block_is_found_while_one_of_its_extents_has_it() -> None:
     index.publish(second, TEXT[:64], [A, B])
     assert index.is_held_elsewhere(first)
     assert not index.is_held_elsewhere(second)
-    index.withdraw(second, keep=33)
+    index.unpublish(second, keep=33)
     assert index.find(beginning(A, B)) == (second, 33)
-    index.withdraw(second)
+    index.unpublish(second)
     assert index.find(beginning(A, B)) == (first, 32)
-    index.withdraw(first)
+    index.unpublish(first)
     assert A not in index
     assert (first.blocks, second.blocks) == ([], [])
 
@@ -71,7 +71,7 @@ def test_forgotten_blocks_are_not_found_but_later_ones_are() -> None:
     index.publish(one, TEXT[64:96], [A, B, C])
     assert index.find(beginning(A, B, C)) == (one, 96)
     assert index.find(beginning(A)) is None, "publishing adds only what is new"
-    index.withdraw(one)
+    index.unpublish(one)
     assert index.find(beginning(A, B, C)) is None
 
 
