@@ -57,6 +57,10 @@ class Terminal:
         while self.process.poll() is None:
             assert time.monotonic() < deadline, self.raw
             self._read(0.05)
+        self.read_available()
+
+    def read_available(self) -> None:
+        """Read what the terminal has got, without waiting."""
         while self._read(0):
             continue
 
