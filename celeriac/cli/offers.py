@@ -12,7 +12,7 @@ MAX_LISTED = 20
 
 
 def offered(root: Path) -> str:
-    """The checkpoints in `root`, the folder of checkpoints, and in that of nanochat: as lines to type, or a sentence."""
+    """The checkpoints in the folder `root` and in that of nanochat, as lines to type; without any, a sentence."""
     from worker.checkpoints.nanochat_home import home
     from worker.checkpoints.offers import offers
 

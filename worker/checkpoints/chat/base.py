@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
 
 from tasks.chat import Message
 
@@ -17,6 +17,16 @@ class ChatTemplate(Protocol):
 
     @property
     def kind(self) -> Literal["nanochat", "jinja"]: ...
+
+    @property
+    def source(self) -> str:
+        """The template in Jinja, for other programs."""
+        ...
+
+    @property
+    def variables(self) -> Mapping[str, Any]:
+        """What `source` uses beside the messages."""
+        ...
 
     def render(self, messages: Sequence[Message], *, now: float | None = None) -> tuple[int, ...]:
         """The token ids of the whole prompt, BOS included. Names of special tokens in a message are ordinary text.

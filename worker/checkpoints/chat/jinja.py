@@ -29,7 +29,8 @@ class JinjaTemplate:
 
         `encode`: the ids of the parts of a text, which are (True, the name of a special token) and (False, text).
         """
-        self._source = source
+        self.source = source
+        self.variables = variables
         self._names = SpecialNames(special_names)
         self._encode = encode
         self._process = TemplateProcess(source, variables)
@@ -37,7 +38,7 @@ class JinjaTemplate:
     def render(self, messages: Sequence[Message], *, now: float | None = None) -> tuple[int, ...]:
         """See `ChatTemplate`."""
         known = checked(messages)
-        contents, table = self._names.hide([message.content for message in known], self._source)
+        contents, table = self._names.hide([message.content for message in known], self.source)
         hidden = [Message(message.role, content) for message, content in zip(known, contents, strict=True)]
         try:
             text = self._process.render(hidden, time.time() if now is None else now)

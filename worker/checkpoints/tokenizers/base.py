@@ -6,7 +6,7 @@ import codecs
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from tasks.card import TokenizerCard
 from worker.checkpoints.chat.base import ChatTemplate
@@ -124,6 +124,11 @@ class Tokenizer(Protocol):
 
     def card(self) -> TokenizerCard:
         """The description of the tokenizer for front ends."""
+        ...
+
+    def to_huggingface(self) -> dict[str, Any]:
+        """The content of a `tokenizer.json` that gives the same ids, without BOS. Names of special tokens in a text
+        are special tokens there."""
         ...
 
 

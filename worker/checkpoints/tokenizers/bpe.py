@@ -5,11 +5,12 @@ nanochat/tokenizer.py (https://github.com/karpathy/nanochat) writes it.
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tiktoken
 
 from tasks.card import TokenizerCard
+from tasks.library_errors import LibraryError, library_errors
 from worker.checkpoints.chat import ChatTemplate
 from worker.checkpoints.chat.nanochat import NanochatTemplate
 from worker.checkpoints.pickled_data import Call, RefusedReferenceError, read_pickle
@@ -22,7 +23,7 @@ from worker.checkpoints.tokenizers.base import (
     eos_id_of,
     refuse_surrogates,
 )
-from worker.checkpoints.tokenizers.library_errors import LibraryError, library_errors
+from worker.checkpoints.tokenizers.huggingface_json import of_ranks
 from worker.engine.tools.tool_ids import ToolIds
 
 K = TypeVar("K")
@@ -38,8 +39,12 @@ class BpeTokenizer:
 
     kind = "tiktoken"
 
-    def __init__(self, encoding: tiktoken.Encoding, specials: dict[str, int], text_ids: dict[int, bytes]) -> None:
+    def __init__(
+        self, encoding: tiktoken.Encoding, pattern: str, specials: dict[str, int], text_ids: dict[int, bytes]
+    ) -> None:
+        """`pattern`: the regular expression that splits a text."""
         self._encoding = encoding
+        self._pattern = pattern
         self._text = text_ids
         self.bos_id = specials.get(BOS_TOKEN)
         self.prepend_bos = self.bos_id is not None
@@ -77,7 +82,7 @@ class BpeTokenizer:
                 )
         except LibraryError as error:
             raise ValueError(f"its split pattern cannot be used: {error}") from error
-        return cls(encoding, specials, {token_id: text for text, token_id in ranks.items()})
+        return cls(encoding, pattern, specials, {token_id: text for text, token_id in ranks.items()})
 
     def encode(self, text: str) -> Encoding:
         """See `Tokenizer`."""
@@ -112,6 +117,10 @@ class BpeTokenizer:
             calculator=self.tool_ids is not None,
             eos_id=eos_id_of(self.special_ids),
         )
+
+    def to_huggingface(self) -> dict[str, Any]:
+        """See `Tokenizer`."""
+        return of_ranks(self._pattern, {text: token_id for token_id, text in self._text.items()}, self.special_ids)
 
 
 def _table(table: object, key: type[K]) -> dict[K, int]:

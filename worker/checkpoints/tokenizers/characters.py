@@ -18,6 +18,7 @@ from worker.checkpoints.tokenizers.base import (
     UnknownCharacterError,
     eos_id_of,
 )
+from worker.checkpoints.tokenizers.huggingface_json import of_characters
 from worker.engine.tools.tool_ids import ToolIds
 
 #: The guide's characters in id order. `<|bos|>` is the next id.
@@ -107,3 +108,7 @@ class CharacterTokenizer:
             calculator=self.tool_ids is not None,
             eos_id=eos_id_of(self.special_ids),
         )
+
+    def to_huggingface(self) -> dict[str, Any]:
+        """See `Tokenizer`."""
+        return of_characters(self._characters, self.special_ids)

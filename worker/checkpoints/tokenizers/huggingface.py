@@ -12,6 +12,7 @@ from typing import Any
 import tokenizers
 
 from tasks.card import TokenizerCard
+from tasks.library_errors import LibraryError, library_errors
 from worker.checkpoints.chat import ChatTemplate
 from worker.checkpoints.chat.jinja import JinjaTemplate
 from worker.checkpoints.chat.nanochat import NanochatTemplate
@@ -26,8 +27,7 @@ from worker.checkpoints.tokenizers.base import (
     refuse_surrogates,
 )
 from worker.checkpoints.tokenizers.huggingface_config import CONFIG_NAME, HuggingFaceConfig
-from worker.checkpoints.tokenizers.library_errors import LibraryError, library_errors
-from worker.checkpoints.tokenizers.special_aliases import SpecialAliases
+from worker.checkpoints.tokenizers.special_aliases import SpecialAliases, is_alias
 from worker.checkpoints.tokenizers.spelling import Spelling
 from worker.engine.tools.tool_ids import ToolIds
 
@@ -165,6 +165,13 @@ class HuggingFaceTokenizer:
             calculator=self.tool_ids is not None,
             eos_id=self._eos_id,
         )
+
+    def to_huggingface(self) -> dict[str, Any]:
+        """See `Tokenizer`."""
+        content: dict[str, Any] = json.loads(self._tokenizer.to_str())
+        real = [token for token in content["added_tokens"] if not is_alias(token["content"])]
+        # BOS is added elsewhere, and the other post-processors only change what is known of each token's place.
+        return {**content, "added_tokens": real, "post_processor": None}
 
 
 #: Pre-tokenizers that only divide a text, so that none of it is lost. `Split` is one unless it removes what it matches.

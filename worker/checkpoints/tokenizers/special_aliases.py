@@ -7,6 +7,14 @@ from collections.abc import Iterable, Sequence
 
 import tokenizers
 
+#: The characters around a second name: noncharacters of Unicode.
+_BEGIN, _END = "\ufdd0", "\ufdd1"
+
+
+def is_alias(name: str) -> bool:
+    """Whether a token is a second name."""
+    return name.startswith(_BEGIN) and name.endswith(_END)
+
 
 class SpecialAliases:
     """Second names for special tokens, which nobody can know and so no message contains.
@@ -19,7 +27,7 @@ class SpecialAliases:
     def __init__(self, tokenizer: tokenizers.Tokenizer, names: Iterable[str]) -> None:
         nonce = secrets.token_hex(16)
         added = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
-        self._aliases = {name: f"\ufdd0{nonce}{index:x}\ufdd1" for index, name in enumerate(names)}
+        self._aliases = {name: f"{_BEGIN}{nonce}{index:x}{_END}" for index, name in enumerate(names)}
         tokenizer.add_tokens(
             [
                 tokenizers.AddedToken(

@@ -26,7 +26,7 @@ from worker.checkpoints.tokenizers import Tokenizer, TokenizerFailedError, Unkno
 from worker.checkpoints.tokenizers.bpe import BpeTokenizer
 from worker.checkpoints.tokenizers.characters import CharacterTokenizer
 from worker.checkpoints.tokenizers.huggingface import HuggingFaceTokenizer
-from worker.checkpoints.tokenizers.library_errors import library_errors
+from tasks.library_errors import library_errors
 
 VOCAB_SIZE = 320
 #: Other processes share the machine, so the time of an example proves nothing.
