@@ -13,12 +13,22 @@ _TOKENS = 2
 
 
 def warm_up(engine: Engine) -> None:
-    """Decode two short texts, one greedy and one with every sampling field, and discard them."""
+    """Decode two short texts, one greedy and one with all that sampling can do, and discard them."""
     prompt, max_tokens = (0,), min(_TOKENS, engine.model.config.sequence_len - 1)
     if max_tokens < 1:
         return
-    drawn = SamplingParams(max_tokens=max_tokens, temperature=1.0, top_k=2, top_p=0.9, seed=0)
-    for name, sampling in (("greedy", replace(drawn, temperature=0.0)), ("drawn", drawn)):
+    greedy = SamplingParams(max_tokens=max_tokens, temperature=0.0, seed=0)
+    drawn = replace(
+        greedy,
+        temperature=1.0,
+        min_p=0.1,
+        top_k=2,
+        top_p=0.9,
+        repetition_penalty=1.1,
+        logit_bias=((0, 1.0),),
+        logprobs=1,
+    )
+    for name, sampling in (("greedy", greedy), ("drawn", drawn)):
         engine.add_request(SequenceRequest(id=f"warm-up {name}", prompt=prompt, sampling=sampling, every_id=True))
     while engine.has_work:
         engine.step()

@@ -29,6 +29,8 @@ class ScoredRows:
 
     def __init__(self, logits: Tensor, alternatives: int) -> None:
         """Reads `logits` (n, V), fp32, which may change later. Finds `alternatives` ids of each row, V at most."""
+        if logits.device.type == "mps":
+            logits = logits.cpu()  # where all number formats and operations that follow exist
         self._logprobs = logits.log_softmax(1)
         count = min(alternatives, logits.shape[1])
         self._top = torch.cat([highest(rows, count) for rows in torch.split(logits, _ROWS)])
