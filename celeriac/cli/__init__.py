@@ -12,6 +12,7 @@ from celeriac.cli.commands import (
     cancel,
     chat,
     delete,
+    export_tokenizer,
     flower,
     generate,
     inspect,
@@ -61,5 +62,8 @@ def main() -> None:
     """Generate text with trained checkpoints, served through a task queue."""
 
 
-for module in (serve, api, worker, flower, run, inspect, generate, chat, submit, watch, cancel, retry, delete, jobs):
+for module in (
+    *(serve, api, worker, flower, run, inspect, export_tokenizer),
+    *(generate, chat, submit, watch, cancel, retry, delete, jobs),
+):
     main.add_command(module.command)

@@ -23,4 +23,4 @@ def offered(root: Path) -> str:
     lines = [f"  celeriac serve {argument:<{width}}  serves {name}" for argument, name in found[:MAX_LISTED]]
     if len(found) > MAX_LISTED:
         lines.append(f"  and {len(found) - MAX_LISTED} more, which `celeriac inspect FOLDER` lists")
-    return printable("\n\n" + "\n".join([f"Found in {root} and {home()}:", *lines]), keep=LINES)
+    return printable("\n".join([f"Found in {root} and {home()}:", *lines]), keep=LINES)

@@ -70,7 +70,7 @@ def checkpoint_of(settings: Settings) -> str:
 
         raise click.UsageError(
             "Give the checkpoint to serve: the path of its folder, its name under CELERIAC_CHECKPOINT_DIR, or a run of "
-            f"nanochat such as sft:d20. Or set CELERIAC_CHECKPOINT. {offered(settings.checkpoint_dir)}"
+            f"nanochat such as sft:d20. Or set CELERIAC_CHECKPOINT.\n\n{offered(settings.checkpoint_dir)}"
         )
     return settings.checkpoint
 

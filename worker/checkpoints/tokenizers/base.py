@@ -18,6 +18,8 @@ BOS_TOKEN = "<|bos|>"
 STOP_TOKENS = (BOS_TOKEN, "<|assistant_end|>", "<|endoftext|>", "<|eos|>", "</s>")
 #: The same, the ones that only end a text first.
 _EOS_TOKENS = (*STOP_TOKENS[1:], BOS_TOKEN)
+#: Every character that a number has, as Python writes it.
+_RESULT_CHARACTERS = "0123456789+-.e"
 #: The largest number of skipped characters that a warning names.
 _NAMED = 10
 
@@ -160,6 +162,15 @@ def tool_content_of(tokenizer: Tokenizer) -> ToolContent | None:
 def eos_id_of(special_ids: Mapping[str, int]) -> int | None:
     """The special token that ends an answer, by its name; None if there is none."""
     return next((special_ids[name] for name in _EOS_TOKENS if name in special_ids), None)
+
+
+def tool_ids_of(special_ids: Mapping[str, int], encode: Callable[[str], object]) -> ToolIds | None:
+    """The special tokens of nanochat's calculator. None if one is missing, or if `encode` refuses its results."""
+    try:
+        encode(_RESULT_CHARACTERS)
+    except (UnknownCharacterError, TokenizerFailedError):
+        return None
+    return ToolIds.of(special_ids)
 
 
 def refuse_surrogates(text: str) -> None:

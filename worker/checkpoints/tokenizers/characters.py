@@ -17,9 +17,9 @@ from worker.checkpoints.tokenizers.base import (
     Encoding,
     UnknownCharacterError,
     eos_id_of,
+    tool_ids_of,
 )
 from worker.checkpoints.tokenizers.huggingface_json import of_characters
-from worker.engine.tools.tool_ids import ToolIds
 
 #: The guide's characters in id order. `<|bos|>` is the next id.
 GUIDE_CHARACTERS = "0123456789+-HBL.\n"
@@ -39,7 +39,7 @@ class CharacterTokenizer:
         self.special_ids = special_ids = {name: len(characters) + i for i, name in enumerate(specials)}
         self.bos_id = special_ids.get(BOS_TOKEN)
         self.prepend_bos = self.bos_id is not None
-        self.tool_ids = ToolIds.of(special_ids)
+        self.tool_ids = tool_ids_of(special_ids, self.encode)
         self.chat: ChatTemplate | None = NanochatTemplate.of(special_ids, lambda text: self.encode(text).ids)
         self.stop_ids = frozenset(special_ids[name] for name in STOP_TOKENS if name in special_ids)
 

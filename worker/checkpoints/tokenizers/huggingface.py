@@ -25,11 +25,11 @@ from worker.checkpoints.tokenizers.base import (
     UnknownCharacterError,
     eos_id_of,
     refuse_surrogates,
+    tool_ids_of,
 )
 from worker.checkpoints.tokenizers.huggingface_config import CONFIG_NAME, HuggingFaceConfig
 from worker.checkpoints.tokenizers.special_aliases import SpecialAliases, is_alias
 from worker.checkpoints.tokenizers.spelling import Spelling
-from worker.engine.tools.tool_ids import ToolIds
 
 _BOS_TOKENS = (BOS_TOKEN, "<s>", "<bos>")
 #: For a tokenizer without files beside it.
@@ -63,7 +63,7 @@ class HuggingFaceTokenizer:
         self.bos_id = next((specials[name] for name in _BOS_TOKENS if name in specials), None)
         self.prepend_bos = self.bos_id is not None
         self.special_ids = specials
-        self.tool_ids = ToolIds.of(specials)
+        self.tool_ids = tool_ids_of(specials, self.encode)
         named = (specials.get(name) for name in STOP_TOKENS)
         eos_id = None if config.eos_token is None else tokenizer.token_to_id(config.eos_token)
         self.stop_ids = frozenset(i for i in (*named, self.bos_id, eos_id) if i is not None)

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
+from tasks.library_errors import library_errors
 from tests.helpers.tokenizer_files import SPECIALS, TEXT_IDS, pickled
 from worker.checkpoints.errors import TokenizerError
 from worker.checkpoints.folder import CheckpointFolder
@@ -26,7 +27,6 @@ from worker.checkpoints.tokenizers import Tokenizer, TokenizerFailedError, Unkno
 from worker.checkpoints.tokenizers.bpe import BpeTokenizer
 from worker.checkpoints.tokenizers.characters import CharacterTokenizer
 from worker.checkpoints.tokenizers.huggingface import HuggingFaceTokenizer
-from tasks.library_errors import library_errors
 
 VOCAB_SIZE = 320
 #: Other processes share the machine, so the time of an example proves nothing.

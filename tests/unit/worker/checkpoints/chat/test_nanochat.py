@@ -118,6 +118,9 @@ def test_cards_say_what_the_special_tokens_allow() -> None:
     assert (card.chat, card.calculator, card.eos_id) == ("nanochat", True, ASSISTANT_END)
     without_tool = CharacterTokenizer("01+", SPECIALS[:8], unknown="refuse").card()
     assert (without_tool.chat, without_tool.calculator, without_tool.eos_id) == ("nanochat", False, 7)
+    # A calculator whose results cannot be written is none.
+    assert not CharacterTokenizer("01+", SPECIALS, unknown="refuse").card().calculator
+    assert CharacterTokenizer("0123456789+-.e", SPECIALS, unknown="refuse").card().calculator
     guide = CharacterTokenizer.guide().card()
     assert (guide.chat, guide.calculator, guide.eos_id) == (None, False, 17)
     neither = CharacterTokenizer("01+", [], unknown="refuse").card()
