@@ -50,7 +50,7 @@ def test_the_api_never_imports_torch_and_uses_little_memory(redis_url: str, tmp_
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_api_extra_alone_is_enough(redis_url: str, tmp_path: Path) -> None:
-    """In a new environment with only `pip install .[api]`: without torch and tokenizers."""
+    """In a new environment with only `pip install .[api]`: without torch and tiktoken."""
     environment = tmp_path / "venv"
     venv.create(environment, with_pip=True)
     python = environment / "bin" / "python"
@@ -60,6 +60,9 @@ def test_the_api_extra_alone_is_enough(redis_url: str, tmp_path: Path) -> None:
     listed = subprocess.run([python, "-m", "pip", "list"], check=True, capture_output=True, text=True).stdout
     assert "celeriac" in listed
     assert "torch" not in listed
+    assert "tiktoken" not in listed
+    # For the published tokenizers of checkpoints.
+    assert "tokenizers" in listed
     # Started outside the checkout, so that the installed package runs.
     process, url = serve_api(python, redis_url, tmp_path, tmp_path)
     try:
