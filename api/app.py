@@ -30,9 +30,10 @@ from api.http.openapi import openapi
 from api.http.origins import LOCAL_ORIGIN, OriginCheck
 from api.http.proxy import RootPath, TrustedProxies
 from api.routes import documentation, guide, health, jobs, streams, workers
-from api.routes.openai import chat, completions, models, tokenize
+from api.routes.openai import chat, completions, models, responses, tokenize
 from api.schemas.events import EVENT_DATA
 from api.schemas.openai.chat import ChatChunk
+from api.schemas.openai.responses import ResponseEvent
 from api.server import accept_errors, open_files
 from api.services import Services
 from api.shutdown import on_stop_signal
@@ -63,13 +64,17 @@ EXPOSED_HEADERS = (
 )
 
 
+#: The routes of OpenAI's API, one module a family.
+OPENAI_FAMILIES = (models, completions, chat, responses, tokenize)
+
+
 class Api(FastAPI):
     """FastAPI with our OpenAPI document."""
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document. It is made once."""
         if self.openapi_schema is None:
-            self.openapi_schema = openapi(self, (*EVENT_DATA.values(), ChatChunk))
+            self.openapi_schema = openapi(self, (*EVENT_DATA.values(), ChatChunk, ResponseEvent))
         return self.openapi_schema
 
 
@@ -107,7 +112,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         # of the proxy before it.
         redirect_slashes=False,
     )
-    for family in (documentation, guide, health, jobs, streams, workers, models, completions, chat, tokenize):
+    for family in (documentation, guide, health, jobs, streams, workers, *OPENAI_FAMILIES):
         app.include_router(family.router)
     error_handlers.install(
         app,

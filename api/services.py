@@ -20,11 +20,13 @@ from api.jobs.responses import JobResponses
 from api.jobs.submission import Submitter
 from api.jobs.submit_and_wait import SubmitAndWait
 from api.jobs.subscriptions import Subscriptions
+from api.jobs.tokenizers import ServedTokenizers
 from api.jobs.waiter import Waiter
+from api.openai.call_submission import CallSubmission
 from api.openai.calls import OpenAiCalls
 from api.openai.choice_readers import ChoiceReaders
+from api.openai.responses import ModelResponses
 from api.openai.served_vocabularies import ServedVocabularies
-from api.openai.token_names import NoVocabularies
 from api.reaper import Reaper
 from api.schema_check import SchemaCheck
 from api.shutdown import Shutdown
@@ -53,6 +55,7 @@ class Services:
     job_streams: JobStreams
     responses: JobResponses
     openai_calls: OpenAiCalls
+    model_responses: ModelResponses
     vocabularies: ServedVocabularies
     health: HealthCheck
     shutdown: Shutdown
@@ -76,7 +79,11 @@ class Services:
         abandoned = AbandonedSubmissions(store)
         submitter = Submitter(store, catalog, queue_loads, abandoned)
         responses = JobResponses(store, queue_loads)
-        tokenizers = NoVocabularies()
+        tokenizers = ServedTokenizers(store.tokenizer)
+        readers = ChoiceReaders(catalog, tokenizers)
+        submission = CallSubmission(
+            store=store, submitter=submitter, subscriptions=subscriptions, watch=watch, waiter=waiter
+        )
         services = cls(
             settings=settings,
             redis=redis,
@@ -93,16 +100,15 @@ class Services:
             job_streams=JobStreams(store, watch, queue_loads, shutdown),
             responses=responses,
             openai_calls=OpenAiCalls(
-                store=store,
-                submitter=submitter,
-                subscriptions=subscriptions,
-                watch=watch,
-                waiter=waiter,
+                submission=submission,
                 shutdown=shutdown,
                 queue_loads=queue_loads,
                 responses=responses,
-                readers=ChoiceReaders(catalog, tokenizers),
+                readers=readers,
                 max_wait_s=settings.max_wait_s,
+            ),
+            model_responses=ModelResponses(
+                submission=submission, readers=readers, shutdown=shutdown, max_wait_s=settings.max_wait_s
             ),
             vocabularies=ServedVocabularies(catalog, tokenizers),
             health=HealthCheck(store, schema, catalog),

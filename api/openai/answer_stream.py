@@ -104,7 +104,7 @@ class AnswerStream:
         choice, changes = self._choices[found.choice], found.changes
         if changes.ended is not None:
             choice.job = changes.ended
-        elif self._call.continuous_usage:
+        elif self._call.continuous_usage and changes.entries:
             choice.job = choice.job or await self._read_job(found.choice)
             if choice.job is not None:
                 choice.job = replace(choice.job, tokens=changes.entries[-1].after)

@@ -24,6 +24,8 @@ class Call:
     #: Whether a stream ends with the token counts, and whether every chunk has them.
     include_usage: bool = False
     continuous_usage: bool = False
+    #: How long the finished jobs are kept, in seconds; None: the server's default.
+    result_ttl_s: float | None = None
     #: Names of fields without an effect that the request has.
     ignored: tuple[str, ...] = ()
     #: Whether the text begins with the prompt.

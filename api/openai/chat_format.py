@@ -81,7 +81,12 @@ def _choice(index: int, delta: ChatDelta, logprobs: ChatLogprobs | None = None) 
 def _logprobs(tokens: Iterable[TokenItem], names: TokenNames | None) -> ChatLogprobs | None:
     if names is None:
         return None
-    return ChatLogprobs(content=[_token(token, names) for token in tokens])
+    return ChatLogprobs(content=token_logprobs(tokens, names))
+
+
+def token_logprobs(tokens: Iterable[TokenItem], names: TokenNames) -> list[ChatTokenLogprob]:
+    """The log-probabilities of tokens as chats and responses have them."""
+    return [_token(token, names) for token in tokens]
 
 
 def _token(token: TokenItem, names: TokenNames) -> ChatTokenLogprob:

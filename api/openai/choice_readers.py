@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from api.http.problems import ApiError
 from api.jobs.catalog import Catalog
+from api.jobs.tokenizers import EncodingFailedError
 from api.openai.call import Call
 from api.openai.choice_reader import ChoiceReader, ReadOptions
 from api.openai.token_names import TokenNames, Vocabularies, Vocabulary
@@ -66,6 +67,9 @@ async def _first_id(generation: Generation, card: Card | None, vocabulary: Vocab
     def encode() -> list[int]:
         return vocabulary.encode(generation.prompt, add_special=False, parse_special=False)
 
-    # A long text takes a while.
-    ids = await asyncio.to_thread(encode)
+    try:
+        # A long text takes a while.
+        ids = await asyncio.to_thread(encode)
+    except EncodingFailedError:
+        return None
     return ids[0] if ids else None

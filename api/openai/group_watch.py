@@ -16,6 +16,7 @@ from api.http.sse import Cursor
 from api.jobs.job_watch import JobWatch
 from api.jobs.responses import vanished, wait_is_over
 from api.shutdown import Shutdown
+from tasks.job import Status
 from tasks.store.job_store import JobStore
 from tasks.store.replies import JobChanges
 
@@ -87,6 +88,7 @@ class GroupWatch:
 
     async def _read_all(self, index: int, job_id: str) -> None:
         cursor = Cursor()
+        status: Status | None = None
         with self._watch.watch(job_id, tokens=True) as watched:
             while not self._shutdown.begun:
                 watched.subscription.changed = False
@@ -100,7 +102,8 @@ class GroupWatch:
                     continue
                 if changes.entries:
                     cursor = Cursor(changes.entries[-1].after, changes.entries[-1].k)
-                if changes.entries or changes.ended is not None:
+                if changes.entries or changes.ended is not None or changes.status is not status:
+                    status = changes.status
                     await self._found.put(ChoiceChanges(index, changes))
                 if changes.ended is not None:
                     return

@@ -80,6 +80,20 @@ _CHAT: Mapping[str, tuple[Any, ...]] = {
     "chat_template_kwargs": ({},),
     "documents": ([],),
 }
+_RESPONSE: Mapping[str, tuple[Any, ...]] = {
+    **_SHARED,
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "max_tool_calls": (),
+    "text": ({}, {"format": {"type": "text"}}, {"format": {"type": "text"}, "verbosity": "medium"}),
+    "truncation": ("disabled",),
+    "reasoning": ({}, {"effort": "none"}),
+    "conversation": (),
+    "prompt": (),
+    "context_management": ([],),
+    "moderation": (),
+    "n": (1,),
+}
 #: The members of a message that it may not have, unless they have one of these values.
 _MESSAGE: Mapping[str, tuple[Any, ...]] = {
     "tool_calls": ([],),
@@ -97,6 +111,11 @@ def ignored_in_completion(extra: Mapping[str, Any] | None) -> tuple[str, ...]:
 def ignored_in_chat(extra: Mapping[str, Any] | None) -> tuple[str, ...]:
     """As `ignored_in_completion`, for a conversation."""
     return _checked(extra or {}, _CHAT)
+
+
+def ignored_in_response(extra: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """As `ignored_in_completion`, for a response."""
+    return _checked(extra or {}, _RESPONSE)
 
 
 def check_message(index: int, extra: Mapping[str, Any] | None) -> None:

@@ -36,13 +36,6 @@ class Vocabularies(Protocol):
         """The vocabulary of a checkpoint; None if no worker has published it. Raises RedisError."""
 
 
-class NoVocabularies:
-    """Knows no vocabulary."""
-
-    async def get(self, card: Card) -> None:
-        """None, for every checkpoint."""
-
-
 class TokenNames:
     """Names of the tokens of one checkpoint."""
 

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query
 from api.http.openapi import CHANGE_CODES, QUEUE_CODES, openai_errors
 from api.http.problems import Code, invalid
 from api.http.strict_json import StrictRoute
+from api.jobs.tokenizers import EncodingFailedError
 from api.openai.token_names import TokenNames
 from api.schemas.generation import MAX_MODEL_NAME
 from api.schemas.openai.tokenize import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest, TokenizerInfo
@@ -41,8 +42,11 @@ async def tokenize(body: TokenizeRequest, services: ServicesDep) -> Tokenized:
     def encode() -> list[int]:
         return vocabulary.encode(body.prompt, add_special=body.add_special_tokens, parse_special=True)
 
-    # A long text takes a while.
-    tokens = await asyncio.to_thread(encode)
+    try:
+        # A long text takes a while.
+        tokens = await asyncio.to_thread(encode)
+    except EncodingFailedError as error:
+        raise invalid(("body", "prompt"), str(error), "encoding_failed") from error
     names = TokenNames(vocabulary)
     return Tokenized(
         count=len(tokens),
