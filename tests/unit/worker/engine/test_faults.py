@@ -142,7 +142,9 @@ def test_values_that_are_not_finite_never_reach_another_sequence_through_the_cac
 ) -> None:
     """A NaN in the keys and values of one row reaches neither its neighbours nor the next sequence in its places."""
     decoding = engine(load(E7), slots=3, kv_tokens=96, prefill_chunk_tokens=100)
-    before, broken, after = (decoding.add_request(request(name, tuple(range(1, 17)), 16)) for name in ("a", "b", "c"))
+    before, broken, after = (
+        decoding.add_request(request(name, tuple(range(first, first + 16)), 16)) for first, name in enumerate("abc")
+    )
     decoding.step()
     extent = broken.extent
     assert extent is not None

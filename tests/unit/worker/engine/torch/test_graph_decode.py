@@ -71,7 +71,7 @@ def five_sequences(decoding: DecodingModel, *, each: int) -> Engine:
         {"temperature": 0.5, "every_id": True},
     ]
     for number, fields in enumerate(kinds):
-        prompt = tuple(position % 29 for position in range(1 + number * 37))
+        prompt = tuple((number + position) % 29 for position in range(1 + number * 37))
         running.add_request(request(str(number), prompt, each + 4 * (4 - number), seed=number, **fields))
     return running
 
