@@ -11,7 +11,6 @@ import pytest
 from tasks.chat import Message
 from tasks.job import Status
 from tasks.sampling_params import SamplingParams
-from tests.conformance.client_environment import ClientEnvironment
 from tests.conformance.conftest import Server
 from tests.integration.stack import until
 from worker.local import Completion, LocalModel
