@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from celeriac import InferenceClient, InvalidRequestError, JobFailedError
 from tasks.job import Status
+from tests.conftest import running_redis
 from tests.helpers.chat_checkpoint import write_chat_checkpoint
 from tests.integration.celeriac.test_terminal import Terminal, terminal
 from tests.integration.cluster import DEADLINE_S, Cluster, Engine, creep, stopped
@@ -22,11 +26,27 @@ CONTEXT = 512
 GREEDY = ("--temperature", "0", "--ignore-eos")
 
 
-@pytest.fixture
-def cluster(redis_url: str, tmp_path: Path) -> Iterator[Cluster]:
-    cluster = Cluster(redis_url, tmp_path, write_chat_checkpoint(tmp_path, context=CONTEXT), slots="2")
-    yield cluster
-    cluster.close()
+@dataclass(frozen=True)
+class Served:
+    """A chat checkpoint with one worker and one API process."""
+
+    cluster: Cluster
+    engine: Engine
+    url: str
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    folder = Path(tempfile.mkdtemp(prefix="cel-"))
+    with running_redis(folder) as redis_url:
+        cluster = Cluster(f"{redis_url}?db=0", folder, write_chat_checkpoint(folder, context=CONTEXT), slots="2")
+        try:
+            worker = cluster.worker()
+            _, url = cluster.stack.api()
+            yield Served(cluster, Engine(worker), url)
+        finally:
+            cluster.close()
+    shutil.rmtree(folder)
 
 
 def type_line(shown: Terminal, line: str) -> None:
@@ -43,10 +63,8 @@ def until_count(shown: Terminal, text: str, count: int) -> None:
     until(there, f"{text!r}, {count} times", timeout_s=START_S)
 
 
-def test_a_person_stops_an_answer_and_goes_on(cluster: Cluster) -> None:
-    worker = cluster.worker()
-    _, url = cluster.stack.api()
-    engine = Engine(worker)
+def test_a_person_stops_an_answer_and_goes_on(served: Served) -> None:
+    cluster, engine, url = served.cluster, served.engine, served.url
     options = ("--url", url, "--max-tokens", "200", *GREEDY)
     with InferenceClient(url) as client, terminal("chat", *options) as shown:
         shown.read_until("> ")
@@ -84,9 +102,8 @@ def test_a_person_stops_an_answer_and_goes_on(cluster: Cluster) -> None:
         assert (shown.process.returncode, "Traceback" in shown.raw) == (0, False)
 
 
-def test_lines_of_a_pipe_and_the_python_client_get_the_same_answers(cluster: Cluster) -> None:
-    cluster.worker()
-    _, url = cluster.stack.api()
+def test_lines_of_a_pipe_and_the_python_client_get_the_same_answers(served: Served) -> None:
+    url = served.url
     too_long = "x y " * CONTEXT
     command = [sys.executable, "-m", "celeriac", "chat", "--url", url, "--max-tokens", "8", "--system", "S", *GREEDY]
     done = subprocess.run(
