@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from tasks.generation import FinishReason
 from tests.helpers.engines import (
     FOLDERS,
     Tampered,
+    checkpoint,
     decode,
     engine,
     graph_model,
@@ -25,8 +27,10 @@ from tests.helpers.engines import (
     torch_model,
 )
 from tests.helpers.requests import changed
+from worker.engine.backends import load_weights
 from worker.engine.batch import Batch
 from worker.engine.decoding_model import DecodingModel
+from worker.engine.device import Device
 from worker.engine.engine import Engine
 from worker.engine.native.library import library
 from worker.engine.native.model import NativeModel
@@ -37,6 +41,13 @@ from worker.engine.sequence import Sequence
 SEED, E7 = "E1b-seed/step_000102", "E7/step_000101"
 #: Differences of keys and values that torch computes in chunks of other sizes.
 ROUNDING = 1e-4
+
+
+@cache
+def int8_model(folder: str) -> DecodingModel:
+    """A reference checkpoint with weights of 8 bits."""
+    found = checkpoint(folder)
+    return load_weights(found.config, found.weights, Device("cpu"), "int8")
 
 
 def ids(length: int, kind: int = 0) -> tuple[int, ...]:
@@ -167,12 +178,14 @@ class Scenario:
 
 
 @pytest.mark.skipif(library() is None, reason="bits do not depend on chunks only in the compiled kernels")
-@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize(("folder", "load"), [*((folder, model) for folder in FOLDERS), (E7, int8_model)])
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
-def test_tokens_and_bits_are_those_without_reuse(folder: str, data: st.DataObject) -> None:
+def test_tokens_and_bits_are_those_without_reuse(
+    load: Callable[[str], DecodingModel], folder: str, data: st.DataObject
+) -> None:
     """KV memory is scarce or not; prompts are longer than the windows, chunks have any size."""
-    scenario = Scenario(model(folder), data)
+    scenario = Scenario(load(folder), data)
     scenario.run()
     scenario.check_tokens()
 
