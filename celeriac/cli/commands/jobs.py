@@ -40,7 +40,8 @@ def row_of(job: Job) -> tuple[str, ...]:
     """One row of the table."""
     ahead = f", {job.position} ahead" if job.position is not None else ""
     ended = f", {job.finish_reason}" if job.status == "succeeded" else ""
-    prompt = job.prompt if len(job.prompt) <= PROMPT_WIDTH else f"{job.prompt[: PROMPT_WIDTH - 1]}…"
+    prompt = prompt_of(job)
+    prompt = prompt if len(prompt) <= PROMPT_WIDTH else f"{prompt[: PROMPT_WIDTH - 1]}…"
     return (
         job.id,
         f"{job.status}{ahead}{ended}",
@@ -50,3 +51,12 @@ def row_of(job: Job) -> tuple[str, ...]:
         # A prompt may contain newlines and control characters.
         repr(prompt)[1:-1],
     )
+
+
+def prompt_of(job: Job) -> str:
+    """What the job continues or answers: its prompt, the last message, or the token ids."""
+    if job.messages:
+        return job.messages[-1]["content"]
+    if job.prompt_token_ids is not None:
+        return str(list(job.prompt_token_ids[:PROMPT_WIDTH]))
+    return job.prompt
