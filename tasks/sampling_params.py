@@ -6,7 +6,7 @@ To add a field, edit four places:
    options of `celeriac generate`, `submit` and `run`, and the engine's requests then have it. (A type that no other
    field has must also be added to `api/schemas/sampling.py` and `celeriac/cli/options.py`.)
 2. `celeriac/client/options.py`, which cannot import this package. A test compares the two.
-3. `worker/engine/sampling/adjustments.py` if the field changes logits before the draw, `worker/engine/stop_criteria.py`
+3. `worker/engine/adjustment.py` if the field changes logits before the draw, `worker/engine/stop_criteria.py`
    if it ends texts, else `worker/engine/sampling/torch_sampler.py`.
 4. For a field of the sampler, the compiled sampler too: `worker/engine/sampling/native_sampler.py` with its C side,
    `worker/engine/native/sampling.h`. Both declare the struct `SamplingRow`, with the fields in the same order.
@@ -142,8 +142,8 @@ class SamplingParams:
     )
     logit_bias: tuple[tuple[int, float], ...] = _param(
         (),
-        f"Added to the logits of these token ids. In effect, -{MAX_BIAS:.0f} bans a token and {MAX_BIAS:.0f} forces it. "
-        f"At most {MAX_BIASES} ids.",
+        f"Added to the logits of these token ids. In effect, -{MAX_BIAS:.0f} bans a token and {MAX_BIAS:.0f} forces "
+        f"it. At most {MAX_BIASES} ids.",
         max_length=MAX_BIASES,
         item_ge=-MAX_BIAS,
         item_le=MAX_BIAS,

@@ -105,7 +105,9 @@ class WorkerService:
         self._engine = engine
         self._publisher = publisher
         self._ready = ready
-        self._tokenizer = tokenizer
+        card = ready.card
+        # Made here, because it takes seconds for a large vocabulary, and the lease keeper's thread has no seconds.
+        self._published_tokenizer = served_blob(tokenizer, vocab_size=card.vocab_size, context=card.context)
         self._hooks = hooks
         self._draining = False
         self._info = replace(starting, device=ready.device, digest=ready.card.digest, kv_tokens=ready.kv_tokens)
@@ -247,9 +249,7 @@ class WorkerService:
                 time.sleep(RETRY_S)
 
     def _keep_tokenizer(self) -> None:
-        card = self._ready.card
-        make = partial(served_blob, self._tokenizer, vocab_size=card.vocab_size, context=card.context)
-        self._store.keep_tokenizer(card.digest, make)
+        self._store.keep_tokenizer(self._ready.card.digest, self._published_tokenizer)
 
     def _start_threads(self) -> None:
         self._publisher.start()

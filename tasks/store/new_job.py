@@ -10,8 +10,8 @@ from tasks.job import Group, TimeLimits
 from tasks.logprobs import record_bytes
 
 #: Memory in bytes that a job needs beyond its record of the time of submission: for its log, its result, its message
-#: and its entries in the listings; and for each token in addition. Measured: 4.7 KB for the shortest log; 17 to 32 bytes
-#: a token for longer ones, and the text.
+#: and its entries in the listings; and for each token in addition. Measured: 4.7 KB for the shortest log; 17 to 32
+#: bytes a token for longer ones, and the text.
 RESERVE_PER_JOB = 8192
 RESERVE_PER_TOKEN = 40
 

@@ -319,14 +319,14 @@ class WorkerStore:
         lost, cancelled = self._call("renew", self._lease_ms, *(part for lease in leases.items() for part in lease))
         return Renewal(tuple(job.decode() for job in lost), tuple(job.decode() for job in cancelled))
 
-    def keep_tokenizer(self, digest: str, content: Callable[[], bytes]) -> None:
+    def keep_tokenizer(self, digest: str, content: bytes) -> None:
         """Keep the tokenizer of the checkpoint with this digest in Redis, and put it there if it is missing.
 
         Front ends read it. It expires a day after the last call.
         """
         key = keys.tokenizer(digest)
         if not self._redis.pexpire(key, TOKENIZER_TTL_MS):
-            self._redis.set(key, content(), px=TOKENIZER_TTL_MS)
+            self._redis.set(key, content, px=TOKENIZER_TTL_MS)
 
     def reap(self) -> Reaped:
         """Run the reaper, unless another process has just run it. Every process calls it each second."""

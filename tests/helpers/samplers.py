@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from tests.helpers.requests import sequence_request
+from worker.engine.adjustment import Adjustment
 from worker.engine.native.library import library, load, processor_kinds
 from worker.engine.philox import UniformStream
 from worker.engine.sampling.adjust import adjust
-from worker.engine.sampling.adjustment import Adjustment
 from worker.engine.sampling.native_sampler import NativeSampler
 from worker.engine.sampling.sampler import Sampler
 from worker.engine.sampling.torch_sampler import TorchSampler

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tasks.generation import FinishReason
+from worker.engine.adjustment import Adjustment
 from worker.engine.backends import fastest_sampler
 from worker.engine.batch import Batch
 from worker.engine.batch_reuse import BatchReuse
@@ -29,7 +30,6 @@ from worker.engine.prefix_reuse import PrefixReuse
 from worker.engine.request import SequenceRequest
 from worker.engine.request_check import check_request
 from worker.engine.sampling.adjust import adjust
-from worker.engine.sampling.adjustment import Adjustment
 from worker.engine.sampling.batch_logprobs import BatchLogprobs
 from worker.engine.scheduler import Chunk, Scheduler
 from worker.engine.sequence import Sequence

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 from tasks.generation import FinishReason
 from tasks.logprobs import TokenLogprob, TokenLogprobs, pack, record_bytes
+from worker.engine.adjustment import Adjustment
 from worker.engine.kv.allocator import Extent
 from worker.engine.philox import UniformStream
 from worker.engine.request import SequenceRequest
-from worker.engine.sampling.adjustment import Adjustment
 from worker.engine.stop_criteria import StopCriteria
 from worker.engine.tools.tool_use import ToolUse
 from worker.engine.update import Failure

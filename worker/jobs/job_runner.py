@@ -163,7 +163,7 @@ class JobRunner:
                 f"This worker does not support the request's {', '.join(unsupported)[:200]}. Its version is older than "
                 "that of the API: update the workers, and send the request again.",
             )
-        prompt, warnings = prompt_of(job.generation, self._tokenizer, self._card)
+        prompt, warnings = prompt_of(job.generation, self._tokenizer, self._card, now=job.created_at / 1000)
         max_tokens = answer_tokens(prompt, job.generation.sampling.max_tokens, context=self._card.context)
         request = SequenceRequest(
             id=job.id,

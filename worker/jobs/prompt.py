@@ -20,8 +20,14 @@ class PromptError(Exception):
         self.code = code
 
 
-def prompt_of(generation: Generation, tokenizer: Tokenizer, card: Card) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """The token ids of a request's prompt, however it is given, and warnings. Raises PromptError."""
+def prompt_of(
+    generation: Generation, tokenizer: Tokenizer, card: Card, *, now: float
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """The token ids of a request's prompt, however it is given, and warnings. Raises PromptError.
+
+    `now` is the time that a chat template may print, in seconds since 1970: that of the submission, so that every
+    attempt has the same prompt.
+    """
     if generation.prompt_ids is not None:
         if any(token >= card.vocab_size for token in generation.prompt_ids):
             raise PromptError(
@@ -29,7 +35,7 @@ def prompt_of(generation: Generation, tokenizer: Tokenizer, card: Card) -> tuple
             )
         return generation.prompt_ids, ()
     if generation.messages is not None:
-        return render_messages(tokenizer, generation.messages, card.name), ()
+        return render_messages(tokenizer, generation.messages, card.name, now=now), ()
     return encode_prompt(tokenizer, generation.prompt, add_bos=generation.add_bos)
 
 
@@ -49,12 +55,17 @@ def encode_prompt(
     return bos + encoding.ids, encoding.warnings
 
 
-def render_messages(tokenizer: Tokenizer, messages: Sequence[Message], model: str) -> tuple[int, ...]:
-    """The token ids of a conversation, up to where the next answer begins. Raises PromptError."""
+def render_messages(
+    tokenizer: Tokenizer, messages: Sequence[Message], model: str, *, now: float | None = None
+) -> tuple[int, ...]:
+    """The token ids of a conversation, up to where the next answer begins. Raises PromptError.
+
+    `now` None: the present time.
+    """
     if tokenizer.chat is None:
         raise PromptError(ErrorCode.INVALID_REQUEST, f"{model} is not a chat model: it has no chat template.")
     try:
-        return tokenizer.chat.render(messages)
+        return tokenizer.chat.render(messages, now=now)
     except (ChatError, UnknownCharacterError, TokenizerFailedError) as error:
         raise PromptError(ErrorCode.INVALID_REQUEST, str(error)) from error
 
