@@ -19,7 +19,18 @@ from tasks.time_rules import broken_rules, variable
 PREFIX = "CELERIAC_"
 
 #: First parts of the API's own paths. With one of them as `root_path`, `/v1/jobs` could mean `/jobs` behind a prefix.
-API_PATHS = ("docs", "generate", "health", "info", "openapi.json", "redoc", "v1")
+API_PATHS = (
+    "detokenize",
+    "docs",
+    "generate",
+    "health",
+    "info",
+    "openapi.json",
+    "redoc",
+    "tokenize",
+    "tokenizer_info",
+    "v1",
+)
 _ROOT_PATH = re.compile(
     rf"(?!/(?:{'|'.join(map(re.escape, API_PATHS))})(?:/|$))(?:/(?!\.{{1,2}}(?:/|$))[A-Za-z0-9._~-]+)*"
 )

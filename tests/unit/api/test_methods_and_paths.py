@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import httpx
 import pytest
@@ -19,9 +19,13 @@ from tasks.store import keys
 from tests.helpers.api_client import running, server, settings_for
 from tests.helpers.fake_worker import CARD, fake_worker
 from tests.helpers.openai_routes import is_openai
+from tests.helpers.tokenizer_files import pickled
+from worker.checkpoints.tokenizers.bpe import BpeTokenizer
+from worker.checkpoints.tokenizers.export import served_blob
 
 pytestmark = pytest.mark.anyio
 
+CHAT_CARD = replace(CARD, tokenizer=replace(CARD.tokenizer, chat="nanochat"))
 METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 BODY = {"prompt": "1+1="}
 
@@ -43,14 +47,18 @@ GET_PATHS = [path for path, methods in PATHS.items() if "GET" in methods]
 
 @dataclass(frozen=True)
 class Running:
-    """An application with a worker and a job that has ended."""
+    """An application with a worker, and with a job and a response that have ended."""
 
     app: FastAPI
     client: httpx.AsyncClient
     job_id: str
+    response_id: str
 
     def url(self, path: str) -> str:
-        return path.replace("{job_id}", self.job_id).replace("{model}", CARD.name)
+        ids = {"{job_id}": self.job_id, "{response_id}": self.response_id, "{model}": CARD.name}
+        for name, value in ids.items():
+            path = path.replace(name, value)
+        return path
 
 
 @pytest.fixture
@@ -58,10 +66,13 @@ async def world(redis_url: str) -> AsyncIterator[Running]:
     settings = settings_for(redis_url)
     app = create_app(settings)
     async with running(app) as client:
-        with fake_worker(settings):
+        with fake_worker(settings, CHAT_CARD) as worker:
+            tokenizer = BpeTokenizer.from_pickle(pickled(), 320)
+            worker.store.keep_tokenizer(CARD.digest, served_blob(tokenizer, vocab_size=320, context=CARD.context))
             done = await client.post("/v1/jobs", json=BODY, headers={"Prefer": "wait=10"})
-            assert done.status_code == 200
-            yield Running(app, client, done.json()["id"])
+            response = await client.post("/v1/responses", json={"input": "Hi"})
+            assert (done.status_code, response.status_code) == (200, 200)
+            yield Running(app, client, done.json()["id"], response.json()["id"])
 
 
 def without(headers: httpx.Headers, *names: str) -> dict[str, str]:
