@@ -17,7 +17,7 @@ def is_alias(name: str) -> bool:
 
 
 class SpecialAliases:
-    """Second names for special tokens, which nobody can know and so no message contains.
+    """Second names for special tokens, which are not known outside of this process, so that no message contains one.
 
     The tokenizer must take special tokens for text. The second names are added to it as tokens that are not special, so
     it finds them, and treats the spaces beside them as the special tokens want it. The whole text is encoded at once,
