@@ -43,9 +43,10 @@ def server() -> Iterator[Server]:
     """A server for all tests that kill none of its processes."""
     folder = Path(tempfile.mkdtemp(prefix="cel-"))
     with running_redis(folder) as redis_url:
-        stack = Stack(f"{redis_url}?db=0", folder)
+        chat = write_chat_checkpoint(folder, context=CHAT_CONTEXT)
+        # lm-evaluation-harness names no checkpoint when it asks for token ids.
+        stack = Stack(f"{redis_url}?db=0", folder, default_checkpoint=chat.name)
         try:
-            chat = write_chat_checkpoint(folder, context=CHAT_CONTEXT)
             workers = [stack.worker(wait=False), stack.worker(str(chat), wait=False)]
             _, url = stack.api()
             for worker in workers:
@@ -60,3 +61,9 @@ def server() -> Iterator[Server]:
 def clients(server: Server, tmp_path: Path) -> ClientEnvironment:
     """The environment of most clients. Its variables lead to `server`."""
     return server.clients(tmp_path)
+
+
+@pytest.fixture
+def evalscope(tmp_path: Path) -> ClientEnvironment:
+    """The environment of evalscope."""
+    return ClientEnvironment("evalscope", tmp_path)
