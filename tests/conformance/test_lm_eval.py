@@ -50,14 +50,16 @@ def write_tasks(folder: Path) -> None:
         (folder / f"{name}.yaml").write_text(json.dumps(task))
 
 
-def served(server: Server, home: Path, checkpoint: Path, **arguments: object) -> dict[str, list[Any]]:
+def served(
+    server: Server, home: Path, checkpoint: Path, *, batch_size: int = 1, **arguments: object
+) -> dict[str, list[Any]]:
     """What the harness got from the server: for each task the answer to each of its documents."""
     write_tasks(home)
     pairs = {"model": checkpoint.name, "base_url": f"{server.openai_url}/completions", **arguments}
     server.clients(home).run(
         "lm_eval",
         *("--model", "local-completions", "--model_args", ",".join(f"{key}={value}" for key, value in pairs.items())),
-        *("--tasks", ",".join(TASKS), "--include_path", str(home)),
+        *("--batch_size", str(batch_size), "--tasks", ",".join(TASKS), "--include_path", str(home)),
         *("--log_samples", "--output_path", str(home / "results")),
     )
     found = {}
@@ -92,15 +94,22 @@ def assert_equal(found: dict[str, list[Any]], expected: dict[str, list[Any]]) ->
     for ours, theirs in zip(found["choice"], expected["choice"], strict=True):
         assert [float(score) for score, _ in ours] == pytest.approx([score for score, _ in theirs], abs=TOLERANCE)
         assert [greedy for _, greedy in ours] == [str(greedy) for _, greedy in theirs]
-    assert found["generate"] == expected["generate"]
+    assert whole_characters(found["generate"]) == whole_characters(expected["generate"])
     scores = [float(score) for (score,) in found["rolling"]]
     assert scores == pytest.approx([score for (score,) in expected["rolling"]], abs=TOLERANCE)
 
 
-@pytest.mark.parametrize("batches", [{"num_concurrent": 8}, {"batch_size": 5}], ids=str)
-def test_a_checkpoint_that_knows_sums(server: Server, tmp_path: Path, batches: dict[str, int]) -> None:
+def whole_characters(answers: list[list[str]]) -> list[str]:
+    """The texts without a character at the end of which some bytes are missing: the server leaves it out."""
+    return [text.rstrip("\ufffd") for (text,) in answers]
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_a_checkpoint_that_knows_sums(server: Server, tmp_path: Path, batch_size: int) -> None:
+    """Each call has one prompt, or several of different lengths."""
     tokenizer = exported(server.sums, tmp_path / "tokenizer")
-    found = served(server, tmp_path, server.sums, tokenizer=tokenizer, add_bos_token=True, **batches)
+    arguments = {"tokenizer": tokenizer, "add_bos_token": True, "num_concurrent": 4}
+    found = served(server, tmp_path, server.sums, batch_size=batch_size, **arguments)
     assert_equal(found, in_process(server, tmp_path, server.sums, tokenizer, bos=True))
     # It is a model that answers, not noise: all sums are more likely than other numbers.
     scores = [[float(score) for score, _ in answers] for answers in found["choice"]]
