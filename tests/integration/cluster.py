@@ -229,8 +229,10 @@ def stopped(engines: Sequence[Engine]) -> Iterator[None]:
                 engine.resume()
 
 
-def creep(engines: Sequence[Engine], condition: Callable[[], object], *, timeout_s: float = DEADLINE_S) -> None:
-    """Let stopped engines make a few steps at a time until `condition` is true. They are stopped afterwards.
+def creep(
+    engines: Sequence[Engine], condition: Callable[[], object], *, timeout_s: float = DEADLINE_S, steps: int = STEPS
+) -> None:
+    """Let stopped engines make a few `steps` at a time until `condition` is true. They are stopped afterwards.
 
     A text that needs more steps does not end, however fast the engines and however slow the other processes are.
     """
@@ -238,7 +240,7 @@ def creep(engines: Sequence[Engine], condition: Callable[[], object], *, timeout
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline
-        make_steps(engines, gates)
+        make_steps(engines, gates, steps)
         # The worker needs a moment to write the new tokens.
         with suppress(AssertionError):
             until(condition, "the condition", timeout_s=WRITTEN_S)
@@ -246,9 +248,9 @@ def creep(engines: Sequence[Engine], condition: Callable[[], object], *, timeout
         gate.open()
 
 
-def make_steps(engines: Sequence[Engine], gates: Sequence[Gate]) -> None:
-    """Let stopped engines make `STEPS` steps, or as many as they have work for."""
-    limits = [(gate, gate.allow(STEPS)) for gate in gates]
+def make_steps(engines: Sequence[Engine], gates: Sequence[Gate], steps: int) -> None:
+    """Let stopped engines make this many steps, or as many as they have work for."""
+    limits = [(gate, gate.allow(steps)) for gate in gates]
     for engine in engines:
         engine.resume()
     with suppress(AssertionError):  # An engine without work makes no steps.
