@@ -109,10 +109,13 @@ def stream_content(events: Mapping[str, type[BaseModel]]) -> dict[str, Any]:
 
 
 def chunk_content(chunk: type[BaseModel]) -> dict[str, Any]:
-    """`content` of a response that is a stream of chunks: events without a name."""
+    """`content` of a response that is a stream of chunks, each the data of an event.
+
+    The schema has no type: some programs compare it with the whole body, and others with each event.
+    """
     return {
         "text/event-stream": {
-            "schema": {"type": "string", "description": "Server-Sent Events; the data of the last one is `[DONE]`."},
+            "schema": {"description": "Server-Sent Events."},
             "x-data": {"$ref": _REF.format(model=chunk.__name__)},
         }
     }
