@@ -7,6 +7,7 @@ import os
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from signal import SIGKILL
 from typing import Any
 
 import pytest
@@ -58,7 +59,8 @@ class ClientEnvironment:
         try:
             output, errors = process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired:
-            process.kill()
+            # With the processes that it started.
+            os.killpg(process.pid, SIGKILL)
             output, errors = process.communicate()
             pytest.fail(f"{command[0]} did not end within {timeout_s:g} s:\n{output[-5000:]}\n{errors[-5000:]}")
         assert process.returncode == 0, f"{command[0]} failed:\n{output[-5000:]}\n{errors[-10000:]}"

@@ -23,6 +23,7 @@ from tasks.job_id import group_ids
 from tasks.settings import Settings
 from tests.helpers.api_client import eventually, server, settings_for
 from tests.helpers.fake_worker import CARD, FakeWorker, fake_worker
+from tests.helpers.vllm_messages import vllm_messages
 from tests.integration.conftest import QueueWorld
 
 pytestmark = pytest.mark.anyio
@@ -219,30 +220,6 @@ async def test_the_headers_tell_the_position(played: QueueWorld, url: str) -> No
         await played.jobs.cancel(job_id)
     [last] = [json.loads(block) for block in blocks(await asyncio.to_thread(stream.rest))]
     assert last["error"]["code"] == "cancelled"
-
-
-def vllm_messages(parts: list[bytes]) -> list[str]:
-    """The messages of a stream as `vllm bench serve` finds them: it strips what arrives before it joins it."""
-    buffer, messages = "", []
-    for part in parts:
-        text = part.strip().decode()
-        if not text:
-            continue
-        buffer += text
-        while "\n\n" in buffer:
-            message, buffer = buffer.split("\n\n", 1)
-            messages.append(message.strip())
-        if buffer.startswith("data: "):
-            content = buffer.removeprefix("data: ").strip()
-            try:
-                if content != "[DONE]":
-                    json.loads(content)
-            except json.JSONDecodeError:
-                continue
-            messages.append(buffer.strip())
-            buffer = ""
-    assert buffer == ""
-    return [message for message in messages if not message.startswith(":")]
 
 
 async def test_a_silent_stream_is_kept_alive_without_a_trap(
