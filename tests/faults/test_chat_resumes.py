@@ -1,6 +1,7 @@
 """Chats and completions lose their worker, their engine, their server and Redis: nobody can see it in the answers.
 
-The calls of the first tests run once, through three faults in a row, and once without faults.
+The calls of the first tests run once, through three faults in a row, and once without faults. A conversation runs on a
+worker that reuses prefixes, and again on one that does not.
 """
 
 from __future__ import annotations
@@ -169,10 +170,40 @@ def replaced_engine(worker: Process, old: Engine) -> Engine:
     return engine
 
 
+@dataclass
+class Turn:
+    """The second turn of a conversation, on a worker that reuses prefixes."""
+
+    body: dict[str, Any]
+    answer: dict[str, Any]
+    #: Prompt tokens that each job of another owner found: the same request twice.
+    cached_of_others: list[int | None]
+
+
 @pytest.fixture(scope="module")
-def runs(world: World) -> list[Run]:
-    cluster = world.cluster
-    first = cluster.worker()
+def first_worker(world: World) -> Process:
+    return world.cluster.worker()
+
+
+@pytest.fixture(scope="module")
+def turn(world: World, first_worker: Process) -> Turn:
+    messages = [{"role": "user", "content": "Tell me about the cat and the hat, and then about the other things."}]
+    options = {"max_tokens": 40, "ignore_eos": True, "seed": 3, "temperature": 0.8, "logprobs": True}
+    answered = world.call(CHAT, {**options, "messages": messages}).json()
+    assert answered["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+    said = answered["choices"][0]["message"]
+    more = [*messages, {"role": "assistant", "content": said["content"]}, {"role": "user", "content": "And then?"}]
+    body = {**options, "messages": more}
+    answer = world.call(CHAT, body)
+    generation = world.cluster.job(answer.headers["x-job-id"]).generation
+    others = [world.cluster.finished(world.cluster.submit(generation)) for _ in range(2)]
+    assert {job.owner for job in others} != {world.cluster.job(answer.headers["x-job-id"]).owner}
+    return Turn(body, answer.json(), [job.cached_tokens for job in others])
+
+
+@pytest.fixture(scope="module")
+def runs(world: World, first_worker: Process, turn: Turn) -> list[Run]:
+    cluster, first = world.cluster, first_worker
     engine = Engine(first)
     engine.stop()
     keys = [f"resumes-{index}" for index in range(len(CALLS))]
@@ -281,6 +312,23 @@ def test_a_repeated_call_with_the_key_has_the_same_answer(world: World, runs: li
         assert (answer["id"], answer["created"]) == (run.streamed["id"], run.streamed["created"])
         assert answer["choices"] == run.streamed["choices"]
         assert answer["usage"] == run.streamed["usage"]
+
+
+def test_a_second_turn_finds_the_first_one_and_has_the_text_of_a_worker_that_reuses_nothing(
+    world: World, runs: list[Run], turn: Turn
+) -> None:
+    plain = world.call(CHAT, turn.body).json()
+    assert [*map(without_ids, turn.answer["choices"])] == [*map(without_ids, plain["choices"])]
+    cached = turn.answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+    assert 32 <= cached < turn.answer["usage"]["prompt_tokens"]
+    assert plain["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+
+
+def test_another_owner_finds_only_its_own_prefixes(turn: Turn) -> None:
+    first, second = turn.cached_of_others
+    assert first == 0
+    assert second is not None
+    assert second >= 32
 
 
 def test_a_killed_server_breaks_the_connection_and_another_one_has_the_answer(world: World, runs: list[Run]) -> None:
