@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from signal import SIGKILL
@@ -34,6 +35,8 @@ class ClientEnvironment:
             **kept,
             **offline,
             "HOME": str(home),
+            # Scripts of the shell find the programs of this environment, and `celeriac`.
+            "PATH": f"{self._bin}:{os.environ['PATH']}:{Path(sys.executable).parent}",
             "TOKENIZERS_PARALLELISM": "false",
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(ROOT),
@@ -41,9 +44,10 @@ class ClientEnvironment:
         }
 
     def start(self, *command: str, **variables: str) -> subprocess.Popen[str]:
-        """Start a program of the environment. Its output is in pipes."""
+        """Start a program of the environment, or of the system. Its output is in pipes."""
+        own = self._bin / command[0]
         return subprocess.Popen(
-            [str(self._bin / command[0]), *command[1:]],
+            [str(own) if own.exists() else command[0], *command[1:]],
             env=self._variables | variables,
             cwd=self._variables["HOME"],
             stdin=subprocess.DEVNULL,

@@ -15,7 +15,9 @@ from tests.conftest import running_redis
 from tests.helpers.chat_checkpoint import write_chat_checkpoint
 from tests.integration.stack import CHECKPOINTS, SHIPPED, Stack
 
-#: The context of the chat checkpoint, in tokens: clients that measure send long prompts.
+#: The name of the chat checkpoint: docs/clients.md uses it.
+CHAT_NAME = "d20-sft"
+#: Its context in tokens: clients that measure send long prompts.
 CHAT_CONTEXT = 1024
 
 
@@ -43,7 +45,7 @@ def server() -> Iterator[Server]:
     """A server for all tests that kill none of its processes."""
     folder = Path(tempfile.mkdtemp(prefix="cel-"))
     with running_redis(folder) as redis_url:
-        chat = write_chat_checkpoint(folder, context=CHAT_CONTEXT)
+        chat = write_chat_checkpoint(folder, CHAT_NAME, context=CHAT_CONTEXT)
         # lm-evaluation-harness names no checkpoint when it asks for token ids.
         stack = Stack(f"{redis_url}?db=0", folder, default_checkpoint=chat.name)
         try:
