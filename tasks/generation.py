@@ -27,6 +27,10 @@ class FinishReason(StrEnum):
     ERROR = "error"
 
 
+#: Special tokens that a chat template may write for a message, as far as memory is reserved for them.
+TEMPLATE_TOKENS = 8
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
     """A validated request. The record stores it as JSON in the field `input`.
@@ -92,12 +96,13 @@ class Generation:
     def most_prompt_tokens(self) -> int:
         """An upper bound of the length of the prompt in tokens: no token has less than a byte.
 
-        The special tokens of a chat template may come on top.
+        For a conversation it counts a few special tokens for each message; a chat template may write more.
         """
         if self.prompt_ids is not None:
             return len(self.prompt_ids)
-        texts = [self.prompt] if self.messages is None else [message.content for message in self.messages]
-        return 1 + sum(len(text.encode("utf-8", "replace")) for text in texts)
+        if self.messages is None:
+            return 1 + _bytes_of(self.prompt)
+        return sum(TEMPLATE_TOKENS + _bytes_of(message.content) for message in self.messages)
 
     def unsupported(self) -> list[str]:
         """Names of the fields with which this version cannot run the request.
@@ -110,6 +115,11 @@ class Generation:
 
 def _is_unset(value: Any) -> bool:
     return value is None or value is False or value == ()
+
+
+def _bytes_of(text: str) -> int:
+    # A lone surrogate, which no tokenizer takes, must not raise here.
+    return len(text.encode("utf-8", "replace"))
 
 
 def _token_ids(value: Any) -> tuple[int, ...]:

@@ -55,6 +55,8 @@ def _param(error: ApiError) -> str | None:
     path = error.errors[0].path if error.errors else ()
     if error.code is Code.MODEL_NOT_FOUND and not path:
         path = ("model",)
+    # On these routes, token ids are given as the prompt.
+    path = ("prompt", *path[1:]) if path[:1] == ("prompt_token_ids",) else path
     return ".".join(str(presentable(part)) for part in path) or None
 
 

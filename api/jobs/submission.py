@@ -175,23 +175,22 @@ class Submitter:
         return None if known is None else Submitted(known, replayed=True)
 
     async def _submit(self, key: Idempotency | None, make_jobs: Callable[[], Awaitable[list[NewJob]]]) -> Submitted:
-        checkpoint: str | None = None
+        jobs: list[NewJob] = []
         # A repeated request finds its job even if it could not be accepted now.
         if key is not None and (known := await self.find(key)) is not None:
             return known
         try:
             jobs = await make_jobs()
-            checkpoint = jobs[0].checkpoint
             return await self._store_jobs(await self._with_predictions(jobs))
         except (IdempotencyMismatchError, JobGoneError) as error:
             raise _key_error(error) from error
         except QueueFullError as error:
-            raise await self._refusal(Code.QUEUE_FULL, error, checkpoint, 1) from error
+            raise await self._refusal(Code.QUEUE_FULL, error, jobs, len(jobs)) from error
         except QueueMemoryError as error:
             raise ApiError(Code.QUEUE_FULL, str(error), retry_after_s=_memory_retry_s(error)) from error
         except QueuePositionError as error:
             too_many = error.position - error.limit
-            raise await self._refusal(Code.MAX_QUEUE_POSITION, error, checkpoint, too_many) from error
+            raise await self._refusal(Code.MAX_QUEUE_POSITION, error, jobs, too_many) from error
 
     async def _store_jobs(self, jobs: Sequence[NewJob]) -> Submitted:
         try:
@@ -203,10 +202,9 @@ class Submitter:
                     self._abandoned.add(job.id)
             raise
 
-    async def _refusal(self, code: Code, error: Exception, checkpoint: str | None, departures: int) -> ApiError:
+    async def _refusal(self, code: Code, error: Exception, jobs: Sequence[NewJob], departures: int) -> ApiError:
         """429. `Retry-After` is the estimated time until `departures` waiting jobs have started."""
-        assert checkpoint is not None, "the queue can refuse a job only after it was made"
-        queue = await self._queue_loads.snapshot(checkpoint)
+        queue = await self._queue_loads.snapshot(jobs[0].checkpoint)
         return ApiError(code, str(error), retry_after_s=retry_after_s(queue.queue_load.departure_s(departures)))
 
     async def _with_predictions(self, jobs: Sequence[NewJob]) -> list[NewJob]:

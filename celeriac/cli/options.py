@@ -133,6 +133,12 @@ def sampling(command: F) -> F:
     return _with(tuple(_sampling_option(declared) for declared in SAMPLING_FIELDS), command)
 
 
+def sampling_of_texts(command: F) -> F:
+    """As `sampling`, for a command that shows texts alone: without the fields for log-probabilities."""
+    shown = (one for one in SAMPLING_FIELDS if one.name not in ("logprobs", "prompt_logprobs"))
+    return _with(tuple(_sampling_option(declared) for declared in shown), command)
+
+
 def _sampling_option(declared: SamplingField) -> Callable[[F], F]:
     """The option of a sampling field, made from its declaration."""
     name = f"--{declared.name.replace('_', '-')}"

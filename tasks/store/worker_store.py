@@ -320,12 +320,18 @@ class WorkerStore:
         return Renewal(tuple(job.decode() for job in lost), tuple(job.decode() for job in cancelled))
 
     def keep_tokenizer(self, digest: str, content: bytes) -> None:
-        """Keep the tokenizer of the checkpoint with this digest in Redis, and put it there if it is missing.
+        """Keep the tokenizer of the checkpoint with this digest in Redis, and put it there if anything else is there.
 
         Front ends read it. It expires a day after the last call.
         """
         key = keys.tokenizer(digest)
-        if not self._redis.pexpire(key, TOKENIZER_TTL_MS):
+        try:
+            is_there = self._redis.strlen(key) == len(content)
+        except ResponseError as error:
+            if not is_permanent(error):
+                raise
+            is_there = False  # another type
+        if not is_there or not self._redis.pexpire(key, TOKENIZER_TTL_MS):
             self._redis.set(key, content, px=TOKENIZER_TTL_MS)
 
     def reap(self) -> Reaped:

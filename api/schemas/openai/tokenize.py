@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from api.schemas.base import Model
 from api.schemas.generation import MAX_MODEL_NAME
@@ -51,7 +51,7 @@ class Detokenized(Model):
     prompt: str
 
 
-class TokenizerInfo(BaseModel):
+class TokenizerInfo(Model):
     """The tokenizer's configuration, as in `tokenizer_config.json`."""
 
     model_config = ConfigDict(extra="allow")

@@ -14,7 +14,7 @@ from celeriac.cli.signals import exit_on_stop_signals
 
 @click.command("chat", cls=Command, context_settings={"default_map": {"max_tokens": MAX_TOKENS}})
 @system
-@options.sampling
+@options.sampling_of_texts
 @options.generating
 def command(system: str | None, url: str, **request: Any) -> None:
     """Talk to a chat model of a server.

@@ -29,8 +29,8 @@ def command(
 ) -> None:
     """Run a worker, which decodes the jobs of one checkpoint.
 
-    CHECKPOINT is the path of a folder, or its name under CELERIAC_CHECKPOINT_DIR; @STEP may follow. The queue is in the
-    Redis at CELERIAC_REDIS_URL. Several workers share its jobs.
+    CHECKPOINT is the path of a folder, its name under CELERIAC_CHECKPOINT_DIR, or a run of nanochat such as sft:d20;
+    @STEP may follow. The queue is in the Redis at CELERIAC_REDIS_URL. Several workers share its jobs.
     """
     if len(checkpoints) > 1:
         raise click.UsageError(

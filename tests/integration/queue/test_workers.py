@@ -197,15 +197,15 @@ async def test_a_job_whose_engines_had_no_memory_says_so(queue: QueueWorld, out_
     assert (job.status, job.error.code) == ("failed", code)
 
 
-async def test_a_tokenizer_is_published_once_and_again_when_it_is_lost(queue: QueueWorld) -> None:
+async def test_a_tokenizer_is_published_and_again_when_it_is_lost_or_something_else_is_there(queue: QueueWorld) -> None:
     assert await queue.jobs.tokenizer("digest") is None
     queue.workers.keep_tokenizer("digest", b"tokenizer")
-    queue.workers.keep_tokenizer("digest", b"not written, because it is there")
+    queue.redis.persist(keys.tokenizer("digest"))
+    queue.workers.keep_tokenizer("digest", b"tokenizer")
     assert await queue.jobs.tokenizer("digest") == b"tokenizer"
     assert queue.redis.pttl(keys.tokenizer("digest")) > 0  # type: ignore[operator]
     queue.redis.delete(keys.tokenizer("digest"))
     queue.redis.lpush(keys.tokenizer("digest"), "something else")
     assert await queue.jobs.tokenizer("digest") is None
-    queue.redis.delete(keys.tokenizer("digest"))
     queue.workers.keep_tokenizer("digest", b"tokenizer")
     assert await queue.jobs.tokenizer("digest") == b"tokenizer"
