@@ -52,8 +52,8 @@ def command(
 ) -> None:
     """Generate text in this process, without a server.
 
-    CHECKPOINT is the path of a folder, or its name under CELERIAC_CHECKPOINT_DIR; @STEP may follow. Give one of
-    --prompt, --token-ids, --interactive and --chat.
+    CHECKPOINT is the path of a folder, its name under CELERIAC_CHECKPOINT_DIR, or a run of nanochat such as sft:d20;
+    @STEP may follow. Give one of --prompt, --token-ids, --interactive and --chat.
     """
     if sum((prompt is not None, token_ids is not None, interactive, chat)) != 1:
         raise click.UsageError("Give one of --prompt, --token-ids, --interactive and --chat.")
