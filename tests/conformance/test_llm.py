@@ -57,9 +57,9 @@ def test_a_chat_checkpoint(server: Server, clients: ClientEnvironment, tmp_path:
     again = clients.run("llm", "-c", "the sum", "-o", "max_tokens", "12", **variables)
     assert text.strip()
     assert again.strip()
-    second, first = json.loads(clients.run("llm", "logs", "-n", "2", "--json", **variables))[::-1]
-    if first["system"] != "Be brief.":
-        first, second = second, first
+    logged = json.loads(clients.run("llm", "logs", "-n", "2", "--json", **variables))
+    first, second = sorted(logged, key=lambda call: str(call["datetime_utc"]))
+    assert first["system"] == "Be brief."
     assert first["response"] == text.removesuffix("\n")
     assert first["conversation_id"] == second["conversation_id"]
     assert (first["output_tokens"], second["output_tokens"]) == (12, 12)
