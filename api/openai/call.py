@@ -43,7 +43,7 @@ def check_group(prompts: int, n: int) -> None:
     if prompts * n > MAX_GROUP:
         raise invalid(
             ("body", "n" if n > 1 else "prompt"),
-            f"{prompts} prompts with {n} answers to each are {prompts * n} jobs. A call may have {MAX_GROUP}.",
+            f"{prompts * n} answers are too many: a call may have {MAX_GROUP} of them, in all prompts together.",
             "too_many_choices",
             given=n,
         )

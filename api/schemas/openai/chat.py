@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from api.schemas.base import Model
 from api.schemas.openai.answer import ChoiceJob, StopReason, TokenUsage
 from api.schemas.openai.request import OpenAiRequest
+from api.schemas.text import Text
 from tasks.sampling_params import MAX_LOGPROBS
 
 #: Most messages of one conversation.
@@ -59,9 +60,15 @@ class ChatMessage(Model):
     role: Annotated[
         Literal["system", "developer", "user", "assistant"], BeforeValidator(_known_role)
     ] = Field(description="`developer` is the same as `system`.")  # fmt: skip
-    content: Annotated[str, BeforeValidator(text_of_content, json_schema_input_type=str | list[TextPart])] = Field(
+    content: Annotated[Text, BeforeValidator(text_of_content, json_schema_input_type=str | list[TextPart])] = Field(
         description="A text, or a list of parts of type `text`, which are joined."
     )
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _empty_answer(cls, value: Any, info: ValidationInfo) -> Any:
+        """OpenAI's libraries send the answer back as they got it: an empty one may be null."""
+        return "" if value is None and info.data.get("role") == "assistant" else value
 
 
 class ChatRequest(OpenAiRequest):

@@ -33,6 +33,15 @@ def test_parts_of_text_are_joined() -> None:
     assert generation.messages == (Message("user", "How much is 2?"),)
 
 
+def test_an_empty_answer_may_come_back_as_null() -> None:
+    messages = [USER, {"role": "assistant", "content": None, "refusal": None}, USER]
+    assert chat(messages=messages).generations[0].messages == (
+        Message("user", "Hi"),
+        Message("assistant", ""),
+        Message("user", "Hi"),
+    )
+
+
 @pytest.mark.parametrize(
     ("messages", "loc", "kind"),
     [
