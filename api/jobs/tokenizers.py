@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import gzip
 import io
 import json
@@ -15,7 +14,7 @@ import threading
 import zlib
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import structlog
 
@@ -34,6 +33,10 @@ KEPT = 4
 MAX_BYTES = 256 << 20
 #: The longest text that is encoded, in characters. No context is as long.
 MAX_CHARACTERS = 4_000_000
+
+
+#: What a content that no worker published may raise, beside ValueError.
+_DAMAGES = (AttributeError, KeyError, LibraryError, MemoryError, OSError, RecursionError, TypeError)
 
 
 class EncodingFailedError(Exception):
@@ -71,17 +74,19 @@ class ServedTokenizer:
         import tokenizers
 
         try:
-            content = json.loads(_unpacked(blob))
+            content = json.loads(_unpacked(blob), parse_constant=_refuse_constant)
             with library_errors():
                 tokenizer = tokenizers.Tokenizer.from_str(content["tokenizer"])
             texts = [None if text is None else base64.b64decode(text, validate=True) for text in content["token_bytes"]]
             config, special_ids, add_bos = content["config"], content["special"], content["add_bos"]
             if not isinstance(config, dict) or not isinstance(add_bos, bool):
                 raise TypeError("wrong types")
+            if not isinstance(config.get("tokenizer_class"), str | None):
+                raise TypeError("a class without a name")
             if not all(isinstance(token_id, int) for token_id in special_ids.values()):
                 raise TypeError("special tokens without ids")
             return cls(tokenizer, config, texts, special_ids, add_bos=add_bos)
-        except (AttributeError, KeyError, LibraryError, OSError, RecursionError, TypeError, binascii.Error) as error:
+        except _DAMAGES as error:
             raise ValueError(f"{type(error).__name__}: {error}") from error
 
     def encode(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
@@ -165,6 +170,10 @@ class ServedTokenizers:
         while len(self._loaded) > self._kept:
             self._loaded.popitem(last=False)
         return tokenizer
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _unpacked(blob: bytes) -> bytes:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import structlog
@@ -43,6 +43,14 @@ class SubmittedCall:
     prefix: str
     #: Headers of any answer.
     headers: Mapping[str, str]
+
+    @contextmanager
+    def accepted(self) -> Iterator[None]:
+        """Turn RedisError into the ApiError that names the first job: a repeated call would be submitted again."""
+        try:
+            yield
+        except RedisError as error:
+            raise accepted_without_redis(self.group.job_ids[0], self.prefix) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +121,14 @@ class CallSubmission:
         self, group: SubmittedGroup, watched: Sequence[WatchedJob], wait_s: float, prefix: str
     ) -> list[Job]:
         """The jobs when all are over, or when the time is."""
+        cancelled = False
+
+        async def cancel_all() -> None:
+            # Once: each of the jobs that it cancels ends without success, too.
+            nonlocal cancelled
+            if not cancelled:
+                cancelled = True
+                await self.cancel(group.job_ids)
 
         async def wait(job_id: str, one: WatchedJob) -> Job | Exception:
             try:
@@ -121,10 +137,10 @@ class CallSubmission:
             except RedisError:
                 return accepted_without_redis(group.job_ids[0], prefix)
             except ApiError as error:
-                await self.cancel(group.job_ids)
+                await cancel_all()
                 return error
             if job.status.terminal and job.status is not Status.SUCCEEDED:
-                await self.cancel(group.job_ids)
+                await cancel_all()
             return job
 
         found = await asyncio.gather(*map(wait, group.job_ids, watched))

@@ -60,10 +60,16 @@ class OpenAiCalls:
         if not call.stream:
             wait_s = preferences.granted_wait_s(default=self.max_wait_s, longest=self.max_wait_s)
         submitted = await self.submission.submit(call, headers, prefix, key=key, wait_s=wait_s, receive=receive)
-        group = submitted.group
-        if call.stream:
-            return await self._stream(submitted, answers, receive, abandonable=key is None)
-        jobs = submitted.jobs
+        with submitted.accepted():
+            if call.stream:
+                return await self._stream(submitted, answers, receive, abandonable=key is None)
+            return await self._whole(submitted, answers, headers, wait_s)
+
+    async def _whole(
+        self, submitted: SubmittedCall, answers: AnswerFormat, headers: SubmitHeaders, wait_s: float | None
+    ) -> Response:
+        """The answer of a call that asked for no stream, after a wait of at most `wait_s` seconds."""
+        group, prefix, jobs, preferences = submitted.group, submitted.prefix, submitted.jobs, headers.preferences
         if wait_s is None:
             jobs = [await self.submission.read(group, job_id, prefix) for job_id in group.job_ids]
         over = all(job.status.terminal for job in jobs) and (wait_s is not None or group.replayed)

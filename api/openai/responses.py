@@ -10,12 +10,12 @@ from fastapi import Response
 from starlette.types import Receive
 
 from api.http.problems import ApiError, Code, invalid, presentable
-from api.http.request_headers import SubmitHeaders
+from api.http.request_headers import Preferences, SubmitHeaders
 from api.http.sse import KEEP_ALIVE, Event, EventStream
 from api.jobs.responses import job_headers, json_response, preference_headers, unsuccessful, wait_is_over
 from api.openai.answer_stream import KEEP_ALIVE_S
 from api.openai.call import Call
-from api.openai.call_submission import CallSubmission
+from api.openai.call_submission import CallSubmission, SubmittedCall
 from api.openai.choice_reader import ChoiceReader, Piece
 from api.openai.choice_readers import ChoiceReaders
 from api.openai.group_watch import GroupWatch
@@ -61,11 +61,24 @@ class ModelResponses:
         if not call.stream and not body.background:
             wait_s = preferences.granted_wait_s(default=self.max_wait_s, longest=self.max_wait_s)
         submitted = await self.submission.submit(call, headers, prefix, key=key, wait_s=wait_s, receive=receive)
-        group = submitted.group
+        with submitted.accepted():
+            return await self._created(body, submitted, preferences, wait_s, abandonable=key is None)
+
+    async def _created(
+        self,
+        body: ResponseRequest,
+        submitted: SubmittedCall,
+        preferences: Preferences,
+        wait_s: float | None,
+        *,
+        abandonable: bool,
+    ) -> Response:
+        """The answer to a request whose job was accepted. `abandonable`: see `_stream`."""
+        group, prefix = submitted.group, submitted.prefix
         [job] = submitted.jobs or [await self.submission.read(group, group.job_ids[0], prefix)]
-        if call.stream:
+        if body.stream:
             # The first event has the id with which the response can be read later, if it is stored.
-            abandonable = key is None and body.store is False
+            abandonable = abandonable and body.store is False
             return await self._stream(job, prefix, headers=submitted.headers, abandonable=abandonable)
         if job.status.terminal and job.status is not Status.SUCCEEDED and not body.background:
             raise unsuccessful(job, prefix)

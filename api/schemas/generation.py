@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from api.schemas.base import Model
 from api.schemas.sampling import in_request, sampling_of
+from api.schemas.text import Text
 from tasks.chat import Message
 from tasks.generation import Generation
 from tasks.sampling_params import SamplingParams
@@ -71,7 +72,7 @@ class ChatMessage(Model):
     model_config = ConfigDict(extra="forbid")
 
     role: str = Field(min_length=1, max_length=32, description="`system`, `user` or `assistant`.")
-    content: str
+    content: Text
 
 
 class JobRequest(GenerateRequest):

@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 from api.schemas.base import Model
 from api.schemas.openai.answer import ChoiceJob, StopReason, TokenUsage
 from api.schemas.openai.request import OpenAiRequest
+from api.schemas.text import encodable
 from tasks.sampling_params import MAX_LOGPROBS, MAX_TOKEN_ID
 
 #: One prompt: a text, or token ids.
@@ -33,7 +34,7 @@ def _prompts(value: Any) -> tuple[Prompt, ...]:
 def _text(value: str) -> str:
     if not value:
         raise _wrong("a text of at least one character")
-    return value
+    return encodable(value)
 
 
 def _ids(value: Any) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from api.schemas.base import Model
 from api.schemas.generation import MAX_METADATA, MAX_MODEL_NAME, MetadataName, MetadataValue
 from api.schemas.openai.chat import MAX_MESSAGES, ChatTokenLogprob, text_of_content
 from api.schemas.openai.request import ServiceTier, StopTexts
+from api.schemas.text import Text
 from tasks.sampling_params import MAX_LOGPROBS, MAX_STOPS, MAX_TEMPERATURE
 
 #: The entry of `include` that asks for log-probabilities.
@@ -27,7 +28,7 @@ class InputMessage(Model):
 
     type: Literal["message"] = "message"
     role: Role
-    content: Annotated[str, BeforeValidator(text_of_content, json_schema_input_type=str | list[dict[str, Any]])]
+    content: Annotated[Text, BeforeValidator(text_of_content, json_schema_input_type=str | list[dict[str, Any]])]
 
 
 def _input(value: Any) -> list[InputMessage]:
@@ -67,7 +68,7 @@ class ResponseRequest(Model):
     input: Annotated[
         list[InputMessage], PlainValidator(_input, json_schema_input_type=str | list[dict[str, Any]])
     ] = Field(description="A text, or a list of messages.")  # fmt: skip
-    instructions: str | None = Field(None, description="A system message before all others.")
+    instructions: Text | None = Field(None, description="A system message before all others.")
     previous_response_id: str | None = Field(None, description="Continue the conversation of this response.")
     max_output_tokens: int | None = Field(None, ge=1, description="null: the rest of the context.")
     temperature: float | None = Field(None, ge=0, le=MAX_TEMPERATURE, description="null: 1.")
