@@ -11,11 +11,11 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 
-from api.app import create_app
 from api.server.limits import ConnectionLimits
 from api.server.listener import open_sockets
 from api.server.server import Server, configuration
 from tasks.settings import Settings
+from tests.helpers.applications import application
 from tests.helpers.openapi_document import check_answer
 
 #: Longest wait for something that normally happens at once, in seconds.
@@ -43,25 +43,27 @@ async def running(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 @asynccontextmanager
 async def api(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the API in this process."""
-    async with running(create_app(settings)) as client:
-        yield client
+    with application(settings) as app:
+        async with running(app) as client:
+            yield client
 
 
 @contextmanager
 def server(settings: Settings, limits: ConnectionLimits | None = None) -> Iterator[str]:
     """Run the API on a free port as `celeriac api` does, and give its URL. `limits` None: those of the settings."""
-    config = configuration(create_app(settings), keep_alive_s=settings.keep_alive_s)
-    uvicorn_server = Server(config, ConnectionLimits.of(settings) if limits is None else limits)
-    sockets = [*open_sockets("127.0.0.1", 0)]
-    port = sockets[0].getsockname()[1]
-    thread = threading.Thread(target=uvicorn_server.run, args=(sockets,), name="uvicorn")
-    thread.start()
-    try:
-        eventually(lambda: uvicorn_server.listening)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        uvicorn_server.should_exit = True
-        thread.join()
+    with application(settings) as app:
+        config = configuration(app, keep_alive_s=settings.keep_alive_s)
+        uvicorn_server = Server(config, ConnectionLimits.of(settings) if limits is None else limits)
+        sockets = [*open_sockets("127.0.0.1", 0)]
+        port = sockets[0].getsockname()[1]
+        thread = threading.Thread(target=uvicorn_server.run, args=(sockets,), name="uvicorn")
+        thread.start()
+        try:
+            eventually(lambda: uvicorn_server.listening)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            uvicorn_server.should_exit = True
+            thread.join()
 
 
 def eventually(condition: Callable[[], Any], deadline_s: float = DEADLINE_S) -> Any:

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from tasks.settings import Settings
+from tests.helpers.combinations import each_value_once
 from tests.integration.stack import ROOT, START_S, Process, Stack, free_port, until
 
 CHECKPOINT = Path(__file__).parents[2] / "fixtures" / "golden" / "E1b-seed" / "step_000102"
@@ -69,29 +70,33 @@ def test_each_role_names_a_misspelt_setting_once(stack: Stack, role: str) -> Non
     assert SECRET not in process.output
 
 
-@pytest.mark.parametrize("role", ROLES)
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (
-            {"heartbeat_s": "2"},
-            "CELERIAC_LEASE_S (5, the default) must be at least 3 times CELERIAC_HEARTBEAT_S (2), because ",
-        ),
-        ({"slots": "many"}, "CELERIAC_SLOTS: "),
-        ({"allowed_hosts": "x"}, "A CELERIAC_* variable cannot be read: "),
-        ({"cors_origins": '["https://a.example/"]'}, "CELERIAC_CORS_ORIGINS: "),
-        ({"redis_url": "http://host"}, "CELERIAC_REDIS_URL: "),
-    ],
+#: Settings that no role accepts which uses them, and the beginning of the message about each.
+INVALID: tuple[tuple[dict[str, str], str], ...] = (
+    (
+        {"heartbeat_s": "2"},
+        "CELERIAC_LEASE_S (5, the default) must be at least 3 times CELERIAC_HEARTBEAT_S (2), because ",
+    ),
+    ({"slots": "many"}, "CELERIAC_SLOTS: "),
+    ({"allowed_hosts": "x"}, "A CELERIAC_* variable cannot be read: "),
+    ({"cors_origins": '["https://a.example/"]'}, "CELERIAC_CORS_ORIGINS: "),
+    ({"redis_url": "http://host"}, "CELERIAC_REDIS_URL: "),
 )
-def test_each_role_refuses_invalid_settings(stack: Stack, role: str, settings: dict[str, str], message: str) -> None:
-    process, _ = start(stack, role, **settings)
+
+
+@pytest.mark.parametrize(("role", "invalid"), each_value_once([*ROLES], INVALID))
+def test_each_role_refuses_invalid_settings(stack: Stack, role: str, invalid: tuple[dict[str, str], str]) -> None:
+    settings, message = invalid
     if role == "run" and "redis_url" in settings:
-        # This role does not use the queue.
-        assert process.wait(START_S) == 0
-        return
+        pytest.skip("this role does not use the queue")
+    process, _ = start(stack, role, **settings)
     assert process.wait(START_S) == 2, process.output
     assert process.output.startswith(f"Error: {message}"), process.output
     assert process.output.count("\n") == 1, process.output
+
+
+def test_run_does_not_use_the_queue_and_ignores_its_url(stack: Stack) -> None:
+    process, _ = start(stack, "run", redis_url="http://host")
+    assert process.wait(START_S) == 0, process.output
 
 
 def test_the_api_and_a_worker_run_when_all_other_settings_are_empty(stack: Stack) -> None:
@@ -110,12 +115,12 @@ def test_an_empty_checkpoint_counts_as_missing(stack: Stack, command: list[str])
     assert "Error: Give the checkpoint to serve: " in process.output
 
 
-@pytest.mark.parametrize("name", ["FLOWER_BASIC_AUTH", "FLOWER_URL_PREFIX", "FLOWER_MAX_WORKERS"])
-def test_an_empty_variable_of_flower_counts_as_unset(redis_url: str, tmp_path: Path, name: str) -> None:
+def test_an_empty_variable_of_flower_counts_as_unset(redis_url: str, tmp_path: Path) -> None:
     """For the options of the command, and for the variables that only Flower reads."""
     port = free_port()
     command = [*CELERIAC, "flower", "--port", str(port)]
-    process = Process("flower", command, env={"CELERIAC_REDIS_URL": redis_url, name: ""}, log_dir=tmp_path)
+    empty = dict.fromkeys(("FLOWER_BASIC_AUTH", "FLOWER_URL_PREFIX", "FLOWER_MAX_WORKERS"), "")
+    process = Process("flower", command, env={"CELERIAC_REDIS_URL": redis_url, **empty}, log_dir=tmp_path)
     try:
 
         def page() -> httpx.Response | None:

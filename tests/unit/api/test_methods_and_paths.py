@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, replace
+from functools import cache
 
 import httpx
 import pytest
@@ -17,6 +18,7 @@ from api.routes import documentation
 from tasks.settings import API_PATHS, Settings
 from tasks.store import keys
 from tests.helpers.api_client import running, server, settings_for
+from tests.helpers.applications import application
 from tests.helpers.fake_worker import CARD, fake_worker
 from tests.helpers.openai_routes import is_openai
 from tests.helpers.tokenizer_files import pickled
@@ -61,18 +63,23 @@ class Running:
         return path
 
 
+@cache
+def tokenizer_blob() -> bytes:
+    """What a worker publishes of its tokenizer."""
+    return served_blob(BpeTokenizer.from_pickle(pickled(), 320), vocab_size=320, context=CARD.context)
+
+
 @pytest.fixture
 async def world(redis_url: str) -> AsyncIterator[Running]:
     settings = settings_for(redis_url)
-    app = create_app(settings)
-    async with running(app) as client:
-        with fake_worker(settings, CHAT_CARD) as worker:
-            tokenizer = BpeTokenizer.from_pickle(pickled(), 320)
-            worker.store.keep_tokenizer(CARD.digest, served_blob(tokenizer, vocab_size=320, context=CARD.context))
-            done = await client.post("/v1/jobs", json=BODY, headers={"Prefer": "wait=10"})
-            response = await client.post("/v1/responses", json={"input": "Hi"})
-            assert (done.status_code, response.status_code) == (200, 200)
-            yield Running(app, client, done.json()["id"], response.json()["id"])
+    with application(settings) as app:
+        async with running(app) as client:
+            with fake_worker(settings, CHAT_CARD) as worker:
+                worker.store.keep_tokenizer(CARD.digest, tokenizer_blob())
+                done = await client.post("/v1/jobs", json=BODY, headers={"Prefer": "wait=10"})
+                response = await client.post("/v1/responses", json={"input": "Hi"})
+                assert (done.status_code, response.status_code) == (200, 200)
+                yield Running(app, client, done.json()["id"], response.json()["id"])
 
 
 def without(headers: httpx.Headers, *names: str) -> dict[str, str]:

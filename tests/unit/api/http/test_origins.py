@@ -10,10 +10,10 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from api.app import create_app
 from tasks.settings import Settings
 from tests.helpers.api_client import api, settings_for
 from tests.helpers.fake_worker import fake_worker
+from tests.helpers.openapi_document import document
 
 pytestmark = pytest.mark.anyio
 
@@ -47,7 +47,7 @@ NOT_LOCAL = (
 #: Operations that change something, with what a page of another site can send without a preflight.
 UNSAFE = [
     (method.upper(), path)
-    for path, operations in create_app(Settings()).openapi()["paths"].items()
+    for path, operations in document()["paths"].items()
     for method in operations
     if method not in ("get", "head")
 ]

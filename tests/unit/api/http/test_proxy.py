@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from api.app import create_app
 from api.http.proxy import TrustedProxies
 from tests.helpers.api_client import server, settings_for
+from tests.helpers.applications import application
 from tests.helpers.fake_worker import fake_worker
 
 pytestmark = pytest.mark.anyio
@@ -51,11 +51,11 @@ BAD = (
 async def client_of(
     redis_url: str, client: tuple[str, int] = PROXY, **changed: Any
 ) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(settings_for(redis_url, **changed))
-    async with app.router.lifespan_context(app):
-        transport = httpx.ASGITransport(app, client=client)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=10) as http_client:
-            yield http_client
+    with application(settings_for(redis_url, **changed)) as app:
+        async with app.router.lifespan_context(app):
+            transport = httpx.ASGITransport(app, client=client)
+            async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=10) as http_client:
+                yield http_client
 
 
 def absolute_urls(answer: httpx.Response) -> list[str]:

@@ -7,18 +7,17 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from api.app import create_app
-from tasks.settings import Settings
 from tests.helpers.api_client import api, settings_for
 from tests.helpers.fake_worker import fake_worker
 from tests.helpers.openai_routes import is_openai
+from tests.helpers.openapi_document import document
 
 pytestmark = pytest.mark.anyio
 
 #: Every operation under `/v1`, without those of OpenAI's API, whose clients may send parameters of their own.
 OPERATIONS = [
     (method, path)
-    for path, operations in create_app(Settings()).openapi()["paths"].items()
+    for path, operations in document()["paths"].items()
     for method in operations
     if path.startswith("/v1/") and not is_openai(path)
 ]

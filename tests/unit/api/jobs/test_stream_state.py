@@ -20,7 +20,7 @@ from tests.helpers.job_objects import QUEUED
 from tests.helpers.requests import make_generation
 
 #: Every character at which Python splits lines, and so many clients of Server-Sent Events.
-LINE_ENDS = "".join(char for char in map(chr, range(sys.maxunicode + 1)) if len(f"a{char}b".splitlines()) == 2)
+LINE_ENDS = "".join(line[-1] for line in "".join(map(chr, range(sys.maxunicode + 1))).splitlines(keepends=True)[:-1])
 TEXT = f"a{LINE_ENDS}b😀"
 
 

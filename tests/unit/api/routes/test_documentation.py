@@ -9,10 +9,10 @@ from html.parser import HTMLParser
 import httpx
 import pytest
 
-from api.app import create_app
 from api.routes.documentation import FILES, FILES_PATH
 from tasks.settings import Settings
 from tests.helpers.api_client import running
+from tests.helpers.applications import application
 
 pytestmark = pytest.mark.anyio
 
@@ -49,9 +49,10 @@ class References(HTMLParser):
 async def client(request: pytest.FixtureRequest) -> AsyncIterator[httpx.AsyncClient]:
     # No route here needs Redis.
     settings = Settings(redis_url="redis://127.0.0.1:1/0", root_path=request.param)
-    async with running(create_app(settings)) as client:
-        client.base_url = client.base_url.join(request.param or "")
-        yield client
+    with application(settings) as app:
+        async with running(app) as client:
+            client.base_url = client.base_url.join(request.param or "")
+            yield client
 
 
 @pytest.mark.parametrize("path", PAGES)

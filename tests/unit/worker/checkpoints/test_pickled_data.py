@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 from collections import OrderedDict
+from functools import cache
 from typing import Any
 
 import pytest
@@ -131,6 +132,7 @@ def test_a_changed_byte_is_read_or_refused(data: st.DataObject) -> None:
         read(bytes(original))
 
 
+@cache
 def bombs() -> dict[str, bytes]:
     """Small pickles that make Python's own unpickler, or code behind it, run for years or allocate gigabytes."""
     doubled = b"\x80\x02)q\x00" + b"".join(b"h%c\x68%c\x86q%c" % (i, i, i + 1) for i in range(100))
