@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +27,7 @@ from api.openai.usage import usage_of
 from api.shutdown import Shutdown
 from tasks.job import Job, Status
 from tasks.store.new_job import Idempotency
+from tasks.token_log import Entry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,23 +93,23 @@ class OpenAiCalls:
             # Those without an error were cancelled because another one failed.
             raise unsuccessful(next((job for job in failed if job.error is not None), failed[0]), submitted.prefix)
         readers, names = await self.readers.of(call, jobs[0])
-        choices = [
-            ChoiceAnswer(job, await self._pieces(call, job, reader), stop_reason(job, prompt_only=call.prompt_only))
-            for job, reader in zip(jobs, readers, strict=True)
-        ]
-        body = answers.answer(
-            AnswerHead.of(answers.id_prefix, jobs[0]),
-            choices,
-            usage_of(jobs, prompt_only=call.prompt_only),
-            names if call.logprobs else None,
-        )
-        return json_response(body, 200, {**submitted.headers, **headers, **processing_headers(jobs)})
+        logs = [await self.submission.store.log(job.id) if call.logprobs else () for job in jobs]
 
-    async def _pieces(self, call: Call, job: Job, reader: ChoiceReader) -> list[Piece]:
-        """The text of a finished job, with the log-probabilities from its log if they were asked for."""
-        if call.logprobs:
-            return [*reader.read(await self.submission.store.log(job.id)), *reader.prompt()]
-        return [*reader.prompt(), *([] if call.prompt_only else [Piece(job.completion or "")])]
+        def encode() -> Response:
+            choices = [
+                ChoiceAnswer(job, _pieces(call, job, reader, log), stop_reason(job, prompt_only=call.prompt_only))
+                for job, reader, log in zip(jobs, readers, logs, strict=True)
+            ]
+            body = answers.answer(
+                AnswerHead.of(answers.id_prefix, jobs[0]),
+                choices,
+                usage_of(jobs, prompt_only=call.prompt_only),
+                names if call.logprobs else None,
+            )
+            return json_response(body, 200, {**submitted.headers, **headers, **processing_headers(jobs)})
+
+        # Log-probabilities with alternatives are up to 43,000 objects for each choice, which take half a second.
+        return await asyncio.to_thread(encode) if call.logprobs else encode()
 
     async def _stream(
         self, submitted: SubmittedCall, answers: AnswerFormat, receive: Receive, *, abandonable: bool
@@ -142,6 +144,13 @@ class OpenAiCalls:
                 await cancel()
             raise
         return EventStream(blocks, headers, opening=opening, on_disconnect=cancel if abandonable else None)
+
+
+def _pieces(call: Call, job: Job, reader: ChoiceReader, log: Sequence[Entry]) -> list[Piece]:
+    """The text of a finished job, with the log-probabilities from its log if they were asked for."""
+    if call.logprobs:
+        return [*reader.read(log), *reader.prompt()]
+    return [*reader.prompt(), *([] if call.prompt_only else [Piece(job.completion or "")])]
 
 
 async def _first(blocks: AsyncGenerator[bytes]) -> bytes:
