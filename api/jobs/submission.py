@@ -31,6 +31,9 @@ ANONYMOUS = "anonymous"
 DEFAULT_PRIORITY = 5
 #: Prompts with more characters are checked in a thread, so that they do not block the event loop.
 LONG_PROMPT_CHARACTERS = 20_000
+#: Largest size of the prompts of one call's jobs together, in bytes of UTF-8. Redis does nothing else while it stores
+#: them: 16 MiB take it a few hundredths of a second, and up to half a second if most characters are not ASCII.
+MAX_GROUP_BYTES = 16 << 20
 
 
 def idempotency(key: str | None, *, owner: str, route: str, request: Mapping[str, Any]) -> Idempotency | None:
@@ -273,7 +276,15 @@ class Submitter:
             for generation in generations:
                 check_against(card, generation)
 
-        if sum(generation.most_prompt_tokens for generation in generations) > LONG_PROMPT_CHARACTERS:
+        size = sum(generation.most_prompt_tokens for generation in generations)
+        if len(generations) > 1 and size > MAX_GROUP_BYTES:
+            raise invalid(
+                ("body",),
+                f"The prompts of the {len(generations)} jobs of this call have {size:,} bytes together, and may have "
+                f"{MAX_GROUP_BYTES:,}: each job keeps its own. Send several calls.",
+                "group_too_large",
+            )
+        if size > LONG_PROMPT_CHARACTERS:
             await asyncio.to_thread(check)
         else:
             check()

@@ -155,6 +155,17 @@ async def test_a_call_has_128_jobs_at_most(
     assert played.pushed() == []
 
 
+async def test_one_call_cannot_fill_redis_with_copies_of_a_long_prompt(
+    redis_url: str, client: httpx.AsyncClient
+) -> None:
+    card = replace(BPE_CARD, context=1_000_000)
+    with fake_worker(settings_for(redis_url), card) as worker:
+        refused = await client.post(URL, json={"prompt": "a" * 500_000, "n": 64})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "group_too_large")
+        assert worker.claimed.qsize() == 0
+        assert (await client.post(URL, json={"prompt": "a" * 500_000, "n": 2})).status_code == 200
+
+
 # Clients that go away, and Redis between two steps
 
 
