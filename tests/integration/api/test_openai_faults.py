@@ -166,6 +166,21 @@ async def test_one_call_cannot_fill_redis_with_copies_of_a_long_prompt(
         assert (await client.post(URL, json={"prompt": "a" * 500_000, "n": 2})).status_code == 200
 
 
+@pytest.mark.parametrize("body", [{"prompt": "1", "n": 4}, {"prompt": "1", "n": 4, "stream": True}])
+async def test_a_redis_that_is_full_takes_no_job_of_a_group(
+    played: QueueWorld, client: httpx.AsyncClient, body: dict[str, Any]
+) -> None:
+    played.redis.config_set("maxmemory", "1mb")
+    try:
+        refused = await client.post(URL, json=body)
+    finally:
+        played.redis.config_set("maxmemory", "0")
+    assert (refused.status_code, refused.headers["x-should-retry"]) == (429, "true")
+    assert refused.json()["error"]["type"] == "rate_limit_error"
+    assert refused.headers["retry-after"]
+    assert played.pushed() == []
+
+
 # Clients that go away, and Redis between two steps
 
 
