@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 
 from tasks.errors import CardConflictError, SchemaError, WorkerReplacedError
 from tasks.redis_client.connections import make_sync, redacted
+from tasks.redis_client.errors import describe
 from tasks.settings import Settings
 from tasks.store import keys
 from tasks.store.redis_check import check_redis
@@ -176,6 +177,7 @@ class WorkerService:
                     hooks=hooks,
                 )
                 service._register(retry)
+                service._publish_tokenizer()
             except (RetryStoppedError, EngineLoadError):
                 if hooks.should_stop():
                     return None
@@ -247,6 +249,13 @@ class WorkerService:
                     raise
                 log.warning("waits_for_name", reason=str(error))
                 time.sleep(RETRY_S)
+
+    def _publish_tokenizer(self) -> None:
+        """Publish the tokenizer before the first job. If Redis refuses it, the lease keeper tries again."""
+        try:
+            self._keep_tokenizer()
+        except RedisError as error:
+            log.warning("tokenizer_not_published", error=describe(error))
 
     def _keep_tokenizer(self) -> None:
         self._store.keep_tokenizer(self._ready.card.digest, self._published_tokenizer)
