@@ -20,10 +20,12 @@ check: ## the checks that a change must pass: lint, then test
 	$(MAKE) test
 
 # Two processes for each core, six at most: many tests wait for processes that they started. A file's tests stay together,
-# because they share servers and workers.
+# because they share servers and workers; the longest files come first. Hundreds of processes import the same modules:
+# they compile them once, even if the shell forbids that.
 TEST_PROCESSES = $$($(BIN)/python -c 'import os; print(min(6, 2 * (os.cpu_count() or 1)))')
 test: $(VENV)/.dev ## the tests that finish in minutes
-	$(BIN)/python -m pytest -q -m "not slow" --numprocesses $(TEST_PROCESSES) --dist loadfile --durations 10
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -m "not slow" --numprocesses $(TEST_PROCESSES) --dist loadfile \
+		--no-loadscope-reorder --durations 10
 
 test-slow: $(VENV)/.dev conformance ## the tests that take longer
 	$(BIN)/python -m pytest -q -m slow --durations 10

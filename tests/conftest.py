@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -15,9 +16,26 @@ import redis
 
 from bench.own_redis import OwnRedis
 from celeriac.launcher.redis_program import find_executable
+from tests.helpers.long_files import place
 
 #: How long the server may take to start, in seconds.
 START_DEADLINE_S = 10.0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort the files: see `tests.helpers.long_files`."""
+    items.sort(key=lambda item: place(item.path))
+
+
+@pytest.fixture(autouse=True)
+def _one_torch_thread() -> None:
+    """Let torch use one thread, also if an earlier test chose more.
+
+    Several threads wait for each other while other processes use the cores, and they do so with full processor load.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
