@@ -24,7 +24,7 @@ QUICK = {
 #: A shipped checkpoint, whose context has room for long jobs.
 CHECKPOINT = CHECKPOINTS / SHIPPED
 #: Tokens of a job that runs for longer than it takes to send a signal.
-LONG = 1500
+LONG = 600
 #: Longest time until jobs of a lost worker run again, in seconds: its lease, and time for a busy machine.
 RECLAIMED_S = 15.0
 #: Number of tokens, at least, that a job has before a fault.

@@ -35,7 +35,9 @@ def damage(cluster: Cluster, job_id: str, change: dict[str, str | None] | None) 
             cluster.redis.hset(keys.job(job_id), field, value)
 
 
-@pytest.mark.parametrize("restarted", [True, False], ids=["restarted", "replaced"])
+@pytest.mark.parametrize(
+    "restarted", [pytest.param(True, marks=pytest.mark.slow), False], ids=["restarted", "replaced"]
+)
 def test_the_jobs_beside_damaged_records_continue(cluster: Cluster, restarted: bool) -> None:
     names = ["first@host", "first@host" if restarted else "second@host"]
     worker = cluster.worker(slots="16", worker_name=names[0])

@@ -23,9 +23,9 @@ from tests.integration.stack import until
 REDIS_TIMEOUT_S = 4
 #: A client waits this long for an answer, in seconds: one time limit, and room for a busy machine. Callers that paid
 #: the limit one after the other, or one group of `MAX_CONNECTIONS` after the other, would wait twice as long.
-PATIENCE_S = 20
+PATIENCE_S = 15
 #: Callers of each route at the same time. All routes together: many times the connections of an API process.
-CALLERS = 25
+CALLERS = 12
 
 BODY = {"prompt": "123+456=", "max_tokens": 5}
 

@@ -39,8 +39,10 @@ def test_a_redis_that_is_full(own_redis: OwnRedis, tmp_path: Path) -> None:
             assert client.post(f"/v1/jobs/{waiting[-1]}/cancel").json()["status"] == "cancelled"
             for job_id in waiting[:-1]:
                 assert client.delete(f"/v1/jobs/{job_id}").status_code == 204
-            engine.resume()
+            # The engine is stopped until then, so that the job cannot end before.
             assert client.post(f"/v1/jobs/{running[2]}/cancel").status_code in (200, 202)
+            cluster.until_cancel_received(running[2])
+            engine.resume()
             jobs = [cluster.finished(job_id) for job_id in running]
             assert jobs[2].status is Status.CANCELLED
             cluster.assert_undisturbed(*jobs[:2])

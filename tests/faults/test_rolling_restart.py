@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import httpx
+import pytest
 
 from tests.integration.cluster import Cluster
 from tests.integration.stack import until
@@ -42,11 +43,12 @@ def requests(url: str) -> Iterator[Callable[[], list[httpx.Response]]]:
             client.result()
 
 
-def test_no_request_fails_and_no_loss_is_counted(cluster: Cluster) -> None:
+@pytest.mark.parametrize("restarts", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_no_request_fails_and_no_loss_is_counted(cluster: Cluster, restarts: int) -> None:
     workers = cluster.workers(2)
     _, url = cluster.stack.api()
     with requests(url) as answers:
-        for worker in workers:
+        for worker in workers[:restarts]:
             # The worker must have jobs that it could lose.
             running = cluster.until_busy(worker)
             assert worker.terminate() == 0

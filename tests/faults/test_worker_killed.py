@@ -9,11 +9,15 @@ from tests.faults.conftest import BEGUN, LONG, RECLAIMED_S, lasting
 from tests.integration.cluster import Cluster, Engine
 from tests.integration.stack import until
 
+#: Slots of a worker.
+SLOTS = 4
 
-def test_another_worker_continues_at_the_next_token(cluster: Cluster) -> None:
+
+def test_another_worker_continues_at_the_next_token_and_no_message_of_the_killed_one_is_lost(cluster: Cluster) -> None:
     first = cluster.worker()
     engine = Engine(first)
-    job_ids = cluster.begin([engine], [lasting(1, 0.0), lasting(2, 0.8), lasting(3, 0.8)], tokens=BEGUN)
+    job_ids = cluster.begin([engine], [lasting(seed, 0.8 * (seed % 2)) for seed in range(SLOTS)], tokens=BEGUN)
+    waiting = cluster.submit_all(lasting(seed, max_tokens=300) for seed in range(SLOTS, 2 * SLOTS))
     second = cluster.worker()
     seen = {job_id: cluster.log(job_id).entries for job_id in job_ids}
     engine.resume()
@@ -33,21 +37,11 @@ def test_another_worker_continues_at_the_next_token(cluster: Cluster) -> None:
         # A stream shows the earlier tokens, then the mark of the attempt, then the new tokens.
         assert log.entries[: len(seen[job.id])] == seen[job.id]
         assert [(entry.after, entry.attempt) for entry in log.entries if entry.attempt] == [(job.resumed_tokens, 2)]
-    assert "Traceback" not in second.output
-
-
-def test_messages_that_the_killed_worker_had_taken_are_not_lost(cluster: Cluster) -> None:
-    workers = cluster.workers(2, slots="2")
-    engines = [Engine(worker) for worker in workers]
-    job_ids = cluster.begin(engines, [lasting(seed, max_tokens=300) for seed in range(4)])
-    job_ids += cluster.submit_all(lasting(seed, max_tokens=300) for seed in range(4, 10))
-    cluster.holder(job_ids[0]).kill()
-    for engine in engines:
-        if not engine.gone:
-            engine.resume()
-    cluster.assert_undisturbed(*(cluster.finished(job_id) for job_id in job_ids))
-    assert {cluster.job(job_id).attempt for job_id in job_ids} == {1, 2}
+    jobs = [cluster.finished(job_id) for job_id in waiting]
+    cluster.assert_undisturbed(*jobs)
+    assert {(job.attempt, job.losses) for job in jobs} == {(1, 0)}
     cluster.until_quiet()
+    assert "Traceback" not in second.output
 
 
 def test_a_restarted_worker_continues_without_waiting_for_its_old_leases(cluster: Cluster) -> None:

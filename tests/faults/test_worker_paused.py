@@ -18,7 +18,7 @@ def test_writes_of_a_worker_whose_leases_ran_out_are_refused(cluster: Cluster) -
     pause(cluster, workers, whole=True)
     # Both workers take jobs as before.
     engines = [Engine(worker) for worker in workers]
-    job_ids = cluster.begin(engines, (lasting(seed) for seed in range(3 * JOBS)))
+    job_ids = cluster.begin(engines, (lasting(seed, max_tokens=100) for seed in range(3 * JOBS)))
     assert {cluster.holder(job_id) for job_id in job_ids} == set(workers)
     for engine in engines:
         engine.resume()

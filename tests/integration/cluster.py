@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,6 +21,7 @@ from tasks.store.job_store import JobStore
 from tasks.store.new_job import NewJob
 from tasks.token_log import TokenLog
 from tasks.worker_info import WorkerInfo
+from tests.conftest import running_redis
 from tests.helpers.gate import Gate
 from tests.helpers.requests import make_generation
 from tests.helpers.same_text import assert_undisturbed
@@ -214,6 +217,20 @@ class Cluster:
             self.when(job_id, Status.RUNNING)
         creep(engines, lambda: min(self.job(job_id).tokens for job_id in job_ids) >= tokens)
         assert {self.job(job_id).status for job_id in job_ids} == {Status.RUNNING}
+
+
+@contextmanager
+def own_cluster(checkpoint: Path = TINY, **settings: str) -> Iterator[Cluster]:
+    """A cluster with a folder and a Redis server of its own, which tests of a module can share."""
+    # The path of a socket must be short.
+    folder = Path(tempfile.mkdtemp(prefix="cel-"))
+    with running_redis(folder) as url:
+        cluster = Cluster(f"{url}?db=0", folder, checkpoint, **settings)
+        try:
+            yield cluster
+        finally:
+            cluster.close()
+    shutil.rmtree(folder)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import pytest
 from tasks.celery_app import TASK_NAME, make_app
 from tasks.job import Status
 from tasks.store import keys
-from tests.integration.cluster import DEADLINE_S, Cluster, Engine, long_generation
+from tests.integration.cluster import DEADLINE_S, Cluster, Engine, long_generation, own_cluster
 from tests.integration.stack import CHECKPOINTS, SHIPPED, START_S, Process, until
 from worker.transport.control import REFUSED
 
@@ -31,11 +31,24 @@ SENT: dict[str, dict[str, Any]] = {
 }
 
 
+#: Settings of the workers.
+SETTINGS = {"slots": "2", "heartbeat_s": "0.2"}
+
+
 @pytest.fixture
 def cluster(redis_url: str, tmp_path: Path) -> Iterator[Cluster]:
-    cluster = Cluster(redis_url, tmp_path, CHECKPOINTS / SHIPPED, slots="2", heartbeat_s="0.2")
+    """A cluster whose processes a test may kill and stop."""
+    cluster = Cluster(redis_url, tmp_path, CHECKPOINTS / SHIPPED, **SETTINGS)
     yield cluster
     cluster.close()
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Cluster]:
+    """A cluster with one worker, which works after each test as before."""
+    with own_cluster(CHECKPOINTS / SHIPPED, **SETTINGS) as cluster:
+        cluster.worker()
+        yield cluster
 
 
 def control(cluster: Cluster, *arguments: str) -> Process:
@@ -57,39 +70,38 @@ def broadcast(cluster: Cluster, command: str, **arguments: Any) -> dict[str, Any
     return found
 
 
-def test_commands_that_would_stall_jobs_are_refused_and_jobs_run(cluster: Cluster) -> None:
-    worker = cluster.worker()
-    _, url = cluster.stack.api()
+def test_commands_that_would_stall_jobs_are_refused_and_jobs_run(shared: Cluster) -> None:
+    worker = shared.stack.processes[0]
+    _, url = shared.stack.api()
     for command, typed in TYPED.items():
-        process = control(cluster, command, *typed)
+        process = control(shared, command, *typed)
         assert f"{command} is refused: " in process.output, process.output
     for command, sent in SENT.items():
-        assert f"{command} is refused: " in broadcast(cluster, command, **sent)["error"]
+        assert f"{command} is refused: " in broadcast(shared, command, **sent)["error"]
     assert REFUSED.keys() == TYPED.keys() | SENT.keys()
     # Each job needs a message and a slot: more jobs than slots show that both still work.
-    for job_id in cluster.submit_all(long_generation(seed, max_tokens=5) for seed in range(6)):
-        assert cluster.finished(job_id).status is Status.SUCCEEDED
+    for job_id in shared.submit_all(long_generation(seed, max_tokens=5) for seed in range(6)):
+        assert shared.finished(job_id).status is Status.SUCCEEDED
     assert httpx.get(f"{url}/health/ready").json()["state"] in ("READY", "BUSY")
     assert "Traceback" not in worker.output
 
 
-def test_jobs_run_that_another_node_calls_revoked(cluster: Cluster) -> None:
+def test_jobs_run_that_another_node_calls_revoked(shared: Cluster) -> None:
     """A node that starts sends the tasks that it knows to be revoked. Celery would skip their messages."""
-    worker = cluster.worker()
+    worker = shared.stack.processes[0]
     engine = Engine(worker)
     engine.stop()
-    held = cluster.submit_all(long_generation(seed, max_tokens=5) for seed in range(5))
-    broadcast(cluster, "hello", from_node="other@host", revoked=held)
+    held = shared.submit_all(long_generation(seed, max_tokens=5) for seed in range(5))
+    broadcast(shared, "hello", from_node="other@host", revoked=held)
     engine.resume()
     for job_id in held:
-        assert cluster.finished(job_id).status is Status.SUCCEEDED
+        assert shared.finished(job_id).status is Status.SUCCEEDED
 
 
-def test_without_events_jobs_run(cluster: Cluster) -> None:
-    cluster.worker()
-    assert "disabled" in broadcast(cluster, "disable_events")["ok"]
-    assert cluster.finished(cluster.submit(long_generation(1, max_tokens=5))).status is Status.SUCCEEDED
-    assert "enabled" in broadcast(cluster, "enable_events")["ok"]
+def test_without_events_jobs_run(shared: Cluster) -> None:
+    assert "disabled" in broadcast(shared, "disable_events")["ok"]
+    assert shared.finished(shared.submit(long_generation(1, max_tokens=5))).status is Status.SUCCEEDED
+    assert "enabled" in broadcast(shared, "enable_events")["ok"]
 
 
 def test_shutdown_replies_and_stops_the_worker_as_a_signal_does(cluster: Cluster) -> None:

@@ -13,7 +13,7 @@ from tasks.generation import FinishReason
 from tasks.job import ErrorCode, Job, Status, TimeLimits
 from tasks.store import keys
 from tests.helpers.same_text import assert_same_text
-from tests.integration.cluster import DEADLINE_S, Cluster, Engine, long_generation
+from tests.integration.cluster import DEADLINE_S, Cluster, Engine, long_generation, own_cluster
 from tests.integration.stack import CHECKPOINTS, SHIPPED, Process, until
 from worker.engine_process.main import REPORT_EVERY_S
 
@@ -21,20 +21,30 @@ from worker.engine_process.main import REPORT_EVERY_S
 TOKENS = 2000
 #: A time limit that is over soon, but long enough for the job to start.
 LIMIT_MS = 2500
+#: Settings of the workers.
+SETTINGS = {"slots": "4", "heartbeat_s": "0.2", "reap_every_s": "0.1", "lease_s": "2"}
 
 
 @pytest.fixture
 def cluster(redis_url: str, tmp_path: Path) -> Iterator[Cluster]:
-    cluster = Cluster(
-        redis_url, tmp_path, CHECKPOINTS / SHIPPED, slots="4", heartbeat_s="0.2", reap_every_s="0.1", lease_s="2"
-    )
+    """A cluster whose processes a test may kill and stop."""
+    cluster = Cluster(redis_url, tmp_path, CHECKPOINTS / SHIPPED, **SETTINGS)
     yield cluster
     cluster.close()
 
 
-@pytest.fixture
-def worker(cluster: Cluster) -> Process:
-    return cluster.worker()
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Cluster]:
+    """A cluster with one worker, which all tests leave idle."""
+    with own_cluster(CHECKPOINTS / SHIPPED, **SETTINGS) as cluster:
+        cluster.worker()
+        yield cluster
+
+
+def only_worker(cluster: Cluster) -> Process:
+    """The worker of the shared cluster."""
+    [worker] = cluster.stack.processes
+    return worker
 
 
 def begin(
@@ -70,12 +80,12 @@ def until_idle(cluster: Cluster) -> None:
     until(idle, "an idle worker", timeout_s=DEADLINE_S)
 
 
-def test_a_cancelled_job_says_how_quickly_the_cancel_took_effect(cluster: Cluster, worker: Process) -> None:
-    engine = Engine(worker)
-    [job_id] = begin(cluster, engine)
+def test_a_cancelled_job_says_how_quickly_the_cancel_took_effect(shared: Cluster) -> None:
+    engine = Engine(only_worker(shared))
+    [job_id] = begin(shared, engine)
     engine.resume()
-    cluster.cancel(job_id)
-    job = cluster.finished(job_id)
+    shared.cancel(job_id)
+    job = shared.finished(job_id)
     assert job.status is Status.CANCELLED
     assert job.cancellation is not None
     assert job.cancellation.latency_ms is not None
@@ -85,25 +95,26 @@ def test_a_cancelled_job_says_how_quickly_the_cancel_took_effect(cluster: Cluste
 
 
 @pytest.mark.parametrize("limits", [TimeLimits(run_timeout_ms=LIMIT_MS), TimeLimits(deadline_ms=LIMIT_MS)])
-def test_a_text_ends_when_its_time_is_over_and_is_kept(cluster: Cluster, worker: Process, limits: TimeLimits) -> None:
-    engine = Engine(worker)
-    other = cluster.begin([engine], [long_generation(3, max_tokens=300)])[0]
-    [job_id] = begin(cluster, engine, limits=limits)
-    over_at = (cluster.job(job_id).started_at or 0) + LIMIT_MS
-    until(lambda: now_ms(cluster) > over_at, "the end of its time", timeout_s=DEADLINE_S)
+def test_a_text_ends_when_its_time_is_over_and_is_kept(shared: Cluster, limits: TimeLimits) -> None:
+    engine = Engine(only_worker(shared))
+    other = shared.begin([engine], [long_generation(3, max_tokens=300)])[0]
+    [job_id] = begin(shared, engine, limits=limits)
+    over_at = (shared.job(job_id).started_at or 0) + LIMIT_MS
+    until(lambda: now_ms(shared) > over_at, "the end of its time", timeout_s=DEADLINE_S)
     engine.resume()
-    job = cluster.finished(job_id)
+    job = shared.finished(job_id)
     assert (job.status, job.finish_reason, job.attempt) == (Status.FAILED, FinishReason.DEADLINE, 1)
     assert job.error is not None
     assert job.error.code is ErrorCode.DEADLINE_EXCEEDED
-    assert_partial(cluster, job)
+    assert_partial(shared, job)
     # The other job in the batch was not affected.
-    cluster.assert_undisturbed(cluster.finished(other))
-    until_idle(cluster)
-    assert "Traceback" not in worker.output
+    shared.assert_undisturbed(shared.finished(other))
+    until_idle(shared)
+    assert "Traceback" not in only_worker(shared).output
 
 
-def test_the_running_time_of_earlier_attempts_counts(cluster: Cluster, worker: Process) -> None:
+def test_the_running_time_of_earlier_attempts_counts(cluster: Cluster) -> None:
+    worker = cluster.worker()
     engine = Engine(worker)
     [job_id] = begin(cluster, engine, limits=TimeLimits(run_timeout_ms=3_600_000), tokens=20)
     # Now all but 1 ms of its hour is used up.
@@ -117,9 +128,8 @@ def test_the_running_time_of_earlier_attempts_counts(cluster: Cluster, worker: P
     assert_partial(cluster, job)
 
 
-def test_a_job_whose_deadline_passes_while_its_worker_is_paused_ends_with_its_lease(
-    cluster: Cluster, worker: Process
-) -> None:
+def test_a_job_whose_deadline_passes_while_its_worker_is_paused_ends_with_its_lease(cluster: Cluster) -> None:
+    worker = cluster.worker()
     engine = Engine(worker)
     [job_id] = begin(cluster, engine, limits=TimeLimits(deadline_ms=3_600_000))
     begun = cluster.job(job_id)
@@ -147,33 +157,33 @@ def test_a_job_whose_deadline_passes_while_its_worker_is_paused_ends_with_its_le
 FASTEST_STEP_S = 5e-5
 
 
-def test_a_cancel_ends_a_text_within_a_step_and_frees_its_slot(cluster: Cluster, worker: Process) -> None:
-    engine = Engine(worker)
+def test_a_cancel_ends_a_text_within_a_step_and_frees_its_slot(shared: Cluster) -> None:
+    engine = Engine(only_worker(shared))
     # The engine is stopped inside a step, which it will complete for all of them.
-    jobs = begin(cluster, engine, seeds=range(4))
-    waiting = cluster.submit(long_generation(9, max_tokens=5))
+    jobs = begin(shared, engine, seeds=range(4))
+    waiting = shared.submit(long_generation(9, max_tokens=5))
     for job_id in jobs:
-        cluster.cancel(job_id)
+        shared.cancel(job_id)
     for job_id in jobs:
-        cluster.until_cancel_received(job_id)
+        shared.until_cancel_received(job_id)
     engine.resume()
     for job_id in jobs:
-        job = cluster.finished(job_id)
+        job = shared.finished(job_id)
         assert (job.status, job.finish_reason) == (Status.CANCELLED, FinishReason.CANCELLED)
-        assert_partial(cluster, job)
+        assert_partial(shared, job)
         assert job.cancellation is not None
         # The step that the engine was in, and steps that it had not reported yet.
         assert job.cancellation.tokens_after <= 1 + REPORT_EVERY_S / FASTEST_STEP_S < job.generation.sampling.max_tokens
     # A slot was free for the next job.
-    assert cluster.finished(waiting).status is Status.SUCCEEDED
-    until_idle(cluster)
+    assert shared.finished(waiting).status is Status.SUCCEEDED
+    until_idle(shared)
 
 
-def test_a_deleted_job_is_no_longer_decoded(cluster: Cluster, worker: Process) -> None:
-    engine = Engine(worker)
-    [job_id] = begin(cluster, engine)
-    cluster.delete(job_id)
+def test_a_deleted_job_is_no_longer_decoded(shared: Cluster) -> None:
+    engine = Engine(only_worker(shared))
+    [job_id] = begin(shared, engine)
+    shared.delete(job_id)
     engine.resume()
-    until_idle(cluster)
-    assert not cluster.redis.exists(keys.job(job_id), keys.tokens(job_id))
-    assert "Traceback" not in worker.output
+    until_idle(shared)
+    assert not shared.redis.exists(keys.job(job_id), keys.tokens(job_id))
+    assert "Traceback" not in only_worker(shared).output

@@ -122,6 +122,7 @@ def test_a_job_that_kills_its_engine_fails_alone_and_its_worker_continues(cluste
     assert "Traceback" not in worker.output
 
 
+@pytest.mark.slow
 def test_a_job_that_kills_whole_workers_fails_and_jobs_that_waited_for_it_have_no_losses(
     cluster: Cluster,
 ) -> None:

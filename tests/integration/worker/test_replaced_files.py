@@ -23,7 +23,7 @@ META = "meta_002920.json"
 VOCABULARY = "tokenizer_config.json"
 CHARACTERS = "0123456789+-HBL.\n"
 #: Tokens of a job that lasts much longer than it takes to stop an engine.
-LONG = 1500
+LONG = 600
 #: How long a worker that gives up may take to end, in seconds.
 END_S = 120.0
 
@@ -62,10 +62,6 @@ def begin(cluster: Cluster, worker: Process, count: int = 1) -> tuple[Engine, li
     return engine, cluster.begin([engine], [long_generation(seed, max_tokens=LONG) for seed in range(count)])
 
 
-def other_weights(folder: Path) -> None:
-    write_weights(folder)
-
-
 def other_vocabulary(folder: Path) -> None:
     write_vocabulary(folder, CHARACTERS[::-1])
 
@@ -92,15 +88,26 @@ def damaged_weights(folder: Path) -> None:
     os.truncate(folder / MODEL, 1000)
 
 
+def assert_given_up(cluster: Cluster, worker: Process, job_id: str, before: str, named: str) -> None:
+    """The worker ends with a message that contains `named`. Its job waits with the text that it had."""
+    assert worker.wait(END_S) == 1
+    assert named in worker.output
+    assert "Traceback" not in worker.output
+    assert cluster.workers_now() == []
+    job = cluster.job(job_id)
+    assert (job.status, job.losses) == (Status.QUEUED, 1)
+    assert cluster.log(job_id).text == before
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (other_weights, "files of d4 were replaced"),
-        pytest.param(other_vocabulary, "files of d4 were replaced", marks=pytest.mark.slow),
-        pytest.param(other_meta, "files of d4 were replaced", marks=pytest.mark.slow),
-        pytest.param(link_to_other_weights, "files of d4 were replaced", marks=pytest.mark.slow),
-        pytest.param(no_files, META, marks=pytest.mark.slow),
-        pytest.param(damaged_weights, MODEL, marks=pytest.mark.slow),
+        (other_vocabulary, "files of d4 were replaced"),
+        (other_meta, "files of d4 were replaced"),
+        (link_to_other_weights, "files of d4 were replaced"),
+        (no_files, META),
+        (damaged_weights, MODEL),
     ],
 )
 def test_an_engine_that_would_load_other_files_ends_the_worker_and_no_text_is_continued(
@@ -111,16 +118,10 @@ def test_an_engine_that_would_load_other_files_ends_the_worker_and_no_text_is_co
     before = cluster.log(job_id).text
     change(cluster.checkpoint)
     engine.kill()
-    assert worker.wait(END_S) == 1
-    assert named in worker.output
-    assert "Traceback" not in worker.output
-    assert cluster.workers_now() == []
-    job = cluster.job(job_id)
-    assert (job.status, job.losses) == (Status.QUEUED, 1)
-    assert cluster.log(job_id).text == before
+    assert_given_up(cluster, worker, job_id, before, named)
 
 
-@pytest.mark.parametrize("whole", [False, True], ids=["engine", "worker"])
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["engine", "worker"])
 def test_a_new_worker_serves_the_new_files_and_jobs_of_the_old_ones_fail_with_their_text(
     cluster: Cluster, whole: bool
 ) -> None:
@@ -132,7 +133,7 @@ def test_a_new_worker_serves_the_new_files_and_jobs_of_the_old_ones_fail_with_th
         worker.kill()
     else:
         engine.kill()
-        assert worker.wait(END_S) == 1
+        assert_given_up(cluster, worker, job_id, before, "files of d4 were replaced")
     # The killed worker counts as live for a while, and has other weights: the new one waits for that.
     cluster.worker()
     job = cluster.finished(job_id)

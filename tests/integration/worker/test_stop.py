@@ -89,13 +89,16 @@ def test_jobs_of_the_only_worker_wait_at_the_head_of_the_queue_for_the_next_work
     cluster.until_quiet()
 
 
-def test_a_killed_engine_is_replaced_and_its_jobs_continue_with_a_loss_each(cluster: Cluster) -> None:
-    worker = cluster.worker()
-    engine = Engine(worker)
+def begin(cluster: Cluster, engine: Engine, seeds: range) -> list[str]:
+    """Ids of new jobs that have some tokens. The engine is stopped."""
     engine.stop()
-    job_ids = cluster.submit_all(long_generation(seed) for seed in range(3))
+    job_ids = cluster.submit_all(long_generation(seed) for seed in seeds)
     cluster.decode_a_little([engine], job_ids)
-    engine.kill()
+    return job_ids
+
+
+def assert_continued_with_a_loss(cluster: Cluster, job_ids: list[str]) -> None:
+    """The jobs lose their engine, and end on the next one."""
     for job_id in job_ids:
         until(lambda job_id=job_id: cluster.job(job_id).losses == 1, "the loss", timeout_s=DEADLINE_S)  # type: ignore[misc]
     for job_id in job_ids:
@@ -104,30 +107,27 @@ def test_a_killed_engine_is_replaced_and_its_jobs_continue_with_a_loss_each(clus
         assert job.attempt == 2
         assert job.resumed_tokens >= 5
     cluster.until_quiet()
+
+
+def test_an_engine_that_is_killed_or_hangs_is_replaced_and_the_third_crash_within_a_minute_ends_the_worker(
+    cluster: Cluster,
+) -> None:
+    worker = cluster.worker(engine_silence_s="2")
+    killed = Engine(worker)
+    job_ids = begin(cluster, killed, range(3))
+    killed.kill()
+    assert_continued_with_a_loss(cluster, job_ids)
+    assert '"engine_unresponsive"' not in worker.output
+
+    hanging = Engine(worker)
+    job_ids = begin(cluster, hanging, range(1))
+    # It is stopped, and nothing resumes it.
+    assert_continued_with_a_loss(cluster, job_ids)
+    assert worker.output.count('"engine_unresponsive"') == 1
+    assert worker.output.count('"engine_restarted"') == 2
     assert worker.returncode is None
-    assert end(worker) == 0
 
-
-def test_an_engine_that_hangs_is_killed_and_its_jobs_continue(cluster: Cluster) -> None:
-    worker = cluster.worker(engine_silence_s="1.5")
-    engine = Engine(worker)
-    engine.stop()
-    job_id = cluster.submit(long_generation())
-    until(lambda: cluster.job(job_id).losses == 1, "the loss", timeout_s=DEADLINE_S)
-    job = cluster.finished(job_id)
-    cluster.assert_undisturbed(job)
-    assert job.attempt == 2
-    assert '"engine_unresponsive"' in worker.output
-    assert end(worker) == 0
-
-
-def test_three_crashes_of_the_engine_within_a_minute_end_the_worker(cluster: Cluster) -> None:
-    worker = cluster.worker()
-    for crashes in range(3):
-        if crashes:
-            worker.wait_for_line('"engine_restarted"')
-            until(lambda seen=crashes: worker.output.count('"engine_restarted"') == seen, "the restart")  # type: ignore[misc]
-        Engine(worker).kill()
+    Engine(worker).kill()
     assert worker.wait(STOP_S) == 1
     assert "crashed 3 times within 60 s" in worker.output
     assert "signal 9" in worker.output
@@ -248,25 +248,47 @@ def unchanged(folder: Path) -> None:
     """Another worker serves other weights under the same name."""
 
 
-def test_a_checkpoint_that_cannot_be_served_ends_the_worker_with_a_clear_message(stack: Stack, tmp_path: Path) -> None:
-    cases: dict[str, tuple[Callable[[Path], None], str]] = {
-        "corrupt": (corrupt, "model_000102.pt"),
-        "no-tokenizer": (without_tokenizer, "tokenizer_config.json"),
-        "small-memory": (large_context, "CELERIAC_KV_MEMORY_MB"),
-        "conflict": (unchanged, "other weights under the name 'conflict'"),
-    }
+#: For each name of a checkpoint that cannot be served: what its files need for that, and a part of the message.
+NOT_SERVED: dict[str, tuple[Callable[[Path], None], str]] = {
+    "corrupt": (corrupt, "model_000102.pt"),
+    "conflict": (unchanged, "other weights under the name 'conflict'"),
+    "no-tokenizer": (without_tokenizer, "tokenizer_config.json"),
+    "small-memory": (large_context, "CELERIAC_KV_MEMORY_MB"),
+}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("corrupt", "conflict"), pytest.param(("no-tokenizer", "small-memory"), marks=pytest.mark.slow)],
+    ids=" and ".join,
+)
+def test_a_checkpoint_that_cannot_be_served_ends_the_worker_with_a_clear_message(
+    stack: Stack, tmp_path: Path, names: tuple[str, ...]
+) -> None:
     with redis.Redis.from_url(stack.redis_url) as client:
         others = WorkerStore(client, Settings(redis_url=stack.redis_url, worker_ttl_s=600))
         others.register(replace(WORKER, checkpoint="conflict"), replace(CARD, name="conflict"))
-    command = "-m celery -A worker.app worker --pool threads --without-gossip --without-mingle"
-    workers = {
-        "unknown": (stack.worker("nowhere", wait=False), "no such folder"),
-        "unset": (stack.run("celery", sys.executable, *command.split()), "CELERIAC_CHECKPOINT"),
-    }
-    for name, (change, message) in cases.items():
+    workers = {}
+    for name in names:
+        change, message = NOT_SERVED[name]
         shutil.copytree(TINY, tmp_path / name)
         change(tmp_path / name)
         workers[name] = stack.worker(str(tmp_path / name), wait=False, kv_memory_mb="1"), message
+    assert_ended(workers)
+
+
+def test_a_worker_without_a_checkpoint_ends_with_a_clear_message(stack: Stack) -> None:
+    command = "-m celery -A worker.app worker --pool threads --without-gossip --without-mingle"
+    assert_ended(
+        {
+            "unknown": (stack.worker("nowhere", wait=False), "no such folder"),
+            "unset": (stack.run("celery", sys.executable, *command.split()), "CELERIAC_CHECKPOINT"),
+        }
+    )
+
+
+def assert_ended(workers: dict[str, tuple[Process, str]]) -> None:
+    """Assert that each worker ends with its message."""
     for name, (worker, message) in workers.items():
         assert worker.wait(START_S) == 1, f"{name}: {worker.output}"
         assert message in worker.output, name
