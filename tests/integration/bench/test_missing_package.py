@@ -12,7 +12,14 @@ import pytest
 from tests.integration.stack import ROOT
 
 
-@pytest.mark.parametrize("module", ["bench.guide", "bench.queue", "bench.serve"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "bench.serve",
+        pytest.param("bench.guide", marks=pytest.mark.slow),
+        pytest.param("bench.queue", marks=pytest.mark.slow),
+    ],
+)
 def test_a_benchmark_says_what_to_install(module: str, tmp_path: Path) -> None:
     (tmp_path / "aiohttp.py").write_text("raise ModuleNotFoundError(name='aiohttp')")
     command = [sys.executable, "-m", module, "--help"]

@@ -179,8 +179,16 @@ def test_every_command_runs_with_its_environment(services: dict[str, Any], redis
     ("variables", "name", "step"),
     [
         ({"CELERIAC_CHECKPOINT": "chatsft_checkpoints/d4"}, "d4-sft", 650),
-        ({"CELERIAC_CHECKPOINT": "/checkpoints/chatsft_checkpoints/d4@200"}, "d4-sft-200", 200),
-        ({"CELERIAC_CHECKPOINT": "chatsft_checkpoints/d4", "CELERIAC_CHECKPOINT_NAME": "mine"}, "mine", 650),
+        pytest.param(
+            {"CELERIAC_CHECKPOINT": "/checkpoints/chatsft_checkpoints/d4@200"},
+            *("d4-sft-200", 200),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"CELERIAC_CHECKPOINT": "chatsft_checkpoints/d4", "CELERIAC_CHECKPOINT_NAME": "mine"},
+            *("mine", 650),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_the_folder_of_nanochat_is_served_with_the_tokenizer_in_it(

@@ -16,11 +16,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+import redis
 
 from bench.processes import Engine, children
 from celeriac import InferenceClient
 from celeriac.launcher.redis_files import remember
 from celeriac.launcher.redis_program import RedisProgram, find_program
+from tasks.store import keys
 from tests.helpers.requests import make_generation
 from tests.helpers.same_text import assert_same_characters
 from tests.integration.stack import CHECKPOINTS, ROOT, SHIPPED, START_S, Process, free_port, until
@@ -147,24 +149,16 @@ def test_a_redis_that_can_never_serve_the_queue_stops_the_start(served: Served, 
     assert "Traceback" not in process.output
 
 
-def test_jobs_are_kept_after_a_restart(served: Served) -> None:
-    process = served.ready()
-    with InferenceClient(served.url) as client:
-        done = client.wait(client.submit("12+", max_tokens=5), timeout=60)
-        assert process.terminate(30) == 0
-        served.ready()
-        assert client.job(done.id).text == done.text
-
-
-def test_the_next_serve_finishes_running_and_waiting_jobs_after_ctrl_c(served: Served) -> None:
+def test_the_next_serve_has_ended_jobs_and_finishes_running_and_waiting_ones_after_ctrl_c(served: Served) -> None:
     one_slot = {"CELERIAC_SLOTS": "1"}
     process = served.ready(checkpoint=SHIPPED, **one_slot)
     [worker] = served.workers()
     [engine] = [Engine.of(pid) for pid in children(worker)]
     with InferenceClient(served.url) as client:
+        ended = client.wait(client.submit("12+", max_tokens=5), timeout=60)
         # While the engine is stopped, the text cannot end, however fast the machine is.
         engine.stop()
-        running = client.submit("123+", max_tokens=2000, seed=7, ignore_eos=True)
+        running = client.submit("123+", max_tokens=600, seed=7, ignore_eos=True)
         waiting = [client.submit(f"{seed}+", max_tokens=20, seed=seed, ignore_eos=True) for seed in range(3)]
         until(lambda: client.job(running.id).status == "running", "the start of the job")
         while client.job(running.id).tokens <= 50:
@@ -176,6 +170,7 @@ def test_the_next_serve_finishes_running_and_waiting_jobs_after_ctrl_c(served: S
         last = json.loads(process.output.splitlines()[-1])
         assert last["event"] == "3 jobs wait, 1 goes on at the next start with the same command."
         served.ready(checkpoint=SHIPPED, **one_slot)
+        assert client.job(ended.id).text == ended.text
         done = [client.wait(job, timeout=120) for job in (running, *waiting)]
     for job in done:
         generation = make_generation(
@@ -202,8 +197,8 @@ def test_a_second_serve_needs_its_own_data_folder(served: Served) -> None:
     assert second.wait(60) == 1
     assert f"process {first.pid}" in second.output
     assert "--data-dir" in second.output
-    other = served.start("--port", str(port := free_port()))
-    other.wait_for_line(READY.format(port=port), timeout_s=START_S)
+    other = served.start("--port", str(free_port()))
+    other.wait_for_line("Redis for further workers: ", timeout_s=START_S)
 
 
 def test_a_worker_that_exits_is_restarted_until_it_has_exited_three_times(served: Served) -> None:
@@ -241,18 +236,18 @@ def test_two_workers_and_flower(served: Served) -> None:
     assert process.terminate(30) == 0
 
 
-def test_the_api_is_served_under_the_path_of_the_option(served: Served) -> None:
-    """It also answers without the path, so the launcher knows when it is ready."""
-    process = served.ready("--root-path", "/llm")
+def test_the_options_and_the_redis_of_the_user_are_used(served: Served, redis_url: str) -> None:
+    options = ("--root-path", "/llm", "--reload", "--host", "0.0.0.0")
+    process = served.ready(*options, CELERIAC_REDIS_URL=redis_url)
+    assert "Warning: everyone who can reach 0.0.0.0" in process.output
+    # It also answers without the path, so the launcher knew when it was ready.
     assert httpx.get(f"{served.url}/llm/openapi.json").json()["servers"] == [{"url": "/llm"}]
-    assert process.terminate(30) == 0
-
-
-def test_the_redis_of_the_user_is_used(served: Served, redis_url: str) -> None:
-    process = served.ready(CELERIAC_REDIS_URL=redis_url)
     assert not (served.folder / "data").exists()
     assert "Redis for further workers" not in process.output
+    with redis.Redis.from_url(redis_url) as client:
+        assert client.exists(keys.CHECKPOINTS)
     assert process.terminate(30) == 0
+    assert not served.family()
 
 
 def test_a_damaged_checkpoint_stops_serve_with_the_reason(served: Served) -> None:
@@ -287,26 +282,19 @@ def test_a_port_in_use_stops_serve_before_anything_starts(served: Served) -> Non
     assert not (served.folder / "data").exists()
 
 
-def test_reload_on_an_open_address_prints_a_warning(served: Served) -> None:
-    process = served.ready("--reload", "--host", "0.0.0.0")
-    assert "Warning: everyone who can reach 0.0.0.0" in process.output
-    assert process.terminate(30) == 0
-    assert not served.family()
-
-
 def test_several_checkpoints_and_steps_are_served_at_once(served: Served) -> None:
     runs = {name: served.folder / name / "d4" for name in ("base_checkpoints", "chatsft_checkpoints")}
-    for run, steps in zip(runs.values(), ((50, 102), (102,)), strict=True):
+    for run, steps in zip(runs.values(), ((50,), (102,)), strict=True):
         run.mkdir(parents=True)
         for step in steps:
             shutil.copy(CHECKPOINT / "model_000102.pt", run / f"model_{step:06d}.pt")
             shutil.copy(CHECKPOINT / "meta_000102.json", run / f"meta_{step:06d}.json")
     base, sft = map(str, runs.values())
-    served.ready(sft, f"{base}@50", checkpoint=base)
+    served.ready(sft, checkpoint=f"{base}@50")
     with InferenceClient(served.url) as client:
         workers = httpx.get(f"{served.url}/v1/workers").json()["data"]
-        assert {worker["model"] for worker in workers} == {"d4", "d4-50", "d4-sft"}
-        for name, step in (("d4", 102), ("d4-50", 50), ("d4-sft", 102)):
+        assert {worker["model"] for worker in workers} == {"d4-50", "d4-sft"}
+        for name, step in (("d4-50", 50), ("d4-sft", 102)):
             assert client.generate("12+", max_tokens=5, model=name)["model"] == name
             assert client.info(name)["step"] == step
         # The first argument is the default.

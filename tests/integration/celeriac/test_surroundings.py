@@ -15,12 +15,15 @@ import pytest
 
 from bench.processes import START_S, Process, children, free_port, until
 from celeriac import InferenceClient
+from tests.helpers.combinations import each_value_once
 from tests.integration.cluster import TINY
 from tests.integration.stack import ROOT
 
 BIN = Path(sys.executable).parent
 #: Each way to start the command line.
 COMMANDS = {"script": [str(BIN / "celeriac")], "module": [sys.executable, "-m", "celeriac"]}
+#: The same for `parametrize`. `make test` runs a module, for which Python itself searches the current folder first.
+HOW = ["module", pytest.param("script", marks=pytest.mark.slow)]
 #: A Redis that does not exist.
 NOWHERE = "redis://127.0.0.1:1/9"
 #: Variables of other programs. Each would change or end a process that obeys it.
@@ -209,7 +212,7 @@ def test_serve_works_whatever_variables_other_programs_set(foreign: Roles) -> No
     assert_serves(foreign, COMMANDS["script"], **READ_AT_IMPORT)
 
 
-@pytest.mark.parametrize("how", COMMANDS)
+@pytest.mark.parametrize("how", HOW)
 def test_serve_imports_nothing_of_the_current_folder(shadowed: Roles, how: str) -> None:
     assert_serves(shadowed, COMMANDS[how])
     assert_nothing_was_imported(shadowed)
@@ -228,11 +231,12 @@ def assert_serves(roles: Roles, command: list[str], **env: str) -> None:
     assert "Traceback" not in serve.output
 
 
-@pytest.mark.parametrize("how", COMMANDS)
-@pytest.mark.parametrize("pythonpath", [None, f":{ROOT}"], ids=["", "empty entry in PYTHONPATH"])
-def test_worker_and_api_import_nothing_of_the_current_folder(shadowed: Roles, how: str, pythonpath: str | None) -> None:
-    env = {} if pythonpath is None else {"PYTHONPATH": pythonpath}
-    if pythonpath is not None:
+@pytest.mark.parametrize(("how", "empty_entry"), each_value_once([*COMMANDS], [False, True]))
+def test_worker_and_api_import_nothing_of_the_current_folder(shadowed: Roles, how: str, empty_entry: bool) -> None:
+    """`empty_entry`: PYTHONPATH has an empty entry, which is the current folder."""
+    env = {}
+    if empty_entry:
+        env["PYTHONPATH"] = f":{ROOT}"
         # Python itself imports modules of its standard library from such a folder.
         for name in set(MODULES) & sys.stdlib_module_names:
             (shadowed.cwd / f"{name}.py").unlink()
@@ -243,7 +247,7 @@ def test_worker_and_api_import_nothing_of_the_current_folder(shadowed: Roles, ho
     assert_nothing_was_imported(shadowed)
 
 
-@pytest.mark.parametrize("how", COMMANDS)
+@pytest.mark.parametrize("how", HOW)
 def test_flower_and_run_import_nothing_of_the_current_folder(shadowed: Roles, how: str) -> None:
     shadowed.front_end(*COMMANDS[how], "flower", path="/healthcheck")
     run = shadowed.run("run", *COMMANDS[how], "run", str(TINY), "--prompt", "12+3", "--max-tokens", "3")
@@ -294,7 +298,15 @@ def test_celery_and_uvicorn_search_the_current_folder_last_for_our_modules(shado
     assert_nothing_was_imported(shadowed)
 
 
-@pytest.mark.parametrize("option", ["--broker", "--result-backend", "--loader", "--config"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--broker",
+        pytest.param("--result-backend", marks=pytest.mark.slow),
+        pytest.param("--loader", marks=pytest.mark.slow),
+        pytest.param("--config", marks=pytest.mark.slow),
+    ],
+)
 def test_celery_cannot_be_given_another_redis_than_the_settings(
     make_roles: Callable[[dict[str, str]], Roles], option: str
 ) -> None:
@@ -305,7 +317,7 @@ def test_celery_cannot_be_given_another_redis_than_the_settings(
     assert worker.output.count("\n") == 1
 
 
-@pytest.mark.parametrize("option", ["--queues", "--exclude-queues"])
+@pytest.mark.parametrize("option", ["--queues", pytest.param("--exclude-queues", marks=pytest.mark.slow)])
 def test_celery_cannot_be_given_other_queues_than_that_of_the_checkpoint(
     make_roles: Callable[[dict[str, str]], Roles], option: str
 ) -> None:

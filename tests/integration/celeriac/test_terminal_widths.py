@@ -27,7 +27,8 @@ from tests.helpers.streaming_server import END, HEAD, chunk
 from tests.integration.cluster import TINY
 from tests.integration.stack import START_S
 
-WIDTHS = (40, 60, 80, 100, 200)
+#: Widths of terminals, in columns.
+WIDTHS = (40, pytest.param(60, marks=pytest.mark.slow), 80, pytest.param(100, marks=pytest.mark.slow), 200)
 #: Escape sequences of a terminal.
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 

@@ -22,7 +22,7 @@ from tests.integration.stack import CHECKPOINTS, ROOT, START_S, Stack, free_port
 #: Size of the pipe, in bytes. A few log lines fill it.
 PIPE_BYTES = 4096
 #: Requests that log more than the pipe holds.
-REQUESTS = 60
+REQUESTS = 30
 #: Longest wait for one answer or one exit, in seconds.
 ANSWER_S = 60.0
 
@@ -125,7 +125,7 @@ def test_a_worker_whose_output_nobody_reads_works(redis_url: str, tmp_path: Path
         stack.close()
 
 
-@pytest.mark.parametrize("log_format", ["json", "console"])
+@pytest.mark.parametrize("log_format", ["json", pytest.param("console", marks=pytest.mark.slow)])
 def test_a_service_whose_output_nobody_reads_works_and_stops(log_format: str, tmp_path: Path) -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}"

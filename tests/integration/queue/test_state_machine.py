@@ -433,11 +433,12 @@ def machine(redis_url: str) -> Iterator[type[QueueMachine]]:
         yield type("BoundMachine", (QueueMachine,), {"url": redis_url, "run": staticmethod(runner.run)})
 
 
-def test_the_queue_matches_the_model_in_random_sequences(machine: type[QueueMachine]) -> None:
+@pytest.mark.parametrize("examples", [40, pytest.param(400, marks=pytest.mark.slow)])
+def test_the_queue_matches_the_model_in_random_sequences(machine: type[QueueMachine], examples: int) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=100,
+            max_examples=examples,
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow],

@@ -289,7 +289,13 @@ def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
 # Pickles, JSON and archives that ask for time and memory
 
 
-@pytest.mark.parametrize("name", list(bombs()))
+#: Bombs of millions of objects, which take long before they are refused. `test_pickled_data` reads them, too.
+LONG_BOMBS = {"a million nested lists", "a million nested tuples", "a million marks", "ten million objects"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG_BOMBS)) for name in bombs()]
+)
 def test_a_bomb_as_index_is_a_short_sentence(tmp_path: Path, name: str) -> None:
     message = refusal(write_with_index(tmp_path / "run", bombs()[name]))
     assert len(message) < 1200 + len(str(tmp_path))
