@@ -10,6 +10,7 @@ from typing import Any
 
 from tasks import record
 from tasks.chat import Message
+from tasks.logprobs import record_bytes
 from tasks.sampling_params import SAMPLING_FIELDS, SamplingParams
 
 
@@ -103,6 +104,19 @@ class Generation:
         if self.messages is None:
             return 1 + _bytes_of(self.prompt)
         return sum(TEMPLATE_TOKENS + _bytes_of(message.content) for message in self.messages)
+
+    def most_logprob_bytes(self, context: int | None) -> int:
+        """An upper bound of the packed log-probabilities of prompt and answer, in bytes; 0 if none are asked for.
+
+        `context`: the longest sequence of the checkpoint, in tokens; None if it is not known.
+        """
+        sampling, most = self.sampling, 0
+        if sampling.logprobs is not None:
+            most += record_bytes(sampling.logprobs) * sampling.max_tokens
+        if sampling.prompt_logprobs is not None:
+            tokens = self.most_prompt_tokens if context is None else min(self.most_prompt_tokens, context)
+            most += record_bytes(sampling.prompt_logprobs) * tokens
+        return most
 
     def unsupported(self) -> list[str]:
         """Names of the fields with which this version cannot run the request.

@@ -31,8 +31,8 @@ ANONYMOUS = "anonymous"
 DEFAULT_PRIORITY = 5
 #: Prompts with more characters are checked in a thread, so that they do not block the event loop.
 LONG_PROMPT_CHARACTERS = 20_000
-#: Largest size of the prompts of one call's jobs together, in bytes of UTF-8. Redis does nothing else while it stores
-#: them: 16 MiB take it a few hundredths of a second, and up to half a second if most characters are not ASCII.
+#: Largest size of the prompts of one call's jobs together, and of their packed log-probabilities, in bytes. Redis does nothing else while it stores
+#: prompts: 16 MiB take it a few hundredths of a second, and up to half a second if most characters are not ASCII.
 MAX_GROUP_BYTES = 16 << 20
 
 
@@ -282,6 +282,15 @@ class Submitter:
                 ("body",),
                 f"The prompts of the {len(generations)} jobs of this call have {size:,} bytes together, and may have "
                 f"{MAX_GROUP_BYTES:,}: each job keeps its own. Send several calls.",
+                "group_too_large",
+            )
+        logprob_bytes = sum(generation.most_logprob_bytes(card.context) for generation in generations)
+        if len(generations) > 1 and logprob_bytes > MAX_GROUP_BYTES:
+            raise invalid(
+                ("body",),
+                f"The log-probabilities of the {len(generations)} jobs of this call may have {logprob_bytes:,} bytes "
+                f"together, and must have {MAX_GROUP_BYTES:,} at most. Ask for fewer tokens or alternatives, or send "
+                "several calls.",
                 "group_too_large",
             )
         if size > LONG_PROMPT_CHARACTERS:

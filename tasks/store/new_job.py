@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from tasks.generation import Generation
 from tasks.job import Group, TimeLimits
-from tasks.logprobs import record_bytes
 
 #: Memory in bytes that a job needs beyond its record of the time of submission: for its log, its result, its message
 #: and its entries in the listings; and for each token in addition. Measured: 4.7 KB for the shortest log; 17 to 32
@@ -62,16 +61,8 @@ class NewJob:
     @property
     def reserve_bytes(self) -> int:
         """Memory that the job may need in Redis until its end, beyond its record of now."""
-        sampling = self.generation.sampling
-        per_token = RESERVE_PER_TOKEN
-        if sampling.logprobs is not None:
-            per_token += record_bytes(sampling.logprobs)
-        reserve = RESERVE_PER_JOB + per_token * sampling.max_tokens
-        if sampling.prompt_logprobs is not None:
-            most = self.generation.most_prompt_tokens
-            prompt_tokens = most if self.context is None else min(most, self.context)
-            reserve += record_bytes(sampling.prompt_logprobs) * prompt_tokens
-        return reserve
+        tokens = RESERVE_PER_TOKEN * self.generation.sampling.max_tokens
+        return RESERVE_PER_JOB + tokens + self.generation.most_logprob_bytes(self.context)
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,6 +166,13 @@ async def test_one_call_cannot_fill_redis_with_copies_of_a_long_prompt(
         assert (await client.post(URL, json={"prompt": "a" * 500_000, "n": 2})).status_code == 200
 
 
+async def test_one_call_has_a_limit_of_log_probabilities(played: QueueWorld, client: httpx.AsyncClient) -> None:
+    body = {"prompt": "1", "n": 128, "max_tokens": 2000, "logprobs": 20}
+    refused = await client.post(URL, json=body)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "group_too_large")
+    assert played.pushed() == []
+
+
 @pytest.mark.parametrize("body", [{"prompt": "1", "n": 4}, {"prompt": "1", "n": 4, "stream": True}])
 async def test_a_redis_that_is_full_takes_no_job_of_a_group(
     played: QueueWorld, client: httpx.AsyncClient, body: dict[str, Any]
