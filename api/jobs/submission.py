@@ -31,8 +31,9 @@ ANONYMOUS = "anonymous"
 DEFAULT_PRIORITY = 5
 #: Prompts with more characters are checked in a thread, so that they do not block the event loop.
 LONG_PROMPT_CHARACTERS = 20_000
-#: Largest size of the prompts of one call's jobs together, and of their packed log-probabilities, in bytes. Redis does nothing else while it stores
-#: prompts: 16 MiB take it a few hundredths of a second, and up to half a second if most characters are not ASCII.
+#: Largest size of the prompts of one call's jobs together, and of their packed log-probabilities, in bytes. Redis does
+#: nothing else while it stores prompts: 16 MiB take it a few hundredths of a second, and up to half a second if most
+#: characters are not ASCII.
 MAX_GROUP_BYTES = 16 << 20
 
 
