@@ -176,6 +176,8 @@ class WorkerService:
                     starting=starting,
                     hooks=hooks,
                 )
+                # From the registration on, the API says that it is ready. The log must not say later that it was loaded.
+                service._log_loaded()
                 service._register(retry)
                 service._publish_tokenizer()
             except (RetryStoppedError, EngineLoadError):
@@ -185,7 +187,6 @@ class WorkerService:
             undo.pop_all()
         events.on_change = service._engine_changed
         service._start_threads()
-        service._log_loaded()
         return service
 
     @property
