@@ -176,7 +176,7 @@ class WorkerService:
                     starting=starting,
                     hooks=hooks,
                 )
-                # From the registration on, the API says that it is ready. The log must not say later that it was loaded.
+                # From the registration on, the API says that it is ready. The log must not say it later.
                 service._log_loaded()
                 service._register(retry)
                 service._publish_tokenizer()
