@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import tiktoken
 import torch
-from exercises import Exercises, Turn
+from exercises import MEMORY, Exercises, Turn
 from torch import Tensor
 
 NUMBER_ALONE = (
@@ -69,9 +69,10 @@ class Batch(NamedTuple):
 class Dialogues:
     """Draws dialogues from a seed."""
 
-    def __init__(self, seed: int | str, *, held_out: bool = False) -> None:
+    def __init__(self, seed: str, *, held_out: bool = False, memory: str = MEMORY) -> None:
+        """For `held_out` and `memory`, see `Exercises`."""
         self._rng = random.Random(seed)
-        self._exercises = Exercises(self._rng, held_out=held_out)
+        self._exercises = Exercises(self._rng, held_out=held_out, memory=memory)
 
     def draw(self) -> Dialogue:
         kind = self._rng.random()

@@ -67,9 +67,10 @@ def exact(model: GPT, encoding: tiktoken.Encoding, dialogues: list[Dialogue]) ->
 
 
 def tasks(count: int = 1000) -> dict[str, list[Dialogue]]:
-    """The tests by name, each of `count` dialogues."""
+    """The tests by name, each of `count` dialogues. Exercises that are not "of the training" never occur in it."""
     rng = random.Random("tasks")
     varied, plain = Exercises(rng, held_out=True), Exercises(rng, held_out=True, plain=True)
+    known = Exercises(rng)
 
     def follow_up() -> list[Turn]:
         first = varied.small(rng.choice("+-"))
@@ -86,6 +87,10 @@ def tasks(count: int = 1000) -> dict[str, list[Dialogue]]:
         "a question and a follow-up": follow_up,
         "letters in new words": lambda: [varied.letters()],
         "declined questions about new topics": lambda: [varied.declined()],
+        "small sums of the training": lambda: [known.small("+")],
+        "small differences of the training": lambda: [known.small("-")],
+        "small products of the training": lambda: [known.small("*")],
+        "letters in words of the training": lambda: [known.letters()],
     }
     dialogues = {name: [_all_shown(turns()) for _ in range(count)] for name, turns in draw.items()}
     alone = [number_alone(rng.choice((varied.small, varied.large))("+")) for _ in range(count)]

@@ -1,7 +1,7 @@
 """Questions with their answers: sums, letters in words, greetings, and questions that the model declines.
 
-Small exercises are answered from memory, all others with the calculator: the answer begins with an expression, and the
-server inserts its value.
+Small sums and products are answered from memory, all others with the calculator: the answer begins with an expression,
+and the server inserts its value.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from dataclasses import dataclass
 
 import words
 
-#: Up to this number, sums and differences need no calculator.
+#: Up to this number, the terms of a sum or difference are small.
 LARGEST_SMALL = 99
-#: Up to this factor, products need no calculator.
+#: Up to this number, the factors of a product are small.
 LARGEST_FACTOR = 12
 #: One exercise in so many never occurs in training.
 HELD_OUT_SHARE = 20
+#: The operators that the model answers from memory if the numbers are small.
+MEMORY = "+*"
 
 NAMES = {"+": "plus", "-": "minus", "*": "times", "/": "divided by"}
 
@@ -133,21 +135,18 @@ def is_held_out(operator: str, a: int, b: int) -> bool:
 
 
 def is_small(operator: str, a: int, b: int) -> bool:
-    """Whether the model answers without the calculator."""
+    """Whether the numbers are small enough to answer from memory."""
     limit = {"+": LARGEST_SMALL, "-": LARGEST_SMALL, "*": LARGEST_FACTOR, "/": -1}[operator]
     return min(a, b) >= 0 and max(a, b) <= limit
 
 
-def sum_turn(question: str, operator: str, a: int, b: int, *, tool: bool | None = None, point: bool = False) -> Turn:
-    """The turn of `a operator b`.
-
-    `tool`: whether the calculator is used; None: for large numbers. `point`: a quotient ends with ".0".
-    """
+def sum_turn(question: str, operator: str, a: int, b: int, *, tool: bool, point: bool = False) -> Turn:
+    """The turn of `a operator b`, with the calculator or without. `point`: a quotient ends with ".0"."""
     value = {"+": a + b, "-": a - b, "*": a * b, "/": a // b if operator == "/" else 0}[operator]
     point = point and operator == "/"
     result = f"{value}.0" if point else str(value)
     answer = f"{a} {NAMES[operator]} {b} is {result}."
-    if tool if tool is not None else not is_small(operator, a, b):
+    if tool:
         return Turn(question, answer, f"{a}{operator}{b}", result, result, None if point else value)
     return Turn(question, answer, result=result, value=value)
 
@@ -161,14 +160,18 @@ def letter_turn(question: str, letter: str, word: str) -> Turn:
 class Exercises:
     """Draws turns from a random generator."""
 
-    def __init__(self, rng: random.Random, *, held_out: bool = False, plain: bool = False) -> None:
+    def __init__(
+        self, rng: random.Random, *, held_out: bool = False, plain: bool = False, memory: str = MEMORY
+    ) -> None:
         """`held_out`: draw only exercises, words and topics that never occur in training, instead of only others.
 
-        `plain`: every question has its most common form, "What is 1 plus 2?".
+        `plain`: every question has its most common form, "What is 1 plus 2?". `memory`: the operators that the model
+        answers from memory if the numbers are small.
         """
         self._rng = rng
         self._held_out = held_out
         self._plain = plain
+        self._memory = memory
 
     def turn(self, last: int | None, *, first: bool = True, always_tool: bool = False) -> Turn:
         """Draw a turn of any kind.
@@ -176,12 +179,12 @@ class Exercises:
         `last`: the last result, if a follow-up can continue with it. `first`: no turn before this one had a result.
         `always_tool`: the system message demands the calculator.
         """
-        draw, tool = self._rng.random(), True if always_tool else None
+        draw = self._rng.random()
         if last is not None and draw < 0.45:
-            return self.follow_up(last, tool=tool)
+            return self.follow_up(last, always_tool=always_tool)
         draw = self._rng.random()
         if draw < 0.50:
-            return self.small(self._rng.choice("+++++--*"), tool=tool)
+            return self.small(self._rng.choice("+++++--*"), always_tool=always_tool)
         if draw < 0.80:
             return self.large(self._rng.choice("++++++---**/"))
         if draw < 0.86:
@@ -194,28 +197,30 @@ class Exercises:
             return self.number_words()
         return self.no_number()
 
-    def small(self, operator: str, *, tool: bool | None = None) -> Turn:
-        """A sum, difference or product that the model knows. Products are never held out: they are a table."""
+    def small(self, operator: str, *, always_tool: bool = False) -> Turn:
+        """A sum, difference or product of small numbers. Products are never held out: they are a table."""
         limit = LARGEST_FACTOR if operator == "*" else LARGEST_SMALL
         while True:
             a, b = self._rng.randint(0, limit), self._rng.randint(0, limit)
             if operator == "*" or is_held_out(operator, a, b) == self._held_out:
+                tool = always_tool or self._needs_tool(operator, a, b)
                 return sum_turn(self._question(QUESTIONS[operator], a, b), operator, a, b, tool=tool)
 
     def large(self, operator: str) -> Turn:
-        """An exercise for the calculator."""
+        """An exercise with numbers that are not small, or a quotient."""
         while True:
             a, b = self._large_pair(operator)
             if not is_small(operator, a, b) and is_held_out(operator, a, b) == self._held_out:
                 question = self._question(QUESTIONS[operator], a, b)
-                return sum_turn(question, operator, a, b, point=self._rng.random() < 0.5)
+                return sum_turn(question, operator, a, b, tool=True, point=self._rng.random() < 0.5)
 
-    def follow_up(self, last: int, *, tool: bool | None = None) -> Turn:
+    def follow_up(self, last: int, *, always_tool: bool = False) -> Turn:
         """An exercise that begins with the last result."""
         while True:
             operator = self._rng.choice("+++--*")
             b = self._number(self._rng.choice((1, 1, 2, 2, 2, 3, 4) if operator != "*" else (1, 1, 1, 2)))
             if (operator == "*" and is_small(operator, last, b)) or is_held_out(operator, last, b) == self._held_out:
+                tool = always_tool or self._needs_tool(operator, last, b)
                 return sum_turn(self._question(FOLLOW_UPS[operator], last, b), operator, last, b, tool=tool)
 
     def letters(self) -> Turn:
@@ -243,6 +248,9 @@ class Exercises:
         """A follow-up without anything before it."""
         template = self._rng.choice([q for q in FOLLOW_UPS[self._rng.choice("+-*")] if q.endswith("?")])
         return Turn(self._varied(template.format(b=self._number(self._rng.randint(1, 3)))), NO_NUMBER)
+
+    def _needs_tool(self, operator: str, a: int, b: int) -> bool:
+        return operator not in self._memory or not is_small(operator, a, b)
 
     def _number(self, digits: int) -> int:
         return self._rng.randint(10 ** (digits - 1) if digits > 1 else 0, 10**digits - 1)

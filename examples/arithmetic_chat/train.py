@@ -20,6 +20,7 @@ import tokenizer
 import torch
 from dialogues import Batch, Dialogues, encode, make_batches
 from evaluate import exact, held_out_loss, tasks
+from exercises import MEMORY
 from model import GPT, GPTConfig
 from optimizer import Optimizer
 from torch import Tensor
@@ -39,6 +40,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--warmdown", type=int, default=1000, help="last steps, in which it falls to zero")
     parser.add_argument("--rows", type=int, default=48, help="dialogues in a step")
     parser.add_argument("--batches", type=int, default=4, help="batches in a step, each of dialogues of similar length")
+    parser.add_argument("--memory", default=MEMORY, help="of +-*: those that small numbers need no calculator for")
     parser.add_argument("--vocab-size", type=int, default=512, help="token ids, with nanochat's nine special ones")
     parser.add_argument("--n-layer", type=int, default=4, help="blocks")
     parser.add_argument("--n-head", type=int, default=4, help=f"attention heads, of {HEAD_DIM} channels each")
@@ -65,7 +67,7 @@ def train_tokenizer(seed: int, vocab_size: int) -> tiktoken.Encoding:
 
 def draw_batches(encoding: tiktoken.Encoding, step: int, args: argparse.Namespace) -> list[Batch]:
     """The dialogues of one step. They depend only on the seed and the step."""
-    dialogues = Dialogues(f"{args.seed} step {step}")
+    dialogues = Dialogues(f"{args.seed} step {step}", memory=args.memory)
     return make_batches([encode(encoding, dialogues.draw()) for _ in range(args.rows)], args.batches)[::-1]
 
 
