@@ -21,6 +21,8 @@ from celeriac.cli import main
 from tests.integration.stack import CHECKPOINTS, ROOT, START_S, Process, free_port, until
 from tests.unit.docs.pages import PAGES, name_of
 
+#: The shipped checkpoints. Requests without a model use the first one.
+SERVED = ("step_002920", "step_003650", "arithmetic_chat")
 #: Pages whose blocks are run.
 RUN = ("README.md", "docs/quickstart.md", "docs/guide.md", "docs/reference/commands.md", "docs/reference/client.md")
 #: A block with one of these needs another machine, files of the reader, or a server of its own.
@@ -60,9 +62,9 @@ def runs_here(block: Block) -> bool:
 
 @pytest.fixture(scope="module")
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """The port of a server with both shipped checkpoints."""
+    """The port of a server with the shipped checkpoints."""
     folder, port = tmp_path_factory.mktemp("docs"), free_port()
-    command = [sys.executable, "-m", "celeriac", "serve", "step_002920", "step_003650", "--port", str(port)]
+    command = [sys.executable, "-m", "celeriac", "serve", *SERVED, "--port", str(port)]
     env = {"CELERIAC_THREADS": "1", "CELERIAC_CHECKPOINT_DIR": str(CHECKPOINTS)}
     serve = Process("serve", [*command, "--data-dir", str(folder / "data")], env=env, log_dir=folder)
     try:
