@@ -81,7 +81,7 @@ def test_the_helper_for_streams(seen: dict[str, Any], text: str) -> None:
     assert final["output_text"] == text.partition(" ")[0] == seen["again_text"]
     assert seen["events"][0] == "response.created"
     assert seen["events"][-1] == "response.completed"
-    # What it reads again begins with the text. A response that started at once has no event `response.queued` before it.
+    # It begins with the text. A response that started at once has no event `response.queued` before it.
     begin = seen["events"].index("response.content_part.added") + 1
     assert seen["again"] == seen["events"][begin:]
 
