@@ -34,7 +34,10 @@ def chat_call(body: ChatRequest) -> Call:
     include_usage, continuous_usage = stream_options_of(body)
     return Call(
         model=body.model,
-        generations=[Generation(messages=messages, sampling=sampling, choice=choice) for choice in range(n)],
+        generations=[
+            Generation(messages=messages, sampling=sampling, choice=choice, tools=body.calculator)
+            for choice in range(n)
+        ],
         priority=priority_of(body),
         metadata=body.metadata or {},
         wait_for_worker=bool(body.wait_for_worker),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from api.http.problems import invalid
 from api.openai.call import Call, check_group, stream_options_of
 from api.openai.neutral_values import ignored_in_completion
@@ -35,7 +37,11 @@ def completion_call(body: CompletionRequest) -> Call:
     include_usage, continuous_usage = stream_options_of(body)
     return Call(
         model=body.model,
-        generations=[_generation(prompt, sampling, choice, add_bos) for prompt in body.prompt for choice in range(n)],
+        generations=[
+            replace(_generation(prompt, sampling, add_bos), choice=choice, tools=body.calculator)
+            for prompt in body.prompt
+            for choice in range(n)
+        ],
         priority=priority_of(body),
         metadata=body.metadata or {},
         wait_for_worker=bool(body.wait_for_worker),
@@ -50,7 +56,7 @@ def completion_call(body: CompletionRequest) -> Call:
     )
 
 
-def _generation(prompt: Prompt, sampling: SamplingParams, choice: int, add_bos: bool | None) -> Generation:
+def _generation(prompt: Prompt, sampling: SamplingParams, add_bos: bool | None) -> Generation:
     if isinstance(prompt, str):
-        return Generation(prompt=prompt, sampling=sampling, choice=choice, add_bos=add_bos)
-    return Generation(prompt_ids=prompt, sampling=sampling, choice=choice)
+        return Generation(prompt=prompt, sampling=sampling, add_bos=add_bos)
+    return Generation(prompt_ids=prompt, sampling=sampling)

@@ -52,7 +52,7 @@ def response_call(body: ResponseRequest, history: Sequence[Message]) -> Call:
     )
     return Call(
         model=body.model,
-        generations=[Generation(messages=(*first, *history, *own), sampling=sampling)],
+        generations=[Generation(messages=(*first, *history, *own), sampling=sampling, tools=body.calculator)],
         priority=priority_of(shared),
         metadata={**(body.metadata or {}), **record.to_metadata()},
         wait_for_worker=bool(body.wait_for_worker),

@@ -98,6 +98,11 @@ class OpenAiRequest(Model):
     wait_for_worker: bool | None = Field(
         None, description="Accept the call even if no worker serves the checkpoint now. It waits until one does."
     )
+    calculator: bool | None = Field(
+        None,
+        description="Whether the model may use its calculator, if it knows one. null: in conversations, not in "
+        "completions.",
+    )
     return_tokens_as_token_ids: bool | None = Field(
         None, description="In log-probabilities, name each token `token_id:<id>` instead of by its text."
     )

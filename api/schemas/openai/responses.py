@@ -86,6 +86,7 @@ class ResponseRequest(Model):
     service_tier: ServiceTier | None = None
     priority: int | None = Field(None, ge=0, le=9)
     wait_for_worker: bool | None = None
+    calculator: bool | None = None
 
 
 class OutputText(Model):

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from api.http.problems import ApiError
 from tasks.chat import Message
 from tasks.sampling_params import MAX_TOKENS_LIMIT
-from tests.unit.api.openai.bodies import USER, chat
+from tests.unit.api.openai.bodies import USER, chat, completion
 
 
 def test_openai_s_defaults() -> None:
@@ -109,3 +109,9 @@ def test_top_logprobs_alone_are_refused() -> None:
 
 def test_n_answers_differ_in_their_choice() -> None:
     assert [one.choice for one in chat(n=3).generations] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("calculator", [True, False, None])
+def test_the_calculator_can_be_turned_off(calculator: bool | None) -> None:
+    calls = chat(calculator=calculator), completion(calculator=calculator, prompt="1+1=")
+    assert [call.generations[0].tools for call in calls] == [calculator, calculator]
