@@ -21,6 +21,7 @@ from tests.helpers.api_client import running, server, settings_for
 from tests.helpers.applications import application
 from tests.helpers.fake_worker import CARD, fake_worker
 from tests.helpers.openai_routes import is_openai
+from tests.helpers.openapi_document import document
 from tests.helpers.tokenizer_files import pickled
 from worker.checkpoints.tokenizers.bpe import BpeTokenizer
 from worker.checkpoints.tokenizers.export import served_blob
@@ -34,9 +35,7 @@ BODY = {"prompt": "1+1="}
 
 def routes(app: FastAPI) -> dict[str, set[str]]:
     """The methods of all routes by path, without HEAD: those of the document, and its own pages."""
-    found: dict[str, set[str]] = {
-        path: {method.upper() for method in of} for path, of in app.openapi()["paths"].items()
-    }
+    found: dict[str, set[str]] = {path: {method.upper() for method in of} for path, of in document()["paths"].items()}
     for route in (*app.routes, *documentation.router.routes):
         if isinstance(route, Route):
             found.setdefault(route.path, set()).update(route.methods or ())
@@ -98,7 +97,7 @@ def test_all_families_of_routes_are_found() -> None:
 
 
 def test_the_document_has_no_head() -> None:
-    assert not any("head" in operations for operations in create_app(Settings()).openapi()["paths"].values())
+    assert not any("head" in operations for operations in document()["paths"].values())
 
 
 @pytest.mark.parametrize("path", GET_PATHS)
@@ -212,7 +211,7 @@ async def test_a_slash_at_the_end_is_404_and_no_redirect(world: Running, path: s
             assert wrong.json()["code"] == "not_found"
         else:
             assert wrong.json().keys() == ({"error"} if is_openai(path) else {"detail"})
-        if path in world.app.openapi()["paths"]:
+        if path in document()["paths"]:
             assert "without the slash" in wrong.text
 
 
