@@ -16,6 +16,7 @@ from tasks.job_id import new_job_id
 from tasks.sampling_params import SamplingParams
 from tasks.settings import Settings
 from tasks.store import keys, scripts
+from tasks.store.new_job import RESERVE_PER_JOB, RESERVE_PER_TOKEN
 from tasks.store.worker_store import AppendTokens, Claimed, FinishJob, WorkerStore
 from tasks.worker_info import WorkerInfo, WorkerState
 
@@ -24,6 +25,8 @@ CHECKPOINT = "simulated"
 SLOTS = 32
 #: Tokens of one append.
 TOKENS = 16
+#: Most tokens of each job.
+MAX_TOKENS = 64
 #: Longer than a benchmark, in seconds: simulated workers send no heartbeats, and renew no leases, while others are
 #: measured.
 FOREVER_S = 86_400.0
@@ -80,7 +83,7 @@ class SimulatedFleet:
         self._turns = cycle(range(workers))
         #: Length of the logs that `append_each` writes, in tokens.
         self._appended = 0
-        self._input = Generation(prompt="12+34=", sampling=SamplingParams(max_tokens=64)).to_json()
+        self._input = Generation(prompt="12+34=", sampling=SamplingParams(max_tokens=MAX_TOKENS)).to_json()
         self._fill(backlog)
 
     # The API's side
@@ -220,12 +223,13 @@ class SimulatedFleet:
             "warnings": "[]",
             "result_ttl_ms": 86_400_000,
             "message": _message(job_id),
-            "max_tokens": 64,
+            "max_tokens": MAX_TOKENS,
             "predicted_ms": 1000,
             "reply_to": keys.reply_channel("simulated"),
         }
         fields = [part for field in record.items() for part in field]
-        return [job_id, CHECKPOINT, 5, 10_000_000, "", "", "", *fields]
+        reserve = RESERVE_PER_JOB + RESERVE_PER_TOKEN * MAX_TOKENS
+        return [CHECKPOINT, 5, 10_000_000, "", "", "", job_id, reserve, len(fields), *fields]
 
     def _fill(self, jobs: int) -> None:
         script = scripts.get("submit")
