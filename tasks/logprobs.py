@@ -39,7 +39,7 @@ def record_bytes(alternatives: int) -> int:
 
 
 def pack(items: Sequence[TokenLogprobs], alternatives: int) -> bytes:
-    """The records of `items`, each of which has at most `alternatives` alternatives."""
+    """The records of `items`. An item has at most `alternatives` alternatives."""
     values: list[float] = []
     for item in items:
         missing = alternatives - len(item.top)

@@ -16,8 +16,9 @@ from tasks.job_id import new_job_id
 from tasks.sampling_params import SamplingParams
 from tasks.settings import Settings
 from tasks.store import keys, scripts
+from tasks.store.job_writes import AppendTokens, FinishJob
 from tasks.store.new_job import RESERVE_PER_JOB, RESERVE_PER_TOKEN
-from tasks.store.worker_store import AppendTokens, Claimed, FinishJob, WorkerStore
+from tasks.store.worker_store import Claimed, WorkerStore
 from tasks.worker_info import WorkerInfo, WorkerState
 
 CHECKPOINT = "simulated"

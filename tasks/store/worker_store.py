@@ -20,14 +20,13 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 from tasks import failures, token_log
 from tasks.card import Card
 from tasks.errors import CardConflictError, RecordError, WorkerReplacedError
-from tasks.generation import FinishReason
 from tasks.job import Job, JobError, Status
 from tasks.record import RecordFields
 from tasks.redis_client.errors import is_permanent
 from tasks.settings import Settings
 from tasks.store import keys, reaped, schema, scripts
+from tasks.store.job_writes import AppendTokens, FinishJob, FlushReply, arguments_of, flush_reply, script_of
 from tasks.store.reaped import Reaped
-from tasks.tool_call import ToolCall, tool_calls_to_json
 from tasks.worker_info import WorkerInfo
 
 log = structlog.get_logger(__name__)
@@ -65,62 +64,6 @@ class Refused:
     #: `damaged`: the record is damaged, and the job has failed now. `digest`: no worker still has the job's weights,
     #: and the job has failed. `superseded`: this worker has old weights, and the job is requeued for another worker.
     reason: Literal["gone", "terminal", "running", "waiting", "overdue", "damaged", "digest", "superseded"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AppendTokens:
-    """New tokens of a running job."""
-
-    job_id: str
-    attempt: int
-    #: Length of the log that the sender assumes, in tokens. Tokens that the log already holds are skipped.
-    before: int
-    token_ids: tuple[int, ...]
-    #: One text for each token.
-    pieces: tuple[str, ...]
-    #: Packed log-probabilities of these tokens, and those of the prompt; empty if the request did not ask for them.
-    logprobs: bytes = b""
-    prompt_logprobs: bytes = b""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FinishJob:
-    """The end of a running job, with its last tokens."""
-
-    tokens: AppendTokens
-    #: Packed log-probabilities of the stop token that ended the text; empty if there are none.
-    stop_logprobs: bytes = b""
-    #: Text after that of the last token: it was held back, or it belongs to no token.
-    tail: str
-    status: Status
-    finish_reason: FinishReason
-    #: The whole generated text.
-    completion: str
-    error: JobError | None = None
-    #: Number of tokens that the worker had when it was notified of a cancel; None if it was not notified.
-    tokens_at_cancel: int | None = None
-    #: Tokens of the prompt that this attempt found in the cache; None if it is not known.
-    cached_tokens: int | None = None
-    tool_calls: tuple[ToolCall, ...] = ()
-
-    @property
-    def job_id(self) -> str:
-        return self.tokens.job_id
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FlushReply:
-    """The result of an AppendTokens or a FinishJob."""
-
-    #: This attempt does not hold the job: nothing was written, and every later write will be refused.
-    fenced: bool = False
-    #: The log holds fewer tokens than `before`: nothing was written. Send again from `length`.
-    gap: bool = False
-    #: Number of tokens in the log now.
-    length: int = 0
-    cancel_requested: bool = False
-    #: Whether a subscriber was notified of the new tokens.
-    has_subscribers: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +227,7 @@ class WorkerStore:
         replies = self._send(batch)
         unknown_script = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if unknown_script:
-            for script in {_script(batch[index]) for index in unknown_script}:
+            for script in {script_of(batch[index]) for index in unknown_script}:
                 self._redis.script_load(script.text)
             again = self._send([batch[index] for index in unknown_script])
             for index, reply in zip(unknown_script, again, strict=True):
@@ -293,7 +236,7 @@ class WorkerStore:
             if isinstance(reply, Exception) and not (isinstance(reply, RedisError) and is_permanent(reply)):
                 raise reply
         return [
-            self._send_again(item) if isinstance(reply, Exception) else _flush_reply(reply)
+            self._send_again(item) if isinstance(reply, Exception) else flush_reply(reply)
             for item, reply in zip(batch, replies, strict=True)
         ]
 
@@ -383,7 +326,9 @@ class WorkerStore:
     def _send_again(self, item: AppendTokens | FinishJob) -> FlushReply:
         """Send an item alone that failed because of its job's data, after those were mended."""
         try:
-            return _flush_reply(self._mended(item.job_id, lambda: self._script(_script(item).name, *_arguments(item))))
+            return flush_reply(
+                self._mended(item.job_id, lambda: self._script(script_of(item).name, *arguments_of(item)))
+            )
         except ResponseError as error:
             if not is_permanent(error):
                 raise
@@ -393,7 +338,7 @@ class WorkerStore:
     def _send(self, batch: Sequence[AppendTokens | FinishJob]) -> list[Any]:
         with self._redis.pipeline(transaction=False) as pipeline:
             for item in batch:
-                pipeline.evalsha(_script(item).sha, 0, *cast(tuple[str, ...], _arguments(item)))
+                pipeline.evalsha(script_of(item).sha, 0, *cast(tuple[str, ...], arguments_of(item)))
             replies: list[Any] = pipeline.execute(raise_on_error=False)
             return replies
 
@@ -415,50 +360,3 @@ def _claim_reply(job_id: str, reply: Sequence[Any]) -> Claimed | Refused:
         bool(found.prompt_logprobs),
         None if left_ms < 0 else left_ms / 1000,
     )
-
-
-def _script(item: AppendTokens | FinishJob) -> scripts.Script:
-    return scripts.get("append" if isinstance(item, AppendTokens) else "finish")
-
-
-def _arguments(item: AppendTokens | FinishJob) -> tuple[scripts.Argument, ...]:
-    tokens = item if isinstance(item, AppendTokens) else item.tokens
-    appended = (
-        tokens.job_id,
-        tokens.attempt,
-        tokens.before,
-        token_log.encode_ids(tokens.token_ids),
-        token_log.encode_pieces(tokens.pieces),
-        tokens.logprobs,
-        tokens.prompt_logprobs,
-    )
-    if isinstance(item, AppendTokens):
-        return appended
-    fields: dict[str, scripts.Argument] = {}
-    if item.cached_tokens is not None:
-        fields["cached_tokens"] = item.cached_tokens
-    if item.tool_calls:
-        fields["tool_calls"] = tool_calls_to_json(item.tool_calls)
-    return (
-        *appended,
-        token_log.encode_pieces([item.tail]) if item.tail else "",
-        item.stop_logprobs,
-        item.status,
-        item.finish_reason,
-        item.completion,
-        item.error.to_json() if item.error else "",
-        "" if item.tokens_at_cancel is None else str(item.tokens_at_cancel),
-        *(part for field in fields.items() for part in field),
-    )
-
-
-def _flush_reply(reply: list[Any]) -> FlushReply:
-    match reply:
-        case [b"fenced"]:
-            return FlushReply(fenced=True)
-        case [b"gap", length]:
-            return FlushReply(gap=True, length=length)
-        case [_, length, cancel_requested, subscribers]:
-            return FlushReply(length=length, cancel_requested=bool(cancel_requested), has_subscribers=bool(subscribers))
-        case _:
-            raise TypeError(f"not a reply of append or finish: {reply!r}")

@@ -100,7 +100,7 @@ def assert_equal(found: dict[str, list[Any]], expected: dict[str, list[Any]]) ->
 
 
 def whole_characters(answers: list[list[str]]) -> list[str]:
-    """The texts without a character at the end of which some bytes are missing: the server leaves it out."""
+    """The texts without an incomplete character at their end: the server leaves it out."""
     return [text.rstrip("\ufffd") for (text,) in answers]
 
 

@@ -1,4 +1,4 @@
-"""Applications of the API, each of which several tests use one after the other.
+"""Applications of the API. Several tests use the same one, one after the other.
 
 An application makes its routes and its document at its first requests. That takes longer than most tests.
 """

@@ -1,4 +1,4 @@
-"""Combinations of parameters, of which `make test` runs some and `make test-slow` the others."""
+"""Combinations of parameters. `make test` runs some of them, and `make test-slow` the others."""
 
 from __future__ import annotations
 

@@ -17,7 +17,8 @@ from tasks.job import Job, JobError, Status
 from tasks.redis_client.connections import make_sync
 from tasks.settings import Settings
 from tasks.store import keys
-from tasks.store.worker_store import AppendTokens, Claimed, FinishJob, WorkerStore
+from tasks.store.job_writes import AppendTokens, FinishJob
+from tasks.store.worker_store import Claimed, WorkerStore
 from tasks.worker_info import WorkerInfo, WorkerState
 
 CHARACTERS = "\n 0123456789+-*/=HBabcdefghij"

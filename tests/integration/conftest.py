@@ -22,8 +22,9 @@ from tasks.redis_client.connections import make_async, make_sync
 from tasks.settings import Settings
 from tasks.store import keys
 from tasks.store.job_store import JobStore
+from tasks.store.job_writes import AppendTokens, FinishJob, FlushReply
 from tasks.store.new_job import NewJob
-from tasks.store.worker_store import AppendTokens, Claimed, FinishJob, FlushReply, Refused, WorkerStore
+from tasks.store.worker_store import Claimed, Refused, WorkerStore
 from tasks.worker_info import WorkerInfo, WorkerState
 from tests.helpers.requests import make_generation
 from tests.integration.stack import Stack

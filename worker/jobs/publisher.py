@@ -13,7 +13,8 @@ from typing import TypeVar
 import structlog
 from redis.exceptions import ResponseError
 
-from tasks.store.worker_store import FlushReply, WorkerStore
+from tasks.store.job_writes import FlushReply
+from tasks.store.worker_store import WorkerStore
 from worker.engine_process.messages import Update
 from worker.jobs.retry import RetryStoppedError, retry_while_redis_is_away
 from worker.jobs.running_job import RunningJob

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from tasks.failures import DEADLINE_EXCEEDED
 from tasks.generation import FinishReason
 from tasks.job import ErrorCode, JobError, Status
-from tasks.store.worker_store import AppendTokens, FinishJob
+from tasks.store.job_writes import AppendTokens, FinishJob
 from worker.engine_process.messages import Failure, Update
 from worker.engine_process.sequence_id import sequence_id_of
 from worker.jobs.detokenizer import Detokenizer

@@ -18,7 +18,7 @@ Prompt = str | tuple[int, ...]
 
 
 def _prompts(value: Any) -> tuple[Prompt, ...]:
-    """The prompts, of which there is at least one. None is empty."""
+    """The prompts: at least one, and none of them empty."""
     match value:
         case str():
             found: tuple[Prompt, ...] = (_text(value),)

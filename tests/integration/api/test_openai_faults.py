@@ -23,7 +23,7 @@ from tasks.job import Job, Status
 from tasks.job_id import group_ids
 from tasks.logprobs import TokenLogprob, TokenLogprobs, pack
 from tasks.store import keys
-from tasks.store.worker_store import AppendTokens, FinishJob
+from tasks.store.job_writes import AppendTokens, FinishJob
 from tests.helpers import tokenizer_files
 from tests.helpers.answer_streams import AnswerStreamReader
 from tests.helpers.api_client import api, eventually, running, server, settings_for

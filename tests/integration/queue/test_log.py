@@ -9,7 +9,7 @@ import pytest
 from tasks.generation import FinishReason
 from tasks.job import ErrorCode, JobError, Status
 from tasks.store import keys
-from tasks.store.worker_store import AppendTokens, FinishJob
+from tasks.store.job_writes import AppendTokens, FinishJob
 from tasks.token_log import Entry
 from tests.integration.conftest import QueueWorld, append, finish
 

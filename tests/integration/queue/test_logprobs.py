@@ -8,7 +8,7 @@ import pytest
 
 from tasks.generation import FinishReason
 from tasks.logprobs import TokenLogprob, TokenLogprobs, pack, unpack
-from tasks.store.worker_store import AppendTokens
+from tasks.store.job_writes import AppendTokens
 from tasks.token_log import TokenLog
 from tests.integration.conftest import QueueWorld, append, finish
 

@@ -20,7 +20,7 @@ from worker.engine.batch import ScoredPrompt
 _NO_PAIR = struct.pack("<if", -1, -math.inf)
 #: Rows that are scored at a time: this bounds the memory for their copies.
 _ROWS = 32
-#: Ids of a block, of which only the highest logit is looked at first.
+#: Number of ids in a block. The search first compares the highest logits of the blocks.
 _BLOCK = 64
 
 

@@ -21,7 +21,7 @@ class ToolContent:
         #: The token that ends the current block, and the tokens in it; None in the text.
         self._end: int | None = None
         self._block: list[int] = []
-        #: The input of which the output may follow.
+        #: The last input, while its output may follow.
         self._input: str | None = None
 
     @property

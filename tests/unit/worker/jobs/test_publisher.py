@@ -12,7 +12,8 @@ from redis.exceptions import ResponseError
 
 from tasks.generation import FinishReason
 from tasks.job import Status
-from tasks.store.worker_store import AppendTokens, FinishJob, FlushReply, WorkerStore
+from tasks.store.job_writes import AppendTokens, FinishJob, FlushReply
+from tasks.store.worker_store import WorkerStore
 from worker.engine_process.messages import Update
 from worker.jobs.detokenizer import Detokenizer
 from worker.jobs.publisher import Publisher, PublisherStoppedError

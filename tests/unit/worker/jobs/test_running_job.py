@@ -6,7 +6,7 @@ import pytest
 
 from tasks.generation import FinishReason
 from tasks.job import ErrorCode, Status
-from tasks.store.worker_store import AppendTokens, FinishJob
+from tasks.store.job_writes import AppendTokens, FinishJob
 from worker.engine_process.messages import Failure, Update
 from worker.jobs.detokenizer import Detokenizer
 from worker.jobs.running_job import RunningJob
