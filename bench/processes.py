@@ -13,7 +13,7 @@ from pathlib import Path
 from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM, Signals
 from typing import TypeVar
 
-from celeriac.launcher import parent_death
+from tasks.processes import parent_death
 
 #: The repository's root.
 ROOT = Path(__file__).parents[1]

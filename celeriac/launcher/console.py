@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+import click
+
 from tasks.logs.events import sentence
 from tasks.logs.output import Output, output
 from tasks.logs.setup import renderer_for
@@ -31,7 +33,7 @@ class Console:
 
     def child_line(self, name: str, line: str) -> str:
         """Print a line of a child's output: an event, or any text. Returns it as people read it."""
-        return sentence(self._sink.line(line, process=name, fd=_STDOUT))
+        return sentence(self._sink.line(click.unstyle(line), process=name, fd=_STDOUT))
 
     def child_ended(self, name: str) -> None:
         """Remove what a terminal shows of a child."""

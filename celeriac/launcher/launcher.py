@@ -8,15 +8,16 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 
 from celeriac.errors import CeleriacError
-from celeriac.launcher.child import EXIT_WINDOW_S, MAX_EXITS, Child, Role, describe_exit
 from celeriac.launcher.console import Console
 from celeriac.launcher.kept_jobs import KeptJobs
 from celeriac.launcher.readiness import ReadinessCheck
 from celeriac.launcher.redis_program import RedisServerError
 from celeriac.launcher.redis_server import DataFolder
+from tasks.processes.child import EXIT_WINDOW_S, MAX_EXITS, Child, Role, describe_exit
 
 #: How long Redis may take to start, in seconds. It reads its whole append-only file first.
 REDIS_START_S = 120.0
@@ -111,7 +112,12 @@ class Launcher:
         return 0 if failure is None else 1
 
     def _child(self, role: Role) -> Child:
-        return Child(role, self._console, lambda child, code: self._events.put(_Exited(child, code)))
+        return Child(
+            role,
+            on_line=partial(self._console.child_line, role.name),
+            on_exit=lambda child, code: self._events.put(_Exited(child, code)),
+            on_output_end=partial(self._console.child_ended, role.name),
+        )
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         if self._stopping:

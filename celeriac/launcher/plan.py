@@ -15,12 +15,12 @@ from pathlib import Path
 
 from celeriac.errors import CeleriacError
 from celeriac.launcher import ports
-from celeriac.launcher.child import Role
 from celeriac.launcher.console import Console
 from celeriac.launcher.kept_jobs import kept_jobs
 from celeriac.launcher.launcher import Launcher
 from celeriac.launcher.placement import placement
 from celeriac.launcher.redis_server import DataFolder
+from tasks.processes.child import Role
 from tasks.settings import Settings
 from worker.checkpoints.folder import CheckpointFolder, find
 from worker.checkpoints.tokenizers import check_tokenizer

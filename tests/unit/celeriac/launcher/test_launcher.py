@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from celeriac.launcher import child, placement
-from celeriac.launcher.child import Child, Role, describe_exit
+from celeriac.launcher import placement
 from celeriac.launcher.console import Console
 from celeriac.launcher.ports import PortError, check_port, is_loopback, url_of
 from tasks.settings import Settings
@@ -79,23 +78,6 @@ def test_each_worker_gets_its_own_gpu(tmp_path: Path, monkeypatch: pytest.Monkey
     assert chosen == [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in ("0", "1", "0")]
     env = {"CUDA_VISIBLE_DEVICES": "4,5"}
     assert placement.placement(1, 2, device="cuda", env=env) == {"CUDA_VISIBLE_DEVICES": "5"}
-
-
-def test_a_child_that_exits_too_often_is_not_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
-    monkeypatch.setattr(child.time, "monotonic", lambda: now)
-    exiting = Child(Role(name="worker", command=[], stop_s=1.0), Console(["worker"], Settings()), lambda *_: None)
-    assert exiting.count_exit() == 0.5
-    now = 30.0
-    assert exiting.count_exit() == 1.0
-    now = 70.0
-    assert exiting.count_exit() == 1.0
-    now = 80.0
-    assert exiting.count_exit() is None
-
-
-def test_an_exit_code_is_described() -> None:
-    assert (describe_exit(3), describe_exit(-9)) == ("exit code 3", "signal SIGKILL")
 
 
 def test_the_names_of_children_are_a_column(capfd: pytest.CaptureFixture[str]) -> None:

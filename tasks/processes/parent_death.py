@@ -2,8 +2,8 @@
 
     python parent_death.py PARENT_PID SIGNAL COMMAND [ARGUMENT ...]
 
-`celeriac serve` starts each of its processes through this file. It runs as a script, so that it imports nothing else of
-this package. On Linux it asks the kernel to send SIGNAL when the thread that started it ends, and then replaces itself
+`tasks.processes.child` starts each child through this file. It runs as a script, so that it imports nothing else of the
+package. On Linux it asks the kernel to send SIGNAL when the thread that started it ends, and then replaces itself
 by the command. On other systems it stays, polls whether its parent still exists, and ends the command's process group
 when the parent is gone.
 """

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from celeriac.launcher import parent_death
+from tasks.processes import parent_death
 from tests.integration.stack import until
 
 #: Prints its process id and waits; prints a line on SIGTERM.
@@ -28,7 +28,7 @@ while True:
 """
 #: Runs `parent_death.guard`, which does not use the kernel.
 GUARD = (
-    "import sys; from celeriac.launcher.parent_death import guard; "
+    "import sys; from tasks.processes.parent_death import guard; "
     "sys.exit(guard(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]))"
 )
 
@@ -46,7 +46,7 @@ def launched(how: str, number: signal.Signals, folder: Path) -> Iterator[tuple[s
         f"child = subprocess.Popen(words, stdout=open({str(output)!r}, 'w'), start_new_session=True)\n"
         "sys.exit(child.wait())"
     )
-    launcher = subprocess.Popen([sys.executable, "-c", launcher_code], text=True, cwd=Path(__file__).parents[3])
+    launcher = subprocess.Popen([sys.executable, "-c", launcher_code], text=True, cwd=Path(__file__).parents[2])
     try:
         pid = until(lambda: output.exists() and output.read_text().splitlines()[:1], "the command's start")
         yield launcher, int(pid[0])

@@ -1,4 +1,4 @@
-"""One child process of the launcher: its start, its output, its exit."""
+"""One child process: its start, its output, its exit."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-import click
-
-from celeriac.launcher import parent_death
-from celeriac.launcher.console import Console
+from tasks.processes import parent_death
 
 #: A child that exits this often within EXIT_WINDOW_S is not restarted again.
 MAX_EXITS = 3
@@ -34,7 +31,7 @@ class Role:
     name: str
     command: Sequence[str]
     env: Mapping[str, str] = field(default_factory=dict)
-    #: The signal that it gets when the launcher ends without stopping it.
+    #: The signal that it gets when its parent ends without stopping it.
     parent_death_signal: signal.Signals = signal.SIGTERM
     #: How long it may take to exit after SIGTERM, in seconds.
     stop_s: float
@@ -48,11 +45,23 @@ class Child:
     Start it in the main thread: the parent-death signal is sent when the thread that started the process ends.
     """
 
-    def __init__(self, role: Role, console: Console, on_exit: Callable[[Child, int], None]) -> None:
-        """`on_exit` is called with the exit code (negative: the signal) in another thread."""
+    def __init__(
+        self,
+        role: Role,
+        *,
+        on_line: Callable[[str], str],
+        on_exit: Callable[[Child, int], None],
+        on_output_end: Callable[[], None] = lambda: None,
+    ) -> None:
+        """All functions are called in other threads.
+
+        `on_line` gets each line of output, and returns it as people read it. `on_exit` gets the exit code (negative:
+        the signal).
+        """
         self.role = role
-        self._console = console
+        self._on_line = on_line
         self._on_exit = on_exit
+        self._on_output_end = on_output_end
         self._process: subprocess.Popen[str] | None = None
         self._exited = threading.Event()
         self._exited.set()
@@ -61,12 +70,20 @@ class Child:
         self.last_line = ""
 
     @property
+    def pid(self) -> int | None:
+        """Process id; None before the first start."""
+        return None if self._process is None else self._process.pid
+
+    @property
     def running(self) -> bool:
         """Whether the process runs."""
         return not self._exited.is_set()
 
-    def start(self) -> None:
-        """Start the process in a group of its own, so that Ctrl-C in the terminal does not reach it."""
+    def start(self, *, stdin: int = subprocess.DEVNULL) -> None:
+        """Start the process in a group of its own, so that Ctrl-C in the terminal does not reach it.
+
+        `stdin` is a file descriptor. Raises OSError.
+        """
         role = self.role
         # Isolated and without `site`: it starts in milliseconds, and needs only the standard library.
         guard = [
@@ -80,7 +97,7 @@ class Child:
         process = subprocess.Popen(
             [*guard, *role.command],
             env={**os.environ, **role.env},
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             encoding="utf-8",
@@ -122,10 +139,9 @@ class Child:
         assert process.stdout is not None
         with process.stdout as lines:
             for line in lines:
-                text = click.unstyle(line.rstrip("\n"))
-                if text.strip():
-                    self.last_line = self._console.child_line(self.role.name, text)
-        self._console.child_ended(self.role.name)
+                if line.strip():
+                    self.last_line = self._on_line(line.rstrip("\n"))
+        self._on_output_end()
 
     def _wait_for_exit(self, process: subprocess.Popen[str], reader: threading.Thread) -> None:
         code = process.wait()
