@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench.random_weights import CONTEXT
 from worker.engine.architecture.config import ModelConfig
-from worker.engine.architecture.era import ERAS
+from worker.engine.architecture.era import ERAS, nanochat_config
 
 #: Default number of measured rounds.
 ROUNDS = 5
@@ -42,7 +42,7 @@ def batch_sizes(args: argparse.Namespace) -> list[int]:
 def shape_config(shape: str) -> ModelConfig:
     """Return the configuration of a model of era E1b for `--shape`: layers, width, heads and ids."""
     layers, width, heads, vocab_size = (int(size) for size in shape.split(","))
-    return ModelConfig(
+    return nanochat_config(
         sequence_len=CONTEXT,
         vocab_size=vocab_size,
         rows=vocab_size,
@@ -51,7 +51,6 @@ def shape_config(shape: str) -> ModelConfig:
         n_kv_head=heads,
         n_embd=width,
         era=ERAS["E1b"],
-        softcap=ERAS["E1b"].softcap,
     )
 
 

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+#: The number format of stored weights.
+StoredType = Literal["fp32", "fp16", "bf16"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizerCard:
@@ -66,7 +69,9 @@ class Card:
     loss: float | None
     #: `val_loss` (nats per token), `val_bpb` (bits per byte), or None.
     loss_name: str | None
-    #: Architecture era, `E1a` to `E7`.
+    #: The architecture: `nanochat`, or the `model_type` of a Hugging Face folder, such as `llama`.
+    family: str = "nanochat"
+    #: Architecture era of nanochat's own files, `E1a` to `E7`; empty for other folders.
     era: str
     n_layer: int
     n_head: int
@@ -75,12 +80,24 @@ class Card:
     vocab_size: int
     #: Longest sequence in tokens, prompt and answer together.
     context: int
-    softcap: float
+    #: Logits are `softcap * tanh(raw / softcap)`; None: they are not capped.
+    softcap: float | None
     parameters: int
     #: Size of the weights on disk in bytes.
     weight_bytes: int
-    #: Form in which a worker holds the weights: unchanged, or rounded to int8.
-    weights: Literal["exact", "int8"] = "exact"
+    #: The number format in which most of the weights are stored.
+    dtype: StoredType = "fp32"
+    #: Form in which a worker holds the weights: unchanged, or rounded to bf16 or to int8.
+    weights: Literal["exact", "bf16", "int8"] = "exact"
+    #: How a worker multiplies: with the numbers as they are, or with activations that are rounded for faster
+    #: instructions.
+    compute: Literal["exact", "fast"] = "exact"
+    #: Sampling that the checkpoint's authors recommend, by the names of the API. It applies on OpenAI's routes, where a
+    #: request does not say otherwise. None: they recommend none.
+    default_sampling: Mapping[str, float] | None = None
+    #: The name of its run, if this is the last step of a run that has several: a request for that name gets this
+    #: checkpoint. Empty for others.
+    latest_of: str = ""
     #: Memory for the keys and values of one token in bytes, on the device of the worker that published the card.
     kv_bytes_per_token: int
     tokenizer: TokenizerCard

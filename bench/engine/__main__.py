@@ -118,8 +118,8 @@ def load(args: argparse.Namespace) -> MeasuredModel:
         return MeasuredModel(args.shape, model, element_bytes, {"shape": [layers, width, heads, vocab_size]})
     checkpoint = formats.load(find(args.checkpoint, Path()))
     files = {"meta_file": str(checkpoint.folder.meta_file), "model_file": str(checkpoint.folder.model_file)}
-    era = checkpoint.config.era.name
-    if args.vs and not era.startswith("E1"):
+    era = checkpoint.config.era
+    if args.vs and era not in ("E1a", "E1b"):
         sys.exit(f"{args.vs} runs checkpoints of eras E1a and E1b only; this one is of era {era}")
     model = load_weights(checkpoint.config, checkpoint.weights, device, args.weights)
     return MeasuredModel(checkpoint.folder.name, model, element_bytes, {"shape": None, **files})

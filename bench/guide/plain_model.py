@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worker.engine.architecture.angles import angle_table
 from worker.engine.architecture.config import ModelConfig
 
 
@@ -20,17 +21,16 @@ class PlainModel:
 
     def __init__(self, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
         """`weights` have nanochat's names. Raises ValueError for a checkpoint of a later era."""
-        if not config.era.name.startswith("E1"):
+        if config.era not in ("E1a", "E1b"):
             raise ValueError(
-                f"the plain model runs checkpoints of eras E1a and E1b only; this one is of era {config.era.name}"
+                f"the plain model runs checkpoints of eras E1a and E1b only, not {config.era or config.family}"
             )
         self._config = config
         self._weights = {name: tensor.to(torch.float32, copy=True) for name, tensor in weights.items()}
-        dim = config.head_dim
-        frequencies = config.era.rope_base ** (-torch.arange(0, dim, 2, dtype=torch.float32) / dim)
-        angles = torch.outer(torch.arange(config.sequence_len, dtype=torch.float32), frequencies)
-        # These eras round the table to bf16, even on a CPU.
-        self._cosines, self._sines = (table.bfloat16().float() for table in (angles.cos(), angles.sin()))
+        assert config.rope is not None
+        # These eras round the table to bf16, even on a CPU. nanochat's own angles are positive.
+        self._cosines, sines = angle_table(config.rope, config.sequence_len)
+        self._sines = -sines
 
     @torch.inference_mode()
     def logits(self, ids: Sequence[int]) -> Tensor:
@@ -43,6 +43,7 @@ class PlainModel:
             hidden = F.relu(self._linear(f"{layer}mlp.c_fc", _norm(x))).square()
             x = x + self._linear(f"{layer}mlp.c_proj", hidden)
         raw = self._linear("lm_head", _norm(x[-1]))[: config.vocab_size]
+        assert config.softcap is not None
         return config.softcap * torch.tanh(raw / config.softcap)
 
     def _attention(self, layer: str, h: Tensor) -> Tensor:

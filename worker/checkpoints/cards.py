@@ -7,11 +7,18 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from tasks.card import Card, TokenizerCard
+import torch
+
+from tasks.card import Card, StoredType, TokenizerCard
 from worker.checkpoints.formats import Checkpoint
 from worker.checkpoints.tokenizers import Tokenizer, tokenizer_content
 from worker.engine.architecture.weight_form import INT8_GROUP, WeightForm
 
+STORED_TYPES: dict[torch.dtype, StoredType] = {
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+}
 #: For a checkpoint without a tokenizer: prompts must be token ids.
 NO_TOKENIZER = TokenizerCard(kind="none", text_ids=0)
 
@@ -28,7 +35,9 @@ def build_card(
         step=folder.step,
         loss=meta.loss,
         loss_name=meta.loss_name,
-        era=config.era.name,
+        family=config.family,
+        era=config.era or "",
+        dtype=_stored_type(checkpoint),
         n_layer=config.n_layer,
         n_head=config.n_head,
         n_kv_head=config.n_kv_head,
@@ -52,7 +61,7 @@ def _digest(checkpoint: Checkpoint, tokenizer: Tokenizer | None, form: WeightFor
     """
     parts = [
         checkpoint.weights.archive.digest().encode(),
-        json.dumps(asdict(checkpoint.config), sort_keys=True).encode(),
+        checkpoint.identity.encode(),
         json.dumps(_without_chat(_tokenizer_card(tokenizer)), sort_keys=True).encode(),
     ]
     if tokenizer is not None and (content := tokenizer_content(checkpoint.folder)):
@@ -60,6 +69,15 @@ def _digest(checkpoint: Checkpoint, tokenizer: Tokenizer | None, form: WeightFor
     if form == "int8":
         parts.append(b"int8 weights, a scale for %d" % INT8_GROUP)
     return hashlib.sha256(b"\n".join(parts)).hexdigest()
+
+
+def _stored_type(checkpoint: Checkpoint) -> StoredType:
+    """The number format of most of the weights."""
+    sizes: dict[StoredType, int] = {}
+    for tensor in checkpoint.weights.tensors.values():
+        name = STORED_TYPES[tensor.dtype]
+        sizes[name] = sizes.get(name, 0) + tensor.count
+    return max(sizes, key=lambda name: sizes[name])
 
 
 def _without_chat(card: TokenizerCard) -> dict[str, Any]:

@@ -6,9 +6,10 @@ which era of nanochat it is from.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from worker.checkpoints import meta
@@ -19,7 +20,8 @@ from worker.checkpoints.meta import Meta
 from worker.checkpoints.state_dict import read_state_dict
 from worker.checkpoints.stored_weights import StoredTensor, StoredWeights
 from worker.engine.architecture.config import ModelConfig
-from worker.engine.architecture.era import E1A, E1B, E2, E3, E4, E5, E6, E7, SMEAR_WIDTH, Era
+from worker.engine.architecture.era import E1A, E1B, E2, E3, E4, E5, E6, E7, Era, nanochat_config
+from worker.engine.architecture.tensors import shapes
 
 #: The original guide's checkpoints have this many ids, and as many rows. They are of era E1b, although they do not have
 #: the additional rows by which E1b usually differs from E1a.
@@ -37,6 +39,8 @@ class Checkpoint:
     config: ModelConfig
     #: By nanochat's names. The tensors are in the file, and take no memory until they are read.
     weights: StoredWeights
+    #: What determines the answers beside the weights and the tokenizer, as JSON. It is part of the card's digest.
+    identity: str
     #: Warnings for the operator.
     warnings: tuple[str, ...]
 
@@ -56,19 +60,27 @@ def load(folder: CheckpointFolder, *, softcap: float | None = None) -> Checkpoin
     era = _era(folder.model_file, weights, found, rows)
     if era is E4 and softcap == E5.softcap:
         era = E5
+    pattern = found.window_pattern or "L"
     try:
-        config = ModelConfig(
+        config = nanochat_config(
             era=era,
             rows=rows,
-            window_pattern=found.window_pattern or "L",
-            softcap=era.softcap if softcap is None else softcap,
+            window_pattern=pattern,
+            softcap=softcap,
             **found.sizes,
         )
     except ValueError as error:
         raise CheckpointError(folder.meta_file, f"does not describe a model: {error}") from error
-    _check(folder.model_file, weights, _shapes(config))
+    _check(folder.model_file, weights, shapes(config))
     warnings = tuple(_warnings(folder, era, found, softcap))
-    return Checkpoint(folder=folder, meta=found, config=config, weights=stored, warnings=warnings)
+    return Checkpoint(
+        folder=folder,
+        meta=found,
+        config=config,
+        weights=stored,
+        identity=_identity(config, era, pattern),
+        warnings=warnings,
+    )
 
 
 def _warnings(folder: CheckpointFolder, era: Era, found: Meta, softcap: float | None) -> Iterator[str]:
@@ -125,29 +137,20 @@ def _era(path: Path, weights: Mapping[str, StoredTensor], found: Meta, rows: int
     return E1B if rows > vocab_size or vocab_size == _GUIDE_VOCAB_SIZE else E1A
 
 
-def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The name and shape of every tensor of a model."""
-    width, kv, rows = config.n_embd, config.kv_dim, config.rows
-    shapes: dict[str, tuple[int, ...]] = {"transformer.wte.weight": (rows, width), "lm_head.weight": (rows, width)}
-    for i in range(config.n_layer):
-        layer = f"transformer.h.{i}."
-        shapes[f"{layer}attn.c_q.weight"] = (width, width)
-        shapes[f"{layer}attn.c_k.weight"] = (kv, width)
-        shapes[f"{layer}attn.c_v.weight"] = (kv, width)
-        shapes[f"{layer}attn.c_proj.weight"] = (width, width)
-        shapes[f"{layer}mlp.c_fc.weight"] = (4 * width, width)
-        shapes[f"{layer}mlp.c_proj.weight"] = (width, 4 * width)
-        if config.has_value_embedding(i):
-            shapes[f"value_embeds.{i}.weight"] = (rows, kv)
-            shapes[f"{layer}attn.ve_gate.weight"] = (config.n_kv_head, config.era.gate_width)
-    if config.era.lambdas:
-        shapes["resid_lambdas"] = (config.n_layer,)
-        shapes["x0_lambdas"] = (config.n_layer,)
-    if config.era.smear:
-        shapes["smear_gate.weight"] = (1, SMEAR_WIDTH)
-        shapes["smear_lambda"] = (1,)
-        shapes["backout_lambda"] = (1,)
-    return shapes
+def _identity(config: ModelConfig, era: Era, pattern: str) -> str:
+    """What determines the answers, beside the weights, as JSON.
+
+    It has the fields that the description of a model had in the first versions: jobs wait under digests of them.
+    """
+    fields = {
+        **{name: getattr(config, name) for name in ("sequence_len", "vocab_size", "rows")},
+        **{name: getattr(config, name) for name in ("n_layer", "n_head", "n_kv_head", "n_embd")},
+        "era": asdict(era),
+        "softcap": config.softcap,
+        "window_pattern": pattern,
+        "windows": config.windows,
+    }
+    return json.dumps(fields, sort_keys=True)
 
 
 def _check(path: Path, weights: Mapping[str, StoredTensor], shapes: dict[str, tuple[int, ...]]) -> None:

@@ -47,7 +47,7 @@ def _described(path: Path) -> Run:
         steps = tuple(complete_steps(steps_in(path)))
         found = find(str(path.absolute()), path.parent)
         checkpoint = formats.load(found)
-        step, era = found.step, checkpoint.config.era.name
+        step, era = found.step, checkpoint.config.era
         tokenizer = load_tokenizer(found, checkpoint.config.vocab_size).kind
     except CheckpointError as error:
         problem = str(error)

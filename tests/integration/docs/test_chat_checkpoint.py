@@ -114,5 +114,5 @@ def example_module(name: str) -> ModuleType:
 
 def test_it_is_in_nanochats_newest_format_and_small(model: LocalModel) -> None:
     assert (model.card.tokenizer.kind, model.card.tokenizer.chat, model.warnings) == ("tiktoken", "nanochat", ())
-    assert load(find(NAME, CHECKPOINTS)).config.era.name == "E7"
+    assert load(find(NAME, CHECKPOINTS)).config.era == "E7"
     assert sum(file.stat().st_size for file in (CHECKPOINTS / NAME).iterdir()) <= MAX_BYTES

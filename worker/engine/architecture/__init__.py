@@ -1,1 +1,1 @@
-"""The architecture of a model as data: its shape, its era, its rotation angles and the form of its weights."""
+"""The architecture of a model as data: its description, its tensors, nanochat's eras, and the form of its weights."""

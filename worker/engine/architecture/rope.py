@@ -1,17 +1,20 @@
-"""The angles of rotary position embedding."""
+"""Rotary position embedding as data: one frequency for each pair of channels of a head."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from dataclasses import dataclass
+from typing import Literal
 
 
-def rounded_angles(head_dim: int, base: float, length: int, *, bf16: bool) -> Tensor:
-    """Cosines and sines of the angles of `length` positions: (2, length, head_dim / 2), fp32.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rope:
+    """Channels j and j + D/2 of a head are a pair, which is rotated by `direction * position * frequencies[j]`."""
 
-    With `bf16` they are rounded to bf16, as some eras do.
-    """
-    frequencies = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
-    angles = torch.outer(torch.arange(length, dtype=torch.float32), frequencies)
-    table = torch.stack((angles.cos(), angles.sin()))
-    return table.bfloat16().float() if bf16 else table
+    #: Radians per position, D/2 of them: numbers of fp32.
+    frequencies: tuple[float, ...]
+    #: Factor of the rotated channels: YaRN's attention factor (https://arxiv.org/abs/2309.00071, section 3.4).
+    amplitude: float = 1.0
+    #: nanochat rotates by the negative angle.
+    direction: Literal[1, -1] = 1
+    #: Whether sines and cosines are rounded to bf16 at inference, even on a CPU.
+    bf16: bool = False

@@ -35,7 +35,7 @@ typedef struct {
 
 typedef struct {
   long layers, channels, heads, groups, dim, ids;
-  float epsilon, softcap, qk_scale, gate_scale;
+  float epsilon, softcap, attention_scale, gate_scale;
   long gate_width, smear_width;
   const float *smear_gate;
   float smear_strength, backout;
@@ -185,8 +185,8 @@ INLINE void rotate(const Model *m, const float *x, int64_t position, float scale
   const float *cosine = m->cosines + position * half, *sine = m->sines + position * half;
   for (long j = 0; j < half; j++) {
     float left = x[j], right = x[j + half];
-    out[j] = left * cosine[j] + right * sine[j];
-    out[j + half] = right * cosine[j] - left * sine[j];
+    out[j] = left * cosine[j] - right * sine[j];
+    out[j + half] = right * cosine[j] + left * sine[j];
   }
   float factor = scale / sqrtf(square_sum(out, m->dim) / m->dim + m->epsilon);
   for (long j = 0; j < m->dim; j++) out[j] *= factor;
@@ -197,7 +197,7 @@ static void cache_keys_and_values(StepThread *self, const Layer *layer, float *k
   const Step *s = self->step;
   const Model *m = s->model;
   const Pass *b = s->pass;
-  float scale = m->qk_scale * m->qk_scale / sqrtf((float)m->dim);
+  float scale = m->attention_scale;
   FOR_ROWS(self, b->positions, t) {
     float *q = s->qkv + t * s->qkv_stride, *k = q + m->heads * m->dim, *v = k + m->groups * m->dim;
     long place = b->place[t];

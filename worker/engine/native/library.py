@@ -82,7 +82,7 @@ class ModelData(ctypes.Structure):
         ("ids", Long),
         ("epsilon", ctypes.c_float),
         ("softcap", ctypes.c_float),
-        ("qk_scale", ctypes.c_float),
+        ("attention_scale", ctypes.c_float),
         ("gate_scale", ctypes.c_float),
         ("gate_width", Long),
         ("smear_width", Long),

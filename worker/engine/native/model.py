@@ -15,8 +15,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from worker.engine.architecture.config import ModelConfig
-from worker.engine.architecture.rope import rounded_angles
+from worker.engine.architecture.angles import angle_table
+from worker.engine.architecture.config import ModelConfig, Norm, QkNorm
 from worker.engine.batch import Batch
 from worker.engine.device import Device
 from worker.engine.kv.cache import KvCache
@@ -76,12 +76,12 @@ class NativeModel:
             groups=config.n_kv_head,
             dim=config.head_dim,
             ids=config.vocab_size,
-            epsilon=torch.finfo(torch.float32).eps,
-            softcap=config.softcap,
-            qk_scale=config.era.qk_scale,
-            gate_scale=config.era.gate_scale,
-            gate_width=config.era.gate_width,
-            smear_width=config.era.smear_width,
+            epsilon=torch.finfo(torch.float32).eps if config.norm.epsilon is None else config.norm.epsilon,
+            softcap=config.softcap or 0.0,
+            attention_scale=config.attention_scale,
+            gate_scale=0.0 if config.value_gate is None else config.value_gate.scale,
+            gate_width=0 if config.value_gate is None else config.value_gate.width,
+            smear_width=config.smear_width,
             layer=self._layers,
         )
         #: Tensors that the kernels read by address.
@@ -94,6 +94,21 @@ class NativeModel:
         self._workspace_limits = (0, 0)
         self._pass = Pass()
         self._tuner = ThreadTuner(torch.get_num_threads(), fixed=device.fixed_threads)
+
+    @staticmethod
+    def supports(config: ModelConfig) -> bool:
+        """Whether the kernels have every part of a model. Otherwise it runs on torch."""
+        return (
+            config.norm == Norm(epsilon=config.norm.epsilon)
+            and config.qk_norm == QkNorm(after_rotation=True, epsilon=config.norm.epsilon)
+            and config.embedding_norm
+            and config.softcap is not None
+            and config.activation == "relu_squared"
+            and all(config.rotates(layer) for layer in range(config.n_layer))
+            and (config.q_dim, config.n_hidden) == (config.n_embd, 4 * config.n_embd)
+            and not (config.gated or config.qkv_bias or config.attention_out_bias or config.mlp_bias)
+            and not (config.tied_head or config.learned_positions)
+        )
 
     @property
     def matrix_bytes(self) -> int:
@@ -154,8 +169,8 @@ class NativeModel:
     def _grow_angles(self, positions: int) -> None:
         """Make a table of angles for at least `positions` positions."""
         self._angle_positions = min(self.config.sequence_len, max(2 * positions, _FIRST_POSITIONS))
-        era = self.config.era
-        self._angles = rounded_angles(self.config.head_dim, era.rope_base, self._angle_positions, bf16=era.rope_bf16)
+        assert self.config.rope is not None
+        self._angles = angle_table(self.config.rope, self._angle_positions)
         self._data.cosines = self._angles[0].data_ptr()
         self._data.sines = self._angles[1].data_ptr()
         # A larger workspace is needed, too: it has room for a score of each position.
@@ -200,7 +215,7 @@ class _Loader:
         model._arena = Arena(model._kernels, sum(map(aligned, sizes)))
         data.head = self._matrix("lm_head.weight", outputs=config.vocab_size)
         data.table = self._table("transformer.wte.weight")
-        if config.era.smear:
+        if config.smear_width:
             data.smear_gate = self._copy("smear_gate.weight")
             data.smear_strength = self._floats("smear_lambda")[0]
             data.backout = self._floats("backout_lambda")[0]
@@ -215,8 +230,8 @@ class _Loader:
         layer.mlp_in = self._matrix(f"{name}mlp.c_fc.weight")
         layer.mlp_out = self._matrix(f"{name}mlp.c_proj.weight")
         layer.window = config.windows[i]
-        layer.mixes = config.era.lambdas
-        if config.era.lambdas:
+        layer.mixes = config.residual_mix
+        if config.residual_mix:
             layer.mix_stream = self._floats("resid_lambdas")[i]
             layer.mix_embedding = self._floats("x0_lambdas")[i]
         if config.has_value_embedding(i):

@@ -22,7 +22,7 @@ _PACK_FOR_ROWS = 32
 
 
 class Linear(Protocol):
-    """x (T, in) -> (T, out): a linear layer without bias."""
+    """x (T, in) -> (T, out): a linear layer."""
 
     def __call__(self, x: Tensor) -> Tensor: ...
 
@@ -30,29 +30,29 @@ class Linear(Protocol):
 class PlainLinear:
     """A linear layer on any device, with torch's own gemm."""
 
-    def __init__(self, weight: Tensor, *, relu: bool) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self._weight = weight
-        self._relu = relu
+        self._bias = bias
 
     def __call__(self, x: Tensor) -> Tensor:
-        y = F.linear(x, self._weight)
-        return y.relu_() if self._relu else y
+        return F.linear(x, self._weight, self._bias)
 
 
 class PackedLinear:
     """A linear layer on a CPU, fp32, with oneDNN's gemm and a matrix in its layout."""
 
-    def __init__(self, weight: Tensor, *, relu: bool) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self._bias = bias
         self._weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _PACK_FOR_ROWS)
-        self._activation = "relu" if relu else "none"
 
     def __call__(self, x: Tensor) -> Tensor:
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, None, self._activation, [], "")
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
         return y
 
 
-def linear(weight: Tensor, device: Device, *, relu: bool = False) -> Linear:
-    """The linear layer of `weight` (out, in), followed by max(0, y) with `relu`. `weight` is copied."""
+def linear(weight: Tensor, device: Device, *, bias: Tensor | None = None) -> Linear:
+    """The linear layer of `weight` (out, in) and `bias` (out,). Both are copied."""
+    bias = None if bias is None else device.copy(bias)
     if device.packs and weight.numel() >= PACK_FROM_ELEMENTS:
-        return PackedLinear(weight.to(device.dtype), relu=relu)
-    return PlainLinear(device.copy(weight), relu=relu)
+        return PackedLinear(weight.to(device.dtype), bias)
+    return PlainLinear(device.copy(weight), bias)

@@ -1,4 +1,4 @@
-"""nanochat's GPT of every era, as one class. The differences are in `Era` and in the checkpoint's tensors.
+"""The model on torch. `ModelConfig` says which parts it has; their tensors say the rest.
 
 Shapes: T positions of the flattened batch, C channels, H heads, G key-value heads, D channels of a head, R rows of
 logits, V ids.
@@ -15,14 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worker.engine.architecture import tensors
 from worker.engine.architecture.config import ModelConfig
 from worker.engine.batch import Batch
 from worker.engine.device import Device
 from worker.engine.kv.cache import KvCache
 from worker.engine.torch.attention import CALL_COST_BYTES, AttentionCall, attend, plan_calls
-from worker.engine.torch.linear import Linear, linear
-from worker.engine.torch.norm import rms_norm
-from worker.engine.torch.rope import Rope, pair_channels
+from worker.engine.torch.linear import Linear, PlainLinear, linear
+from worker.engine.torch.mlp import ACTIVATIONS, GatedMlp, Mlp, PlainMlp
+from worker.engine.torch.norm import LayerNorm, NormFunction, RmsNorm
+from worker.engine.torch.rope import RopeTable, pair_channels
 
 T = TypeVar("T")
 
@@ -72,12 +74,15 @@ class Smear:
 class Block:
     """One layer."""
 
+    attention_norm: NormFunction
     #: Queries, keys and values in one gemm: (T, C) -> (T, (H + 2 G) D).
     qkv: Linear
+    #: Norm of the heads of queries and keys, (T, H + G, D), before or after their rotation.
+    qk_norm: RmsNorm | None
+    rotates: bool
     attention_out: Linear
-    #: Includes the max(0, y) of the squared activation.
-    mlp_in: Linear
-    mlp_out: Linear
+    mlp_norm: NormFunction
+    mlp: Mlp
     window: int
     #: Factors of the residual stream and of the embedding, which are mixed before the layer; None: only the stream.
     mix: tuple[float, float] | None
@@ -94,12 +99,16 @@ class Model:
     config: ModelConfig
     device: Device
     embedding: Embedding
+    #: Is added to the embedding; None: the model has no learned positions.
+    positions: Embedding | None
+    embedding_norm: RmsNorm | None
     smear: Smear | None
     blocks: tuple[Block, ...]
     #: Factor of the stream in the middle of the layers, which is subtracted after the last layer.
     backout: float
+    final_norm: NormFunction
     head: Linear
-    rope: Rope
+    rope: RopeTable | None
 
     @classmethod
     def load(cls, config: ModelConfig, weights: Mapping[str, Tensor], device: Device) -> Model:
@@ -122,19 +131,20 @@ class Model:
         It uses only the tensors and the last position of `batch`, and its operations do not depend on the values in the
         tensors.
         """
-        x = rms_norm(self.embedding(batch.tokens))
+        x = self._embed(batch.tokens)
+        if self.positions is not None:
+            x = x + self.positions(batch.positions)
         if self.smear is not None:
-            before = rms_norm(self.embedding(batch.previous.clamp(min=0)))
-            x = self.smear.mix(x, before, batch.previous >= 0)
+            x = self.smear.mix(x, self._embed(batch.previous.clamp(min=0)), batch.previous >= 0)
         embedded = x
         middle = x
-        rotations = self.rope.at(batch.positions, batch.last_position)
+        rotations = None if self.rope is None else self.rope.at(batch.positions, batch.last_position)
         for i, block in enumerate(self.blocks):
             if block.mix is not None:
                 x = torch.add(x * block.mix[0], embedded, alpha=block.mix[1])
-            x = x + self._attention(block, rms_norm(x), rotations, batch, calls[block.window], cache.layers[i])
-            hidden = block.mlp_in(rms_norm(x))
-            x = x.add_(block.mlp_out(hidden.square_()))
+            h = block.attention_norm(x)
+            x = x + self._attention(block, h, rotations, batch, calls[block.window], cache.layers[i])
+            x = x.add_(block.mlp(block.mlp_norm(x)))
             if i == len(self.blocks) // 2:
                 middle = x.clone() if self.backout else x
         if batch.wanted is not None:
@@ -143,8 +153,15 @@ class Model:
             x, middle = x[batch.wanted], middle[batch.wanted]
         if self.backout:
             x = torch.sub(x, middle, alpha=self.backout)
-        logits = self.head(rms_norm(x)).float()
+        logits = self.head(self.final_norm(x)).float()
+        if self.config.softcap is None:
+            return logits
         return logits.div_(self.config.softcap).tanh_().mul_(self.config.softcap)
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        """tokens (T,) -> (T, C)."""
+        x = self.embedding(tokens)
+        return x if self.embedding_norm is None else self.embedding_norm(x)
 
     @property
     def _call_cost_places(self) -> int:
@@ -155,7 +172,7 @@ class Model:
         self,
         block: Block,
         h: Tensor,
-        rotations: Tensor,
+        rotations: Tensor | None,
         batch: Batch,
         calls: Rows[AttentionCall],
         layer: tuple[Tensor, Tensor],
@@ -164,15 +181,24 @@ class Model:
         keys, values = layer
         heads, groups, dim = self.config.n_head, self.config.n_kv_head, self.config.head_dim
         qkv = block.qkv(h).view(-1, heads + 2 * groups, dim)
-        qk = rms_norm(self.rope.rotate(qkv[:, : heads + groups], rotations))
+        qk = self._placed(block, qkv[:, : heads + groups], rotations)
         v = qkv[:, heads + groups :]
         if block.value_embedding is not None:
             v = block.value_embedding.add_to(v, h, batch.tokens)
         keys.index_copy_(1, batch.places, qk[:, heads:].transpose(0, 1))
         values.index_copy_(1, batch.places, v.transpose(0, 1))
-        # The era multiplies both queries and keys by a factor; here it is part of the scale of their dot product.
-        scale = self.config.era.qk_scale**2 * dim**-0.5
-        return block.attention_out(attend(qk[:, :heads], keys, values, calls, scale))
+        return block.attention_out(attend(qk[:, :heads], keys, values, calls, self.config.attention_scale))
+
+    def _placed(self, block: Block, qk: Tensor, rotations: Tensor | None) -> Tensor:
+        """Queries and keys (T, H + G, D), normalized and rotated as the layer has it."""
+        norm = self.config.qk_norm
+        if block.qk_norm is not None and norm is not None and not norm.after_rotation:
+            qk = block.qk_norm(qk)
+        if block.rotates and self.rope is not None and rotations is not None:
+            qk = self.rope.rotate(qk, rotations)
+        if block.qk_norm is not None and norm is not None and norm.after_rotation:
+            qk = block.qk_norm(qk)
+        return qk
 
 
 class _Loader:
@@ -184,59 +210,110 @@ class _Loader:
         self._device = device
 
     def load(self) -> Model:
-        config = self._config
+        config, device = self._config, self._device
         smear = None
         backout = 0.0
-        if config.era.smear:
-            smear = Smear(self._use("smear_gate.weight", self._device.copy), self._floats("smear_lambda")[0])
+        if config.smear_width:
+            smear = Smear(self._use("smear_gate.weight", device.copy), self._floats("smear_lambda")[0])
             backout = self._floats("backout_lambda")[0]
         # The largest matrix comes first, while little other memory is in use.
-        head = self._use("lm_head.weight", lambda weight: linear(weight[: config.vocab_size], self._device))
+        head = None if config.tied_head else self._use(tensors.HEAD, self._head)
+        embedding = self._embedding(tensors.EMBEDDING)
         return Model(
             config=config,
-            device=self._device,
-            embedding=self._embedding("transformer.wte.weight"),
+            device=device,
+            embedding=embedding,
+            positions=self._embedding(tensors.POSITIONS) if config.learned_positions else None,
+            embedding_norm=RmsNorm(config.norm.epsilon) if config.embedding_norm else None,
             smear=smear,
             blocks=tuple(self._block(i) for i in range(config.n_layer)),
             backout=backout,
-            head=head,
-            rope=Rope(
-                config.head_dim,
-                config.era.rope_base,
-                bf16=config.era.rope_bf16,
-                context=config.sequence_len,
-                device=self._device,
-            ),
+            final_norm=self._norm(tensors.FINAL_NORM),
+            head=self._tied_head(embedding.table) if head is None else head,
+            rope=None if config.rope is None else RopeTable(config.rope, context=config.sequence_len, device=device),
         )
 
     def _block(self, i: int) -> Block:
         config = self._config
-        layer = f"transformer.h.{i}."
+        layer = tensors.layer_name(i)
         value_embedding = None
-        if config.has_value_embedding(i):
+        if config.value_gate is not None and config.has_value_embedding(i):
             value_embedding = ValueEmbedding(
                 self._embedding(f"value_embeds.{i}.weight"),
                 self._use(f"{layer}attn.ve_gate.weight", self._device.copy),
-                config.era.gate_scale,
+                config.value_gate.scale,
             )
         return Block(
+            attention_norm=self._norm(f"{layer}ln_1"),
             qkv=self._qkv(layer),
-            attention_out=self._linear(f"{layer}attn.c_proj.weight"),
-            mlp_in=self._linear(f"{layer}mlp.c_fc.weight", relu=True),
-            mlp_out=self._linear(f"{layer}mlp.c_proj.weight"),
+            qk_norm=self._qk_norm(layer),
+            rotates=config.rotates(i),
+            attention_out=self._linear(f"{layer}attn.c_proj", bias=config.attention_out_bias),
+            mlp_norm=self._norm(f"{layer}ln_2"),
+            mlp=self._mlp(layer),
             window=config.windows[i],
-            mix=(self._floats("resid_lambdas")[i], self._floats("x0_lambdas")[i]) if config.era.lambdas else None,
+            mix=(self._floats("resid_lambdas")[i], self._floats("x0_lambdas")[i]) if config.residual_mix else None,
             value_embedding=value_embedding,
         )
 
     def _qkv(self, layer: str) -> Linear:
-        dim = self._config.head_dim
-        names = [f"{layer}attn.c_{part}.weight" for part in "qkv"]
-        q, k, v = (self._weights[name] for name in names)
-        return linear(torch.cat((pair_channels(q, dim), pair_channels(k, dim), v)), self._device)
+        names = [f"{layer}attn.c_{part}" for part in "qkv"]
+        weight = self._paired([self._weights[f"{name}.weight"] for name in names])
+        bias = self._paired([self._weights[f"{name}.bias"] for name in names]) if self._config.qkv_bias else None
+        return linear(weight, self._device, bias=bias)
 
-    def _linear(self, name: str, *, relu: bool = False) -> Linear:
-        return self._use(name, lambda weight: linear(weight, self._device, relu=relu))
+    def _paired(self, qkv: list[Tensor]) -> Tensor:
+        """The rows for queries, keys and values, stacked, with channels in the order that `RopeTable` reads."""
+        q, k, v = qkv
+        dim = self._config.head_dim
+        return torch.cat((self._pair(q, dim), self._pair(k, dim), v))
+
+    def _pair(self, weight: Tensor, dim: int) -> Tensor:
+        return weight if self._config.rope is None else pair_channels(weight.contiguous(), dim)
+
+    def _qk_norm(self, layer: str) -> RmsNorm | None:
+        """The norm of all heads of queries and keys, with a weight (H + G, D) if they have weights."""
+        config = self._config
+        norm, dim = config.qk_norm, config.head_dim
+        if norm is None:
+            return None
+        if not norm.weights:
+            return RmsNorm(norm.epsilon)
+        q, k = (self._pair(self._weights[f"{layer}attn.{part}_norm.weight"], dim) for part in "qk")
+        weight = torch.cat((q.expand(config.n_head, dim), k.expand(config.n_kv_head, dim)))
+        return RmsNorm(norm.epsilon, self._device.copy(weight))
+
+    def _mlp(self, layer: str) -> Mlp:
+        config = self._config
+        activate, mlp_out = ACTIVATIONS[config.activation], self._linear(f"{layer}mlp.c_proj", bias=config.mlp_bias)
+        if not config.gated:
+            return PlainMlp(self._linear(f"{layer}mlp.c_fc", bias=config.mlp_bias), activate, mlp_out)
+        names = [f"{layer}mlp.c_gate", f"{layer}mlp.c_fc"]
+        weight = torch.cat([self._weights[f"{name}.weight"] for name in names])
+        bias = torch.cat([self._weights[f"{name}.bias"] for name in names]) if config.mlp_bias else None
+        return GatedMlp(linear(weight, self._device, bias=bias), activate, mlp_out)
+
+    def _norm(self, name: str) -> NormFunction:
+        norm = self._config.norm
+        weight = self._use(f"{name}.weight", self._device.copy) if norm.weights else None
+        if norm.kind == "rms":
+            return RmsNorm(norm.epsilon, weight)
+        bias = self._use(f"{name}.bias", self._device.copy) if norm.weights else None
+        return LayerNorm(torch.finfo(self._device.dtype).eps if norm.epsilon is None else norm.epsilon, weight, bias)
+
+    def _linear(self, name: str, *, bias: bool) -> Linear:
+        return linear(
+            self._weights[f"{name}.weight"], self._device, bias=self._weights[f"{name}.bias"] if bias else None
+        )
+
+    def _head(self, weight: Tensor) -> Linear:
+        return linear(weight[: self._config.vocab_size], self._device)
+
+    def _tied_head(self, table: Tensor) -> Linear:
+        """The head with the matrix of the embedding, which is not copied if it has the right number format."""
+        if table.dtype == self._device.dtype:
+            return PlainLinear(table[: self._config.vocab_size])
+        return self._head(table)
 
     def _embedding(self, name: str) -> Embedding:
         return Embedding(self._use(name, self._device.copy_table), self._device.dtype)

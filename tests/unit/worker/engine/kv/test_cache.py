@@ -6,14 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from worker.engine.architecture.config import ModelConfig
-from worker.engine.architecture.era import ERAS
+from worker.engine.architecture.era import ERAS, nanochat_config
 from worker.engine.device import Device
 from worker.engine.kv.allocator import Extent
 from worker.engine.kv.block_chain import Beginning
 from worker.engine.kv.cache import KvCache
 
-CONFIG = ModelConfig(
+CONFIG = nanochat_config(
     sequence_len=512, vocab_size=8, rows=8, n_layer=2, n_head=2, n_kv_head=2, n_embd=8, era=ERAS["E1a"], softcap=15.0
 )
 

@@ -21,8 +21,7 @@ from torch import Tensor
 from bench.random_weights import random_weights
 from tests.helpers.engines import checkpoint, engine, request
 from tests.helpers.kernels import multiply, packed, prompt_logits
-from worker.engine.architecture.config import ModelConfig
-from worker.engine.architecture.era import ERAS
+from worker.engine.architecture.era import ERAS, nanochat_config
 from worker.engine.backends import load_weights
 from worker.engine.decoding_model import DecodingModel
 from worker.engine.device import Device
@@ -79,7 +78,7 @@ def test_the_kernels_give_the_logits_of_torch(kernels: ctypes.CDLL, folder: str)
 @pytest.mark.parametrize(("width", "heads"), [(64, 2), (128, 2), (256, 2), (192, 2), (144, 4), (30, 3)])
 def test_heads_of_any_size_give_the_logits_of_torch(kernels: ctypes.CDLL, width: int, heads: int) -> None:
     era = ERAS["E1b"]
-    config = ModelConfig(
+    config = nanochat_config(
         sequence_len=512,
         vocab_size=40,
         rows=40,
@@ -88,7 +87,6 @@ def test_heads_of_any_size_give_the_logits_of_torch(kernels: ctypes.CDLL, width:
         n_kv_head=heads,
         n_embd=width,
         era=era,
-        softcap=era.softcap,
     )
     weights = random_weights(2, width, 40)
     native = NativeModel.load(config, weights, CPU, kernels)

@@ -26,8 +26,7 @@ from tests.helpers.engines import (
     torch_model,
 )
 from tests.helpers.fake_graph import FakeGraph
-from worker.engine.architecture.config import ModelConfig
-from worker.engine.architecture.era import ERAS
+from worker.engine.architecture.era import ERAS, nanochat_config
 from worker.engine.backends import load_weights
 from worker.engine.batch import Batch
 from worker.engine.decoding_model import DecodingModel
@@ -162,7 +161,7 @@ def test_rows_and_keys_are_rounded_up_to_a_shape(rows: int, keys: int, shape: Sh
 def test_the_table_of_angles_never_moves_after_a_capture() -> None:
     """Without graphs, the table grows with the longest context and then moves."""
     era = ERAS["E1b"]
-    config = ModelConfig(
+    config = nanochat_config(
         sequence_len=1024,
         vocab_size=32,
         rows=32,
@@ -171,7 +170,6 @@ def test_the_table_of_angles_never_moves_after_a_capture() -> None:
         n_kv_head=2,
         n_embd=16,
         era=era,
-        softcap=era.softcap,
     )
     model = Model.load(config, random_weights(2, 16, 32), Device("cpu"))
     tokens = decode(engine(model), request("a", (1,), 300)).tokens
