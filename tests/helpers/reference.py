@@ -22,11 +22,11 @@ def logits(config: ModelConfig, weights: Mapping[str, Tensor], ids: Sequence[int
     x = w["transformer.wte.weight"][list(ids)]
     if config.embedding_norm:
         x = rms_norm(x, config.norm.epsilon)
-    if config.learned_positions:
-        x = x + w["transformer.wpe.weight"][: len(ids)]
     if config.smear_width:
         gate = torch.sigmoid(x[1:, : config.smear_width] @ w["smear_gate.weight"].T)
         x = torch.cat((x[:1], x[1:] + w["smear_lambda"] * gate * x[:-1]))
+    if config.learned_positions:
+        x = x + w["transformer.wpe.weight"][: len(ids)]
     first, middle = x, x
     for i in range(config.n_layer):
         layer = f"transformer.h.{i}."

@@ -106,7 +106,7 @@ class ModelConfig:
     rope: Rope | None = None
     #: For each layer, whether it rotates.
     rope_layers: tuple[bool, ...]
-    #: Whether an embedding of the position is added to that of the token.
+    #: Whether an embedding of the position is added to that of the token, after norm and smear.
     learned_positions: bool = False
     qk_norm: QkNorm | None = None
     #: Factor of the dot product of a query and a key.

@@ -132,10 +132,10 @@ class Model:
         tensors.
         """
         x = self._embed(batch.tokens)
-        if self.positions is not None:
-            x = x + self.positions(batch.positions)
         if self.smear is not None:
             x = self.smear.mix(x, self._embed(batch.previous.clamp(min=0)), batch.previous >= 0)
+        if self.positions is not None:
+            x = x + self.positions(batch.positions)
         embedded = x
         middle = x
         rotations = None if self.rope is None else self.rope.at(batch.positions, batch.last_position)
