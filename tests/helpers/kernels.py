@@ -9,20 +9,22 @@ from torch import Tensor
 
 from tests.helpers.engines import decode, engine, request
 from worker.engine.decoding_model import DecodingModel
-from worker.engine.native.library import Matrix
+from worker.engine.native.library import Matrix, MatrixKind
+from worker.engine.native.model import KINDS
 
 
-def packed(kernels: ctypes.CDLL, *weights: Tensor, group: int = 0) -> Matrix:
-    """The packed matrix of several matrices stacked by rows. `group` 0: fp32, else int8."""
+def packed(kernels: ctypes.CDLL, *weights: Tensor, kind: MatrixKind | None = None, group: int = 0) -> Matrix:
+    """The packed matrix of several matrices stacked by rows.
+
+    `group` 0: it is of `kind`, or of the kind of the first one. Else it is int8.
+    """
     outputs, depth = sum(weight.shape[0] for weight in weights), weights[0].shape[1]
-    matrix = Matrix(
-        outputs, depth, kernels.celeriac_allocate(kernels.celeriac_packed_bytes(outputs, depth, group)), group
-    )
+    stored = KINDS[weights[0].dtype] if kind is None else kind
+    matrix = Matrix(outputs, depth, kind=MatrixKind.INT8 if group else stored, group=group)
+    matrix.panels = kernels.celeriac_reserve(kernels.celeriac_packed_bytes(ctypes.byref(matrix)))
     row = 0
     for weight in weights:
-        kernels.celeriac_pack(
-            ctypes.byref(matrix), row, weight.data_ptr(), weight.shape[0], weight.dtype is torch.bfloat16, 2
-        )
+        kernels.celeriac_pack(ctypes.byref(matrix), row, weight.data_ptr(), weight.shape[0], KINDS[weight.dtype], 2)
         row += weight.shape[0]
     return matrix
 

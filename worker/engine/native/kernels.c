@@ -14,7 +14,6 @@ channels, H heads, G key-value heads, D channels of a head, P places of the KV c
 
 #include "attention.h"
 #include "gemm.h"
-#include "int8.h"
 #include "sampling.h"
 #include "thread_pool.h"
 
@@ -151,12 +150,8 @@ static void gemm(StepThread *self, enum Epilogue epilogue, const Matrix *m, cons
     long end = begin + share < panels ? begin + share : panels;
     for (long first = begin; first < end; first += at_once) {
       int count = (int)(end - first < at_once ? end - first : at_once);
-      if (m->group) {
-        multiply_int8_panels(rows, count, x, stride, m, first, self->scratch,
-                             self->scratch + self->step->scratch_size - WIDENED);
-      } else {
-        multiply_panels(rows, count, x, stride, m, first, self->scratch);
-      }
+      multiply_panels(rows, count, x, stride, m, first, self->scratch,
+                      self->scratch + self->step->scratch_size - WIDENED);
       long column = first * COLUMNS, width = count * COLUMNS;
       if (column + width > m->outputs) width = m->outputs - column;
       for (long r = 0; r < rows; r++) {
@@ -404,9 +399,10 @@ static long lay_out_workspace(Step *s, const Model *m, long positions, long keys
 
 /* ---- The functions that Python calls. ---- */
 
-/* Allocate zeroed memory. Returns NULL if the system has not enough. */
-void *celeriac_allocate(long bytes) {
-  void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+/* Reserve zeroed memory. The system provides each page when it is first written to. Returns NULL if there are not as many
+addresses. */
+void *celeriac_reserve(long bytes) {
+  void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   return memory == MAP_FAILED ? NULL : memory;
 }
 
@@ -445,34 +441,32 @@ void celeriac_enlarge_pages(void *memory, long bytes) {
 
 void celeriac_free(void *memory, long bytes) { munmap(memory, bytes); }
 
-/* Bytes of a packed matrix. `group` as in Matrix. */
-long celeriac_packed_bytes(long outputs, long depth, long group) {
-  Matrix m = {outputs, depth, NULL, group};
-  return panel_count(&m) * (group ? int8_bytes(&m, depth) : COLUMNS * depth * (long)sizeof(float));
-}
+/* Bytes of the panels of a matrix, which need not exist yet. */
+long celeriac_packed_bytes(const Matrix *matrix) { return panel_count(matrix) * panel_bytes(matrix); }
 
 typedef struct {
   const Matrix *matrix;
   long at, count;
   const void *from;
-  long bf16;
+  int source;
   atomic_long taken;
 } Packing;
 
 static void pack_pieces(void *arg, int thread) {
   (void)thread;
   Packing *p = arg;
-  long row_bytes = p->matrix->depth * (p->bf16 ? 2 : 4);
+  long row_bytes = p->matrix->depth * (p->source == FP32 ? 4 : 2);
   for (long i = atomic_fetch_add(&p->taken, COLUMNS); i < p->count; i = atomic_fetch_add(&p->taken, COLUMNS)) {
     long count = p->count - i < COLUMNS ? p->count - i : COLUMNS;
     const char *rows = (const char *)p->from + i * row_bytes;
-    (p->matrix->group ? pack_int8 : pack_floats)(p->matrix, p->at + i, rows, count, (int)p->bf16);
+    pack_rows(p->matrix, p->at + i, p->source, rows, count);
   }
 }
 
-/* Pack `count` rows of a plain matrix, fp32 or bf16, as the outputs from `at` on. */
-void celeriac_pack(const Matrix *matrix, long at, const void *from, long count, long bf16, int threads) {
-  Packing packing = {matrix, at, count, from, bf16, 0};
+/* Pack `count` rows of a plain matrix of the kind `source`, FP32, BF16 or FP16, as the outputs from `at` on. The matrix
+is FP32, INT8 or of the same kind. */
+void celeriac_pack(const Matrix *matrix, long at, const void *from, long count, int source, int threads) {
+  Packing packing = {matrix, at, count, from, source, 0};
   pool_run(threads, pack_pieces, &packing);
 }
 

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from enum import IntEnum
 from functools import cache
 from pathlib import Path
 
@@ -41,10 +42,19 @@ Pointer = ctypes.c_void_p
 Long = ctypes.c_long
 
 
-class Matrix(ctypes.Structure):
-    """A packed matrix. The C struct is in gemm.h."""
+class MatrixKind(IntEnum):
+    """Number format of a packed matrix (`Kind` in matrix.h)."""
 
-    _fields_ = (("outputs", Long), ("depth", Long), ("panels", Pointer), ("group", Long))
+    FP32 = 0
+    BF16 = 1
+    FP16 = 2
+    INT8 = 3
+
+
+class Matrix(ctypes.Structure):
+    """A packed matrix. The C struct is in matrix.h."""
+
+    _fields_ = (("outputs", Long), ("depth", Long), ("panels", Pointer), ("kind", Long), ("group", Long))
 
 
 class Table(ctypes.Structure):
@@ -117,11 +127,11 @@ class Pass(ctypes.Structure):
 
 #: Result type and argument types of each function in kernels.c.
 _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
-    "celeriac_allocate": (Pointer, (Long,)),
+    "celeriac_reserve": (Pointer, (Long,)),
     "celeriac_enlarge_pages": (None, (Pointer, Long)),
     "celeriac_free": (None, (Pointer, Long)),
-    "celeriac_packed_bytes": (Long, (Long, Long, Long)),
-    "celeriac_pack": (None, (Pointer, Long, Pointer, Long, Long, ctypes.c_int)),
+    "celeriac_packed_bytes": (Long, (Pointer,)),
+    "celeriac_pack": (None, (Pointer, Long, Pointer, Long, ctypes.c_int, ctypes.c_int)),
     "celeriac_workspace_bytes": (Long, (Pointer, Long, Long, ctypes.c_int)),
     "celeriac_forward": (None, (Pointer, Pointer, Pointer, Long, ctypes.c_int, Pointer)),
     "celeriac_gemm": (ctypes.c_int, (Pointer, Pointer, Long, Pointer, ctypes.c_int)),

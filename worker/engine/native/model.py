@@ -1,6 +1,7 @@
 """The model on compiled kernels, for CPUs: the forward pass of `worker.engine.torch.model`, as one call for each step.
 
-Numbers are fp32. The matrices are fp32, or int8 with one scale for each group of inputs.
+Activations and sums are fp32. The matrices keep the number format in which they are stored, fp32, bf16 or fp16, or are
+int8 with one scale for each group of inputs.
 """
 
 from __future__ import annotations
@@ -9,22 +10,25 @@ import ctypes
 import time
 import weakref
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
+from tasks.machine_memory import memory_bytes
 from worker.engine.architecture.angles import angle_table
 from worker.engine.architecture.config import ModelConfig, Norm, QkNorm
 from worker.engine.batch import Batch
 from worker.engine.device import Device
 from worker.engine.kv.cache import KvCache
-from worker.engine.native.library import Layer, Matrix, ModelData, Pass, Table
+from worker.engine.native.library import Layer, Matrix, MatrixKind, ModelData, Pass, Table
 from worker.engine.native.thread_tuner import ThreadTuner
 
 #: Packed matrices begin at multiples of this, in bytes.
 _ALIGNMENT = 4096
+#: The kind of a plain matrix.
+KINDS = {torch.float32: MatrixKind.FP32, torch.bfloat16: MatrixKind.BF16, torch.float16: MatrixKind.FP16}
 #: Positions of the first table of angles.
 _FIRST_POSITIONS = 256
 
@@ -37,25 +41,41 @@ def aligned(size: int) -> int:
 class Arena:
     """A region of memory for packed matrices. It is freed when this object is garbage-collected."""
 
-    def __init__(self, kernels: ctypes.CDLL, size: int) -> None:
-        """Allocate `size` bytes. Raises MemoryError if the system does not have them."""
-        self.address: int | None = kernels.celeriac_allocate(size)
-        if self.address is None:
-            raise MemoryError(f"there are not {size} bytes of memory left for the weights")
-        self.size = size
+    def __init__(self, kernels: ctypes.CDLL, limit: int) -> None:
+        """Reserve `limit` bytes. Memory is used only when it is written to. Raises MemoryError."""
+        self._kernels = kernels
         self._end = 0
-        weakref.finalize(self, kernels.celeriac_free, self.address, size)
+        self._address: int | None = kernels.celeriac_reserve(limit)
+        if self._address is None:
+            raise MemoryError(f"the system refuses to reserve {limit} bytes for the weights")
+        self._limit = limit
+        self._freed = weakref.finalize(self, kernels.celeriac_free, self._address, limit)
 
-    def enlarge_pages(self, kernels: ctypes.CDLL) -> None:
-        """Move the memory to large pages in the background. Call this when everything is written."""
-        kernels.celeriac_enlarge_pages(self.address, self.size)
+    @property
+    def size(self) -> int:
+        """Bytes that were taken."""
+        return self._end
 
     def take(self, size: int) -> int:
         """Take the next `size` bytes. Returns their address."""
-        assert self.address is not None
+        assert self._address is not None
         begin = self._end
         self._end += aligned(size)
-        return self.address + begin
+        assert self._end <= self._limit
+        return self._address + begin
+
+    def close(self) -> None:
+        """Give back what was not taken, and move the rest to large pages in the background.
+
+        Call this when everything is written.
+        """
+        assert self._address is not None
+        if self._end < self._limit:
+            self._kernels.celeriac_free(self._address + self._end, self._limit - self._end)
+        self._freed.detach()
+        if self._end:
+            self._freed = weakref.finalize(self, self._kernels.celeriac_free, self._address, self._end)
+            self._kernels.celeriac_enlarge_pages(self._address, self._end)
 
 
 class NativeModel:
@@ -127,7 +147,8 @@ class NativeModel:
     ) -> NativeModel:
         """Load a checkpoint's weights, like `worker.engine.torch.model.Model.load`.
 
-        `group` 0: the matrices are fp32. Otherwise they are int8, and `group` inputs share a scale. Raises MemoryError.
+        `group` 0: the matrices are as in the checkpoint. Otherwise they are int8, and `group` inputs share a scale.
+        Raises MemoryError.
         """
         model = cls(config, device, kernels)
         with torch.inference_mode():
@@ -211,8 +232,15 @@ class _Loader:
         model, config, data = self._model, self._config, self._model._data
         width, qkv = config.n_embd, config.n_embd + 2 * config.kv_dim
         shapes = [(qkv, width), (width, width), (4 * width, width), (width, 4 * width)] * config.n_layer
-        sizes = [self._size(*shape) for shape in (*shapes, (config.vocab_size, width))]
-        model._arena = Arena(model._kernels, sum(map(aligned, sizes)))
+        shapes.append((config.vocab_size, width))
+        # The types are known only when the tensors are read.
+        least, most = ((MatrixKind.INT8,) * 2) if self._group else (MatrixKind.BF16, MatrixKind.FP32)
+        if sum(self._size(Matrix(*shape, kind=least, group=self._group)) for shape in shapes) > memory_bytes():
+            raise MemoryError(f"the weights need more than the {memory_bytes()} bytes of memory of this machine")
+        model._arena = Arena(
+            model._kernels,
+            sum(aligned(self._size(Matrix(*shape, kind=most, group=self._group))) for shape in shapes),
+        )
         data.head = self._matrix("lm_head.weight", outputs=config.vocab_size)
         data.table = self._table("transformer.wte.weight")
         if config.smear_width:
@@ -221,7 +249,7 @@ class _Loader:
             data.backout = self._floats("backout_lambda")[0]
         for i in range(config.n_layer):
             self._load_layer(i, model._layers[i])
-        model._arena.enlarge_pages(model._kernels)
+        model._arena.close()
 
     def _load_layer(self, i: int, layer: Layer) -> None:
         config, name = self._config, f"transformer.h.{i}."
@@ -238,30 +266,34 @@ class _Loader:
             layer.value_table = self._table(f"value_embeds.{i}.weight")
             layer.value_gate = self._copy(f"{name}attn.ve_gate.weight")
 
-    def _size(self, outputs: int, depth: int) -> int:
-        size: int = self._model._kernels.celeriac_packed_bytes(outputs, depth, self._group)
+    def _size(self, matrix: Matrix) -> int:
+        size: int = self._model._kernels.celeriac_packed_bytes(ctypes.byref(matrix))
         return size
 
     def _matrix(self, *names: str, outputs: int = 0) -> Matrix:
         """Pack some tensors, stacked, as one matrix. `outputs`: the number of rows to take; 0: all."""
         model = self._model
-        tensors = [self._weights[name] for name in names]
+        tensors = [self._weights[name].contiguous() for name in names]
         counts = [outputs or tensor.shape[0] for tensor in tensors]
-        depth = tensors[0].shape[1]
-        matrix = Matrix(sum(counts), depth, model._arena.take(self._size(sum(counts), depth)), self._group)
+        matrix = Matrix(sum(counts), tensors[0].shape[1], kind=self._kind(tensors), group=self._group)
+        matrix.panels = model._arena.take(self._size(matrix))
         at = 0
         for tensor, count in zip(tensors, counts, strict=True):
-            plain = self._plain(tensor)
             model._kernels.celeriac_pack(
-                ctypes.byref(matrix),
-                at,
-                plain.data_ptr(),
-                count,
-                plain.dtype is torch.bfloat16,
-                torch.get_num_threads(),
+                ctypes.byref(matrix), at, tensor.data_ptr(), count, KINDS[tensor.dtype], torch.get_num_threads()
             )
             at += count
         return matrix
+
+    def _kind(self, tensors: Sequence[Tensor]) -> MatrixKind:
+        """The number format of a matrix of stacked tensors."""
+        if self._group:
+            return MatrixKind.INT8
+        kinds = {KINDS[tensor.dtype] for tensor in tensors}
+        # A bf16 matrix holds pairs of inputs.
+        if len(kinds) > 1 or (kinds == {MatrixKind.BF16} and tensors[0].shape[1] % 2):
+            return MatrixKind.FP32
+        return kinds.pop()
 
     def _table(self, name: str) -> Table:
         table = self._keep(name, self._model.device.copy_table)

@@ -90,3 +90,14 @@ INLINE float widen(uint16_t bf16) {
   } word = {(uint32_t)bf16 << 16};
   return word.value;
 }
+
+INLINE float widen_fp16(uint16_t fp16) {
+  union {
+    uint32_t bits;
+    float value;
+  } word = {(uint32_t)(fp16 & 0x7fff) << 13};
+  word.value *= 0x1p112f;
+  if ((fp16 & 0x7c00) == 0x7c00) word.bits |= 0x7f800000;
+  word.bits |= (uint32_t)(fp16 & 0x8000) << 16;
+  return word.value;
+}

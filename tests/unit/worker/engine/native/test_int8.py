@@ -25,7 +25,7 @@ from worker.checkpoints.folder import find
 from worker.engine.architecture.weight_form import INT8_GROUP
 from worker.engine.backends import load_weights
 from worker.engine.device import Device
-from worker.engine.native.library import build, library, opened, processor_kinds
+from worker.engine.native.library import library
 from worker.engine.native.model import NativeModel
 
 ROOT = Path(__file__).parents[5]
@@ -44,11 +44,6 @@ def restored_process() -> Iterator[None]:
     yield
     settings.cache_clear()
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module", params=processor_kinds())
-def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    return opened(build(request.param, tmp_path_factory.mktemp(request.param)))
 
 
 def rounded(weight: Tensor, group: int) -> Tensor:

@@ -77,7 +77,7 @@ def test_the_kernels_are_built_once_into_private_folders(cache: Path, builds: li
 
 
 def test_a_real_build_is_kept(cache: Path) -> None:
-    assert loaded().celeriac_packed_bytes(8, 8, 0) > 0
+    assert loaded().celeriac_draw_bytes(8) > 0
     assert the_file(cache).stat().st_size > 10_000
 
 
@@ -239,7 +239,7 @@ import sys
 from worker.engine.native.library import load, processor_kinds
 print("started", flush=True)
 sys.stdin.readline()
-assert load(processor_kinds()[0]).celeriac_packed_bytes(8, 8, 0) > 0
+assert load(processor_kinds()[0]).celeriac_draw_bytes(8) > 0
 """
 
 

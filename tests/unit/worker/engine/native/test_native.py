@@ -26,7 +26,7 @@ from worker.engine.backends import load_weights
 from worker.engine.decoding_model import DecodingModel
 from worker.engine.device import Device
 from worker.engine.native import library as libraries
-from worker.engine.native.library import build, library, opened, processor_kinds
+from worker.engine.native.library import library
 from worker.engine.native.model import NativeModel
 from worker.engine.native.thread_tuner import Sharing, ThreadTuner
 from worker.engine.torch.model import Model
@@ -45,11 +45,6 @@ def restored_threads() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module", params=processor_kinds())
-def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    return opened(build(request.param, tmp_path_factory.mktemp(request.param)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
