@@ -6,7 +6,7 @@
 --        4 1 if all its earlier offers end, else 0   5 number of its offers after this call
 --        then three lists, each after the number of its arguments:
 --            field, value, ... of the worker's hash
---            checkpoint, reason, ... of the offers that it withdraws: see WITHDRAWN
+--            checkpoint, reason, ... of the offers that it retracts: see RETRACTED
 --            checkpoints that it loads now
 --        then checkpoint, bytes of memory that it would need, digest, card (JSON), ... of new and changed offers
 -- reply  {'ok', conflicts, missing}    offers that were not accepted, because other live workers have other weights under
@@ -28,7 +28,7 @@ local function next_list()
   at = at + 1 + ARGV[at]
   return list
 end
-local fields, withdrawn, loads = next_list(), next_list(), next_list()
+local fields, retracted, loads = next_list(), next_list(), next_list()
 
 -- Returns whether other live workers have other weights under a checkpoint's name.
 local function conflicts_with_others(checkpoint, digest)
@@ -44,7 +44,7 @@ local function publish(checkpoint, bytes, digest, card)
   redis.call('HSET', KEY.offers(name), checkpoint, bytes)
   redis.call('SADD', KEY.offering(checkpoint), name)
   redis.call('PEXPIRE', KEY.offering(checkpoint), LIMIT.OFFER_TTL_MS)
-  redis.call('HDEL', KEY.WITHDRAWN, checkpoint)
+  redis.call('HDEL', KEY.RETRACTED, checkpoint)
   if not is_offered(checkpoint) then
     redis.call('ZADD', KEY.OFFERED, '+inf', checkpoint)
     change_catalog()
@@ -61,15 +61,15 @@ end
 
 repair_key(KEY.SWITCHING, 'zset')
 repair_key(KEY.OFFERED, 'zset')
-repair_key(KEY.WITHDRAWN, 'hash')
+repair_key(KEY.RETRACTED, 'hash')
 repair_key(KEY.offers(name), 'hash')
 if anew == '1' then
   end_switching(name)
 end
 redis.call('ZADD', KEY.SWITCHING, NOW_MS + ttl_ms, name)
 redis.call('PEXPIREAT', KEY.SWITCHING, redis.call('ZREVRANGE', KEY.SWITCHING, 0, 0, 'WITHSCORES')[2])
-for index = 1, #withdrawn, 2 do
-  end_offer(withdrawn[index], name, withdrawn[index + 1])
+for index = 1, #retracted, 2 do
+  end_offer(retracted[index], name, retracted[index + 1])
 end
 local conflicts = {}
 for index = at, #ARGV, 4 do

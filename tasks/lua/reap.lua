@@ -10,7 +10,7 @@
 --    worker may have taken the message. It happens only while a live worker takes jobs.
 -- 4. Orphans, jobs without a record, leave the queue and the listing. In the backlog, a random sample is checked.
 -- 5. Jobs are dispatched.
--- 6. Jobs fail that wait for a checkpoint which was withdrawn, if no worker has it.
+-- 6. Jobs fail that wait for a checkpoint which was retracted, if no worker has it.
 --
 -- Before that, the offers of switching workers without a recent heartbeat end. After it, the cards of checkpoints are
 -- deleted that have not been offered for a while.
@@ -170,7 +170,7 @@ for _, checkpoint in ipairs(checkpoints) do
     end
   end
   dispatch(checkpoint)
-  fail_withdrawn(checkpoint)
+  fail_retracted(checkpoint)
 end
 forget_offers()
 -- Without jobs that come or end, only this removes what has expired.

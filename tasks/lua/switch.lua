@@ -75,7 +75,7 @@ local function candidate(checkpoint)
     bytes = bytes,
     since = math.max(oldest, math.min(left_at, NOW_MS)),
     bonus = switch_bonus(load_ms),
-    -- Jobs wait that nobody else can run.
+    -- Jobs wait that no other worker can run.
     is_first = not has_others,
     -- This worker makes room for it already.
     is_own = is_own,

@@ -33,7 +33,7 @@ SWITCHING = f"{PREFIX}switching"
 #: at which their cards are deleted.
 OFFERED = f"{PREFIX}offered"
 #: Hash: why a checkpoint is no longer offered, if its waiting jobs must fail for it: `removed` or `unloadable`.
-WITHDRAWN = f"{PREFIX}withdrawn"
+RETRACTED = f"{PREFIX}retracted"
 #: String: changes with every card, and with every change of what is offered.
 CATALOG_VERSION = f"{PREFIX}catalog-version"
 

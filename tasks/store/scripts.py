@@ -72,9 +72,9 @@ LIMITS = {
     # Offers, drawn at random, that one heartbeat of a switching worker checks.
     "SAMPLE_OFFERS": 20,
     # How long the card of a checkpoint is kept that is no longer offered, in ms: a day if its worker is gone, and a
-    # minute if it was withdrawn. Until then no front end accepts a job for it.
+    # minute if it was retracted. Until then no front end accepts a job for it.
     "OFFER_TTL_MS": 86_400_000,
-    "WITHDRAWN_TTL_MS": 60_000,
+    "RETRACTED_TTL_MS": 60_000,
     # The part of `maxmemory` into which no new job is accepted. Heartbeats, messages and connections need some of it.
     "MEMORY_HEADROOM": 0.1,
 }

@@ -24,7 +24,7 @@ from tasks.switching_info import ChildState, SwitchingInfo
 
 log = structlog.get_logger(__name__)
 
-#: Most offers that are sent or withdrawn in one call, so that no call keeps Redis busy for long.
+#: Most offers that are sent or retracted in one call, so that no call keeps Redis busy for long.
 MOST_CHANGES = 200
 
 
@@ -83,12 +83,12 @@ class SwitchingStore:
         Raises WorkerReplacedError if a later run has registered under the worker's name.
         """
         refused: set[str] = set()
-        for changed, withdrawn in self._changes(offers):
+        for changed, retracted in self._changes(offers):
             anew = self._published is None
-            known = {name: offer for name, offer in (self._published or {}).items() if name not in withdrawn}
+            known = {name: offer for name, offer in (self._published or {}).items() if name not in retracted}
             if anew:
                 self.check_schema()
-            reply = self._send(info, {**known, **changed}, changed, withdrawn, unloadable, anew=anew)
+            reply = self._send(info, {**known, **changed}, changed, retracted, unloadable, anew=anew)
             if reply is None:
                 # Redis has lost what it had, or this process was away for so long that its offers ended.
                 self._published = None
@@ -127,18 +127,18 @@ class SwitchingStore:
             case other:
                 raise TypeError(f"not a reply of switch: {other!r}")
 
-    def withdraw(self, info: SwitchingInfo) -> None:
+    def retract(self, info: SwitchingInfo) -> None:
         """End all offers of a worker that stops. Jobs that wait for them go on waiting, for this worker or others."""
-        self._call("withdraw", info.name, info.incarnation)
+        self._call("retract", info.name, info.incarnation)
         self._published = None
 
     def _changes(self, offers: Mapping[str, Offer]) -> Iterator[tuple[dict[str, Offer], list[str]]]:
-        """What to send in each call of one heartbeat: new and changed offers, and names of withdrawn ones."""
+        """What to send in each call of one heartbeat: new and changed offers, and names of retracted ones."""
         published = dict(self._published or {})
         changed = iter([(name, offer) for name, offer in offers.items() if published.get(name) != offer])
-        withdrawn = iter([name for name in published if name not in offers])
+        retracted = iter([name for name in published if name not in offers])
         while True:
-            part = dict(islice(changed, MOST_CHANGES)), list(islice(withdrawn, MOST_CHANGES))
+            part = dict(islice(changed, MOST_CHANGES)), list(islice(retracted, MOST_CHANGES))
             yield part
             if len(part[0]) < MOST_CHANGES and len(part[1]) < MOST_CHANGES:
                 return
@@ -148,14 +148,14 @@ class SwitchingStore:
         info: SwitchingInfo,
         total: Collection[str],
         changed: Mapping[str, Offer],
-        withdrawn: Collection[str],
+        retracted: Collection[str],
         unloadable: Collection[str],
         *,
         anew: bool,
     ) -> tuple[set[str], set[str]] | None:
         """Conflicts and missing offers in the reply of `offer.lua`; None: Redis has other offers."""
         fields = info.to_fields()
-        reasons = [part for name in withdrawn for part in (name, "unloadable" if name in unloadable else "removed")]
+        reasons = [part for name in retracted for part in (name, "unloadable" if name in unloadable else "removed")]
         loading = info.in_state(ChildState.LOADING)
         outcome, *rest = self._call(
             "offer",

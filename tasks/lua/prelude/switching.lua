@@ -2,7 +2,7 @@
 --
 -- A switching worker offers checkpoints and loads some of them, each in a child: an ordinary worker. Its heartbeat
 -- renews one score in `switching`, however many checkpoints it offers. Its offers are three entries each: in its hash
--- `offers`, in the set `offering` of the checkpoint, and in `offered`. They end when it withdraws them, or when the reaper
+-- `offers`, in the set `offering` of the checkpoint, and in `offered`. They end when it retracts them, or when the reaper
 -- finds that it is gone.
 --
 -- `loading` of a checkpoint is the claim of the switching worker that is about to load it: `<ms> <incarnation> <name>`.
@@ -77,7 +77,7 @@ local function end_claim(checkpoint, name)
   end
 end
 
--- Ends an offer. `reason` says why the jobs that wait for the checkpoint must fail, as in WITHDRAWN, unless another worker
+-- Ends an offer. `reason` says why the jobs that wait for the checkpoint must fail, as in RETRACTED, unless another worker
 -- has it; nil: they wait.
 local function end_offer(checkpoint, name, reason)
   local ended = redis.call('HDEL', KEY.offers(name), checkpoint) + redis.call('SREM', KEY.offering(checkpoint), name)
@@ -86,10 +86,10 @@ local function end_offer(checkpoint, name, reason)
     return
   end
   if reason then
-    redis.call('HSET', KEY.WITHDRAWN, checkpoint, reason)
-    redis.call('PEXPIRE', KEY.WITHDRAWN, LIMIT.OFFER_TTL_MS)
+    redis.call('HSET', KEY.RETRACTED, checkpoint, reason)
+    redis.call('PEXPIRE', KEY.RETRACTED, LIMIT.OFFER_TTL_MS)
   end
-  local ttl_ms = redis.call('HEXISTS', KEY.WITHDRAWN, checkpoint) == 1 and LIMIT.WITHDRAWN_TTL_MS or LIMIT.OFFER_TTL_MS
+  local ttl_ms = redis.call('HEXISTS', KEY.RETRACTED, checkpoint) == 1 and LIMIT.RETRACTED_TTL_MS or LIMIT.OFFER_TTL_MS
   redis.call('ZADD', KEY.OFFERED, NOW_MS + ttl_ms, checkpoint)
   change_catalog()
 end
@@ -173,9 +173,9 @@ local function note_claim(id, worker, attempt, created_at)
   end
 end
 
--- Fails jobs that wait for a checkpoint which was withdrawn, at most a limited number of them, unless a worker has it.
-local function fail_withdrawn(checkpoint)
-  local reason = redis.call('HGET', KEY.WITHDRAWN, checkpoint)
+-- Fails jobs that wait for a checkpoint which was retracted, at most a limited number of them, unless a worker has it.
+local function fail_retracted(checkpoint)
+  local reason = redis.call('HGET', KEY.RETRACTED, checkpoint)
   if not reason then
     return
   end
@@ -203,11 +203,11 @@ local function forget_offers()
   for _, checkpoint in ipairs(redis.call(
     'ZRANGEBYSCORE', KEY.OFFERED, '-inf', NOW_MS, 'LIMIT', 0, LIMIT.REAP_AT_ONCE)) do
     if is_active(checkpoint) then
-      redis.call('ZADD', KEY.OFFERED, NOW_MS + LIMIT.WITHDRAWN_TTL_MS, checkpoint)
+      redis.call('ZADD', KEY.OFFERED, NOW_MS + LIMIT.RETRACTED_TTL_MS, checkpoint)
     else
       redis.call('DEL', KEY.card(checkpoint), KEY.offering(checkpoint))
       redis.call('ZREM', KEY.OFFERED, checkpoint)
-      redis.call('HDEL', KEY.WITHDRAWN, checkpoint)
+      redis.call('HDEL', KEY.RETRACTED, checkpoint)
       redis.call('SREM', KEY.CHECKPOINTS, checkpoint)
       change_catalog()
     end
