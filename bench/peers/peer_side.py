@@ -1,13 +1,16 @@
-"""The part that the peers' scripts share. It runs in their environments and imports only torch and transformers.
+"""The requests that a peer answers. This module runs in the peers' environments and imports the standard library only.
 
 A peer reads one request a line from stdin, as JSON, and writes one reply a line to stdout. The field `do` names the
 request:
 
-- `load`: `shape`, or `meta_file` and `model_file`; `threads`; `rows` and `length`, the largest batch and text.
-  Replies with `versions` of the packages.
-- `check`: `prompts` (lists of ids, all of one length) and `tokens`. Replies with the greedy `ids` and their `margins`,
-  the differences between the best logit and the second one.
-- `run`: the same fields. Replies with the times of `timed`.
+- `load`: the model, as exactly one of `shape` (layers, width, heads and ids of random weights), `files` (`meta` and
+  `model`, nanochat's files) and `folder` (of Hugging Face); `weights`, their form (`exact`, `bf16` or `int8`);
+  `threads`; `rows` and `length`, the largest batch and text. Replies with `versions` of the packages and with
+  `variants`, the names of the ways in which the peer can run the model.
+- `check`: `prompts` (lists of ids, all of one length) and `tokens`. Replies with the greedy `ids` of the first variant
+  and their `margins`, the differences between the best logit and the second one.
+- `run`: the same fields and `variant`. Replies with `seconds` in all, and with `decode_s`, the time after every text
+  has its first token.
 """
 
 from __future__ import annotations
@@ -15,58 +18,37 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
-
-import torch
-import transformers  # type: ignore[import-not-found]
-from torch import Tensor, nn
-
-from bench.random_weights import CONTEXT, random_weights
-
-#: nanochat's parts by transformers' names.
-_NAMES = {
-    "attn.c_q": "self_attn.q_proj",
-    "attn.c_k": "self_attn.k_proj",
-    "attn.c_v": "self_attn.v_proj",
-    "attn.c_proj": "self_attn.o_proj",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
-}
 
 
 class PeerEngine(ABC):
     """A peer with the model of the last `load` request."""
 
-    #: The torch module whose forward passes are timed.
-    model: Any = None
+    #: The names of the ways in which this peer runs the model. The first one is compared with Celeriac's texts.
+    variants: tuple[str, ...]
 
     @abstractmethod
     def load(self, request: dict[str, Any]) -> dict[str, str]:
-        """Load the model of a `load` request. Returns the versions of the packages."""
-
-    @abstractmethod
-    def generate(self, prompts: list[list[int]], tokens: int) -> Any:
-        """Generate `tokens` greedy tokens for each prompt. All prompts have one length."""
+        """Load the model of a `load` request, and set `variants`. Returns the versions of the packages."""
 
     @abstractmethod
     def check(self, prompts: list[list[int]], tokens: int) -> dict[str, Any]:
-        """Generate the same, and return the reply to a `check` request."""
+        """Generate `tokens` greedy tokens for each prompt, and return the reply to a `check` request."""
+
+    @abstractmethod
+    def run(self, prompts: list[list[int]], tokens: int, variant: str) -> dict[str, float]:
+        """Generate the same with a variant, and return the reply to a `run` request."""
 
     def reply(self, request: dict[str, Any]) -> Any:
         """Return the reply to a request."""
         match request["do"]:
             case "load":
-                torch.set_num_threads(request["threads"])
-                return {"versions": self.load(request)}
+                return {"versions": self.load(request), "variants": self.variants}
             case "check":
                 return self.check(request["prompts"], request["tokens"])
             case _:
-                prompts, tokens = request["prompts"], request["tokens"]
-                return timed(self.model, lambda: self.generate(prompts, tokens), tokens)
+                return self.run(request["prompts"], request["tokens"], request["variant"])
 
 
 def answer_requests(peer: PeerEngine) -> None:
@@ -76,74 +58,3 @@ def answer_requests(peer: PeerEngine) -> None:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         for line in sys.stdin:
             print(json.dumps(peer.reply(json.loads(line))), file=replies, flush=True)
-
-
-def transformers_form(request: dict[str, Any]) -> tuple[Any, dict[str, Tensor]]:
-    """Return configuration and fp32 weights of `NanoChatForCausalLM` for the model of a `load` request."""
-    if request["shape"]:
-        layers, width, heads, vocab_size = request["shape"]
-        sizes = {
-            "n_layer": layers,
-            "n_embd": width,
-            "n_head": heads,
-            "n_kv_head": heads,
-            "vocab_size": vocab_size,
-            "sequence_len": CONTEXT,
-        }
-        weights = random_weights(layers, width, vocab_size)
-    else:
-        sizes = json.loads(Path(request["meta_file"]).read_text())["model_config"]
-        weights = torch.load(request["model_file"], map_location="cpu", weights_only=True)
-        weights = {name.removeprefix("_orig_mod."): tensor.float() for name, tensor in weights.items()}
-    config = transformers.NanoChatConfig(
-        architectures=["NanoChatForCausalLM"],
-        dtype="float32",
-        vocab_size=sizes["vocab_size"],
-        hidden_size=sizes["n_embd"],
-        intermediate_size=4 * sizes["n_embd"],
-        num_hidden_layers=sizes["n_layer"],
-        num_attention_heads=sizes["n_head"],
-        num_key_value_heads=sizes["n_kv_head"],
-        max_position_embeddings=sizes["sequence_len"],
-        rms_norm_eps=1.1920929e-07,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
-    # Rows after the last id are padding that must never be sampled.
-    ids = slice(sizes["vocab_size"])
-    renamed = {
-        "model.embed_tokens.weight": weights.pop("transformer.wte.weight")[ids].contiguous(),
-        "lm_head.weight": weights.pop("lm_head.weight")[ids].contiguous(),
-    }
-    for name in list(weights):
-        _, _, layer, part, matrix, _ = name.split(".")
-        renamed[f"model.layers.{layer}.{_NAMES[f'{part}.{matrix}']}.weight"] = weights.pop(name)
-    return config, renamed
-
-
-def round_angles(rotary: nn.Module) -> Any:
-    """Round the sines and cosines of the angles to bf16 until the returned handle is removed.
-
-    nanochat of era E1 does this and transformers does not. Use it when texts are compared, not when time is measured.
-    """
-    return rotary.register_forward_hook(
-        lambda module, inputs, outputs: tuple(table.bfloat16().float() for table in outputs)
-    )
-
-
-def timed(model: nn.Module, generate: Callable[[], object], tokens: int) -> dict[str, float]:
-    """Measure `generate`, which makes texts of `tokens` tokens: `seconds` in all, and `decode_s` of decoding.
-
-    Decoding begins when every text has its first token. From then on the texts need one forward pass of `model` for
-    each further token.
-    """
-    starts: list[float] = []
-    hook = model.register_forward_pre_hook(lambda *_: starts.append(time.perf_counter()))
-    began = time.perf_counter()
-    generate()
-    ended = time.perf_counter()
-    hook.remove()
-    assert len(starts) >= tokens, f"only {len(starts)} forward passes for {tokens} tokens"
-    return {"seconds": ended - began, "decode_s": ended - starts[1 - tokens]}

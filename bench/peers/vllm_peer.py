@@ -5,7 +5,8 @@ scheduler ("Transformers modeling backend"), eagerly, with queries, keys and val
 process, so that a hook can record its forward passes. Prefix caching is off, because it would skip the prefill of the
 second run.
 
-Runs as a script in the peer's own environment. It imports torch, transformers, vllm and `bench.peers.peer_side` only.
+Runs as a script in the peer's own environment. It imports torch, transformers, vllm, `bench.peers.peer_side`
+and `bench.peers.torch_side` only.
 """
 
 from __future__ import annotations
@@ -28,18 +29,19 @@ os.environ.update(
 )
 
 import torch
-import transformers  # type: ignore[import-not-found]
+import transformers
 
 # vLLM chooses its kernels by the processor's abilities and ignores torch's limit (`bench.engine.older_processor`).
 if torch.backends.cpu.get_cpu_capability() == "AVX2":
     torch.cpu._is_avx512_supported = torch.cpu._is_avx512_bf16_supported = lambda: False
 
-import vllm  # type: ignore[import-not-found]
-from safetensors.torch import save_file  # type: ignore[import-not-found]
+import vllm
+from safetensors.torch import save_file
 
 # The repository's root is last in the path, so that none of its files replaces a module of the peer.
 sys.path.append(str(Path(__file__).parents[2]))
-from bench.peers.peer_side import PeerEngine, answer_requests, round_angles, transformers_form
+from bench.peers.peer_side import PeerEngine, answer_requests
+from bench.peers.torch_side import nanochat_form, round_angles, timed
 
 #: Tokens of a block of vLLM's cache.
 _BLOCK = 128
@@ -48,12 +50,16 @@ _BLOCK = 128
 class VllmPeer(PeerEngine):
     """vLLM with the model of the last `load` request."""
 
+    variants = ("fp32",)
+
     def __init__(self) -> None:
         self._llm: Any = None
+        self._model: Any = None
 
     def load(self, request: dict[str, Any]) -> dict[str, str]:
         """Load the model of a `load` request."""
-        config, weights = transformers_form(request)
+        torch.set_num_threads(request["threads"])
+        config, weights = nanochat_form(request)
         rows, length = request["rows"], request["length"]
         head_dim = config.hidden_size // config.num_attention_heads
         kv_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * 4
@@ -73,10 +79,25 @@ class VllmPeer(PeerEngine):
                 kv_cache_memory_bytes=kv_bytes * _BLOCK * (rows * -(-length // _BLOCK) + 1),
                 enable_prefix_caching=False,
             )
-        [self.model] = self._llm.apply_model(lambda model: model)
+        [self._model] = self._llm.apply_model(lambda model: model)
         return {module.__name__: module.__version__ for module in (torch, transformers, vllm)}
 
-    def generate(self, prompts: list[list[int]], tokens: int, *, logprobs: int | None = None) -> Any:
+    def check(self, prompts: list[list[int]], tokens: int) -> dict[str, Any]:
+        """Return the ids and their margins."""
+        rounding = round_angles(self._model.model.rotary_emb)
+        found = [request.outputs[0] for request in self._generate(prompts, tokens, logprobs=2)]
+        rounding.remove()
+        margins = []
+        for text in found:
+            best = [sorted((entry.logprob for entry in place.values()), reverse=True) for place in text.logprobs]
+            margins.append([first - second for first, second, *_ in best])
+        return {"ids": [list(text.token_ids) for text in found], "margins": margins}
+
+    def run(self, prompts: list[list[int]], tokens: int, variant: str) -> dict[str, float]:
+        """Return the times."""
+        return timed(self._model, lambda: self._generate(prompts, tokens), tokens)
+
+    def _generate(self, prompts: list[list[int]], tokens: int, *, logprobs: int | None = None) -> Any:
         """Generate `tokens` greedy tokens for each prompt, with the `logprobs` best log-probabilities of each."""
         return self._llm.generate(
             [{"prompt_token_ids": prompt} for prompt in prompts],
@@ -85,17 +106,6 @@ class VllmPeer(PeerEngine):
             ),
             use_tqdm=False,
         )
-
-    def check(self, prompts: list[list[int]], tokens: int) -> dict[str, Any]:
-        """Return the ids and their margins."""
-        rounding = round_angles(self.model.model.rotary_emb)
-        found = [request.outputs[0] for request in self.generate(prompts, tokens, logprobs=2)]
-        rounding.remove()
-        margins = []
-        for text in found:
-            best = [sorted((entry.logprob for entry in place.values()), reverse=True) for place in text.logprobs]
-            margins.append([first - second for first, second, *_ in best])
-        return {"ids": [list(text.token_ids) for text in found], "margins": margins}
 
 
 if __name__ == "__main__":

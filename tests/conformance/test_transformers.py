@@ -49,7 +49,7 @@ def test_log_probabilities_are_those_of_transformers(server: Server, clients: Cl
     meta, model = (next(server.sums.glob(pattern)) for pattern in ("meta_*.json", "model_*.pt"))
     texts = [ids_of(one) for one in together]
     expected = clients.script(
-        "transformers_logprobs", {"meta_file": str(meta), "model_file": str(model), "texts": texts}
+        "transformers_logprobs", {"files": {"meta": str(meta), "model": str(model)}, "texts": texts}
     )
     for prompt, whole, rows in zip(PROMPTS, together, expected, strict=True):
         check(whole, rows)

@@ -8,13 +8,13 @@ import sys
 import torch
 import transformers
 
-from bench.peers.peer_side import round_angles, transformers_form
+from bench.peers.torch_side import nanochat_form, round_angles
 
 
 def main() -> None:
     """Print, for each list of ids in `texts`, the log-softmax (T - 1, V) of each id after the first."""
     arguments = json.loads(sys.argv[1])
-    config, weights = transformers_form({"shape": None, **arguments})
+    config, weights = nanochat_form({"files": arguments["files"]})
     model = transformers.NanoChatForCausalLM(config)
     model.load_state_dict(weights, strict=True)
     model.eval()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
-from bench.decoding import Run
-from bench.engine.__main__ import PeerRun, Round, peer_figures
-from bench.engine.limits import Limits
 from tests.integration.bench.command import result_of
+from tests.integration.stack import ROOT
 from worker.engine.native.library import processor_kinds
 
 # It takes long: the processes of each test need most of its time.
@@ -32,11 +34,17 @@ def test_it_runs_as_on_an_older_processor() -> None:
     assert result["machine"]["processor"].endswith("AVX2")
 
 
-def test_a_peer_is_compared_on_whole_texts_and_on_decoding_alone() -> None:
-    run = Run(ids=[], seconds=2.0, prefill_s=1.0, decode_s=1.0, steps=9)
-    rounds = [Round(run, PeerRun(seconds=4.0, decode_s=decode_s), Limits(1.0, 1.0)) for decode_s in (1.5, 2.0, 3.0)]
-    figures = peer_figures(2, rounds, tokens=10)
-    assert (figures["ratio"], figures["decode_ratio"]) == (2.0, 2.0)
-    assert figures["decode_ratios"] == [1.5, 2.0, 3.0]
-    # Nine of the ten tokens of each text are decoded; prefill makes the first one.
-    assert (figures["peer_tokens_per_s"], figures["peer_decode_tokens_per_s"]) == (5.0, 9.0)
+def test_it_compares_int8_weights_with_fp32() -> None:
+    sizes = ["--batch", "2", "--tokens", "4", "--rounds", "1", "--threads", "1", "--json"]
+    result = result_of("bench.engine", "--weights", "int8", "--vs", "fp32", *sizes)
+    [row] = result["rows"]
+    assert (result["weights"], result["peer"]["name"], row["peer_variant"]) == ("int8", "fp32", "fp32")
+    assert row["ratios"] == [pytest.approx(row["ratio"], abs=1e-3)]
+
+
+def test_a_model_that_a_peer_cannot_run_is_refused_before_the_peer_is_installed(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bench.engine", "--shape", "1,32,1,32", "--vs", "llama.cpp", "--peers", tmp_path]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 2
+    assert run.stderr.endswith("llama.cpp has no nanochat: give it a Hugging Face folder\n")
+    assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""The shipped checkpoints compared with transformers and vLLM, each installed into an environment of its own."""
+"""Checkpoints compared with transformers, vLLM and llama.cpp, each installed into an environment of its own."""
 
 from __future__ import annotations
 
@@ -50,19 +50,19 @@ def peer(installed: tuple[str, Path]) -> Iterator[Peer]:
 def test_a_shipped_checkpoint_generates_the_same_ids_as_in_the_peer(peer: Peer, name: str, on_torch: bool) -> None:
     checkpoint = load(find(str(ROOT / "checkpoints" / name), Path()))
     config = checkpoint.config
-    files = {"meta_file": str(checkpoint.folder.meta_file), "model_file": str(checkpoint.folder.model_file)}
-    peer.request("load", shape=None, threads=torch.get_num_threads(), rows=5, length=200 + TOKENS, **files)
+    files = {"meta": str(checkpoint.folder.meta_file), "model": str(checkpoint.folder.model_file)}
+    peer.load(files=files, weights="exact", threads=torch.get_num_threads(), rows=5, length=200 + TOKENS)
     load_model = Model.load if on_torch else load_weights
     model = load_model(config, checkpoint.weights, Device("cpu"))
     engine = Engine(model, Vocabulary.without_text(config.vocab_size), slots=5, kv_tokens=4096, prefill_chunk_tokens=64)
     for batch, length in ((1, 1), (5, 9), (3, 200)):
         texts = prompts(batch, length, config.vocab_size)
-        checked = peer.request("check", prompts=texts, tokens=TOKENS)
+        checked = peer.check(texts, TOKENS)
         ids = timed_decode(engine, texts, TOKENS).ids
-        assert disagreements(ids, checked["ids"], checked["margins"]) == []
+        assert disagreements(ids, checked) == []
 
 
 def test_decoding_time_is_a_part_of_the_whole_time(peer: Peer) -> None:
-    peer.request("load", shape=[2, 64, 2, 32], threads=1, rows=3, length=29)
-    times = peer.request("run", prompts=prompts(3, 9, 32), tokens=20)
-    assert 0 < times["decode_s"] < times["seconds"]
+    peer.load(shape=[2, 64, 2, 32], weights="exact", threads=1, rows=3, length=29)
+    times = peer.run(prompts(3, 9, 32), 20, peer.variants[0])
+    assert 0 < times.decode_s < times.seconds
