@@ -28,6 +28,18 @@ CHECKPOINT_CHANGED = JobError(
     "The checkpoint's weights were replaced after this job was accepted. Submit it again to use the new weights.",
     retryable=True,
 )
+#: The files of the checkpoint are gone, and no worker has it.
+CHECKPOINT_REMOVED = JobError(
+    ErrorCode.CHECKPOINT_REMOVED,
+    "The checkpoint's files were removed before this job was started, and no worker has the checkpoint.",
+    retryable=False,
+)
+#: No worker could load the checkpoint.
+CHECKPOINT_UNLOADABLE = JobError(
+    ErrorCode.CHECKPOINT_UNLOADABLE,
+    "The checkpoint could not be loaded. The log of its worker says why.",
+    retryable=True,
+)
 #: `queue_timeout_s` has passed.
 START_TIMEOUT = JobError(ErrorCode.START_TIMEOUT, "No worker started the job within its queue timeout.", retryable=True)
 #: `deadline_s` has passed before the first start.

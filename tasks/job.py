@@ -41,6 +41,10 @@ class ErrorCode(StrEnum):
     PROMPT_TOO_LONG = "prompt_too_long"
     #: The checkpoint's weights were replaced after the job was accepted.
     CHECKPOINT_CHANGED = "checkpoint_changed"
+    #: The checkpoint's files were removed before a worker loaded it.
+    CHECKPOINT_REMOVED = "checkpoint_removed"
+    #: A worker tried to load the checkpoint and could not.
+    CHECKPOINT_UNLOADABLE = "checkpoint_unloadable"
     WORKER_LOST = "worker_lost"
     #: No worker started the job within its `queue_timeout_s`.
     START_TIMEOUT = "start_timeout"

@@ -59,6 +59,8 @@ class Code(StrEnum):
     WAIT_TIMEOUT = "wait_timeout"
     START_TIMEOUT = "start_timeout"
     CHECKPOINT_CHANGED = "checkpoint_changed"
+    CHECKPOINT_REMOVED = "checkpoint_removed"
+    CHECKPOINT_UNLOADABLE = "checkpoint_unloadable"
     WORKER_LOST = "worker_lost"
     OUT_OF_MEMORY = "out_of_memory"
     RECORD_DAMAGED = "record_damaged"
@@ -109,6 +111,8 @@ KINDS: Mapping[Code, Kind] = {
     Code.START_TIMEOUT: Kind(504, "The job was not started in time", retryable=True),
     Code.WAIT_TIMEOUT: Kind(504, "The answer is not ready yet"),
     Code.CHECKPOINT_CHANGED: Kind(503, "The checkpoint has changed", retryable=True),
+    Code.CHECKPOINT_REMOVED: Kind(410, "The checkpoint was removed"),
+    Code.CHECKPOINT_UNLOADABLE: Kind(503, "The checkpoint cannot be loaded", retryable=True),
     Code.WORKER_LOST: Kind(503, "The workers were lost", retryable=True),
     Code.RECORD_DAMAGED: Kind(500, "The job's record was damaged", retryable=True),
     Code.UNSUPPORTED: Kind(503, "The worker is too old for the request", retryable=True),

@@ -81,6 +81,7 @@ set_fields(id, 'status', 'running', 'attempt', attempt, 'worker', worker, 'incar
 redis.call('HSETNX', KEY.job(id), 'started_at', NOW_MS)
 redis.call('ZADD', KEY.running(checkpoint), NOW_MS + lease_ms, id)
 add_to_worker(id, worker)
+note_claim(id, worker, attempt, created_at)
 redis.call('ZREM', KEY.jobs_with('queued'), id)
 redis.call('ZADD', KEY.jobs_with('running'), created_at, id)
 if attempt > 1 then

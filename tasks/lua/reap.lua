@@ -10,6 +10,10 @@
 --    worker may have taken the message. It happens only while a live worker takes jobs.
 -- 4. Orphans, jobs without a record, leave the queue and the listing. In the backlog, a random sample is checked.
 -- 5. Jobs are dispatched.
+-- 6. Jobs fail that wait for a checkpoint which was retracted, if no worker has it.
+--
+-- Before that, the offers of switching workers without a recent heartbeat end. After it, the cards of checkpoints are
+-- deleted that have not been offered for a while.
 --
 -- Once a minute the slots of one checkpoint are counted anew, of one checkpoint after the other.
 -- Then, for a part of all jobs in each run, the sets are made to agree with the records (see prelude/agreement.lua). Jobs
@@ -59,17 +63,22 @@ redis.call('HSET', KEY.REAPED, 'ran_at', NOW_MS)
 -- [definitions]
 repair_shared_keys()
 
--- Returns the checkpoints that have workers or jobs. The set of all names grows with each checkpoint that was ever served.
+-- Returns the checkpoints that have workers or jobs. The set of all names grows with each checkpoint that was ever served,
+-- but a switching worker may offer very many: those are in it only while they have workers or jobs.
 local function active_checkpoints()
   local active = {}
   for _, checkpoint in ipairs(redis.call('SMEMBERS', KEY.CHECKPOINTS)) do
-    local keys = {KEY.workers(checkpoint), KEY.capacity(checkpoint), KEY.running(checkpoint),
-      KEY.dispatched(checkpoint), KEY.backlog(checkpoint), KEY.waiting_tokens(checkpoint)}
-    if redis.call('EXISTS', unpack(keys)) > 0 then
+    if is_active(checkpoint) then
       table.insert(active, checkpoint)
+    elseif redis.call('ZSCORE', KEY.OFFERED, checkpoint) then
+      redis.call('SREM', KEY.CHECKPOINTS, checkpoint)
     end
   end
   return active
+end
+
+for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEY.SWITCHING, '-inf', NOW_MS)) do
+  end_switching(name)
 end
 
 local checkpoints = active_checkpoints()
@@ -161,7 +170,9 @@ for _, checkpoint in ipairs(checkpoints) do
     end
   end
   dispatch(checkpoint)
+  fail_retracted(checkpoint)
 end
+forget_offers()
 -- Without jobs that come or end, only this removes what has expired.
 for _ = 1, LIMIT.PRUNES_PER_REAP do
   if prune_listing() < LIMIT.PRUNE_AT_ONCE then

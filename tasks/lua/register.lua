@@ -69,16 +69,22 @@ if not is_loading and served and served ~= digest and others_have_loaded() then
   return {'conflict', served}
 end
 
-redis.call('SADD', KEY.CHECKPOINTS, checkpoint)
+if redis.call('SADD', KEY.CHECKPOINTS, checkpoint) == 1 then
+  change_catalog()
+end
 if earlier_checkpoint and earlier_checkpoint ~= checkpoint then
   remove_worker(earlier_checkpoint, name)
 end
 local taken = 0
 if not is_loading then
-  redis.call('HSET', KEY.card(checkpoint), 'card', card, 'digest', digest)
+  -- The card of an offer says more than that of the worker which has loaded it.
+  if served ~= digest or not is_offered(checkpoint) then
+    set_card(checkpoint, card, digest)
+  end
   if earlier ~= incarnation then
     redis.call('DEL', KEY.worker(name))
   end
+  note_loaded(checkpoint, name)
   -- Also if this run was announced before, because its earlier run was gone then.
   taken = take_jobs()
 end

@@ -75,6 +75,9 @@ end
 if key_hash ~= '' then
   redis.call('SET', KEY.idempotency(key_hash), first .. ' ' .. fingerprint)
 end
+-- A checkpoint that is only offered is not in this set yet, and the reaper works for those in it.
+redis.call('SADD', KEY.CHECKPOINTS, checkpoint)
 prune_listing()
 dispatch(checkpoint)
+notify_switching(checkpoint)
 return {'created', first}

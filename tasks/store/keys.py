@@ -24,8 +24,18 @@ DAMAGED = f"{PREFIX}damaged"
 #: Hash and zset: messages that workers took and did not acknowledge. kombu keeps them under these names.
 UNACKED = "unacked"
 UNACKED_INDEX = "unacked_index"
-#: Set: names of all checkpoints for which a card was ever published.
+#: Set: names of all checkpoints that a worker serves or has served, or for which jobs wait. The reaper works for them.
+#: A checkpoint that is only offered is in `OFFERED` alone.
 CHECKPOINTS = f"{PREFIX}checkpoints"
+#: Zset: switching workers by the time in ms at which they count as gone.
+SWITCHING = f"{PREFIX}switching"
+#: Zset: checkpoints that switching workers offer, with the score `inf`, and those that they offered, by the time in ms
+#: at which their cards are deleted.
+OFFERED = f"{PREFIX}offered"
+#: Hash: why a checkpoint is no longer offered, if its waiting jobs must fail for it: `removed` or `unloadable`.
+RETRACTED = f"{PREFIX}retracted"
+#: String: changes with every card, and with every change of what is offered.
+CATALOG_VERSION = f"{PREFIX}catalog-version"
 
 
 def job(job_id: str) -> str:
@@ -64,7 +74,11 @@ def waiting_tokens(checkpoint: str) -> str:
 
 
 def pace(checkpoint: str) -> str:
-    """Hash: averages of recent jobs, `first_token_ms`, `ms_per_token` and `share` (generated part of `max_tokens`)."""
+    """Hash: averages of recent jobs, `first_token_ms`, `ms_per_token` and `share` (generated part of `max_tokens`).
+
+    Of a checkpoint that a switching worker has loaded also `load_ms`, how long its last load took, and `left_at`, the
+    time in ms at which a switching worker last gave it up for another one.
+    """
     return f"{PREFIX}pace:{checkpoint}"
 
 
@@ -91,6 +105,26 @@ def worker_jobs(name: str) -> str:
 def worker(name: str) -> str:
     """Hash: the last heartbeat of a live worker."""
     return f"{PREFIX}worker:{name}"
+
+
+def switching_worker(name: str) -> str:
+    """Hash: the last heartbeat of a live switching worker."""
+    return f"{PREFIX}switching-worker:{name}"
+
+
+def offers(name: str) -> str:
+    """Hash: the checkpoints that a switching worker offers, with the memory that each would need, in bytes."""
+    return f"{PREFIX}offers:{name}"
+
+
+def offering(checkpoint: str) -> str:
+    """Set: switching workers that offer a checkpoint. One that is not in `SWITCHING`, or too old there, is gone."""
+    return f"{PREFIX}offering:{checkpoint}"
+
+
+def loading(checkpoint: str) -> str:
+    """String: the switching worker that is about to load a checkpoint: see `lua/prelude/switching.lua`."""
+    return f"{PREFIX}loading:{checkpoint}"
 
 
 def card(checkpoint: str) -> str:
@@ -120,6 +154,9 @@ def queue(checkpoint: str) -> str:
 
 # The names of these channels contain "bell", an old word for a notification. Names in Redis are part of the layout, so
 # they do not change with the words of the code.
+
+#: Channel that receives the name of a checkpoint that is offered and not served, when a job is submitted for it.
+SWITCHING_CHANNEL = f"{PREFIX}bell:switching"
 
 
 def state_channel(job_id: str) -> str:

@@ -30,8 +30,11 @@ OLDEST_VERSION = (6, 2)
 #: Commands of our scripts and clients, and of kombu, that get one key and a value. On a string key they fail without
 #: any effect.
 _KEY_COMMANDS: Mapping[str, Sequence[str]] = {
-    **dict.fromkeys(("EXISTS", "GET", "HGETALL", "LLEN", "PERSIST", "RPOP", "SMEMBERS", "ZCARD", "ZPOPMIN"), ()),
-    **dict.fromkeys(("HDEL", "HGET", "HMGET", "HSTRLEN", "LPOS", "LPUSH", "RPUSH", "SADD", "SREM"), ("check",)),
+    **dict.fromkeys(("EXISTS", "GET", "HGETALL", "HKEYS", "HLEN", "LLEN", "PERSIST", "RPOP"), ()),
+    **dict.fromkeys(("SCARD", "SMEMBERS", "ZCARD", "ZPOPMIN"), ()),
+    **dict.fromkeys(("HDEL", "HEXISTS", "HGET", "HMGET", "HSTRLEN", "LPOS", "LPUSH", "RPUSH"), ("check",)),
+    **dict.fromkeys(("SADD", "SREM"), ("check",)),
+    "HRANDFIELD": ("1",),
     **dict.fromkeys(("ZRANK", "ZREM", "ZSCORE", "SISMEMBER"), ("check",)),
     **dict.fromkeys(("LRANGE", "LTRIM", "ZRANGE", "ZREVRANGE"), ("0", "0")),
     **dict.fromkeys(("ZCOUNT", "ZRANGEBYSCORE", "ZREVRANGEBYSCORE", "ZREMRANGEBYSCORE"), ("0", "0")),

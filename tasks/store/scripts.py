@@ -62,13 +62,26 @@ LIMITS = {
     "LIST_SCAN": 1000,
     # A page ends when the prompts and texts of its jobs have this many bytes together: 1 MiB.
     "LIST_BYTES": 1 << 20,
+    # How long a switching worker prefers a checkpoint that it has loaded: this many times the duration of a load, and
+    # at most so many ms.
+    "SWITCH_BONUS_LOADS": 4,
+    "MOST_SWITCH_BONUS_MS": 60_000,
+    # Duration of a load before the first one was measured: a fixed part in ms, and the bytes for each further ms.
+    "LOAD_MS": 3000,
+    "LOAD_BYTES_PER_MS": 200_000,
+    # Offers, drawn at random, that one heartbeat of a switching worker checks.
+    "SAMPLE_OFFERS": 20,
+    # How long the card of a checkpoint is kept that is no longer offered, in ms: a day if its worker is gone, and a
+    # minute if it was retracted. Until then no front end accepts a job for it.
+    "OFFER_TTL_MS": 86_400_000,
+    "RETRACTED_TTL_MS": 60_000,
     # The part of `maxmemory` into which no new job is accepted. Heartbeats, messages and connections need some of it.
     "MEMORY_HEADROOM": 0.1,
 }
 
 #: Files of `lua/prelude`. Their definitions are put before the scripts that use them. Each uses only what is defined
 #: above it.
-PRELUDE = ("record", "memory", "log", "workers", "damage", "queue", "lifecycle", "agreement")
+PRELUDE = ("record", "memory", "log", "workers", "damage", "queue", "lifecycle", "switching", "agreement")
 
 
 def ms(seconds: float) -> int:

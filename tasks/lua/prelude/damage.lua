@@ -295,8 +295,9 @@ end
 -- Repairs the keys of the queue that belong to no checkpoint. Returns how many were repaired.
 local function repair_shared_keys()
   local repaired = repair_number(KEY.RESERVED) + repair_types('list', KEY.DAMAGED)
-    + repair_types('set', KEY.CHECKPOINTS) + repair_types('hash', KEY.REAPED, KEY.UNACKED)
-    + repair_types('zset', KEY.JOBS, KEY.EXPIRIES, KEY.TIMEOUTS, KEY.UNACKED_INDEX)
+    + repair_types('set', KEY.CHECKPOINTS) + repair_types('hash', KEY.REAPED, KEY.UNACKED, KEY.RETRACTED)
+    + repair_types('zset', KEY.JOBS, KEY.EXPIRIES, KEY.TIMEOUTS, KEY.UNACKED_INDEX, KEY.SWITCHING, KEY.OFFERED)
+    + repair_types('string', KEY.CATALOG_VERSION)
   for _, status in ipairs(STATUSES) do
     repaired = repaired + repair_types('zset', KEY.jobs_with(status))
   end
@@ -309,5 +310,6 @@ local function repair_keys_of(checkpoint)
     + repair_types('hash', KEY.card(checkpoint), KEY.pace(checkpoint), KEY.capacity(checkpoint))
     + repair_types('zset', KEY.backlog(checkpoint), KEY.dispatched(checkpoint), KEY.running(checkpoint),
       KEY.workers(checkpoint))
+    + repair_types('set', KEY.offering(checkpoint)) + repair_types('string', KEY.loading(checkpoint))
     + repair_number(KEY.waiting_tokens(checkpoint))
 end

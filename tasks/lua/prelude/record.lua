@@ -1,7 +1,7 @@
 -- Time, the fields of a record, and notifications.
 --
--- The prelude is these files: record, memory, log, workers, damage, queue, lifecycle, agreement. tasks/store/definitions.py
--- puts what a script uses of them before the script, after what it uses of three generated tables:
+-- The prelude is these files: record, memory, log, workers, damage, queue, lifecycle, switching, agreement.
+-- tasks/store/definitions.py puts what a script uses of them before the script, after what it uses of three generated tables:
 --
 --   KEY      the key and channel builders of tasks/store/keys.py, under the same names
 --   LIMIT    the numbers of tasks/store/scripts.py
