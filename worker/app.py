@@ -19,6 +19,7 @@ import secrets
 import socket
 import threading
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -59,11 +60,12 @@ app.conf.update(
 )
 
 
-def run_worker() -> int:
-    """Run a worker until a signal stops it. Returns the exit code."""
+def run_worker(on_ready: Callable[[], None] = lambda: None) -> int:
+    """Run a worker until a signal stops it. Returns the exit code. `on_ready` is called when it takes jobs."""
     # Celery warns a worker of the root user about pickled messages. Ours are JSON and carry an id.
     warnings.filterwarnings("ignore", category=SecurityWarning)
     worker = app.Worker(loglevel=settings().log_level.upper(), quiet=True, without_gossip=True, without_mingle=True)
+    signals.worker_ready.connect(lambda **_: on_ready(), weak=False)
     worker.start()
     exit_code: int = worker.exitcode
     return exit_code

@@ -13,6 +13,7 @@ from tasks.card import Card
 from worker.checkpoints import formats
 from worker.checkpoints.cards import build_card
 from worker.checkpoints.folder import CheckpointFolder
+from worker.checkpoints.formats import Checkpoint
 from worker.checkpoints.stored_weights import StoredWeights
 from worker.checkpoints.tokenizers import Tokenizer, tokenizer_digest, visible_text
 from worker.engine.architecture.weight_form import WeightForm
@@ -27,6 +28,16 @@ from worker.engine.warm_up import warm_up
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 #: Is called with the bytes of the weights that are loaded, and with those of all weights.
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DescribedModel:
+    """What is known of a checkpoint on a device before its weights are read."""
+
+    checkpoint: Checkpoint
+    card: Card
+    #: Size of the KV cache, in tokens.
+    kv_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +97,35 @@ def tool_use_of(tokenizer: Tokenizer | None) -> Callable[[], ToolUse] | None:
     )
 
 
+def describe_model(
+    folder: CheckpointFolder,
+    tokenizer: Tokenizer | None,
+    *,
+    device: Device,
+    softcap: float | None,
+    weights: WeightForm,
+    slots: int,
+    kv_memory_mb: int,
+) -> DescribedModel:
+    """Read what describes a checkpoint, and check it. The arguments are those of `load_model`.
+
+    Raises CheckpointError, and ValueError if the device has too little KV memory for one context.
+    """
+    checkpoint = formats.load(folder, softcap=softcap)
+    config = checkpoint.config
+    kv_tokens = device.kv_tokens(config, slots=slots, kv_memory_mb=kv_memory_mb)
+    bytes_per_token = device.kv_bytes_per_token(config)
+    one_context = KvBudget.need(config.sequence_len, 0)
+    if kv_tokens < one_context:
+        needed_mb = -(-one_context * bytes_per_token // 2**20)
+        raise ValueError(
+            f"the KV cache has room for {kv_tokens} tokens, less than one context of {config.sequence_len}: set "
+            f"CELERIAC_KV_MEMORY_MB to {needed_mb} or more, or use a device with more memory"
+        )
+    card = build_card(checkpoint, tokenizer, kv_bytes_per_token=bytes_per_token, form=weights)
+    return DescribedModel(checkpoint=checkpoint, card=card, kv_tokens=kv_tokens)
+
+
 def load_model(
     folder: CheckpointFolder,
     tokenizer: Tokenizer | None,
@@ -108,18 +148,17 @@ def load_model(
     little KV memory for one context.
     """
     chosen = Device.choose(device, threads=threads)
-    checkpoint = formats.load(folder, softcap=softcap)
+    described = describe_model(
+        folder,
+        tokenizer,
+        device=chosen,
+        softcap=softcap,
+        weights=weights,
+        slots=slots,
+        kv_memory_mb=kv_memory_mb,
+    )
+    checkpoint, kv_tokens = described.checkpoint, described.kv_tokens
     config = checkpoint.config
-    kv_tokens = chosen.kv_tokens(config, slots=slots, kv_memory_mb=kv_memory_mb)
-    bytes_per_token = chosen.kv_bytes_per_token(config)
-    one_context = KvBudget.need(config.sequence_len, 0)
-    if kv_tokens < one_context:
-        needed_mb = -(-one_context * bytes_per_token // 2**20)
-        raise ValueError(
-            f"the KV cache has room for {kv_tokens} tokens, less than one context of {config.sequence_len}: set "
-            f"CELERIAC_KV_MEMORY_MB to {needed_mb} or more, or use a device with more memory"
-        )
-    card = build_card(checkpoint, tokenizer, kv_bytes_per_token=bytes_per_token, form=weights)
     vocabulary = (
         Vocabulary.without_text(config.vocab_size) if tokenizer is None else vocabulary_of(tokenizer, config.vocab_size)
     )
@@ -135,7 +174,7 @@ def load_model(
     warm_up(engine)
     return LoadedModel(
         engine=engine,
-        card=card,
+        card=described.card,
         device=chosen,
         kv_tokens=kv_tokens,
         tokenizer_digest="" if tokenizer is None else tokenizer_digest(folder),

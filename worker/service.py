@@ -28,7 +28,7 @@ from worker.checkpoints.tokenizers import Tokenizer, load_tokenizer, tokenizer_d
 from worker.checkpoints.tokenizers.export import served_blob
 from worker.engine.kv.budget import KvBudget
 from worker.engine_process.client import EngineLoadError
-from worker.engine_process.messages import Ready, Start, Update
+from worker.engine_process.messages import Ready, Update, start_message
 from worker.engine_process.supervisor import EngineSupervisor
 from worker.health import HealthFile
 from worker.jobs.announcer import Announcer
@@ -110,7 +110,8 @@ class WorkerService:
         # Made here, because it takes seconds for a large vocabulary, and the lease keeper's thread has no seconds.
         self._published_tokenizer = served_blob(tokenizer, vocab_size=card.vocab_size, context=card.context)
         self._hooks = hooks
-        self._draining = False
+        #: Monotonic time since which the worker takes no more messages; None before.
+        self._draining_since: float | None = None
         self._info = replace(starting, device=ready.device, digest=ready.card.digest, kv_tokens=ready.kv_tokens)
         self._speed = _Speedometer()
         self._runner = JobRunner(
@@ -149,7 +150,7 @@ class WorkerService:
         redis = make_sync(settings)
         store = WorkerStore(redis, settings)
         engine = EngineSupervisor(
-            _start_message(settings, folder), load_timeout_s=settings.load_timeout_s, on_give_up=hooks.give_up
+            start_message(settings, folder), load_timeout_s=settings.load_timeout_s, on_give_up=hooks.give_up
         )
         publisher = Publisher(store, abort=engine.abort, flush_interval_s=settings.flush_interval_ms / 1000)
         events = _EngineEvents(publisher)
@@ -192,7 +193,12 @@ class WorkerService:
     @property
     def takes_messages(self) -> bool:
         """Whether the consumer may take messages: an engine is there, and the worker does not stop."""
-        return self._engine.available and not self._draining
+        return self._engine.available and self._draining_since is None
+
+    @property
+    def draining_s(self) -> float:
+        """For how long the worker has taken no more messages, in seconds, because it stops or retires."""
+        return 0.0 if self._draining_since is None else time.monotonic() - self._draining_since
 
     def run(self, job_id: str) -> Ended | None:
         """The task body. Returns how the job has ended; None if it has not, or if this is not known."""
@@ -215,7 +221,7 @@ class WorkerService:
         Celery has stopped taking messages before.
         """
         log.info("draining", running=len(self._publisher.running()))
-        self._draining = True
+        self._close_gate()
         self._runner.close()
         self._lease_keeper.stop()
         # Before jobs are released, or they would be dispatched to this worker again.
@@ -229,12 +235,21 @@ class WorkerService:
 
     def begin_drain(self) -> None:
         """Take no more messages, and show that in the registry. `drain` follows when Celery has stopped."""
-        self._draining = True
+        self._close_gate()
         self._lease_keeper.beat_now()
+
+    def retire(self) -> None:
+        """Take no more messages, requeue the jobs that are not claimed, and return when no job runs here."""
+        self.begin_drain()
+        self._runner.finish_running()
 
     def kill_engine(self) -> None:
         """Kill the engine process without waiting for its end."""
         self._engine.kill()
+
+    def _close_gate(self) -> None:
+        if self._draining_since is None:
+            self._draining_since = time.monotonic()
 
     def _register(self, retry: Callable[[Callable[[], None]], None]) -> None:
         """Register the worker. Raises CardConflictError if other workers serve other weights and do not end.
@@ -298,7 +313,7 @@ class WorkerService:
         """Kill an engine that makes no progress, and stop a worker whose threads run nothing. Else touch the file."""
         if self._engine.kill_if_unresponsive(self._settings.engine_silence_s):
             return
-        if not self._draining and (stuck := self._stuck_jobs.find()):
+        if self._draining_since is None and (stuck := self._stuck_jobs.find()):
             self._hooks.give_up(
                 f"For {STUCK_AFTER_S:g} s the worker held messages that none of its threads ran: {', '.join(stuck)}. "
                 "The jobs go back to the queue."
@@ -319,7 +334,7 @@ class WorkerService:
         )
 
     def _state(self, running: int) -> WorkerState:
-        if self._draining:
+        if self._draining_since is not None:
             return WorkerState.DRAINING
         if not self._engine.available:
             return WorkerState.STARTING
@@ -356,20 +371,6 @@ def _deregister(store: WorkerStore, info: WorkerInfo) -> None:
         store.deregister(info)
     except RedisError as error:
         log.warning("deregister_failed", error=str(error))
-
-
-def _start_message(settings: Settings, folder: CheckpointFolder) -> Start:
-    return Start(
-        folder=folder,
-        slots=settings.slots,
-        kv_memory_mb=settings.kv_memory_mb,
-        prefill_chunk_tokens=settings.prefill_chunk_tokens,
-        device=settings.device,
-        threads=settings.threads,
-        softcap=settings.softcap,
-        weights=settings.weights,
-        prefix_cache=settings.prefix_cache == "on",
-    )
 
 
 def _retry(settings: Settings, should_stop: Callable[[], bool], call: Callable[[], None]) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from worker.engine_process import client as engine_client
+from worker.engine_process import spawned
 from worker.main import run
 
 if __name__ == "__main__":
-    engine_client.ENGINE_MODULE = "bench.queue.sleeping_engine"
+    spawned.ENGINE_MODULE = "bench.queue.sleeping_engine"
     sys.exit(run())

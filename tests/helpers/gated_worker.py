@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from celeriac.__main__ import main
-from worker.engine_process import client as engine_client
+from worker.engine_process import spawned
 
 if __name__ == "__main__":
-    engine_client.ENGINE_MODULE = "tests.helpers.gated_engine"
+    spawned.ENGINE_MODULE = "tests.helpers.gated_engine"
     main()

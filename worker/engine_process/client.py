@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import IO
 
 import structlog
 
-from tasks.logs import forward_line
+from worker.engine_process import spare
 from worker.engine_process.exit import EngineExit, oom_kills
 from worker.engine_process.loading_progress import LoadingProgress
 from worker.engine_process.messages import (
@@ -32,17 +26,14 @@ from worker.engine_process.messages import (
     Start,
     ToEngine,
 )
+from worker.engine_process.spawned import Spawned, spawn
 
 log = structlog.get_logger(__name__)
 
-#: The module that the engine process runs.
-ENGINE_MODULE = "worker.engine_process.main"
 #: How often `should_stop` is called while a checkpoint loads, in seconds.
 POLL_S = 0.1
 #: How long a process that closed its pipe may take to exit, in seconds.
 EXIT_GRACE_S = 5.0
-#: How long to wait for the last output of a process that has ended, in seconds.
-OUTPUT_S = 1.0
 
 
 class EngineLoadError(Exception):
@@ -67,11 +58,7 @@ class EngineClient:
         self._stopping = threading.Event()
         #: Whether `kill_unresponsive` killed the process.
         self._killed_unresponsive = False
-        #: `oom_kills` before the process started.
-        self._oom_kills: int | None = None
-        self._connection: Connection | None = None
-        self._process: subprocess.Popen[str] | None = None
-        self._output: threading.Thread | None = None
+        self._spawned: Spawned | None = None
         self._reader: threading.Thread | None = None
         #: `time.monotonic()` at the last message from the engine, which shows that it makes progress.
         self.last_report_at = time.monotonic()
@@ -79,41 +66,14 @@ class EngineClient:
     @property
     def pid(self) -> int | None:
         """Process id of the engine; None before `launch`."""
-        return None if self._process is None else self._process.pid
+        return None if self._spawned is None else self._spawned.process.pid
 
     def launch(self) -> None:
-        """Spawn the process and send it what to load. Returns at once; `wait_ready` returns the outcome.
+        """Spawn the process, or take the spare one, and send it what to load.
 
-        It is a fresh interpreter with a socket pair, and not `multiprocessing`, for two reasons: the child does not
-        import Celery's main module again, and it reads the end of the file when this process ends for any reason.
+        Returns at once; `wait_ready` returns the outcome.
         """
-        self._oom_kills = oom_kills()
-        ours, theirs = socket.socketpair()
-        # A terminal sends SIGINT to the whole process group, and a service manager SIGTERM. The engine must not end on
-        # them: this process decides when it ends. A child inherits blocked signals, so they are blocked from its start.
-        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-        try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", ENGINE_MODULE, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                # What it prints is read at once, so it cannot wait for a reader of this process's output.
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                encoding="utf-8",
-                errors="replace",
-                env={**os.environ, "CELERIAC_LOG_FORMAT": "json"},
-                # `-m` imports modules of the current folder first, so that is the folder of this code.
-                cwd=Path(__file__).parents[2],
-            )
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
-            theirs.close()
-        self._output = threading.Thread(
-            target=_forward_output, args=(self._process.stdout,), name="engine-output", daemon=True
-        )
-        self._output.start()
-        self._connection = Connection(ours.detach())
+        self._spawned = spare.take() or spawn()
         # If the process has already ended, `wait_ready` reports it.
         with suppress(EngineCrashedError):
             self._send(self._start)
@@ -177,31 +137,31 @@ class EngineClient:
     def stop(self) -> None:
         """Kill the process and wait for its end. Its state is not needed. `on_crash` is not called."""
         self.kill()
-        if self._process is None or self._connection is None:
+        if self._spawned is None:
             return
-        self._process.wait()
-        self._read_output()
+        self._spawned.process.wait()
+        self._spawned.read_output()
         # The reader thread reads the end of the file and returns. Closing the connection during its read is not safe.
         if self._reader is not None:
             self._reader.join()
-            self._connection.close()
+            self._spawned.connection.close()
 
     def kill(self) -> None:
         """Kill the process without waiting for its end. `on_crash` is not called."""
         self._stopping.set()
-        if self._process is not None:
-            self._process.kill()
+        if self._spawned is not None:
+            self._spawned.process.kill()
 
     def kill_unresponsive(self) -> None:
         """Kill a process that makes no progress. `on_crash` is called, as for any crash."""
         self._killed_unresponsive = True
-        if self._process is not None:
-            self._process.kill()
+        if self._spawned is not None:
+            self._spawned.process.kill()
 
     def _launched(self) -> tuple[Connection, subprocess.Popen[str]]:
-        if self._connection is None or self._process is None:
+        if self._spawned is None:
             raise RuntimeError("the engine process was not launched")
-        return self._connection, self._process
+        return self._spawned.connection, self._spawned.process
 
     def _send(self, message: ToEngine) -> None:
         connection, _ = self._launched()
@@ -233,21 +193,9 @@ class EngineClient:
         except subprocess.TimeoutExpired:
             process.kill()
             killed, code = True, process.wait()
-        self._read_output()
-        before, now = self._oom_kills, oom_kills()
+        assert self._spawned is not None
+        self._spawned.read_output()
+        before, now = self._spawned.oom_kills, oom_kills()
         return EngineExit(
             code=code, killed_here=killed, oom_kill_seen=before is not None and now is not None and now > before
         )
-
-    def _read_output(self) -> None:
-        """Wait until everything that an ended process has printed is in the log of this process."""
-        if self._output is not None:
-            self._output.join(OUTPUT_S)
-
-
-def _forward_output(lines: IO[str]) -> None:
-    """Write the engine's log to that of this process. The body of a thread."""
-    with lines:
-        for line in lines:
-            if line.strip():
-                forward_line(line.rstrip("\n"))

@@ -7,7 +7,8 @@ import structlog
 from worker.checkpoints import meta
 from worker.checkpoints.errors import CheckpointError
 from worker.checkpoints.file_state import CheckpointFiles, wait_for_change
-from worker.checkpoints.tokenizers import load_tokenizer
+from worker.checkpoints.folder import CheckpointFolder
+from worker.checkpoints.tokenizers import Tokenizer, load_tokenizer
 from worker.engine.device_errors import is_out_of_memory
 from worker.engine_process.messages import Start
 from worker.model_loader import LoadedModel, Progress, load_model
@@ -54,10 +55,9 @@ def load_when_complete(start: Start, progress: Progress) -> LoadedModel:
 
 def load_once(start: Start, progress: Progress) -> LoadedModel:
     """Load the checkpoint that `start` names. Raises CheckpointError, ValueError, and the errors of torch."""
-    vocab_size = meta.read(start.folder.meta_file).sizes["vocab_size"]
     return load_model(
         start.folder,
-        load_tokenizer(start.folder, vocab_size),
+        read_tokenizer(start.folder),
         device=start.device,
         threads=start.threads,
         softcap=start.softcap,
@@ -68,6 +68,11 @@ def load_once(start: Start, progress: Progress) -> LoadedModel:
         prefix_cache=start.prefix_cache,
         progress=progress,
     )
+
+
+def read_tokenizer(folder: CheckpointFolder) -> Tokenizer:
+    """The tokenizer of a checkpoint. Raises CheckpointError."""
+    return load_tokenizer(folder, meta.read(folder.meta_file).sizes["vocab_size"])
 
 
 def _text(error: BaseException) -> str:

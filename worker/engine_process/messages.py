@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tasks.card import Card
+from tasks.settings import Settings
 from worker.checkpoints.folder import CheckpointFolder
 from worker.engine.architecture.weight_form import WeightForm
 from worker.engine.request import SequenceRequest
@@ -29,6 +30,7 @@ __all__ = [
     "Start",
     "ToEngine",
     "Update",
+    "start_message",
 ]
 
 #: Exit code of an engine process that ended because it could allocate no memory.
@@ -50,6 +52,21 @@ class Start:
     prefix_cache: bool = True
     #: Whether an earlier engine has loaded the checkpoint. Files that are incomplete now are being replaced then.
     loaded_before: bool = False
+
+
+def start_message(settings: Settings, folder: CheckpointFolder) -> Start:
+    """The first message for a checkpoint with these settings."""
+    return Start(
+        folder=folder,
+        slots=settings.slots,
+        kv_memory_mb=settings.kv_memory_mb,
+        prefill_chunk_tokens=settings.prefill_chunk_tokens,
+        device=settings.device,
+        threads=settings.threads,
+        softcap=settings.softcap,
+        weights=settings.weights,
+        prefix_cache=settings.prefix_cache == "on",
+    )
 
 
 @dataclass(frozen=True, slots=True)

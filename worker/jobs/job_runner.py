@@ -82,6 +82,12 @@ class JobRunner:
         self._closed.set()
         self._admission.close()
 
+    def finish_running(self) -> None:
+        """Claim no more jobs, as after `close`, and return when the claimed ones have ended. `close` may follow."""
+        self._admission.close()
+        with self._idle:
+            self._idle.wait_for(lambda: not self._inside)
+
     def remove_ended(self) -> None:
         """Remove jobs that wait for KV memory and have ended, for example because they were cancelled.
 

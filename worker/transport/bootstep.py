@@ -68,8 +68,9 @@ class EngineStep(bootsteps.StartStopStep):
         """Release every job. The consumer has stopped; the pool and the acknowledgements end after this."""
         # The consumer's last BRPOP may still be in progress. If jobs were released before it ends, this worker would
         # receive one of their messages, and Celery would put it at the end of the list.
-        time.sleep(BRPOP_S + BRPOP_LATE_S)
-        current.require().drain()
+        service = current.require()
+        time.sleep(max(0.0, BRPOP_S + BRPOP_LATE_S - service.draining_s))
+        service.drain()
 
     def terminate(self, worker: Any) -> None:
         """A cold shutdown releases jobs as well: that takes no longer."""

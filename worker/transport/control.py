@@ -10,11 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 import structlog
-from celery.platforms import EX_OK
-from celery.worker import state as worker_state
 from celery.worker.control import Panel, control_command, inspect_command, nok, ok
 
-from worker.transport.shutdown import begin_stop
+from worker.transport.shutdown import stop
 
 log = structlog.get_logger(__name__)
 
@@ -61,8 +59,7 @@ def replace_commands() -> None:
 def shutdown(state: Any, **_: Any) -> dict[str, str]:
     """Stop the worker as SIGTERM does: its jobs go back to the queue."""
     log.info("shutdown_requested")
-    worker_state.should_stop = EX_OK
-    begin_stop()
+    stop()
     reply: dict[str, str] = ok("the worker stops")
     return reply
 

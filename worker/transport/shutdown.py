@@ -1,4 +1,4 @@
-"""The stop of a worker process: on a signal, or because it cannot continue."""
+"""The stop of a worker process: on a signal, when it cannot continue, or when another checkpoint needs its place."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import threading
 
 import structlog
+from celery.platforms import EX_OK
 from celery.worker import state
 from kombu.asynchronous import get_event_loop
 
@@ -29,6 +30,23 @@ def give_up(reason: str) -> None:
     """Stop the worker with exit code 1. May be called from any thread but the main one."""
     log.error("giving_up", reason=reason)
     state.should_stop = 1
+    begin_stop()
+
+
+def retire() -> None:
+    """Take no more messages, wait until the jobs that run here have ended, and stop the worker.
+
+    A worker that still loads its checkpoint stops at once. Not for the main thread.
+    """
+    log.info("retiring")
+    if current.service is not None:
+        current.service.retire()
+    stop()
+
+
+def stop() -> None:
+    """Stop the worker as SIGTERM does: its jobs go back to the queue. Not for a signal handler."""
+    state.should_stop = EX_OK
     begin_stop()
 
 
