@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tasks.sampling_params import SamplingParams
@@ -15,6 +15,8 @@ from worker.engine.engine import Engine
 from worker.engine.request import SequenceRequest
 from worker.engine.sequence import Sequence
 from worker.model_loader import DeviceName, LoadedModel, load_model
+
+GREEDY = SamplingParams(temperature=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +74,9 @@ def prompts(batch: int, length: int, vocab_size: int) -> list[list[int]]:
     return [[1 + (7 * row + 3 * position) % (vocab_size - 1) for position in range(length)] for row in range(batch)]
 
 
-def timed_decode(engine: Engine, batch: list[list[int]], tokens: int) -> Run:
-    """Decode `tokens` greedy tokens for each prompt of `batch`, and measure the time."""
-    sampling = SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=True)
+def timed_decode(engine: Engine, batch: list[list[int]], tokens: int, *, sampling: SamplingParams = GREEDY) -> Run:
+    """Decode `tokens` tokens for each prompt of `batch`, and measure the time."""
+    sampling = replace(sampling, max_tokens=tokens, ignore_eos=True)
     began = time.perf_counter()
     sequences = [
         engine.add_request(SequenceRequest(id=str(row), prompt=tuple(prompt), sampling=sampling, every_id=True))

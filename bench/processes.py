@@ -187,10 +187,19 @@ def is_gone(pid: int) -> bool:
 
 def resident_mb(pid: int) -> float:
     """Return the resident memory of a process, in MB."""
+    return _memory_mb(pid, "VmRSS")
+
+
+def anonymous_mb(pid: int) -> float:
+    """Return the resident memory of a process that belongs to no file, in MB."""
+    return _memory_mb(pid, "RssAnon")
+
+
+def _memory_mb(pid: int, field: str) -> float:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
+        if line.startswith(f"{field}:"):
             return round(int(line.split()[1]) / 1024, 1)
-    raise RuntimeError(f"/proc reports no resident memory for process {pid}: it has ended")
+    raise RuntimeError(f"/proc reports no memory for process {pid}: it has ended")
 
 
 def _stat(pid: int) -> list[str]:

@@ -37,7 +37,7 @@ from bench.decoding import prompts, timed_decode
 from bench.engine.baseline import Baseline, OwnEngine
 from bench.engine.figures import Round, engine_figures, peer_figures
 from bench.engine.limits import LimitMeter
-from bench.engine.measured_model import InFp32, Source, matrix_elements, refusal, source_of
+from bench.engine.measured_model import InFp32, matrix_elements, refusal
 from bench.engine.older_processor import ENVIRONMENTS, older_device, restart_as
 from bench.options import add_decoding_options, add_model_options, batch_sizes
 from bench.peers.peer import (
@@ -51,6 +51,7 @@ from bench.peers.peer import (
     install,
 )
 from bench.report import report
+from bench.source import Source, source_of
 from worker.checkpoints.errors import CheckpointError
 from worker.engine.backends import load_weights
 from worker.engine.decoding_model import DecodingModel

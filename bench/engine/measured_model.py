@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from math import prod
-from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from bench.engine.limits import Limits
-from bench.options import shape_config
-from bench.random_weights import random_weights
-from worker.checkpoints import formats
-from worker.checkpoints.folder import find
+from bench.source import Source
 from worker.engine.architecture.config import ModelConfig
 from worker.engine.architecture.tensors import EMBEDDING, HEAD, POSITIONS, shapes
 from worker.engine.decoding_model import DecodingModel
 from worker.engine.native.model import NativeModel
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A model that can be loaded: a checkpoint, or random weights."""
-
-    name: str
-    config: ModelConfig
-    weights: Mapping[str, Tensor]
-    #: With what a peer loads the same model: `shape`, `files` or `folder` of a `load` request.
-    peer_fields: dict[str, Any]
 
 
 class InFp32(Mapping[str, Tensor]):
@@ -46,22 +29,6 @@ class InFp32(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._weights)
-
-
-def source_of(shape: str | None, checkpoint: str) -> Source:
-    """Return random weights of `shape`, or the checkpoint if there is no shape. Raises CheckpointError."""
-    if shape:
-        config = shape_config(shape)
-        weights = random_weights(config.n_layer, config.n_embd, config.vocab_size)
-        sizes = [config.n_layer, config.n_embd, config.n_head, config.vocab_size]
-        return Source(shape, config, weights, {"shape": sizes})
-    found = formats.load(find(checkpoint, Path()))
-    folder = found.folder
-    if found.config.era is None:
-        fields: dict[str, Any] = {"folder": str(folder.path)}
-    else:
-        fields = {"files": {"meta": str(folder.meta_file), "model": str(folder.model_file)}}
-    return Source(folder.name, found.config, found.weights, fields)
 
 
 def refusal(peer: str, source: Source, weights: str) -> str | None:

@@ -10,13 +10,12 @@ import torch
 from bench.engine.limits import Limits
 from bench.engine.measured_model import (
     InFp32,
-    Source,
     element_bytes,
     least_step_s,
     matrix_elements,
     refusal,
-    source_of,
 )
+from bench.source import Source, source_of
 from worker.engine.backends import load_weights
 from worker.engine.device import Device
 
