@@ -43,14 +43,14 @@ class ClientEnvironment:
             **variables,
         }
 
-    def start(self, *command: str, **variables: str) -> subprocess.Popen[str]:
+    def start(self, *command: str, stdin: int = subprocess.DEVNULL, **variables: str) -> subprocess.Popen[str]:
         """Start a program of the environment, or of the system. Its output is in pipes."""
         own = self._bin / command[0]
         return subprocess.Popen(
             [str(own) if own.exists() else command[0], *command[1:]],
             env=self._variables | variables,
             cwd=self._variables["HOME"],
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

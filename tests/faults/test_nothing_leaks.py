@@ -17,12 +17,12 @@ from bench.processes import children
 from tasks.job import ErrorCode, Status
 from tasks.redis_client.connections import MAX_CONNECTIONS
 from tasks.store import keys
-from tests.faults.conftest import lasting, quick_cluster
+from tests.faults.conftest import CHECKPOINT, lasting, quick_cluster
 from tests.integration.cluster import DEADLINE_S, Cluster, Engine
-from tests.integration.stack import SHIPPED, Process, until
+from tests.integration.stack import Process, until
 
 #: Keys without expiry: the version of the layout, the names of checkpoints, and their cards.
-LASTING = {keys.SCHEMA, keys.CHECKPOINTS, keys.card(SHIPPED)}
+LASTING = {keys.SCHEMA, keys.CHECKPOINTS, keys.card(CHECKPOINT.name)}
 #: kombu's own tables of the receivers of control commands, a fixed set of keys. kombu cleans them up.
 KOMBU = "_kombu.binding"
 #: Streams that are closed before their end, in each burst: more than an API process has connections to Redis.

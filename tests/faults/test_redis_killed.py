@@ -10,9 +10,9 @@ import httpx
 import pytest
 
 from bench.own_redis import OwnRedis
-from tests.faults.conftest import BEGUN, lasting, quick_cluster
+from tests.faults.conftest import BEGUN, CHECKPOINT, lasting, quick_cluster
 from tests.integration.cluster import Cluster, Engine
-from tests.integration.stack import SHIPPED, until
+from tests.integration.stack import until
 
 #: How soon a worker and an API process work again after Redis has restarted, in seconds.
 BACK_S = 5.0
@@ -77,7 +77,7 @@ def test_all_jobs_continue_after_a_restart_of_redis_and_none_loses_its_worker(
     jobs = [cluster.finished(job_id) for job_id in [*running, *waiting]]
     cluster.assert_undisturbed(*jobs)
     for job in jobs:
-        assert (job.attempt, job.losses, job.checkpoint) == (1, 0, SHIPPED)
+        assert (job.attempt, job.losses, job.checkpoint) == (1, 0, CHECKPOINT.name)
     for job_id, entries in logs.items():
         assert cluster.log(job_id).entries[: len(entries)] == entries
     cluster.until_idle(worker)
