@@ -11,6 +11,7 @@ from celeriac.cli.commands import (
     api,
     cancel,
     chat,
+    convert,
     delete,
     export_tokenizer,
     flower,
@@ -63,7 +64,7 @@ def main() -> None:
 
 
 for module in (
-    *(serve, api, worker, flower, run, inspect, export_tokenizer),
+    *(serve, api, worker, flower, run, inspect, convert, export_tokenizer),
     *(generate, chat, submit, watch, cancel, retry, delete, jobs),
 ):
     main.add_command(module.command)

@@ -1,0 +1,1 @@
+"""Writes models of other formats as folders of Hugging Face. Nothing here imports torch, except `nanochat`."""
