@@ -81,7 +81,7 @@ def check_target(folder: Path, *, replace: bool) -> None:
         raise CheckpointError(folder, "is not a folder")
     entries = sorted(folder.iterdir())
     if entries and not replace:
-        raise CheckpointError(folder, "is not empty. Give another folder, or --force to replace this one")
+        raise CheckpointError(folder, "is not empty. Give another folder, or --force to replace it")
     foreign = [
         entry.name for entry in entries if not entry.is_file() or not any(map(Path(entry.name).match, _REPLACED))
     ]
