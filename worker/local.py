@@ -225,7 +225,7 @@ class LocalModel:
             return None
         sampling = request.sampling
         return Detokenizer(
-            self.tokenizer.decoder(),
+            self.tokenizer.decoder(request.prompt),
             stop=sampling.stop,
             stop_on_newline=sampling.stop_on_newline,
             min_tokens=sampling.min_tokens or 0,

@@ -14,6 +14,9 @@ class Decoder(Protocol):
     def push(self, token_id: int) -> str:
         """Text that `token_id` completes; empty while a character is incomplete."""
 
+    def finish(self) -> str:
+        """Text that was held back, because no more tokens follow."""
+
 
 class ToolContent(Protocol):
     """Tells the text of an answer from what the model exchanges with a tool."""
@@ -87,9 +90,13 @@ class Detokenizer:
         return pieces
 
     def finish(self) -> str:
-        """The tail: text that was held back, and is not a stop text because the sequence is over."""
-        tail, self._held = self._held, ""
-        return tail
+        """The tail: text that was held back, up to a stop text or a newline that the decoder held back."""
+        if self.ended:
+            return ""
+        text, old = self._held + self._decoder.finish(), len(self._held)
+        self._held = ""
+        end = self._end_of_text(text, old)
+        return text if end is None or self._needed > 0 else text[:end]
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:

@@ -249,7 +249,7 @@ class JobRunner:
     def _running_job(self, job: Job, request: SequenceRequest, claim: Claimed, reservation: Reservation) -> RunningJob:
         sampling = job.generation.sampling
         detokenizer = Detokenizer(
-            self._tokenizer.decoder(),
+            self._tokenizer.decoder(request.prompt),
             stop=sampling.stop,
             stop_on_newline=sampling.stop_on_newline,
             min_tokens=sampling.min_tokens or 0,

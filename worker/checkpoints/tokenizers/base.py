@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -65,13 +64,17 @@ class Encoding:
 
 
 class Decoder(Protocol):
-    """Decodes the tokens of one sequence, one after the other."""
+    """Decodes the tokens of one answer, one after the other."""
 
     def push(self, token_id: int) -> str:
         """Add a token. Returns the text that it completes, never a part of a character.
 
         Bytes become U+FFFD as soon as it is certain that they are not valid UTF-8.
         """
+        ...
+
+    def finish(self) -> str:
+        """The text that was held back, because the answer is over."""
         ...
 
 
@@ -86,7 +89,7 @@ class Tokenizer(Protocol):
 
     @property
     def prepend_bos(self) -> bool:
-        """Whether every prompt must begin with BOS."""
+        """Whether every prompt that is a text must begin with BOS."""
         ...
 
     @property
@@ -120,8 +123,8 @@ class Tokenizer(Protocol):
         """The UTF-8 bytes of an id, which may be a part of a character. None if the id has no text."""
         ...
 
-    def decoder(self) -> Decoder:
-        """A new decoder, for the beginning of an answer."""
+    def decoder(self, prompt: Sequence[int] = ()) -> Decoder:
+        """A new decoder, for the answer to a prompt."""
         ...
 
     def card(self) -> TokenizerCard:
@@ -132,18 +135,6 @@ class Tokenizer(Protocol):
         """The content of a `tokenizer.json` that gives the same ids, without BOS. Names of special tokens in a text
         are special tokens there."""
         ...
-
-
-class BytesDecoder:
-    """Decodes tokens that represent bytes of UTF-8."""
-
-    def __init__(self, token_bytes: Callable[[int], bytes | None]) -> None:
-        self._token_bytes = token_bytes
-        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    def push(self, token_id: int) -> str:
-        """See `Decoder`."""
-        return self._utf8.decode(self._token_bytes(token_id) or b"")
 
 
 def visible_text(tokenizer: Tokenizer, token_ids: Sequence[int]) -> str:

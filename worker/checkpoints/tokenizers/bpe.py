@@ -5,6 +5,7 @@ nanochat/tokenizer.py (https://github.com/karpathy/nanochat) writes it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import tiktoken
@@ -17,13 +18,13 @@ from worker.checkpoints.pickled_data import Call, RefusedReferenceError, read_pi
 from worker.checkpoints.tokenizers.base import (
     BOS_TOKEN,
     STOP_TOKENS,
-    BytesDecoder,
     Encoding,
     TokenizerFailedError,
     eos_id_of,
     refuse_surrogates,
 )
 from worker.checkpoints.tokenizers.huggingface_json import of_ranks
+from worker.checkpoints.tokenizers.incremental import BytesDecoder
 from worker.engine.tools.tool_ids import ToolIds
 
 K = TypeVar("K")
@@ -101,9 +102,9 @@ class BpeTokenizer:
         """See `Tokenizer`."""
         return self._text.get(token_id)
 
-    def decoder(self) -> BytesDecoder:
+    def decoder(self, prompt: Sequence[int] = ()) -> BytesDecoder:
         """See `Tokenizer`."""
-        return BytesDecoder(self.token_bytes)
+        return BytesDecoder(self.token_bytes, prompt)
 
     def card(self) -> TokenizerCard:
         """See `Tokenizer`."""

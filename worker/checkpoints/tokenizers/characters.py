@@ -13,13 +13,13 @@ from worker.checkpoints.chat.nanochat import NanochatTemplate
 from worker.checkpoints.tokenizers.base import (
     BOS_TOKEN,
     STOP_TOKENS,
-    BytesDecoder,
     Encoding,
     UnknownCharacterError,
     eos_id_of,
     tool_ids_of,
 )
 from worker.checkpoints.tokenizers.huggingface_json import of_characters
+from worker.checkpoints.tokenizers.incremental import BytesDecoder
 
 #: The guide's characters in id order. `<|bos|>` is the next id.
 GUIDE_CHARACTERS = "0123456789+-HBL.\n"
@@ -91,9 +91,9 @@ class CharacterTokenizer:
         """See `Tokenizer`."""
         return self._characters[token_id].encode() if 0 <= token_id < len(self._characters) else None
 
-    def decoder(self) -> BytesDecoder:
+    def decoder(self, prompt: Sequence[int] = ()) -> BytesDecoder:
         """See `Tokenizer`."""
-        return BytesDecoder(self.token_bytes)
+        return BytesDecoder(self.token_bytes, prompt)
 
     def card(self) -> TokenizerCard:
         """See `Tokenizer`."""

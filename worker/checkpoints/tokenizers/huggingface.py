@@ -6,7 +6,7 @@ Source: https://github.com/huggingface/tokenizers
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import tokenizers
@@ -17,95 +17,71 @@ from worker.checkpoints.chat import ChatTemplate
 from worker.checkpoints.chat.jinja import JinjaTemplate
 from worker.checkpoints.chat.nanochat import NanochatTemplate
 from worker.checkpoints.tokenizers.base import (
-    BOS_TOKEN,
-    STOP_TOKENS,
-    BytesDecoder,
+    Decoder,
     Encoding,
     TokenizerFailedError,
     UnknownCharacterError,
-    eos_id_of,
     refuse_surrogates,
     tool_ids_of,
 )
 from worker.checkpoints.tokenizers.huggingface_config import CONFIG_NAME, HuggingFaceConfig
+from worker.checkpoints.tokenizers.huggingface_ends import Ends
+from worker.checkpoints.tokenizers.huggingface_text import TokenTexts, keeps_whole_text, state_of
+from worker.checkpoints.tokenizers.incremental import BytesDecoder, TokenDecoder
 from worker.checkpoints.tokenizers.special_aliases import SpecialAliases, is_alias
-from worker.checkpoints.tokenizers.spelling import Spelling
 
-_BOS_TOKENS = (BOS_TOKEN, "<s>", "<bos>")
 #: For a tokenizer without files beside it.
 _NO_CONFIG = HuggingFaceConfig()
 
 
 class HuggingFaceTokenizer:
-    """A tokenizer of the `tokenizers` library in which each token has a text that does not depend on its neighbours."""
+    """A tokenizer of the `tokenizers` library, with byte-level or SentencePiece-like tokens."""
 
     kind = "huggingface"
 
     def __init__(
         self,
         tokenizer: tokenizers.Tokenizer,
-        text_ids: dict[int, bytes],
-        specials: dict[str, int],
-        *,
+        texts: TokenTexts,
+        specials: Mapping[str, int],
+        ends: Ends,
         config: HuggingFaceConfig,
-        unknown_id: int | None,
-        spells_all: bool,
-        keeps_whole_text: bool,
     ) -> None:
-        """`unknown_id` is the id for what the vocabulary cannot spell. If it is None, the library leaves that out.
-        `spells_all`: the vocabulary can spell every text. `keeps_whole_text`: see `_keeps_whole_text`."""
         self._tokenizer = tokenizer
-        self._text = text_ids
-        self._unknown_id = unknown_id
-        self._spells_all = spells_all
-        bounded = spells_all and keeps_whole_text
-        self._longest_token_bytes = max(map(len, text_ids.values())) if bounded else None
-        self.bos_id = next((specials[name] for name in _BOS_TOKENS if name in specials), None)
-        self.prepend_bos = self.bos_id is not None
+        self._texts = texts
+        bounded = texts.spells_all and keeps_whole_text(tokenizer)
+        self._longest_token_bytes = texts.longest if bounded else None
+        self._eos_id = ends.eos_id
+        self.bos_id = ends.bos_id
+        self.prepend_bos = ends.prepend_bos
+        self.stop_ids = ends.stop_ids
         self.special_ids = specials
         self.tool_ids = tool_ids_of(specials, self.encode)
-        named = (specials.get(name) for name in STOP_TOKENS)
-        eos_id = None if config.eos_token is None else tokenizer.token_to_id(config.eos_token)
-        self.stop_ids = frozenset(i for i in (*named, self.bos_id, eos_id) if i is not None)
-        self._eos_id = eos_id_of(specials) if eos_id is None else eos_id
         self.chat = self._chat_template(config)
 
     @classmethod
     def from_json(cls, data: bytes, vocab_size: int, config: HuggingFaceConfig = _NO_CONFIG) -> HuggingFaceTokenizer:
-        """From the bytes of `tokenizer.json`. Raises ValueError, with the reason, if it cannot be used.
-
-        The `eos_token` of `config` is a token that ends a text, in addition to `STOP_TOKENS`.
-        """
+        """From the bytes of `tokenizer.json`. Raises ValueError, with the reason, if it cannot be used."""
         try:
             with library_errors():
                 tokenizer = tokenizers.Tokenizer.from_str(data.decode())
+                specials = _add_declared(tokenizer, config)
                 vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
                 _encode_plainly(tokenizer)
-                added = tokenizer.get_added_tokens_decoder()
         except LibraryError as error:
             raise ValueError(f"the tokenizers library cannot read it: {error}") from error
-        content: dict[str, Any] = json.loads(data)
         if max(vocabulary.values(), default=0) >= vocab_size:
             raise ValueError(
                 f"it has {max(vocabulary.values()) + 1} ids and the model has {vocab_size}: it belongs to another model"
             )
-        if config.eos_token is not None and config.eos_token not in vocabulary:
-            raise ValueError(f"the `eos_token` {config.eos_token!r} of {CONFIG_NAME} is not in it")
-        spelling = Spelling.of(content.get("decoder"))
-        specials = {token.content: i for i, token in added.items() if token.special}
-        unknown_id = _unknown_id(content["model"], vocabulary)
-        text_ids = {
-            i: spelling.bytes_of(name) for name, i in vocabulary.items() if name not in specials and i != unknown_id
-        }
-        return cls(
-            tokenizer,
-            text_ids,
-            specials,
-            config=config,
-            unknown_id=unknown_id,
-            spells_all=all(name in vocabulary for name in spelling.names_of_bytes()),
-            keeps_whole_text=_keeps_whole_text(content),
-        )
+        special_ids = {name: vocabulary[name] for name in specials if name in vocabulary}
+        if config.stop_ids is None:
+            ends = Ends.by_name(config, vocabulary, special_ids)
+        else:
+            ends = Ends.by_files(config, vocabulary, state_of(tokenizer.post_processor))
+        if ends.bos_id is not None and ends.bos_id >= vocab_size:
+            raise ValueError(f"it puts the id {ends.bos_id} before a text, and the model has {vocab_size} ids")
+        return cls(tokenizer, TokenTexts.of(tokenizer, vocabulary, special_ids), special_ids, ends, config)
 
     def encode(self, text: str) -> Encoding:
         """See `Tokenizer`."""
@@ -128,7 +104,7 @@ class HuggingFaceTokenizer:
     def _check(self, text: str) -> None:
         """Raise UnknownCharacterError for what the vocabulary cannot spell."""
         refuse_surrogates(text)
-        if not self._spells_all:
+        if not self._texts.spells_all:
             self._refuse_unknown(text)
 
     def _ids(self, text: str) -> tuple[int, ...]:
@@ -142,22 +118,24 @@ class HuggingFaceTokenizer:
         # In the order of first appearance: the error must name the first unknown character.
         for character in dict.fromkeys(text):
             ids = self._ids(character)
-            if not ids or self._unknown_id in ids:
+            if not ids or self._texts.unknown_id in ids:
                 raise UnknownCharacterError(text.index(character), character)
 
     def token_bytes(self, token_id: int) -> bytes | None:
         """See `Tokenizer`."""
-        return self._text.get(token_id)
+        return self._texts.bytes_of.get(token_id)
 
-    def decoder(self) -> BytesDecoder:
+    def decoder(self, prompt: Sequence[int] = ()) -> Decoder:
         """See `Tokenizer`."""
-        return BytesDecoder(self.token_bytes)
+        if self._texts.spelling.byte_level:
+            return BytesDecoder(self.token_bytes, prompt, completes=True)
+        return TokenDecoder(self._texts, prompt)
 
     def card(self) -> TokenizerCard:
         """See `Tokenizer`."""
         return TokenizerCard(
             kind=self.kind,
-            text_ids=len(self._text),
+            text_ids=len(self._texts.bytes_of),
             longest_token_bytes=self._longest_token_bytes,
             bos_id=self.bos_id,
             prepend_bos=self.prepend_bos,
@@ -174,23 +152,28 @@ class HuggingFaceTokenizer:
         return {**content, "added_tokens": real, "post_processor": None}
 
 
-#: Pre-tokenizers that only divide a text, so that none of it is lost. `Split` is one unless it removes what it matches.
-_DIVIDING = ("ByteLevel", "Digits", "Split")
+def _add_declared(tokenizer: tokenizers.Tokenizer, config: HuggingFaceConfig) -> list[str]:
+    """Add the tokens that only the configuration has, as transformers does. Returns the names of special tokens.
 
-
-def _keeps_whole_text(content: dict[str, Any]) -> bool:
-    """Whether each byte of a text is in one of its tokens.
-
-    Not if a part of the tokenizer may shorten the text: a normalizer, a pre-tokenizer that removes spaces, or an added
-    token that takes the spaces beside it.
+    Raises ValueError if it contradicts `tokenizer.json`, and what the library raises.
     """
-    divider = content.get("pre_tokenizer")
-    parts = [] if divider is None else divider.get("pretokenizers", [divider])
-    return (
-        content.get("normalizer") is None
-        and all(part["type"] in _DIVIDING and part.get("behavior") != "Removed" for part in parts)
-        and not any(token.get("lstrip") or token.get("rstrip") for token in content.get("added_tokens") or ())
-    )
+    if config.stop_ids is not None:
+        for token in config.declared:
+            if tokenizer.token_to_id(token.name) is None:
+                tokenizer.add_tokens([tokenizers.AddedToken(token.name, special=token.special, normalized=False)])
+            if (found := tokenizer.token_to_id(token.name)) != token.token_id:
+                raise ValueError(
+                    f"its id of {token.name!r} is {found}, and {CONFIG_NAME} says {token.token_id}: they belong to "
+                    "different tokenizers"
+                )
+        declared = [token.name for token in config.declared if token.special]
+        known = [one for one in (*declared, *config.special_names) if tokenizer.token_to_id(one) is not None]
+        # Those that it has already are not added again, but are special from then on.
+        tokenizer.add_special_tokens([tokenizers.AddedToken(name, special=True, normalized=False) for name in known])
+    else:
+        known = []
+    added = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+    return [*dict.fromkeys([*added, *known])]
 
 
 def _encode_plainly(tokenizer: tokenizers.Tokenizer) -> None:
@@ -201,10 +184,3 @@ def _encode_plainly(tokenizer: tokenizers.Tokenizer) -> None:
     tokenizer.no_padding()
     if isinstance(tokenizer.model, tokenizers.models.BPE):
         tokenizer.model.dropout = None
-
-
-def _unknown_id(model: dict[str, Any], vocabulary: dict[str, int]) -> int | None:
-    """The id for what the vocabulary cannot spell. Unigram models store the id, all others the token's name."""
-    by_number: int | None = model.get("unk_id")
-    name: str | None = model.get("unk_token")
-    return by_number if name is None else vocabulary.get(name)

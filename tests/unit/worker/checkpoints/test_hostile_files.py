@@ -24,8 +24,9 @@ import pytest
 import torch
 
 from tests.helpers.checkpoint_files import SIZES, meta, state_dict, write, write_with_index
+from tests.helpers.tokenizer_files import pickled
 from tests.unit.worker.checkpoints.test_pickled_data import bombs
-from tests.unit.worker.checkpoints.test_tokenizers import VOCAB_SIZE, folder_at, pickled
+from tests.unit.worker.checkpoints.tokenizers.kinds import VOCAB_SIZE, folder_at
 from worker.checkpoints.errors import CheckpointError, TokenizerError
 from worker.checkpoints.folder import find
 from worker.checkpoints.formats import Checkpoint, load

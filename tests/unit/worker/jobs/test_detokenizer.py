@@ -14,6 +14,9 @@ class Letters:
     def push(self, token_id: int) -> str:
         return chr(token_id)
 
+    def finish(self) -> str:
+        return ""
+
 
 def pieces_of(
     text: str, *, stop: Sequence[str] = (), stop_on_newline: bool = False, min_tokens: int = 0
@@ -53,6 +56,9 @@ def test_the_newline_that_ends_the_text_is_its_last_character() -> None:
     class Lines:
         def push(self, token_id: int) -> str:
             return "7\n\nmore"
+
+        def finish(self) -> str:
+            return ""
 
     detokenizer = Detokenizer(Lines(), stop_on_newline=True)
     assert detokenizer.push(0) == "7\n"

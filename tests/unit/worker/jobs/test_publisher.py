@@ -31,6 +31,9 @@ class Letters:
     def push(self, token_id: int) -> str:
         return chr(token_id)
 
+    def finish(self) -> str:
+        return ""
+
 
 def job(job_id: str = "job_1", *, attempt: int = 1) -> RunningJob:
     return RunningJob(

@@ -18,6 +18,9 @@ class Letters:
     def push(self, token_id: int) -> str:
         return chr(token_id)
 
+    def finish(self) -> str:
+        return ""
+
 
 def job(text: str = "", *, stop: tuple[str, ...] = (), attempt: int = 1) -> RunningJob:
     """A job whose log holds `text` from earlier attempts."""

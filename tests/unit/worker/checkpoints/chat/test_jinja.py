@@ -301,6 +301,7 @@ def test_where_a_template_is_found(tmp_path: Path) -> None:
     assert config_of(tmp_path, {"chat_template": "one"}).chat_template == "one"
     named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "two"}]
     assert config_of(tmp_path, {"chat_template": named}).chat_template == "two"
+    assert config_of(tmp_path, {"chat_template": {"default": "two", "rag": "x"}}).chat_template == "two"
     assert config_of(tmp_path, template="three é").chat_template == "three é"
 
 
