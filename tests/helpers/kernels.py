@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tests.helpers.engines import decode, engine, request
 from worker.engine.decoding_model import DecodingModel
-from worker.engine.native.library import Matrix, MatrixKind
+from worker.engine.native.library import Matrix, MatrixKind, PackTarget
 from worker.engine.native.model import KINDS
 
 
@@ -24,7 +24,15 @@ def packed(kernels: ctypes.CDLL, *weights: Tensor, kind: MatrixKind | None = Non
     matrix.panels = kernels.celeriac_reserve(kernels.celeriac_packed_bytes(ctypes.byref(matrix)))
     row = 0
     for weight in weights:
-        kernels.celeriac_pack(ctypes.byref(matrix), row, weight.data_ptr(), weight.shape[0], KINDS[weight.dtype], 2)
+        kernels.celeriac_pack(
+            ctypes.byref(matrix),
+            PackTarget.IN_A_ROW,
+            row,
+            weight.data_ptr(),
+            weight.shape[0],
+            KINDS[weight.dtype],
+            2,
+        )
         row += weight.shape[0]
     return matrix
 

@@ -38,13 +38,11 @@ def load_weights(
     `form` needs the kernels and there are none.
     """
     kernels = compiled_kernels(device)
-    if kernels is not None and NativeModel.supports(config):
+    if kernels is not None:
         return NativeModel.load(config, weights, device, kernels, group=INT8_GROUP if form == "int8" else 0)
     if form != "exact":
         missing = (
-            f"they cannot run a model of the family {config.family}"
-            if kernels is not None
-            else "this machine has none: install a C compiler"
+            "this machine has none: install a C compiler"
             if device.kind == "cpu"
             else f"{device.kind} has none: use cpu"
         )

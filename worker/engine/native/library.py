@@ -19,6 +19,7 @@ from enum import IntEnum
 from functools import cache
 from pathlib import Path
 
+from worker.engine.architecture.config import Activation
 from worker.engine.native.kernel_cache import KernelCache
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,26 @@ Pointer = ctypes.c_void_p
 Long = ctypes.c_long
 
 
+#: The numbers of an enum in activation.h.
+ACTIVATIONS: dict[Activation, int] = {"relu_squared": 0, "silu": 1, "gelu": 2, "gelu_tanh": 3}
+
+
+class QkNormPlace(IntEnum):
+    """Whether queries and keys are normalized, and when. This C enum and the following one are in kernels.c."""
+
+    NONE = 0
+    BEFORE_ROTATION = 1
+    AFTER_ROTATION = 2
+
+
+class PackTarget(IntEnum):
+    """Where the rows of a plain matrix go: to outputs in a row, or to the first or the second halves of panels."""
+
+    IN_A_ROW = 0
+    FIRST_HALVES = 1
+    SECOND_HALVES = 2
+
+
 class MatrixKind(IntEnum):
     """Number format of a packed matrix (`Kind` in matrix.h)."""
 
@@ -58,19 +79,42 @@ class Matrix(ctypes.Structure):
 
 
 class Table(ctypes.Structure):
-    """An embedding table: one row for each id, fp32 or bf16. This C struct and the following ones are in kernels.c."""
+    """An embedding table: one row for each id, fp32 or bf16. The C struct is in kernels.c."""
 
     _fields_ = (("rows", Pointer), ("bf16", Long))
+
+
+class Norm(ctypes.Structure):
+    """An RMS norm, or a layer norm if it centers. This C struct and the following one are in norm.h."""
+
+    _fields_ = (("centers", Long), ("epsilon", ctypes.c_float))
+
+
+class NormWeights(ctypes.Structure):
+    """The learned factors and summands of a norm; NULL: none."""
+
+    _fields_ = (("weights", Pointer), ("biases", Pointer))
+
+
+class Linear(ctypes.Structure):
+    """A matrix and its biases. This C struct and the following ones are in kernels.c."""
+
+    _fields_ = (("matrix", Matrix), ("bias", Pointer), ("gate_bias", Pointer))
 
 
 class Layer(ctypes.Structure):
     """The weights and settings of a layer."""
 
     _fields_ = (
-        ("qkv", Matrix),
-        ("attention_out", Matrix),
-        ("mlp_in", Matrix),
-        ("mlp_out", Matrix),
+        ("qkv", Linear),
+        ("attention_out", Linear),
+        ("mlp_in", Linear),
+        ("mlp_out", Linear),
+        ("attention_norm", NormWeights),
+        ("mlp_norm", NormWeights),
+        ("q_norm", Pointer),
+        ("k_norm", Pointer),
+        ("rotates", Long),
         ("window", Long),
         ("mixes", Long),
         ("mix_stream", ctypes.c_float),
@@ -89,10 +133,16 @@ class ModelData(ctypes.Structure):
         ("heads", Long),
         ("groups", Long),
         ("dim", Long),
+        ("hidden", Long),
         ("ids", Long),
-        ("epsilon", ctypes.c_float),
-        ("softcap", ctypes.c_float),
+        ("norm", Norm),
+        ("qk_norm", Long),
+        ("qk_epsilon", ctypes.c_float),
+        ("activation", Long),
+        ("gated", Long),
         ("attention_scale", ctypes.c_float),
+        ("softcap", ctypes.c_float),
+        ("embedding_norm", Long),
         ("gate_scale", ctypes.c_float),
         ("gate_width", Long),
         ("smear_width", Long),
@@ -100,7 +150,9 @@ class ModelData(ctypes.Structure):
         ("smear_strength", ctypes.c_float),
         ("backout", ctypes.c_float),
         ("table", Table),
-        ("head", Matrix),
+        ("positions", Table),
+        ("final_norm", NormWeights),
+        ("head", Linear),
         ("cosines", Pointer),
         ("sines", Pointer),
         ("layer", ctypes.POINTER(Layer)),
@@ -121,6 +173,7 @@ class Pass(ctypes.Structure):
         ("first", Long),
         ("cache", Pointer),
         ("places", Long),
+        ("alone", Long),
         ("logits", Pointer),
     )
 
@@ -131,7 +184,7 @@ _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "celeriac_enlarge_pages": (None, (Pointer, Long)),
     "celeriac_free": (None, (Pointer, Long)),
     "celeriac_packed_bytes": (Long, (Pointer,)),
-    "celeriac_pack": (None, (Pointer, Long, Pointer, Long, ctypes.c_int, ctypes.c_int)),
+    "celeriac_pack": (None, (Pointer, ctypes.c_int, Long, Pointer, Long, ctypes.c_int, ctypes.c_int)),
     "celeriac_workspace_bytes": (Long, (Pointer, Long, Long, ctypes.c_int)),
     "celeriac_forward": (None, (Pointer, Pointer, Pointer, Long, ctypes.c_int, Pointer)),
     "celeriac_gemm": (ctypes.c_int, (Pointer, Pointer, Long, Pointer, ctypes.c_int)),

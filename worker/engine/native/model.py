@@ -10,19 +10,34 @@ import ctypes
 import time
 import weakref
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tasks.machine_memory import memory_bytes
+from worker.engine.architecture import tensors
 from worker.engine.architecture.angles import angle_table
-from worker.engine.architecture.config import ModelConfig, Norm, QkNorm
+from worker.engine.architecture.config import ModelConfig
 from worker.engine.batch import Batch
 from worker.engine.device import Device
 from worker.engine.kv.cache import KvCache
-from worker.engine.native.library import Layer, Matrix, MatrixKind, ModelData, Pass, Table
+from worker.engine.native.library import (
+    ACTIVATIONS,
+    Layer,
+    Linear,
+    Matrix,
+    MatrixKind,
+    ModelData,
+    Norm,
+    NormWeights,
+    PackTarget,
+    Pass,
+    QkNormPlace,
+    Table,
+)
 from worker.engine.native.thread_tuner import ThreadTuner
 
 #: Packed matrices begin at multiples of this, in bytes.
@@ -31,11 +46,24 @@ _ALIGNMENT = 4096
 KINDS = {torch.float32: MatrixKind.FP32, torch.bfloat16: MatrixKind.BF16, torch.float16: MatrixKind.FP16}
 #: Positions of the first table of angles.
 _FIRST_POSITIONS = 256
+#: Biases are filled up with zeros to a multiple of this many numbers: the kernels read whole vectors.
+_BIAS_MULTIPLE = 64
+_FP32_EPSILON = torch.finfo(torch.float32).eps
 
 
 def aligned(size: int) -> int:
     """The smallest multiple of the alignment that is at least `size`."""
     return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+def _epsilon(epsilon: float | None) -> float:
+    return _FP32_EPSILON if epsilon is None else epsilon
+
+
+def _qk_norm_place(config: ModelConfig) -> QkNormPlace:
+    if config.qk_norm is None:
+        return QkNormPlace.NONE
+    return QkNormPlace.AFTER_ROTATION if config.qk_norm.after_rotation else QkNormPlace.BEFORE_ROTATION
 
 
 class Arena:
@@ -95,10 +123,16 @@ class NativeModel:
             heads=config.n_head,
             groups=config.n_kv_head,
             dim=config.head_dim,
+            hidden=config.n_hidden,
             ids=config.vocab_size,
-            epsilon=torch.finfo(torch.float32).eps if config.norm.epsilon is None else config.norm.epsilon,
-            softcap=config.softcap or 0.0,
+            norm=Norm(config.norm.kind == "layer", _epsilon(config.norm.epsilon)),
+            qk_norm=_qk_norm_place(config),
+            qk_epsilon=_epsilon(None if config.qk_norm is None else config.qk_norm.epsilon),
+            activation=ACTIVATIONS[config.activation],
+            gated=config.gated,
             attention_scale=config.attention_scale,
+            softcap=config.softcap or 0.0,
+            embedding_norm=config.embedding_norm,
             gate_scale=0.0 if config.value_gate is None else config.value_gate.scale,
             gate_width=0 if config.value_gate is None else config.value_gate.width,
             smear_width=config.smear_width,
@@ -114,21 +148,6 @@ class NativeModel:
         self._workspace_limits = (0, 0)
         self._pass = Pass()
         self._tuner = ThreadTuner(torch.get_num_threads(), fixed=device.fixed_threads)
-
-    @staticmethod
-    def supports(config: ModelConfig) -> bool:
-        """Whether the kernels have every part of a model. Otherwise it runs on torch."""
-        return (
-            config.norm == Norm(epsilon=config.norm.epsilon)
-            and config.qk_norm == QkNorm(after_rotation=True, epsilon=config.norm.epsilon)
-            and config.embedding_norm
-            and config.softcap is not None
-            and config.activation == "relu_squared"
-            and all(config.rotates(layer) for layer in range(config.n_layer))
-            and (config.q_dim, config.n_hidden) == (config.n_embd, 4 * config.n_embd)
-            and not (config.gated or config.qkv_bias or config.attention_out_bias or config.mlp_bias)
-            and not (config.tied_head or config.learned_positions)
-        )
 
     @property
     def matrix_bytes(self) -> int:
@@ -173,6 +192,7 @@ class NativeModel:
         arguments.wanted = None if batch.wanted is None else batch.wanted.data_ptr()
         arguments.cache = cache.memory.data_ptr()
         arguments.places = cache.memory.shape[-2]
+        arguments.alone = batch.longest == 1
         arguments.logits = logits.data_ptr()
         started_at = time.perf_counter()
         bounds = share_bounds(batch, sharing.threads) if sharing.by_rows else None
@@ -190,10 +210,10 @@ class NativeModel:
     def _grow_angles(self, positions: int) -> None:
         """Make a table of angles for at least `positions` positions."""
         self._angle_positions = min(self.config.sequence_len, max(2 * positions, _FIRST_POSITIONS))
-        assert self.config.rope is not None
-        self._angles = angle_table(self.config.rope, self._angle_positions)
-        self._data.cosines = self._angles[0].data_ptr()
-        self._data.sines = self._angles[1].data_ptr()
+        if self.config.rope is not None:
+            self._angles = angle_table(self.config.rope, self._angle_positions)
+            self._data.cosines = self._angles[0].data_ptr()
+            self._data.sines = self._angles[1].data_ptr()
         # A larger workspace is needed, too: it has room for a score of each position.
         self._workspace_limits = (0, 0)
 
@@ -230,8 +250,13 @@ class _Loader:
 
     def load(self) -> None:
         model, config, data = self._model, self._config, self._model._data
-        width, qkv = config.n_embd, config.n_embd + 2 * config.kv_dim
-        shapes = [(qkv, width), (width, width), (4 * width, width), (width, 4 * width)] * config.n_layer
+        width, hidden = config.n_embd, config.n_hidden
+        shapes = [
+            (config.q_dim + 2 * config.kv_dim, width),
+            (width, config.q_dim),
+            (2 * hidden if config.gated else hidden, width),
+            (width, hidden),
+        ] * config.n_layer
         shapes.append((config.vocab_size, width))
         # The types are known only when the tensors are read.
         least, most = ((MatrixKind.INT8,) * 2) if self._group else (MatrixKind.BF16, MatrixKind.FP32)
@@ -241,8 +266,14 @@ class _Loader:
             model._kernels,
             sum(aligned(self._size(Matrix(*shape, kind=most, group=self._group))) for shape in shapes),
         )
-        data.head = self._matrix("lm_head.weight", outputs=config.vocab_size)
-        data.table = self._table("transformer.wte.weight")
+        head = tensors.EMBEDDING if config.tied_head else tensors.HEAD
+        data.head = Linear(self._matrix([self._weights[head][: config.vocab_size]]))
+        # The rows of a tied head are read from the packed matrix, unless it is rounded.
+        if not config.tied_head or self._group:
+            data.table = self._table(tensors.EMBEDDING)
+        if config.learned_positions:
+            data.positions = self._table(tensors.POSITIONS)
+        data.final_norm = self._norm(tensors.FINAL_NORM)
         if config.smear_width:
             data.smear_gate = self._copy("smear_gate.weight")
             data.smear_strength = self._floats("smear_lambda")[0]
@@ -252,11 +283,17 @@ class _Loader:
         model._arena.close()
 
     def _load_layer(self, i: int, layer: Layer) -> None:
-        config, name = self._config, f"transformer.h.{i}."
-        layer.qkv = self._matrix(*(f"{name}attn.c_{part}.weight" for part in "qkv"))
-        layer.attention_out = self._matrix(f"{name}attn.c_proj.weight")
-        layer.mlp_in = self._matrix(f"{name}mlp.c_fc.weight")
-        layer.mlp_out = self._matrix(f"{name}mlp.c_proj.weight")
+        config, name = self._config, tensors.layer_name(i)
+        layer.qkv = self._linear(*(f"{name}attn.c_{part}" for part in "qkv"), bias=config.qkv_bias)
+        layer.attention_out = self._linear(f"{name}attn.c_proj", bias=config.attention_out_bias)
+        layer.mlp_in = self._mlp_in(name)
+        layer.mlp_out = self._linear(f"{name}mlp.c_proj", bias=config.mlp_bias)
+        layer.attention_norm = self._norm(f"{name}ln_1")
+        layer.mlp_norm = self._norm(f"{name}ln_2")
+        if config.qk_norm is not None and config.qk_norm.weights:
+            layer.q_norm = self._copy(f"{name}attn.q_norm.weight")
+            layer.k_norm = self._copy(f"{name}attn.k_norm.weight")
+        layer.rotates = config.rotates(i)
         layer.window = config.windows[i]
         layer.mixes = config.residual_mix
         if config.residual_mix:
@@ -266,46 +303,85 @@ class _Loader:
             layer.value_table = self._table(f"value_embeds.{i}.weight")
             layer.value_gate = self._copy(f"{name}attn.ve_gate.weight")
 
+    def _linear(self, *names: str, bias: bool) -> Linear:
+        """Some linear layers with the same inputs, stacked."""
+        matrix = self._matrix([self._weights[f"{name}.weight"] for name in names])
+        return Linear(matrix, self._bias(*names) if bias else None)
+
+    def _mlp_in(self, layer: str) -> Linear:
+        config = self._config
+        name, gate = f"{layer}mlp.c_fc", f"{layer}mlp.c_gate"
+        if not config.gated:
+            return self._linear(name, bias=config.mlp_bias)
+        parts = [self._weights[f"{part}.weight"] for part in (gate, name)]
+        matrix = self._empty_matrix(2 * config.n_hidden, parts)
+        for part, target in zip(parts, (PackTarget.FIRST_HALVES, PackTarget.SECOND_HALVES), strict=True):
+            self._pack(matrix, part, target)
+        return Linear(matrix, self._bias(name), self._bias(gate)) if config.mlp_bias else Linear(matrix)
+
     def _size(self, matrix: Matrix) -> int:
         size: int = self._model._kernels.celeriac_packed_bytes(ctypes.byref(matrix))
         return size
 
-    def _matrix(self, *names: str, outputs: int = 0) -> Matrix:
-        """Pack some tensors, stacked, as one matrix. `outputs`: the number of rows to take; 0: all."""
-        model = self._model
-        tensors = [self._weights[name].contiguous() for name in names]
-        counts = [outputs or tensor.shape[0] for tensor in tensors]
-        matrix = Matrix(sum(counts), tensors[0].shape[1], kind=self._kind(tensors), group=self._group)
-        matrix.panels = model._arena.take(self._size(matrix))
-        at = 0
-        for tensor, count in zip(tensors, counts, strict=True):
-            model._kernels.celeriac_pack(
-                ctypes.byref(matrix), at, tensor.data_ptr(), count, KINDS[tensor.dtype], torch.get_num_threads()
-            )
-            at += count
+    def _empty_matrix(self, outputs: int, parts: Sequence[Tensor]) -> Matrix:
+        """A matrix for some parts, which have the same inputs."""
+        matrix = Matrix(outputs, parts[0].shape[1], kind=self._kind(parts), group=self._group)
+        matrix.panels = self._model._arena.take(self._size(matrix))
         return matrix
 
-    def _kind(self, tensors: Sequence[Tensor]) -> MatrixKind:
-        """The number format of a matrix of stacked tensors."""
+    def _matrix(self, parts: Sequence[Tensor]) -> Matrix:
+        """Pack some matrices, stacked, as one."""
+        matrix = self._empty_matrix(sum(part.shape[0] for part in parts), parts)
+        at = 0
+        for part in parts:
+            self._pack(matrix, part, PackTarget.IN_A_ROW, at)
+            at += part.shape[0]
+        return matrix
+
+    def _pack(self, matrix: Matrix, part: Tensor, target: PackTarget, at: int = 0) -> None:
+        plain = part.contiguous()
+        self._model._kernels.celeriac_pack(
+            ctypes.byref(matrix),
+            target,
+            at,
+            plain.data_ptr(),
+            plain.shape[0],
+            KINDS[plain.dtype],
+            torch.get_num_threads(),
+        )
+
+    def _kind(self, parts: Sequence[Tensor]) -> MatrixKind:
+        """The number format of a matrix of some parts."""
         if self._group:
             return MatrixKind.INT8
-        kinds = {KINDS[tensor.dtype] for tensor in tensors}
+        kinds = {KINDS[part.dtype] for part in parts}
         # A bf16 matrix holds pairs of inputs.
-        if len(kinds) > 1 or (kinds == {MatrixKind.BF16} and tensors[0].shape[1] % 2):
+        if len(kinds) > 1 or (kinds == {MatrixKind.BF16} and parts[0].shape[1] % 2):
             return MatrixKind.FP32
         return kinds.pop()
 
+    def _bias(self, *names: str) -> int:
+        """The biases of some linear layers, one after the other."""
+        bias = torch.cat([self._weights[f"{name}.bias"].float() for name in names])
+        return self._kept_address(F.pad(bias, (0, -len(bias) % _BIAS_MULTIPLE)))
+
+    def _norm(self, name: str) -> NormWeights:
+        norm = self._config.norm
+        if not norm.weights:
+            return NormWeights()
+        return NormWeights(self._copy(f"{name}.weight"), self._copy(f"{name}.bias") if norm.kind == "layer" else None)
+
     def _table(self, name: str) -> Table:
-        table = self._keep(name, self._model.device.copy_table)
-        return Table(table.data_ptr(), table.dtype is torch.bfloat16)
+        table = self._plain(self._model.device.copy_table(self._weights[name]))
+        return Table(self._kept_address(table), table.dtype is torch.bfloat16)
 
     def _copy(self, name: str) -> int:
-        return self._keep(name, self._model.device.copy).data_ptr()
+        return self._kept_address(self._model.device.copy(self._weights[name]).contiguous())
 
-    def _keep(self, name: str, copy: Callable[[Tensor], Tensor]) -> Tensor:
-        copied = self._plain(copy(self._weights[name]))
-        self._model._kept.append(copied)
-        return copied
+    def _kept_address(self, tensor: Tensor) -> int:
+        """The address of a tensor, which lives as long as the model."""
+        self._model._kept.append(tensor)
+        return tensor.data_ptr()
 
     def _floats(self, name: str) -> list[float]:
         values: list[float] = self._weights[name].float().tolist()
