@@ -3,6 +3,9 @@
 A running job holds one slot of a live worker. While all slots are taken, a waiting job starts when a slot becomes free
 (a departure). There are `slots` departures within the duration of an average job. The job with `n` others ahead of it
 starts at departure number `n + 1`. The number of tokens of a job and the time per token are those of recent jobs.
+
+A checkpoint that a switching worker offers and has not loaded has no slots yet. Then all of this begins after the load.
+The time is not known for which the worker still serves other checkpoints, so it does not count.
 """
 
 from __future__ import annotations
@@ -50,8 +53,10 @@ class QueueLoad:
     waiting_tokens: int
     #: Number of running jobs.
     running: int
-    #: Number of jobs that the live workers can run at once.
+    #: Number of jobs that the live workers can run at once, or the worker that will load the checkpoint.
     slots: int
+    #: Seconds until a worker will have loaded the checkpoint; None if a worker takes its jobs, or if none offers it.
+    load_s: float | None = None
     #: Seconds from a job's start to its first token; None if no job has succeeded recently.
     first_token_s: float | None
     #: Seconds for each further token.
@@ -65,12 +70,18 @@ class QueueLoad:
         """The estimate for a job that may generate `tokens_left` more tokens. `position` is None if the job runs."""
         ahead = 0 if position is None else position
         tokens_ahead = round(ahead * self._mean_tokens(tokens_left) * self.share)
-        if self.first_token_s is None or self.slots == 0:
+        if self.slots == 0:
             return Estimate(tokens_ahead, None, None, None)
+        departures = max(0, ahead + self.running - self.slots + 1)
+        load_s = self.load_s or 0.0
+        if self.first_token_s is None:
+            # Only how long a load takes is known.
+            start_s = None if self.load_s is None or position is None or departures else load_s
+            return Estimate(tokens_ahead, start_s, None, None)
         start_s = 0.0
         if position is not None:
-            departures = max(0, ahead + self.running - self.slots + 1)
-            start_s = departures * self._run_s(self._mean_tokens(tokens_left), self.first_token_s) / self.slots
+            mean_s = self._run_s(self._mean_tokens(tokens_left), self.first_token_s)
+            start_s = load_s + departures * mean_s / self.slots
         run_s = self._run_s(tokens_left, 0.0 if position is None else self.first_token_s)
         finish_s = start_s + run_s
         finish = FinishEstimate(finish_s * self._correction(0.5), finish_s * self._correction(0.9))
@@ -80,7 +91,7 @@ class QueueLoad:
         """Seconds until this number of waiting jobs has started; None if no estimate is possible or no job waits."""
         if self.first_token_s is None or self.slots == 0 or self.waiting == 0:
             return None
-        return departures * self._run_s(self._mean_tokens(0), self.first_token_s) / self.slots
+        return (self.load_s or 0.0) + departures * self._run_s(self._mean_tokens(0), self.first_token_s) / self.slots
 
     def _mean_tokens(self, default: int) -> float:
         """Mean number of tokens that a waiting job may generate; `default` if no job waits."""

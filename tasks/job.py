@@ -169,6 +169,8 @@ class Job:
     resumed_tokens: int
     worker: str | None
     prompt_tokens: int | None
+    #: How long the load of the checkpoint took for which the job waited before its first start, in ms; None: for none.
+    load_ms: int | None = None
     #: Tokens of the prompt whose keys and values the last attempt found in its worker's cache; None until the end.
     cached_tokens: int | None = None
     #: Calls of the calculator in the answer, in order. Their tokens are in the log, and are no part of the text.
@@ -222,6 +224,7 @@ class Job:
             resumed_tokens=read.required("resumed_tokens", record.count),
             worker=read.optional("worker", record.name),
             prompt_tokens=read.optional("prompt_tokens", record.count),
+            load_ms=read.optional("load_ms", record.duration_ms),
             cached_tokens=read.optional("cached_tokens", record.count),
             tool_calls=read.optional("tool_calls", tool_calls_from_json) or (),
             tokens=read.required("tokens", record.count),

@@ -1,4 +1,4 @@
-"""The catalog of checkpoints: their cards and which of them are served, read from Redis at most every half second."""
+"""The catalog of checkpoints: their cards and which of them are served or offered, read at most every half second."""
 
 from __future__ import annotations
 
@@ -6,40 +6,49 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from api.http.problems import RETRY_WORKER_S, ApiError, Code, FieldError, listed
 from tasks.card import Card
 from tasks.shared_call import SharedCall
 from tasks.store.job_store import JobStore
 from tasks.store.replies import WorkerCounts
+from tasks.switching_info import SwitchingInfo
 from tasks.worker_info import WorkerInfo
 
 #: Oldest snapshot that is used to accept a request, in seconds. A refusal is always based on a new one.
 MAX_AGE_S = 0.5
 
+#: Oldest cards that are used without a change of their version, in seconds. A switching worker may offer a thousand
+#: checkpoints, and their cards take tens of milliseconds to read.
+MAX_CARDS_AGE_S = 10.0
+
 #: The message of the original guide.
 NOT_LOADED = "Model not loaded"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CatalogSnapshot:
-    """The checkpoints at one time."""
+    """The checkpoints at one time. One is served if a worker takes its jobs, or will load it when jobs wait."""
 
-    #: The cards of all checkpoints that a worker has ever served.
+    #: The cards of all checkpoints that a worker has ever served, and of those that are offered.
     cards: Mapping[str, Card]
     #: The live workers of each checkpoint that has some.
     workers: Sequence[WorkerCounts]
+    #: Names of the checkpoints that a live switching worker can load.
+    offered: frozenset[str] = frozenset()
 
     def serving(self, name: str | None = None) -> list[WorkerCounts]:
         """The checkpoints with a worker that takes jobs, one of them or all."""
         return [counts for counts in self._counts_of(name) if counts.serving]
 
-    def accepting(self, name: str | None = None) -> list[WorkerCounts]:
-        """The checkpoints for which new jobs are accepted, one of them or all.
+    def accepts(self, name: str | None) -> bool:
+        """Whether new jobs are accepted for a checkpoint. None: for no checkpoint.
 
-        They have a worker that takes jobs, or one that replaces a crashed engine and soon takes jobs again.
+        It has a worker that takes jobs, or one that replaces a crashed engine and soon takes jobs again, or a switching
+        worker can load it.
         """
-        return [counts for counts in self._counts_of(name) if counts.serving or counts.reloading]
+        return name is not None and name in self._accepting
 
     def loading(self, name: str | None = None) -> int:
         """Number of workers that load a checkpoint, for the first time or again, of one checkpoint or of all."""
@@ -52,18 +61,37 @@ class CatalogSnapshot:
     def _counts_of(self, name: str | None) -> list[WorkerCounts]:
         return [counts for counts in self.workers if name in (None, counts.checkpoint)]
 
-    @property
+    @cached_property
+    def _accepting(self) -> frozenset[str]:
+        with_worker = (counts.checkpoint for counts in self.workers if counts.serving or counts.reloading)
+        return self.offered.union(with_worker) & self.cards.keys()
+
+    @cached_property
     def served(self) -> list[str]:
         """Names of the checkpoints for which jobs are accepted, sorted."""
-        return sorted({counts.checkpoint for counts in self.accepting()} & self.cards.keys())
+        return sorted(self._accepting)
+
+    @cached_property
+    def _latest(self) -> Mapping[str, Card]:
+        """The last checkpoint of each run that has several, by the name of the run."""
+        named = [card for card in self.cards.values() if card.latest_of]
+        # A run whose worker is gone comes after one that can be used.
+        named.sort(key=lambda card: (self.accepts(card.name), -1 if card.step is None else card.step, card.name))
+        return {card.latest_of: card for card in named}
+
+    def card(self, name: str) -> Card | None:
+        """The card of a checkpoint, or of the last checkpoint of the run with this name; None if there is none."""
+        return self.cards.get(name) or self._latest.get(name)
 
     def default(self, configured: str | None) -> str | None:
         """The checkpoint of a request that names none.
 
-        It is the configured one, else the only one served, else the only one known. None: there is none, or several.
+        It is the configured one, which may be given as in `card`, else the only one served, else the only one known.
+        None: there is none, or several.
         """
         if configured is not None:
-            return configured
+            card = self.card(configured)
+            return configured if card is None else card.name
         candidates = self.served or sorted(self.cards)
         return candidates[0] if len(candidates) == 1 else None
 
@@ -77,6 +105,8 @@ class Catalog:
         self._default = default
         self._snapshot = CatalogSnapshot({}, [])
         self._taken_at = -MAX_AGE_S
+        self._cards_version: bytes | None = None
+        self._cards_read_at = -MAX_CARDS_AGE_S
         #: Requests that need a snapshot at the same time share one, and its error.
         self._take = SharedCall(self._take_snapshot)
         self._workers: Sequence[WorkerInfo] = []
@@ -98,8 +128,13 @@ class Catalog:
 
     async def _take_snapshot(self) -> None:
         taken_at = time.monotonic()
-        cards, workers = await asyncio.gather(self._store.cards(), self._store.worker_counts())
-        self._snapshot = CatalogSnapshot(cards, workers)
+        # The version first: cards that are read after it are at least as new.
+        version, workers = await asyncio.gather(self._store.catalog_version(), self._store.worker_counts())
+        cards, offered = self._snapshot.cards, self._snapshot.offered
+        if version != self._cards_version or taken_at - self._cards_read_at > MAX_CARDS_AGE_S:
+            cards, offered = await asyncio.gather(self._store.cards(), self._store.offered())
+            self._cards_version, self._cards_read_at = version, taken_at
+        self._snapshot = CatalogSnapshot(cards, workers, offered)
         self._taken_at = taken_at
 
     async def workers(self) -> Sequence[WorkerInfo]:
@@ -111,6 +146,10 @@ class Catalog:
         while self._workers_taken_at < oldest:
             await self._take_workers()
         return self._workers
+
+    async def switching_workers(self, model: str | None) -> Sequence[SwitchingInfo]:
+        """The live switching workers, those that offer one checkpoint or all. Raises RedisError."""
+        return await self._store.switching_workers(model)
 
     async def _read_workers(self) -> None:
         taken_at = time.monotonic()
@@ -142,15 +181,15 @@ class Catalog:
         name = self.default_name(snapshot) if model is None else model
         if name is None:
             raise _ambiguous(snapshot, may_wait)
-        card = snapshot.cards.get(name)
+        card = snapshot.card(name)
         if card is None and model is None:
             # The configured default, whose first worker has not started yet.
             raise ApiError(Code.MODEL_NOT_LOADED, NOT_LOADED, retry_after_s=RETRY_WORKER_S)
         if card is None:
             raise _not_found(name, sorted(snapshot.cards))
-        if not may_wait and not snapshot.accepting(name):
-            loading = snapshot.loading(name)
-            now = f"a worker loads {name} now. Try" if loading else f"no worker serves {name} now. Start one, or try"
+        if not may_wait and not snapshot.accepts(card.name):
+            loads = f"a worker loads {card.name} now. Try"
+            now = loads if snapshot.loading(card.name) else f"no worker serves {card.name} now. Start one, or try"
             raise _not_served(f"{now} again later")
         return card
 

@@ -40,7 +40,9 @@ class HealthCheck:
             # Without Redis no request can be served, even if workers have loaded a model.
             name = self._checkpoint_name(self._catalog.last_snapshot)
             return HealthResponse(status="error", model_loaded=False, checkpoint=name)
-        loaded = bool(snapshot.serving(self._catalog.default_name(snapshot)))
+        default = self._catalog.default_name(snapshot)
+        # What a switching worker offers counts as loaded: it answers requests.
+        loaded = bool(snapshot.serving(default)) or (default in snapshot.offered if default else bool(snapshot.offered))
         return HealthResponse(
             status="ok" if loaded else "error", model_loaded=loaded, checkpoint=self._checkpoint_name(snapshot)
         )

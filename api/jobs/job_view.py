@@ -122,6 +122,7 @@ def job_timings(job: Job) -> JobTimings:
     decode_s = _seconds(job.first_token_at, job.finished_at)
     return JobTimings(
         queue_s=_seconds(job.created_at, job.started_at),
+        load_s=None if job.started_at is None else (job.load_ms or 0) / 1000,
         ttft_s=_seconds(job.started_at, job.first_token_at),
         decode_s=decode_s,
         tokens_per_s=round((job.tokens - 1) / decode_s, 1) if decode_s and job.tokens > 1 else None,
@@ -132,7 +133,8 @@ def job_timings(job: Job) -> JobTimings:
 def server_timing(job: Job) -> str:
     """The value of `Server-Timing`: the duration of each phase that is known, in milliseconds."""
     timings = job_timings(job)
-    phases = (("queue", timings.queue_s), ("ttft", timings.ttft_s), ("decode", timings.decode_s))
+    load_s = timings.load_s or None
+    phases = (("queue", timings.queue_s), ("load", load_s), ("ttft", timings.ttft_s), ("decode", timings.decode_s))
     return ", ".join(f"{name};dur={seconds * 1000:.0f}" for name, seconds in phases if seconds is not None)
 
 

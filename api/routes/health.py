@@ -28,7 +28,7 @@ async def live() -> Liveness:
     responses=problems((*QUEUE_CODES, Code.MODEL_NOT_LOADED, Code.NO_WORKERS)),
 )
 async def ready(services: UncheckedServicesDep) -> Readiness:
-    """200 while a worker takes jobs; else 503 with `state`.
+    """200 while a worker takes jobs, or can load a checkpoint for them; else 503 with `state`.
 
     `state` is STARTING, STALLED, NO_WORKERS, REDIS_DOWN, REDIS_UNUSABLE or SCHEMA_MISMATCH.
     """
@@ -43,12 +43,14 @@ async def ready(services: UncheckedServicesDep) -> Readiness:
     if not snapshot.cards:
         raise _not_ready(Code.MODEL_NOT_LOADED, "STARTING", "No worker has loaded a checkpoint yet.")
     serving = snapshot.serving()
-    if not serving:
+    if not serving and not snapshot.offered:
         raise _none_takes_jobs(snapshot)
     workers = sum(counts.serving for counts in serving)
     slots = sum(counts.slots for counts in serving)
     running = sum(counts.running for counts in serving)
-    return Readiness(state="BUSY" if running >= slots else "READY", workers=workers, slots=slots, running=running)
+    return Readiness(
+        state="BUSY" if slots and running >= slots else "READY", workers=workers, slots=slots, running=running
+    )
 
 
 def _none_takes_jobs(snapshot: CatalogSnapshot) -> ApiError:

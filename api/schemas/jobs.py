@@ -126,6 +126,10 @@ class JobTimings(Model):
     """Durations in seconds; null until known."""
 
     queue_s: float | None = Field(description="From submission to the first start.")
+    load_s: float | None = Field(
+        description="How long the load of the checkpoint took, if the job waited for it; else 0. A part of queue_s, or "
+        "more, if the load had begun before."
+    )
     ttft_s: float | None = Field(description="From the start to the first token.")
     decode_s: float | None = Field(description="From the first token to the end.")
     tokens_per_s: float | None = Field(description="Tokens after the first one, divided by decode_s.")

@@ -39,6 +39,8 @@ class Timings:
 
     #: From submission to the first start.
     queue_s: float | None
+    #: How long the load of the checkpoint took, if the job waited for it; else 0.
+    load_s: float | None
     #: From the start to the first token.
     ttft_s: float | None
     #: From the first token to the end.
@@ -200,6 +202,7 @@ class Job:
             expires_at=_time(raw["expires_at"]),
             timings=Timings(
                 queue_s=timings["queue_s"],
+                load_s=timings.get("load_s"),
                 ttft_s=timings["ttft_s"],
                 decode_s=timings["decode_s"],
                 tokens_per_s=timings["tokens_per_s"],

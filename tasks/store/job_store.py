@@ -44,8 +44,10 @@ from tasks.store.replies import (
     parse_cursor,
     position_of,
     prior_job,
+    switching_worker_of,
     worker_of,
 )
+from tasks.switching_info import SwitchingInfo
 from tasks.token_log import Entry
 from tasks.worker_info import WorkerInfo
 
@@ -58,6 +60,7 @@ T = TypeVar("T")
 Counts = list[WorkerCounts]
 Entries = list[Entry]
 Workers = list[WorkerInfo]
+SwitchingWorkers = list[SwitchingInfo]
 
 
 class JobStore:
@@ -174,7 +177,7 @@ class JobStore:
     async def queue_load(self, checkpoint: str) -> QueueLoad:
         """The load of a checkpoint's queue, from which waiting times are estimated."""
         waiting, waiting_tokens, running, slots, *pace, accuracy = await self._call("queue_load", checkpoint)
-        first_token_ms, ms_per_token, share = (float(value) if value else None for value in pace)
+        first_token_ms, ms_per_token, share, load_ms = (float(value) if value else None for value in pace)
         return QueueLoad(
             waiting=waiting,
             waiting_tokens=waiting_tokens,
@@ -183,6 +186,7 @@ class JobStore:
             first_token_s=None if first_token_ms is None else first_token_ms / 1000,
             s_per_token=0.0 if ms_per_token is None else ms_per_token / 1000,
             share=1.0 if share is None else share,
+            load_s=None if load_ms is None else load_ms / 1000,
             accuracy=tuple(float(ratio) for ratio in accuracy),
         )
 
@@ -230,8 +234,19 @@ class JobStore:
         return (await self._cards([checkpoint])).get(checkpoint)
 
     async def cards(self) -> dict[str, Card]:
-        """All cards, by the name of the checkpoint."""
-        return await self._cards(await self._checkpoints())
+        """All cards, by the name of the checkpoint: of those that a worker has ever served, and of those offered."""
+        offered: Any = await self._redis.zrange(keys.OFFERED, 0, -1)
+        return await self._cards(names_of({*offered, *await self._members(keys.CHECKPOINTS)}))
+
+    async def offered(self) -> frozenset[str]:
+        """Names of the checkpoints that switching workers offer."""
+        names: Any = await self._redis.zrangebyscore(keys.OFFERED, "+inf", "+inf")
+        return frozenset(names_of(names))
+
+    async def catalog_version(self) -> bytes | None:
+        """Changes when a card changes, or what is offered. What was read after it is at least as new."""
+        version: Any = await self._redis.get(keys.CATALOG_VERSION)
+        return None if version is None else bytes(version)
 
     async def tokenizer(self, digest: str) -> bytes | None:
         """The published tokenizer of the checkpoint with this digest; None if there is none that can be read."""
@@ -254,7 +269,7 @@ class JobStore:
 
     async def workers(self, checkpoint: str | None = None) -> Workers:
         """The live workers of one checkpoint, or of all, in order of their names."""
-        served = await self._checkpoints() if checkpoint is None else [checkpoint]
+        served = names_of(await self._members(keys.CHECKPOINTS)) if checkpoint is None else [checkpoint]
         async with self._redis.pipeline(transaction=False) as pipeline:
             for name in served:
                 pipeline.zrange(keys.workers(name), 0, -1)
@@ -265,13 +280,29 @@ class JobStore:
         found = [worker_of(name, fields) for name, fields in zip(names, hashes, strict=True)]
         return [worker for worker in found if worker is not None and worker.checkpoint in served]
 
+    async def switching_workers(self, checkpoint: str | None = None) -> SwitchingWorkers:
+        """The live switching workers that offer a checkpoint, or all of them, in order of their names."""
+        members: Any = (
+            await self._redis.zrange(keys.SWITCHING, 0, -1)
+            if checkpoint is None
+            else await self._members(keys.offering(checkpoint))
+        )
+        names = names_of(members)
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for name in names:
+                pipeline.hgetall(keys.switching_worker(name))
+                pipeline.hlen(keys.offers(name))
+            replies = await pipeline.execute(raise_on_error=False)
+        found = [switching_worker_of(*one) for one in zip(names, replies[::2], replies[1::2], strict=True)]
+        return [worker for worker in found if worker is not None]
+
     async def reap(self) -> Reaped:
         """Run the reaper, unless another process has just run it. Every process calls it each second."""
         return Reaped.from_reply(await self._call("reap", *self._reap_arguments))
 
-    async def _checkpoints(self) -> Sequence[str]:
-        names: Any = await self._redis.smembers(keys.CHECKPOINTS)
-        return names_of(names)
+    async def _members(self, key: str) -> set[bytes]:
+        members: Any = await self._redis.smembers(key)
+        return set(members)
 
     async def _cards(self, names: Sequence[str]) -> dict[str, Card]:
         """The cards that can be read. The reaper deletes damaged ones, and the workers publish them again."""

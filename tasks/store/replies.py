@@ -15,6 +15,7 @@ from tasks.errors import CursorError, IdempotencyMismatchError, JobGoneError
 from tasks.job import Job, Status
 from tasks.record import RecordFields
 from tasks.redis_client.errors import is_permanent
+from tasks.switching_info import SwitchingInfo
 from tasks.token_log import Entry, from_reply
 from tasks.worker_info import WorkerInfo
 
@@ -152,6 +153,24 @@ def worker_of(name: str, fields: Mapping[bytes, bytes] | Exception) -> WorkerInf
         return WorkerInfo.from_hash({} if isinstance(fields, Exception) else fields)
     except (KeyError, ValueError):
         log.error("worker_damaged", worker=name)
+        return None
+
+
+def switching_worker_of(
+    name: str, fields: Mapping[bytes, bytes] | Exception, offers: int | Exception
+) -> SwitchingInfo | None:
+    """As `worker_of`, of a switching worker. `offers`: how many checkpoints it offers."""
+    for error in (fields, offers):
+        if isinstance(error, Exception) and not (isinstance(error, ResponseError) and is_permanent(error)):
+            raise error
+    if not fields:
+        return None
+    try:
+        if isinstance(fields, Exception) or isinstance(offers, Exception):
+            raise TypeError("a key of another type")
+        return SwitchingInfo.from_hash(fields, offers)
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+        log.error("switching_worker_damaged", worker=name)
         return None
 
 

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Path
 from api.http.openapi import QUEUE_CODES, openai_errors
 from api.http.problems import Code
 from api.http.strict_json import StrictRoute
+from api.jobs.catalog import CatalogSnapshot
 from api.schemas.openai.models import ServedModel, ServedModels
 from api.services import ServicesDep
 from tasks.card import Card
@@ -21,11 +22,14 @@ OWNER = "celeriac"
 
 @router.get("", response_model=ServedModels, summary="List checkpoints", responses=openai_errors(QUEUE_CODES))
 async def models(services: ServicesDep) -> ServedModels:
-    """All checkpoints that a worker has ever served, those that are served now first."""
+    """All checkpoints that a worker has served or offers: first those that are loaded, then those that can be."""
     snapshot = await services.catalog.snapshot()
-    served = {counts.checkpoint for counts in snapshot.serving()}
-    cards = sorted(snapshot.cards.values(), key=lambda card: (card.name not in served, card.name))
-    return ServedModels(data=[_model(card, ready=card.name in served) for card in cards])
+    loaded = {counts.checkpoint for counts in snapshot.serving()}
+    cards = sorted(
+        snapshot.cards.values(),
+        key=lambda card: (card.name not in loaded, card.name not in snapshot.offered, card.name),
+    )
+    return ServedModels(data=[_model(card, snapshot, loaded=card.name in loaded) for card in cards])
 
 
 @router.get(
@@ -35,19 +39,21 @@ async def models(services: ServicesDep) -> ServedModels:
     responses=openai_errors((*QUEUE_CODES, Code.MODEL_NOT_FOUND, Code.MODEL_NOT_LOADED)),
 )
 async def model(services: ServicesDep, model: Annotated[str, Path(description="Name of a checkpoint.")]) -> ServedModel:
-    """One checkpoint, also while no worker serves it."""
+    """One checkpoint, also while no worker serves it. The name of a run means its last checkpoint."""
     card = await services.catalog.describe(model)
     snapshot = services.catalog.last_snapshot
-    return _model(card, ready=bool(snapshot.serving(card.name)))
+    return _model(card, snapshot, loaded=bool(snapshot.serving(card.name)))
 
 
-def _model(card: Card, *, ready: bool) -> ServedModel:
+def _model(card: Card, snapshot: CatalogSnapshot, *, loaded: bool) -> ServedModel:
     return ServedModel(
         id=card.name,
         created=0,
         owned_by=OWNER,
         root=card.name,
         max_model_len=card.context,
-        ready=ready,
+        ready=loaded or card.name in snapshot.offered,
+        loaded=loaded,
+        latest_of=card.latest_of or None,
         chat=card.tokenizer.chat is not None,
     )

@@ -19,7 +19,14 @@ class ServedModel(Model):
     root: str = Field(description="The same as `id`.")
     parent: None = None
     max_model_len: int = Field(description="Longest sequence in tokens, prompt and answer together.")
-    ready: bool = Field(description="Whether a worker serves it now. A call for one that is not ready is refused.")
+    ready: bool = Field(
+        description="Whether a worker serves it now, or loads it when a call needs it. A call for one that is not "
+        "ready is refused."
+    )
+    loaded: bool = Field(description="Whether a worker has it loaded and takes jobs for it.")
+    latest_of: str | None = Field(
+        description="Another name by which calls may name it, as long as it is the last checkpoint of that run."
+    )
     chat: bool = Field(description="Whether `/v1/chat/completions` works with it.")
 
 

@@ -56,7 +56,7 @@ local function damaged_fields(id)
     'version', 'created_at', 'score', 'attempt', 'losses', 'losses_in_a_row', 'resumed_tokens', 'tokens', 'max_tokens',
     'run_ms', 'result_ttl_ms', 'priority', 'queue_timeout_ms', 'run_timeout_ms', 'deadline_ms', 'deadline_at', 'started_at',
     'attempt_started_at', 'first_token_at', 'finished_at', 'expires_at', 'cancel_requested_at', 'cancel_acked_at',
-    'cancel_tokens', 'prompt_tokens', 'predicted_ms', 'idempotency_ttl_ms', 'reserved_bytes'}
+    'cancel_tokens', 'prompt_tokens', 'predicted_ms', 'idempotency_ttl_ms', 'reserved_bytes', 'load_ms'}
   for index, value in ipairs(redis.call('HMGET', KEY.job(id), unpack(numbers))) do
     local name = numbers[index]
     if value and not is_count(value, name == 'score' and LIMIT.MOST_COUNT or LIMIT.MOST_TIME_MS) or not value and index <= 12

@@ -112,6 +112,22 @@ local function load_duration(checkpoint, bytes)
   return measured or LIMIT.LOAD_MS + bytes / LIMIT.LOAD_BYTES_PER_MS
 end
 
+-- Returns the slots that a checkpoint will have when a switching worker has loaded it, and the ms that the load will still
+-- take. Returns 0 and nil if no live switching worker offers it.
+local function future_load(checkpoint)
+  local began_at, _, owner = loading_claim(checkpoint)
+  local offering = others_offering(checkpoint, nil)
+  table.sort(offering)
+  local name = owner and is_switching(owner) and owner or offering[1]
+  local bytes = name and finite(redis.call('HGET', KEY.offers(name), checkpoint))
+  if not bytes then
+    return 0, nil
+  end
+  local since_ms = began_at and began_at > 0 and math.max(0, NOW_MS - began_at) or 0
+  local slots = finite(redis.call('HGET', KEY.switching_worker(name), 'slots')) or 0
+  return slots, math.max(0, load_duration(checkpoint, bytes) - since_ms)
+end
+
 -- Returns the time in ms at which the job with a score in the backlog was submitted.
 local function submitted_at(score)
   -- The distance between resumed and new jobs is a multiple of the step.

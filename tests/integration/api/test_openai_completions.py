@@ -300,6 +300,8 @@ async def test_models(settings: Settings, client: httpx.AsyncClient, worker: Fak
                 "parent": None,
                 "max_model_len": 64,
                 "ready": card is CARD,
+                "loaded": card is CARD,
+                "latest_of": None,
                 "chat": card is CHAT_CARD,
             }
             for card in (CARD, CHAT_CARD)

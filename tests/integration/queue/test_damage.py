@@ -58,7 +58,7 @@ FIELDS = (
     *("attempt_started_at", "first_token_at", "finished_at", "expires_at", "cancel_requested_at", "cancel_tokens"),
     *("prompt_tokens", "predicted_ms", "message", "worker", "incarnation", "claim", "finish_reason", "completion"),
     *("error", "idempotency", "idempotency_ttl_ms", "reply_to", "retry_of"),
-    *("group", "cached_tokens", "tool_calls"),
+    *("group", "cached_tokens", "tool_calls", "load_ms"),
 )
 #: Makes a key of each type, with text and with bytes that are no text.
 TYPES: dict[str, Callable[[Any, str], object]] = {
