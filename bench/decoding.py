@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tasks.sampling_params import SamplingParams
-from worker.checkpoints import meta
 from worker.checkpoints.folder import find
+from worker.checkpoints.sizes import sizes_of
 from worker.checkpoints.tokenizers import Tokenizer, load_tokenizer
 from worker.engine.engine import Engine
 from worker.engine.request import SequenceRequest
@@ -45,7 +45,7 @@ def load_engine(
     Raises CheckpointError.
     """
     folder = find(str(checkpoint), root)
-    tokenizer = load_tokenizer(folder, meta.read(folder.meta_file).sizes["vocab_size"])
+    tokenizer = load_tokenizer(folder, sizes_of(folder).vocab_size)
     loaded = load_model(
         folder,
         tokenizer,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from tasks.card import Card
 from tasks.chat import Message
@@ -13,11 +14,13 @@ from tasks.job import ErrorCode
 from tasks.logprobs import TokenLogprobs, unpack
 from tasks.sampling_params import SamplingParams
 from tasks.tool_call import ToolCall
-from worker.checkpoints import formats, meta
+from worker.checkpoints import formats
 from worker.checkpoints.cards import build_card
 from worker.checkpoints.errors import TokenizerError
 from worker.checkpoints.folder import CheckpointFolder, find
+from worker.checkpoints.sizes import sizes_of
 from worker.checkpoints.tokenizers import Tokenizer, load_tokenizer, tool_content_of
+from worker.engine.architecture.config import ModelConfig
 from worker.engine.architecture.weight_form import WeightForm
 from worker.engine.device import Device
 from worker.engine.engine import Engine
@@ -237,10 +240,18 @@ def _unpacked(parts: Iterable[bytes], alternatives: int | None) -> tuple[TokenLo
     return None if alternatives is None else unpack(b"".join(parts), alternatives)
 
 
-def read_card(
-    path_or_name: str, root: Path, *, softcap: float | None, form: WeightForm
-) -> tuple[Card, tuple[str, ...]]:
-    """The card that a CPU worker would publish for a checkpoint, and warnings. Raises CheckpointError."""
+class Description(NamedTuple):
+    """What is known of a checkpoint without loading it."""
+
+    #: The card that a CPU worker would publish.
+    card: Card
+    config: ModelConfig
+    #: Warnings for the operator.
+    warnings: tuple[str, ...]
+
+
+def describe(path_or_name: str, root: Path, *, softcap: float | None, form: WeightForm) -> Description:
+    """Describe a checkpoint. Raises CheckpointError."""
     folder = find(path_or_name, root)
     checkpoint = formats.load(folder, softcap=softcap)
     warnings = checkpoint.warnings
@@ -250,12 +261,13 @@ def read_card(
     except TokenizerError as error:
         warnings += (f"It cannot be served. `celeriac run` can use it with --token-ids: {error}",)
     bytes_per_token = Device("cpu").kv_bytes_per_token(checkpoint.config)
-    return build_card(checkpoint, tokenizer, kv_bytes_per_token=bytes_per_token, form=form), warnings
+    card = build_card(checkpoint, tokenizer, kv_bytes_per_token=bytes_per_token, form=form)
+    return Description(card, checkpoint.config, warnings)
 
 
 def _tokenizer(folder: CheckpointFolder, *, needed: bool) -> Tokenizer | None:
     try:
-        return load_tokenizer(folder, meta.read(folder.meta_file).sizes["vocab_size"])
+        return load_tokenizer(folder, sizes_of(folder).vocab_size)
     except TokenizerError:
         if needed:
             raise

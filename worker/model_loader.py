@@ -12,9 +12,8 @@ from torch import Tensor
 from tasks.card import Card
 from worker.checkpoints import formats
 from worker.checkpoints.cards import build_card
+from worker.checkpoints.checkpoint import Checkpoint, Weights
 from worker.checkpoints.folder import CheckpointFolder
-from worker.checkpoints.formats import Checkpoint
-from worker.checkpoints.stored_weights import StoredWeights
 from worker.checkpoints.tokenizers import Tokenizer, tokenizer_digest, visible_text
 from worker.engine.architecture.weight_form import WeightForm
 from worker.engine.backends import load_weights
@@ -58,7 +57,7 @@ class LoadedModel:
 class CountedWeights(Mapping[str, Tensor]):
     """Weights that report how many of their bytes were taken."""
 
-    def __init__(self, weights: StoredWeights, progress: Progress) -> None:
+    def __init__(self, weights: Weights, progress: Progress) -> None:
         self._weights = weights
         self._progress = progress
         # Their sizes are known before they are read.

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from tests.helpers.fake_graph import FakeGraph
 from tests.helpers.requests import sequence_request
+from worker.checkpoints.checkpoint import Checkpoint
 from worker.checkpoints.folder import find
-from worker.checkpoints.formats import Checkpoint, load
+from worker.checkpoints.formats import load
 from worker.engine.architecture.config import ModelConfig
 from worker.engine.backends import load_weights
 from worker.engine.batch import Batch

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from tasks.card import Card, StoredType, TokenizerCard
-from worker.checkpoints.formats import Checkpoint
+from worker.checkpoints.checkpoint import Checkpoint
 from worker.checkpoints.tokenizers import Tokenizer, tokenizer_content
 from worker.engine.architecture.weight_form import INT8_GROUP, WeightForm
 
@@ -27,14 +27,14 @@ def build_card(
     checkpoint: Checkpoint, tokenizer: Tokenizer | None, *, kv_bytes_per_token: int, form: WeightForm = "exact"
 ) -> Card:
     """Build the card. Raises CheckpointError if a file was deleted since the checkpoint was loaded."""
-    config, meta, folder = checkpoint.config, checkpoint.meta, checkpoint.folder
+    config, folder = checkpoint.config, checkpoint.folder
     tensors = checkpoint.weights.tensors.values()
     return Card(
         name=folder.name,
         digest=_digest(checkpoint, tokenizer, form),
         step=folder.step,
-        loss=meta.loss,
-        loss_name=meta.loss_name,
+        loss=checkpoint.loss,
+        loss_name=checkpoint.loss_name,
         family=config.family,
         era=config.era or "",
         dtype=_stored_type(checkpoint),
@@ -56,11 +56,11 @@ def build_card(
 def _digest(checkpoint: Checkpoint, tokenizer: Tokenizer | None, form: WeightForm) -> str:
     """SHA-256 (hex) over everything that determines the answer to a prompt.
 
-    That is the digest of the weights file; the shape and the softcap; the tokenizer with the token that ends a text;
+    That is the digest of the weights; the shape and the softcap; the tokenizer with the token that ends a text;
     and the rounding to int8. The step and the loss are not part of it.
     """
     parts = [
-        checkpoint.weights.archive.digest().encode(),
+        checkpoint.weights.digest().encode(),
         checkpoint.identity.encode(),
         json.dumps(_without_chat(_tokenizer_card(tokenizer)), sort_keys=True).encode(),
     ]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from worker.checkpoints.folder import CheckpointFolder
+from worker.checkpoints.huggingface_files import parts_of
 from worker.checkpoints.tokenizers.finder import tokenizer_paths
 
 #: Files that did not change for this long are taken as complete, in seconds.
@@ -61,17 +62,21 @@ class CheckpointFiles:
 
     def _is_old(self) -> bool:
         """Whether all files are there and the last change is long ago. A clock that is wrong only makes this False."""
-        entry = _state(self._folder.path)
-        states = (entry, *self._seen[:2])
+        required, others = self._seen
+        states = (_state(self._folder.path), *required)
         if None in states:
             return False
-        newest_ns = max(state[3] for state in (entry, *self._seen) if state is not None)
+        newest_ns = max(state[3] for state in (*states, *others) if state is not None)
         return self._wall_clock() - newest_ns / 1e9 >= SETTLED_AFTER_S
 
-    def _states(self) -> tuple[FileState, ...]:
-        """The states of the weights, the meta file, and all files that a tokenizer may have."""
-        paths = (self._folder.model_file, self._folder.meta_file, *tokenizer_paths(self._folder))
-        return tuple(map(_state, paths))
+    def _states(self) -> tuple[tuple[FileState, ...], tuple[FileState, ...]]:
+        """The states of the files that a checkpoint must have, and of those that a tokenizer may have."""
+        folder = self._folder
+        weights = [folder.model_file]
+        if folder.format == "huggingface":
+            weights += [part for part in parts_of(folder.model_file) if part != folder.model_file]
+        required = (*weights, folder.meta_file)
+        return tuple(map(_state, required)), tuple(map(_state, tokenizer_paths(folder)))
 
 
 def _state(path: Path) -> FileState:

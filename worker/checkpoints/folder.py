@@ -6,9 +6,18 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from tasks.checkpoint_name import RULE, is_checkpoint_name
 from worker.checkpoints.errors import CheckpointError
+from worker.checkpoints.huggingface_files import (
+    CONFIG,
+    cached_model,
+    looks_like_model,
+    other_weights,
+    snapshot_in,
+    weights_file,
+)
 from worker.checkpoints.nanochat_home import folders_of
 
 _MODEL_FILE = re.compile(r"model_([0-9]+)\.pt")
@@ -33,13 +42,17 @@ _DEPTH = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointFolder:
-    """The files of one step of one training run."""
+    """The files of a checkpoint: of one step of a training run of nanochat, or of a folder of Hugging Face."""
 
     path: Path
     #: The name by which clients request the checkpoint.
     name: str
-    step: int
+    format: Literal["nanochat", "huggingface"] = "nanochat"
+    #: None in Hugging Face's form.
+    step: int | None
+    #: The weights, or the index of the files that have them.
     model_file: Path
+    #: The file that describes the model.
     meta_file: Path
 
 
@@ -61,6 +74,7 @@ def find(path_or_name: str | None, root: Path, *, name: str | None = None) -> Ch
     try:
         text, step = _split(path_or_name, root)
         shown, path = _folder(text, root)
+        path = snapshot_in(path)
         name = _checked_name(path_or_name, default_name(shown, step) if name is None else name)
         return _files_of(path, name, step)
     except OSError as error:
@@ -71,9 +85,12 @@ def default_name(path: Path, step: int | None = None) -> str:
     """The name of a run for clients, if none was chosen: that of its folder.
 
     To it is added the stage of training, if the folder of all runs is one of `STAGES`, and `step` if it is given and
-    the folder is not named after it. Links are not resolved: a link named `best` is served under that name.
+    the folder is not named after it. A folder in the cache of huggingface_hub has the name of its model. Links are not
+    resolved: a link named `best` is served under that name.
     """
     absolute = Path(os.path.abspath(path))
+    if model := cached_model(absolute):
+        return model
     name = absolute.name + STAGES.get(absolute.parent.name, "")
     return name if step is None or step == _step_of(absolute) else f"{name}-{step}"
 
@@ -102,7 +119,7 @@ def runs_below(path: Path, *, depth: int = _DEPTH) -> list[Path]:
     except OSError:
         return []
     for folder in folders:
-        if _has_weights(folder):
+        if is_checkpoint(folder):
             found.append(folder)
         elif depth > 1:
             found += runs_below(folder, depth=depth - 1)
@@ -114,11 +131,17 @@ def complete_steps(models: dict[int, Path]) -> list[int]:
     return [step for step, file in models.items() if _meta_of(file).is_file()]
 
 
-def _has_weights(folder: Path) -> bool:
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder has weights, complete or not. What is wrong with it is said where it is opened."""
     try:
-        return any(_MODEL_FILE.fullmatch(file.name) for file in folder.iterdir())
-    except OSError:
+        names = _names_in(snapshot_in(folder))
+    except (CheckpointError, OSError):
         return False
+    return looks_like_model(names) or any(map(_MODEL_FILE.fullmatch, names))
+
+
+def _names_in(folder: Path) -> set[str]:
+    return {entry.name for entry in folder.iterdir()}
 
 
 def _split(path_or_name: str, root: Path) -> tuple[str, int | None]:
@@ -162,6 +185,10 @@ def _is_path(text: str) -> bool:
 def _no_folder(path: Path, root: Path) -> CheckpointError:
     if not path.is_file():
         return CheckpointError(path, f"there is no such folder.{_others(root)}")
+    if path.suffix == ".gguf":
+        return CheckpointError(
+            path, "this is a GGUF file: `celeriac convert` turns it into a folder that can be served"
+        )
     match = _MODEL_FILE.fullmatch(path.name)
     hint = "" if match is None else f", and this step as {path.parent}@{int(match[1])}"
     return CheckpointError(path, f"this is a file. Give the folder that contains it{hint}")
@@ -179,7 +206,7 @@ def _files_of(path: Path, name: str, step: int | None) -> CheckpointFolder:
     """The files of a step. None: the step that the folder is named after, or else the last that has both files."""
     models = steps_in(path)
     if not models:
-        raise _no_weights(path)
+        return _huggingface_files(path, name, step)
     complete = complete_steps(models)
     if step is not None and step not in models:
         there = f"it has {_listed([f'{one}' for one in complete])}" if complete else "it has no complete step"
@@ -196,13 +223,29 @@ def _files_of(path: Path, name: str, step: int | None) -> CheckpointFolder:
     return CheckpointFolder(path=path, name=name, step=step, model_file=models[step], meta_file=meta_file)
 
 
+def _huggingface_files(path: Path, name: str, step: int | None) -> CheckpointFolder:
+    names = _names_in(path)
+    if not looks_like_model(names):
+        raise _no_weights(path, names)
+    if step is not None:
+        raise CheckpointError(path, f"a folder in Hugging Face's form has no steps: leave @{step} out")
+    return CheckpointFolder(
+        path=path,
+        name=name,
+        format="huggingface",
+        step=None,
+        model_file=weights_file(path, names),
+        meta_file=path / CONFIG,
+    )
+
+
 def _step_of(path: Path) -> int | None:
     """The step that a folder is named after, such as 2920 for `step_002920`."""
     match = _STEP_FOLDER.fullmatch(path.name)
     return None if match is None else int(match[1])
 
 
-def _no_weights(path: Path) -> CheckpointError:
+def _no_weights(path: Path, names: set[str]) -> CheckpointError:
     runs = [str(run.relative_to(path)) for run in runs_below(path)]
     if runs:
         return CheckpointError(
@@ -210,8 +253,12 @@ def _no_weights(path: Path) -> CheckpointError:
             f"this folder contains runs: {_listed(runs)}. Give the folder of one of them; "
             "`celeriac inspect` with this folder describes them",
         )
+    if other := other_weights(names):
+        return CheckpointError(path, f"no checkpoint that can be served is in this folder. {other}")
     return CheckpointError(
-        path, "no model_XXXXXX.pt in this folder, so it is not a nanochat checkpoint. Give the folder with the weights"
+        path,
+        "no checkpoint is in this folder: neither nanochat's model_XXXXXX.pt nor Hugging Face's model.safetensors. "
+        "Give the folder with the weights",
     )
 
 

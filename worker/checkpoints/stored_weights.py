@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
@@ -11,6 +10,8 @@ import torch
 from torch import Tensor
 
 from worker.checkpoints.archive import Archive, Record
+from worker.checkpoints.checkpoint import Weights
+from worker.checkpoints.tensor_memory import allocate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,27 +44,27 @@ class StoredTensor:
         return 1 + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
 
 
-class StoredWeights(Mapping[str, Tensor]):
-    """The tensors of an open weights file by name.
+class StoredWeights(Weights):
+    """The tensors of an open weights file.
 
-    Every access reads the tensor into new memory, so keep what is needed again. It raises CheckpointError if the file
-    is damaged, or was cut off or changed while it was read. The file is read and not mapped: a mapped file that becomes
-    shorter ends the process.
+    The file is read and not mapped: a mapped file that becomes shorter ends the process.
     """
 
     def __init__(self, archive: Archive, tensors: dict[str, StoredTensor]) -> None:
         self.archive = archive
-        self.tensors = tensors
+        self._tensors = tensors
+
+    @property
+    def tensors(self) -> dict[str, StoredTensor]:
+        """All tensors, which are not read."""
+        return self._tensors
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self.tensors[name]
         size = tensor.span * tensor.dtype.itemsize
         if not size:
             return torch.empty(tensor.shape, dtype=tensor.dtype)
-        # Memory of the C library would not be returned to the system when the tensor is no longer needed.
-        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            memory.madvise(mmap.MADV_HUGEPAGE)
+        memory = allocate(size)
         self.archive.read_into(tensor.record, tensor.offset * tensor.dtype.itemsize, memoryview(memory))
         return torch.frombuffer(memory, dtype=tensor.dtype).as_strided(tensor.shape, tensor.stride)
 
@@ -72,3 +73,7 @@ class StoredWeights(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.tensors)
+
+    def digest(self) -> str:
+        """That of the archive."""
+        return self.archive.digest()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import structlog
 
-from worker.checkpoints import meta
 from worker.checkpoints.errors import CheckpointError
 from worker.checkpoints.file_state import CheckpointFiles, wait_for_change
 from worker.checkpoints.folder import CheckpointFolder
+from worker.checkpoints.sizes import sizes_of
 from worker.checkpoints.tokenizers import Tokenizer, load_tokenizer
 from worker.engine.device_errors import is_out_of_memory
 from worker.engine_process.messages import Start
@@ -72,7 +72,7 @@ def load_once(start: Start, progress: Progress) -> LoadedModel:
 
 def read_tokenizer(folder: CheckpointFolder) -> Tokenizer:
     """The tokenizer of a checkpoint. Raises CheckpointError."""
-    return load_tokenizer(folder, meta.read(folder.meta_file).sizes["vocab_size"])
+    return load_tokenizer(folder, sizes_of(folder).vocab_size)
 
 
 def _text(error: BaseException) -> str:

@@ -27,15 +27,15 @@ def command(checkpoint: str, folder: Path, force: bool) -> None:
     if not force and folder.is_dir() and any(folder.iterdir()):
         raise click.ClickException(f"{folder} is not empty. Give another folder, or --force to write into it.")
     with readable_checkpoint_errors():
-        from worker.checkpoints import meta
         from worker.checkpoints.folder import find
+        from worker.checkpoints.sizes import sizes_of
         from worker.checkpoints.tokenizers import load_tokenizer
         from worker.checkpoints.tokenizers.export import ExportedTokenizer
 
         found = find(checkpoint, settings.checkpoint_dir)
-        sizes = meta.read(found.meta_file).sizes
-        tokenizer = load_tokenizer(found, sizes["vocab_size"])
-        exported = ExportedTokenizer.of(tokenizer, context=sizes["sequence_len"])
+        sizes = sizes_of(found)
+        tokenizer = load_tokenizer(found, sizes.vocab_size)
+        exported = ExportedTokenizer.of(tokenizer, context=sizes.context)
     exported.write(folder)
     if tokenizer.kind == "characters":
         warn(["Programs of Hugging Face leave out characters that are not in this vocabulary, without a message."])

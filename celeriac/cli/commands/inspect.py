@@ -19,6 +19,7 @@ from tasks.sampling_params import MAX_TOKENS_LIMIT
 if TYPE_CHECKING:
     from tasks.card import Card
     from worker.checkpoints.runs import Run
+    from worker.engine.architecture.config import ModelConfig
 
 #: What the form of the weights means for their size in memory.
 IN_MEMORY = {"exact": "", "int8": "; in memory the matrices take about one byte per weight (int8)"}
@@ -42,18 +43,18 @@ def command(checkpoint: str, as_json: bool) -> None:
     settings = load_settings()
     with readable_checkpoint_errors():
         from worker.checkpoints.runs import runs_in
-        from worker.local import read_card
+        from worker.local import describe
 
         if runs := runs_in(Path(checkpoint)):
             print_runs(Path(checkpoint), runs, as_json=as_json)
             return
 
-        card, warnings = read_card(checkpoint, settings.checkpoint_dir, softcap=settings.softcap, form=settings.weights)
-    warn(warnings)
+        found = describe(checkpoint, settings.checkpoint_dir, softcap=settings.softcap, form=settings.weights)
+    warn(found.warnings)
     if as_json:
-        print_json(json.loads(card.to_json()))
+        print_json(json.loads(found.card.to_json()))
     else:
-        print_fields(fields_of(card))
+        print_fields(fields_of(found.card, found.config))
 
 
 def print_runs(folder: Path, runs: Sequence[Run], *, as_json: bool) -> None:
@@ -66,12 +67,14 @@ def print_runs(folder: Path, runs: Sequence[Run], *, as_json: bool) -> None:
             str(run.path.relative_to(folder)),
             run.name,
             listed_steps(run.steps),
-            run.era or "unknown",
+            " ".join(filter(None, (run.family, run.era))) or "unknown",
             run.tokenizer or "none",
         )
         for run in runs
     ]
-    print_table(("FOLDER", "NAME", "STEPS", "ERA", "TOKENIZER"), rows, cut="STEPS", hide=("TOKENIZER", "ERA", "STEPS"))
+    print_table(
+        ("FOLDER", "NAME", "STEPS", "MODEL", "TOKENIZER"), rows, cut="STEPS", hide=("TOKENIZER", "MODEL", "STEPS")
+    )
     warn(f"{run.name} cannot be served. {run.problem}" for run in runs if run.problem is not None)
 
 
@@ -83,8 +86,8 @@ def listed_steps(steps: Sequence[int]) -> str:
     return ", ".join(shown) or "none"
 
 
-def fields_of(card: Card) -> list[tuple[str, str]]:
-    """The card as names and values."""
+def fields_of(card: Card, config: ModelConfig) -> list[tuple[str, str]]:
+    """What is known of a checkpoint as names and values."""
     tokenizer = card.tokenizer
     kind = f"{tokenizer.kind}, {tokenizer.text_ids} ids that have text"
     loss = "unknown" if card.loss is None else f"{card.loss:.4f} ({card.loss_name})"
@@ -96,13 +99,16 @@ def fields_of(card: Card) -> list[tuple[str, str]]:
         ("era", card.era or "none"),
         ("layers", f"{card.n_layer}"),
         ("width", f"{card.n_embd}"),
-        ("heads", f"{card.n_head}, {card.n_kv_head} for keys and values"),
+        ("heads", f"{card.n_head} of {config.head_dim} channels, {card.n_kv_head} for keys and values"),
+        ("MLP", f"{config.n_hidden} hidden values, {config.activation}{', gated' if config.gated else ''}"),
+        ("positions", positions_of(config)),
+        ("windows", windows_of(config)),
         ("vocabulary", f"{card.vocab_size} ids"),
         ("context", f"{card.context} tokens"),
         ("limits", f"prompt {card.context - 1} tokens, continuation {min(MAX_TOKENS_LIMIT, card.context - 1)}"),
         ("softcap", "none" if card.softcap is None else f"{card.softcap:g}"),
         ("parameters", f"{card.parameters:,}"),
-        ("weights", f"{card.weight_bytes:,} bytes on disk{IN_MEMORY[card.weights]}"),
+        ("weights", f"{card.weight_bytes:,} bytes in {card.dtype} on disk{IN_MEMORY[card.weights]}"),
         ("KV memory", f"{card.kv_bytes_per_token:,} bytes per token, {context_mib(card)} MiB for a full context"),
         ("tokenizer", "none: only prompts of token ids" if tokenizer.kind == "none" else kind),
     ]
@@ -113,6 +119,36 @@ def fields_of(card: Card) -> list[tuple[str, str]]:
         fields.append(("BOS", f"{tokenizer.bos_id}, {'' if tokenizer.prepend_bos else 'not '}put before a prompt"))
     fields.append(("chat", f"{CHAT[tokenizer.chat]}{', with the calculator' if tokenizer.calculator else ''}"))
     return [*fields, ("digest", card.digest)]
+
+
+def positions_of(config: ModelConfig) -> str:
+    """How the model knows the positions of tokens."""
+    if config.rope is None:
+        return "learned" if config.learned_positions else "none"
+    without = [layer for layer in range(config.n_layer) if not config.rotates(layer)]
+    return f"rotary ({config.rope.origin})" + (f", not in layers {layers(without)}" if without else "")
+
+
+def windows_of(config: ModelConfig) -> str:
+    """How many tokens each layer attends to, its own included, if that is less than the context."""
+    by_size: dict[int, list[int]] = {}
+    for layer, window in enumerate(config.windows):
+        if window < config.sequence_len:
+            by_size.setdefault(window + 1, []).append(layer)
+    if not by_size:
+        return "none: every layer attends to the whole context"
+    return ", ".join(f"{size} tokens in layers {layers(found)}" for size, found in by_size.items())
+
+
+def layers(numbers: Sequence[int]) -> str:
+    """Numbers of layers, counted from 0, such as `0-2, 5`."""
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][-1] + 1:
+            ranges[-1][1:] = [number]
+        else:
+            ranges.append([number])
+    return ", ".join("-".join(map(str, one)) for one in ranges)
 
 
 def context_mib(card: Card) -> str:

@@ -19,7 +19,7 @@ class Stored(StoredWeights):
     """Weights that are in memory already."""
 
     def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
-        self.tensors = tensors  # type: ignore[assignment]
+        self._tensors = tensors  # type: ignore[assignment]
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self.tensors[name]  # type: ignore[return-value]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from worker.checkpoints import meta
 from worker.checkpoints.errors import TokenizerError
 from worker.checkpoints.folder import CheckpointFolder
 from worker.checkpoints.json_file import read_object
 from worker.checkpoints.regular_file import read_bytes
+from worker.checkpoints.sizes import sizes_of
 from worker.checkpoints.tokenizers.base import Tokenizer
 from worker.checkpoints.tokenizers.bpe import BpeTokenizer
 from worker.checkpoints.tokenizers.characters import GUIDE_VOCAB_SIZE, CharacterTokenizer
@@ -76,8 +76,8 @@ def tokenizer_digest(folder: CheckpointFolder) -> str:
 
 
 def check_tokenizer(folder: CheckpointFolder) -> None:
-    """Raise TokenizerError if a checkpoint has no tokenizer that can be used, or CheckpointError for its meta file."""
-    load_tokenizer(folder, meta.read(folder.meta_file).sizes["vocab_size"])
+    """Raise TokenizerError if a checkpoint has no tokenizer that can be used. Raises CheckpointError, too."""
+    load_tokenizer(folder, sizes_of(folder).vocab_size)
 
 
 def load_tokenizer(folder: CheckpointFolder, vocab_size: int) -> Tokenizer:

@@ -1,7 +1,7 @@
 """The architecture eras of nanochat: how they differ, and the description of a model of an era.
 
 The table in `docs/reference/checkpoints.md` has their dates. E4x (bigram embeddings), mixtures of experts and shapes
-that existed only in branches are not supported: `worker.checkpoints.formats` rejects them by name.
+that existed only in branches are not supported: `worker.checkpoints.nanochat_weights` rejects them by name.
 """
 
 from __future__ import annotations
@@ -126,7 +126,10 @@ def nanochat_config(
         embedding_norm=True,
         activation="relu_squared",
         rope=Rope(
-            frequencies=tuple(base_frequencies(era.rope_base, head_dim).tolist()), direction=-1, bf16=era.rope_bf16
+            frequencies=tuple(base_frequencies(era.rope_base, head_dim).tolist()),
+            direction=-1,
+            bf16=era.rope_bf16,
+            origin=f"base {era.rope_base:g}",
         ),
         rope_layers=(True,) * n_layer,
         qk_norm=QkNorm(after_rotation=True),

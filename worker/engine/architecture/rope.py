@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -18,3 +18,5 @@ class Rope:
     direction: Literal[1, -1] = 1
     #: Whether sines and cosines are rounded to bf16 at inference, even on a CPU.
     bf16: bool = False
+    #: How the frequencies were computed, for people.
+    origin: str = field(default="", compare=False)

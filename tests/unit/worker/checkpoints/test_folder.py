@@ -63,7 +63,7 @@ def test_a_path_without_a_checkpoint_is_refused(tmp_path: Path, path: str, monke
     monkeypatch.chdir(write(root / "step_000007"))
     message = refusal(path, root)
     assert message.startswith((f"{path}: ", f"{root}: "))
-    assert re.search(r"no such folder|no model_XXXXXX\.pt|contains runs: step_000007", message)
+    assert re.search(r"no such folder|no checkpoint is in this folder|contains runs: step_000007", message)
 
 
 def test_the_message_for_an_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_two_files_of_one_step_are_refused(tmp_path: Path) -> None:
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert "no model_XXXXXX.pt" in refusal("empty", tmp_path)
+    assert "neither nanochat's model_XXXXXX.pt nor" in refusal("empty", tmp_path)
 
 
 def test_a_path_that_the_system_refuses_gives_a_message(tmp_path: Path) -> None:

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from tests.helpers import reference
 from tests.helpers.checkpoint_files import SIZES, meta, state_dict, write
+from worker.checkpoints.checkpoint import Checkpoint
 from worker.checkpoints.errors import CheckpointError
 from worker.checkpoints.folder import find
-from worker.checkpoints.formats import Checkpoint, load
+from worker.checkpoints.formats import load
 
 
 def loaded(folder: Path, softcap: float | None = None) -> Checkpoint:
@@ -91,7 +92,7 @@ def test_optimizer_files_are_ignored(tmp_path: Path) -> None:
 
 def test_a_meta_file_without_step_and_loss_is_enough(tmp_path: Path) -> None:
     found = loaded(write(tmp_path / "run", content={"model_config": SIZES}))
-    assert (found.folder.step, found.meta.loss) == (7, None)
+    assert (found.folder.step, found.loss) == (7, None)
 
 
 def test_windows_repeat_the_pattern_and_the_last_layer_has_full_attention(tmp_path: Path) -> None:

@@ -27,13 +27,14 @@ from tests.helpers.checkpoint_files import SIZES, meta, state_dict, write, write
 from tests.helpers.tokenizer_files import pickled
 from tests.unit.worker.checkpoints.test_pickled_data import bombs
 from tests.unit.worker.checkpoints.tokenizers.kinds import VOCAB_SIZE, folder_at
+from worker.checkpoints.checkpoint import Checkpoint
 from worker.checkpoints.errors import CheckpointError, TokenizerError
 from worker.checkpoints.folder import find
-from worker.checkpoints.formats import Checkpoint, load
+from worker.checkpoints.formats import load
 from worker.checkpoints.json_file import MAX_JSON_BYTES
 from worker.checkpoints.tokenizers import load_tokenizer
 from worker.checkpoints.tokenizers.finder import MAX_TOKENIZER_BYTES
-from worker.local import LocalModel, read_card
+from worker.local import LocalModel, describe
 
 MODEL, META = "model_000007.pt", "meta_000007.json"
 #: A checkpoint that is small, so that many of its bytes matter.
@@ -184,12 +185,12 @@ def test_no_flipped_bit_of_a_file_gives_other_weights_or_a_crash(tmp_path: Path,
 def test_weights_that_were_zeroed_in_place_are_refused_when_they_are_read(tmp_path: Path) -> None:
     folder = write(tmp_path / "run")
     tensor = loaded(folder).weights.tensors["transformer.h.1.mlp.c_fc.weight"]
-    digest = read_card(str(folder), tmp_path, softcap=None, form="exact")[0].digest
+    digest = describe(str(folder), tmp_path, softcap=None, form="exact").card.digest
     with (folder / MODEL).open("r+b") as file:
         file.seek(tensor.record.start)
         file.write(bytes(tensor.record.size))
     # The card is made from the directory of the file, which has not changed.
-    assert read_card(str(folder), tmp_path, softcap=None, form="exact")[0].digest == digest
+    assert describe(str(folder), tmp_path, softcap=None, form="exact").card.digest == digest
     assert f"record {tensor.record.name} differs from its checksum. Copy it again" in refusal(folder)
     with pytest.raises(CheckpointError, match="differs from its checksum"):
         LocalModel.load(str(folder), tmp_path, needs_text=False, device="cpu")

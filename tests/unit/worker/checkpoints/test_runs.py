@@ -61,9 +61,9 @@ def test_inspect_lists_the_runs_of_a_folder(nanochat: Path) -> None:
     result = CliRunner().invoke(main, ["inspect", str(nanochat)])
     assert (result.exit_code, result.stderr) == (0, "")
     assert [line.split("\t") for line in result.stdout.splitlines()] == [
-        ["FOLDER", "NAME", "STEPS", "ERA", "TOKENIZER"],
-        ["base_checkpoints/d4", "d4", "100, 650", "E4", "characters"],
-        ["chatsft_checkpoints/d4", "d4-sft", "70", "E7", "characters"],
+        ["FOLDER", "NAME", "STEPS", "MODEL", "TOKENIZER"],
+        ["base_checkpoints/d4", "d4", "100, 650", "nanochat E4", "characters"],
+        ["chatsft_checkpoints/d4", "d4-sft", "70", "nanochat E7", "characters"],
     ]
     found = json.loads(CliRunner().invoke(main, ["inspect", str(nanochat), "--json"]).stdout)
     assert [(run["name"], run["steps"], run["step"]) for run in found] == [
