@@ -77,6 +77,8 @@ class JobOptions:
     model: str | None = None
     #: Whether to accept the jobs even if no worker serves the checkpoint now.
     wait_for_worker: bool = False
+    #: Sampling fields that get the checkpoint's defaults, as far as it has some.
+    unset_fields: frozenset[str] = frozenset()
     priority: int = DEFAULT_PRIORITY
     metadata: Mapping[str, str] = field(default_factory=dict)
     limits: TimeLimits = field(default_factory=TimeLimits)
@@ -229,6 +231,7 @@ class Submitter:
         reply_to: str | None,
     ) -> list[NewJob]:
         card = await self._catalog.choose(options.model, may_wait=options.wait_for_worker)
+        generations = [_with_defaults(generation, card, options.unset_fields) for generation in generations]
         await self._check(card, generations)
         size = len(generations)
         return [
@@ -298,6 +301,16 @@ class Submitter:
             await asyncio.to_thread(check)
         else:
             check()
+
+
+def _with_defaults(generation: Generation, card: Card, unset_fields: frozenset[str]) -> Generation:
+    """The request with the checkpoint's defaults for `unset_fields`."""
+    defaults: dict[str, Any] = {
+        name: value for name, value in (card.default_sampling or {}).items() if name in unset_fields
+    }
+    if not defaults:
+        return generation
+    return replace(generation, sampling=replace(generation.sampling, **defaults))
 
 
 def _memory_retry_s(error: QueueMemoryError) -> int:

@@ -17,6 +17,8 @@ class Call:
     #: None: the default checkpoint.
     model: str | None
     generations: Sequence[Generation]
+    #: Sampling fields that get the checkpoint's defaults.
+    unset_fields: frozenset[str] = frozenset()
     priority: int
     metadata: Mapping[str, str]
     wait_for_worker: bool

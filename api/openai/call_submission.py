@@ -154,6 +154,7 @@ def _options(call: Call, cancel_after_s: float | None) -> JobOptions:
     return JobOptions(
         model=call.model,
         wait_for_worker=call.wait_for_worker,
+        unset_fields=call.unset_fields,
         priority=call.priority,
         metadata=call.metadata,
         limits=TimeLimits(deadline_ms=None if cancel_after_s is None else max(1, round(cancel_after_s * _MS_PER_S))),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from api.http.problems import invalid
 from api.openai.call import Call, check_group, stream_options_of
 from api.openai.neutral_values import check_message, ignored_in_chat
-from api.openai.sampling import priority_of, sampling_of
+from api.openai.sampling import priority_of, sampling_of, unset_fields
 from api.schemas.openai.chat import ChatRequest
 from tasks.chat import Message
 from tasks.generation import Generation
@@ -38,6 +38,7 @@ def chat_call(body: ChatRequest) -> Call:
             Generation(messages=messages, sampling=sampling, choice=choice, tools=body.calculator)
             for choice in range(n)
         ],
+        unset_fields=unset_fields(body),
         priority=priority_of(body),
         metadata=body.metadata or {},
         wait_for_worker=bool(body.wait_for_worker),

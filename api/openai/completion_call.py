@@ -7,7 +7,7 @@ from dataclasses import replace
 from api.http.problems import invalid
 from api.openai.call import Call, check_group, stream_options_of
 from api.openai.neutral_values import ignored_in_completion
-from api.openai.sampling import priority_of, sampling_of
+from api.openai.sampling import priority_of, sampling_of, unset_fields
 from api.schemas.openai.completions import CompletionRequest, Prompt
 from tasks.generation import Generation
 from tasks.sampling_params import SamplingParams
@@ -42,6 +42,7 @@ def completion_call(body: CompletionRequest) -> Call:
             for prompt in body.prompt
             for choice in range(n)
         ],
+        unset_fields=unset_fields(body),
         priority=priority_of(body),
         metadata=body.metadata or {},
         wait_for_worker=bool(body.wait_for_worker),

@@ -8,7 +8,7 @@ from api.http.problems import invalid
 from api.openai.call import Call
 from api.openai.neutral_values import ignored_in_response
 from api.openai.response_record import ResponseRecord
-from api.openai.sampling import priority_of, sampling_of
+from api.openai.sampling import priority_of, sampling_of, unset_fields
 from api.schemas.generation import MIN_RESULT_TTL_S
 from api.schemas.openai.request import OpenAiRequest
 from api.schemas.openai.responses import LOGPROBS, ResponseRequest
@@ -53,6 +53,7 @@ def response_call(body: ResponseRequest, history: Sequence[Message]) -> Call:
     return Call(
         model=body.model,
         generations=[Generation(messages=(*first, *history, *own), sampling=sampling, tools=body.calculator)],
+        unset_fields=unset_fields(shared),
         priority=priority_of(shared),
         metadata={**(body.metadata or {}), **record.to_metadata()},
         wait_for_worker=bool(body.wait_for_worker),

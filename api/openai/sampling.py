@@ -8,8 +8,10 @@ from api.jobs.submission import DEFAULT_PRIORITY
 from api.schemas.openai.request import OpenAiRequest
 from tasks.sampling_params import MAX_TOKENS_LIMIT, SEED_BITS, SamplingParams, biases_of
 
-#: OpenAI's default.
+#: OpenAI's default, where the checkpoint has none.
 TEMPERATURE = 1.0
+#: The fields for which a checkpoint may have defaults.
+_RECOMMENDED = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 #: The priority of each `service_tier` that has one of its own.
 _PRIORITIES = {"priority": 1, "flex": 8}
 
@@ -39,6 +41,11 @@ def sampling_of(
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
     ).with_seed()
+
+
+def unset_fields(body: OpenAiRequest) -> frozenset[str]:
+    """The fields that get the checkpoint's default, because the request does not set them. null sets nothing."""
+    return frozenset(name for name in _RECOMMENDED if getattr(body, name) is None)
 
 
 def folded_seed(seed: int) -> int:

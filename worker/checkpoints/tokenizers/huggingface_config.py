@@ -33,7 +33,7 @@ class HuggingFaceConfig:
 
     bos_token: str | None = None
     eos_token: str | None = None
-    #: Whether a text begins with BOS. None: as the post-processor in `tokenizer.json` does it.
+    #: Whether a text begins with BOS. None: as the post-processor in `tokenizer.json` has it.
     adds_bos: bool | None = None
     #: Names that are special tokens, even if `tokenizer.json` does not say so.
     special_names: tuple[str, ...] = ()
@@ -105,12 +105,12 @@ def _default_template(found: object) -> str | None:
 
 
 def _adds_bos(content: dict[str, Any]) -> bool | None:
-    """As in transformers: either of two fields replaces the post-processor, and a field that is absent is false."""
-    given = {name: content[name] for name in ("add_bos_token", "add_eos_token") if name in content}
-    for name, value in given.items():
-        if not isinstance(value, bool | None):
-            raise ValueError(f"its `{name}` must be true or false")  # noqa: TRY004
-    return bool(given.get("add_bos_token")) if given else None
+    found = content.get("add_bos_token")
+    if not isinstance(found, bool | None):
+        raise ValueError("its `add_bos_token` must be true or false")  # noqa: TRY004
+    if found and _text_of(content.get("bos_token")) is None:
+        raise ValueError("its `add_bos_token` is true, and it has no `bos_token`")
+    return found
 
 
 def _text_of(token: object) -> str | None:

@@ -56,7 +56,7 @@ class Ends:
             prepend_bos = bool(before)
             bos_id = before[0] if before else bos_id
         else:
-            prepend_bos = config.adds_bos and bos_id is not None
+            prepend_bos = config.adds_bos
         stop_ids = {*(config.stop_ids or ()), *(() if eos_id is None else (eos_id,))}
         return cls(
             bos_id=bos_id,
