@@ -10,7 +10,8 @@
 --            checkpoints that it loads now
 --        then checkpoint, bytes of memory that it would need, digest, card (JSON), ... of new and changed offers
 -- reply  {'ok', conflicts, missing}    offers that were not accepted, because other live workers have other weights under
---                                      the name; earlier offers that must be sent again, because Redis lacks their cards
+--                                      the name; earlier offers that must be sent again, because Redis lacks their cards,
+--                                      or has other ones
 --        {'unknown'}     Redis has other offers: the worker must send all of them, the first ones with argument 4
 --        {'replaced'}    a later run is registered under the name
 
@@ -41,7 +42,7 @@ local function conflicts_with_others(checkpoint, digest)
 end
 
 local function publish(checkpoint, bytes, digest, card)
-  redis.call('HSET', KEY.offers(name), checkpoint, bytes)
+  redis.call('HSET', KEY.offers(name), checkpoint, bytes .. ' ' .. digest)
   redis.call('SADD', KEY.offering(checkpoint), name)
   redis.call('PEXPIRE', KEY.offering(checkpoint), LIMIT.OFFER_TTL_MS)
   redis.call('HDEL', KEY.RETRACTED, checkpoint)
@@ -54,7 +55,7 @@ end
 
 -- Returns whether Redis has all that belongs to an offer, and lets it live on.
 local function is_complete(checkpoint)
-  return redis.call('HEXISTS', KEY.card(checkpoint), 'digest') == 1 and is_offered(checkpoint)
+  return offered_bytes(checkpoint, name) and is_offered(checkpoint)
     and redis.call('SISMEMBER', KEY.offering(checkpoint), name) == 1
     and redis.call('PEXPIRE', KEY.offering(checkpoint), LIMIT.OFFER_TTL_MS) == 1
 end
@@ -67,7 +68,8 @@ if anew == '1' then
   end_switching(name)
 end
 redis.call('ZADD', KEY.SWITCHING, NOW_MS + ttl_ms, name)
-redis.call('PEXPIREAT', KEY.SWITCHING, redis.call('ZREVRANGE', KEY.SWITCHING, 0, 0, 'WITHSCORES')[2])
+-- It stays after the last worker is gone, so that the reaper finds out who it was.
+redis.call('PEXPIRE', KEY.SWITCHING, LIMIT.OFFER_TTL_MS)
 for index = 1, #retracted, 2 do
   end_offer(retracted[index], name, retracted[index + 1])
 end

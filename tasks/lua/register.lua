@@ -69,7 +69,7 @@ if not is_loading and served and served ~= digest and others_have_loaded() then
   return {'conflict', served}
 end
 
-if redis.call('SADD', KEY.CHECKPOINTS, checkpoint) == 1 then
+if redis.call('SADD', KEY.CHECKPOINTS, checkpoint) == 1 and not is_offered(checkpoint) then
   change_catalog()
 end
 if earlier_checkpoint and earlier_checkpoint ~= checkpoint then

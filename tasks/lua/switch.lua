@@ -7,6 +7,7 @@
 -- load takes: a checkpoint with work is given up only for a job that was submitted earlier than its own next job by more
 -- than the bonus, and only if it has been loaded for as long as the bonus. So no queue keeps another one waiting for longer
 -- than it takes to start the jobs that were submitted until the bonus after the other one's, and to end those that run.
+-- What another live worker serves as well has no bonus.
 --
 -- A checkpoint that another live worker serves or loads is a candidate only if there is no other one, if this worker has
 -- no other work, if all slots of the other workers are taken, and if a job has waited for as long as a load takes.
@@ -51,7 +52,7 @@ end
 
 -- Returns a checkpoint for which jobs wait, if this worker may load it; otherwise nil.
 local function candidate(checkpoint)
-  local bytes = not has_child[checkpoint] and finite(redis.call('HGET', KEY.offers(name), checkpoint))
+  local bytes = not has_child[checkpoint] and offered_bytes(checkpoint, name)
   local oldest = bytes and oldest_submitted_at(checkpoint)
   if not oldest then
     return nil
@@ -83,8 +84,9 @@ local function candidate(checkpoint)
   }
 end
 
--- Finds out what a child does. Sets `is_loaded`; and for a loaded one `is_idle`, `used_at`, `loaded_at`, and when its next
--- job was submitted as `next_at`: now, if no job waits that only this child can run.
+-- Finds out what a child does: whether it has loaded its checkpoint (`is_loaded`) and has no work (`is_idle`), when it was
+-- used last, and when its next job was submitted (`next_at`): now, if no job waits that only this child can run. It is
+-- given up for a job that was submitted before `gives_way_to`.
 local function inspect(child)
   local checkpoint = child.checkpoint
   repair_key(KEY.worker(child.name), 'hash')
@@ -98,10 +100,12 @@ local function inspect(child)
   local others = counts.serving - (serves and 1 or 0)
   local their_slots = counts.slots - (serves and finite(slots) or 0)
   child.runs = redis.call('SCARD', KEY.worker_jobs(child.name))
-  child.next_at = others <= 0 and next_submitted_at(checkpoint) or nil
-  child.is_idle = child.runs == 0 and not child.next_at
-  child.next_at = child.next_at or NOW_MS
+  local next_at = others <= 0 and next_submitted_at(checkpoint) or nil
+  child.is_idle = child.runs == 0 and not next_at
+  child.next_at = next_at or NOW_MS
   child.bonus = switch_bonus(load_duration(checkpoint, child.bytes))
+  -- What another worker serves as well has no bonus.
+  child.gives_way_to = child.next_at - (others > 0 and 0 or child.bonus)
   child.can_hand_on = child.runs > 0 and others > 0 and their_slots >= redis.call('ZCARD', KEY.running(checkpoint))
 end
 
@@ -139,7 +143,7 @@ local function make_room(wanted)
   end
   local first
   for _, child in ipairs(victims) do
-    local is_allowed = child.is_idle or wanted.is_first and wanted.since + child.bonus < child.next_at
+    local is_allowed = child.is_idle or wanted.is_first and wanted.since < child.gives_way_to
       and child.loaded_at + child.bonus <= NOW_MS
     if is_allowed then
       first = first or child

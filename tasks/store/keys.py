@@ -113,7 +113,7 @@ def switching_worker(name: str) -> str:
 
 
 def offers(name: str) -> str:
-    """Hash: the checkpoints that a switching worker offers, with the memory that each would need, in bytes."""
+    """Hash: `<bytes of memory that it needs> <digest>` of each checkpoint that a switching worker offers."""
     return f"{PREFIX}offers:{name}"
 
 

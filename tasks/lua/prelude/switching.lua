@@ -45,6 +45,16 @@ local function others_offering(checkpoint, name)
   return others
 end
 
+-- Returns the bytes of memory that a checkpoint needs, if a worker offers it with the weights of its card; otherwise nil.
+local function offered_bytes(checkpoint, name)
+  local offer = redis.call('HGET', KEY.offers(name), checkpoint)
+  local bytes, digest = string.match(offer or '', '^(%d+) (.*)$')
+  if bytes and redis.call('HGET', KEY.card(checkpoint), 'digest') == digest then
+    return tonumber(bytes)
+  end
+  return nil
+end
+
 -- Tells the switching workers that a job waits for a checkpoint that no worker serves.
 local function notify_switching(checkpoint)
   if redis.call('EXISTS', KEY.offering(checkpoint)) == 1 and live_counts(checkpoint).serving == 0 then
@@ -119,7 +129,7 @@ local function future_load(checkpoint)
   local offering = others_offering(checkpoint, nil)
   table.sort(offering)
   local name = owner and is_switching(owner) and owner or offering[1]
-  local bytes = name and finite(redis.call('HGET', KEY.offers(name), checkpoint))
+  local bytes = name and offered_bytes(checkpoint, name)
   if not bytes then
     return 0, nil
   end
@@ -214,8 +224,14 @@ local function is_active(checkpoint)
 end
 
 -- Deletes the cards of checkpoints that have not been offered for a while, at most a limited number of them. One that has
--- workers or jobs is kept.
+-- workers or jobs is kept. Some offers, drawn at random, are checked: keys of their worker may have been lost.
 local function forget_offers()
+  for _, checkpoint in ipairs(redis.call('ZRANDMEMBER', KEY.OFFERED, LIMIT.SAMPLE_OFFERS)) do
+    if is_offered(checkpoint) and #others_offering(checkpoint, nil) == 0 then
+      redis.call('ZADD', KEY.OFFERED, NOW_MS + LIMIT.OFFER_TTL_MS, checkpoint)
+      change_catalog()
+    end
+  end
   for _, checkpoint in ipairs(redis.call(
     'ZRANGEBYSCORE', KEY.OFFERED, '-inf', NOW_MS, 'LIMIT', 0, LIMIT.REAP_AT_ONCE)) do
     if is_active(checkpoint) then
