@@ -180,6 +180,17 @@ class Settings(BaseSettings):
         description="Name by which clients request the worker's checkpoint. Unset: made from its folder's name, the "
         "stage of training, and the step if one is given.",
     )
+    checkpoints: Path | None = Field(
+        None,
+        description="Folder of checkpoints, one of which the worker loads when jobs wait for it, instead of one "
+        "`CELERIAC_CHECKPOINT`. It may be nanochat's own folder. What is written to it later is found.",
+    )
+    memory_mb: int = Field(
+        0,
+        ge=0,
+        description="Memory in MiB that the checkpoints which a worker with `CELERIAC_CHECKPOINTS` has loaded may take "
+        "together, KV caches included. At least one can always be loaded. 0: half of the device's memory.",
+    )
     slots: int = Field(32, ge=1, le=1024, description="Most jobs in one batch; also Celery's concurrency.")
     kv_memory_mb: int = Field(
         0,

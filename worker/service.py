@@ -32,7 +32,7 @@ from worker.engine_process.messages import Ready, Update, start_message
 from worker.engine_process.supervisor import EngineSupervisor
 from worker.health import HealthFile
 from worker.jobs.announcer import Announcer
-from worker.jobs.cancel_listener import CancelListener
+from worker.jobs.channel_listener import ChannelListener
 from worker.jobs.job_runner import JobRunner
 from worker.jobs.kv_admission import KvAdmission
 from worker.jobs.lease_keeper import LeaseKeeper
@@ -134,7 +134,9 @@ class WorkerService:
             on_conflict=hooks.give_up,
             period_s=settings.heartbeat_s,
         )
-        self._cancel_listener = CancelListener(redis, keys.worker_channel(self._info.name), publisher.cancel_requested)
+        self._cancel_listener = ChannelListener(
+            redis, keys.worker_channel(self._info.name), publisher.cancel_requested, name="cancel"
+        )
         self._health_file = None if settings.health_file is None else HealthFile(settings.health_file)
         self._stuck_jobs = StuckJobs(hooks.held_jobs, self._runner.job_ids)
 

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -63,6 +64,43 @@ def checkpoints(command: F) -> F:
     return _with(options, command)
 
 
+def checkpoint_folder(command: F) -> F:
+    """Add the folder whose checkpoints are loaded when jobs wait, and the memory for them."""
+    options: tuple[Callable[[F], F], ...] = (
+        click.option(
+            "--checkpoints",
+            "folder",
+            metavar="FOLDER",
+            help="Offer every checkpoint in this folder, and load one when jobs wait for it.  [env: "
+            "CELERIAC_CHECKPOINTS]",
+        ),
+        click.option(
+            "--memory-mb",
+            type=click.IntRange(min=0),
+            metavar="MB",
+            help="With --checkpoints: memory for all that are loaded; 0: half of the device's.  [env: "
+            "CELERIAC_MEMORY_MB]",
+        ),
+    )
+    return _with(options, command)
+
+
+def folder_of(settings: Settings, *, given: str | None, checkpoints: tuple[str, ...], names: bool) -> Path | None:
+    """The folder of checkpoints to offer; None if the command serves checkpoints that are named. Raises UsageError.
+
+    `given` and `checkpoints` are those of the command line, which come before those of the environment. `names`:
+    whether the command line has names for checkpoints.
+    """
+    if given is not None and (checkpoints or names):
+        raise click.UsageError("--checkpoints offers all checkpoints of a folder, under their own names: give only it.")
+    if given is None and not checkpoints and settings.checkpoint is not None and settings.checkpoints is not None:
+        raise click.UsageError("CELERIAC_CHECKPOINT and CELERIAC_CHECKPOINTS are both set: set one of them.")
+    folder = None if checkpoints else settings.checkpoints if given is None else Path(given)
+    if folder is not None and not folder.is_dir():
+        raise click.UsageError(f"{folder} is no folder. --checkpoints is the folder that contains the checkpoints.")
+    return folder
+
+
 def checkpoint_of(settings: Settings) -> str:
     """The checkpoint of the settings, for a command that was given none. Raises UsageError, with a list, if unset."""
     if settings.checkpoint is None:
@@ -70,7 +108,8 @@ def checkpoint_of(settings: Settings) -> str:
 
         raise click.UsageError(
             "Give the checkpoint to serve: the path of its folder, its name under CELERIAC_CHECKPOINT_DIR, or a run of "
-            f"nanochat such as sft:d20. Or set CELERIAC_CHECKPOINT.\n\n{offered(settings.checkpoint_dir)}"
+            "nanochat such as sft:d20. Or set CELERIAC_CHECKPOINT. --checkpoints FOLDER offers all in a folder.\n\n"
+            f"{offered(settings.checkpoint_dir)}"
         )
     return settings.checkpoint
 

@@ -108,6 +108,12 @@ def steps_in(path: Path) -> dict[int, Path]:
     return dict(sorted(models.items()))
 
 
+def step_folder(path: Path, step: int, model_file: Path, *, name: str) -> CheckpointFolder:
+    """The files of a complete step in the folder of a run. Raises CheckpointError if `name` cannot be a name."""
+    _checked_name(str(path), name)
+    return CheckpointFolder(path=path, name=name, step=step, model_file=model_file, meta_file=_meta_of(model_file))
+
+
 def runs_below(path: Path, *, depth: int = _DEPTH) -> list[Path]:
     """The folders of runs below a folder, at most `depth` levels deep, sorted. Folders that cannot be read are skipped.
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from tasks.logs import forward_line
 from tasks.processes.child import Child, Role
-from worker.switching.control import RETIRE, Line, Order
+from worker.switching.control import READY, RETIRE, Line, Order
 from worker.switching.memory import process_bytes
 
 #: The module that the process runs.
@@ -23,9 +23,9 @@ STOP_S = 7.0
 class ChildWorker:
     """One process. Start it in the main thread; the other methods may be called from any thread."""
 
-    def __init__(self, *, on_line: Callable[[str], None], on_exit: Callable[[int], None]) -> None:
-        """Both are called in other threads: with each line that the child says, and with its exit code."""
-        self._on_line = on_line
+    def __init__(self, *, on_ready: Callable[[], None], on_exit: Callable[[int], None]) -> None:
+        """Both are called in other threads: when the child takes jobs, and with its exit code."""
+        self._on_ready = on_ready
         role = Role(
             name="child",
             # With -P, Python does not put the current folder on the import path. The path of this process is right.
@@ -65,7 +65,7 @@ class ChildWorker:
         with theirs:
             self._child.start(stdin=theirs.fileno())
         self._line = Line(ours)
-        threading.Thread(target=self._line.read_all, args=(self._on_line,), name="child-lines", daemon=True).start()
+        threading.Thread(target=self._line.read_all, args=(self._received,), name="child-lines", daemon=True).start()
 
     def obey(self, order: Order) -> None:
         """Let the process be this worker. It says `READY` when it takes jobs, or exits."""
@@ -96,6 +96,10 @@ class ChildWorker:
     def memory_bytes(self) -> int:
         """Memory of the process and its engine; 0 where the system does not tell it."""
         return 0 if self.pid is None or not self.running else process_bytes(self.pid)
+
+    def _received(self, text: str) -> None:
+        if text == READY:
+            self._on_ready()
 
     def _say(self, text: str) -> None:
         if self._line is None:

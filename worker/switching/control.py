@@ -71,13 +71,13 @@ class Line:
             return None
 
     def read_all(self, on_line: Callable[[str], None]) -> None:
-        """Call `on_line` with each line, until the other side has ended."""
-        while (line := self.read()) is not None:
-            on_line(line)
+        """Call `on_line` with each line, until one side has ended. The last call of a method that reads."""
+        with self._reader:
+            while (line := self.read()) is not None:
+                on_line(line)
 
     def close(self) -> None:
-        """Close this end. The other side reads the end of the file."""
-        # A reader in another thread would keep the socket open.
+        """Close this end, also for `read_all` in another thread. The other side reads the end of the file."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()

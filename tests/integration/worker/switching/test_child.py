@@ -20,7 +20,7 @@ from tests.integration.cluster import DEADLINE_S, TINY, Cluster, Engine, childre
 from tests.integration.stack import ROOT, START_S, until
 from worker.switching import child_worker
 from worker.switching.child_worker import ChildWorker
-from worker.switching.control import READY, Order
+from worker.switching.control import Order
 
 ORDER = Order(checkpoint=str(TINY), name=TINY.name, worker_name="child-of-a-test")
 
@@ -30,7 +30,7 @@ class Said:
 
     def __init__(self) -> None:
         self._all: queue.SimpleQueue[str | int] = queue.SimpleQueue()
-        self.child = ChildWorker(on_line=self._all.put, on_exit=self._all.put)
+        self.child = ChildWorker(on_ready=lambda: self._all.put("ready"), on_exit=self._all.put)
 
     def next(self) -> str | int:
         return self._all.get(timeout=START_S)
@@ -62,7 +62,7 @@ def test_a_child_that_retires_ends_after_its_jobs_and_the_others_wait_for_the_ne
     cluster: Cluster, said: Said
 ) -> None:
     said.child.obey(ORDER)
-    assert said.next() == READY
+    assert said.next() == "ready"
     assert said.child.pid is not None
     engine = Engine.of(children(said.child.pid)[0])
     engine.stop()
@@ -98,7 +98,7 @@ def test_a_child_that_retires_ends_after_its_jobs_and_the_others_wait_for_the_ne
 
 def test_a_child_that_is_killed_loses_nothing_and_its_exit_is_noticed(cluster: Cluster, said: Said) -> None:
     said.child.obey(ORDER)
-    assert said.next() == READY
+    assert said.next() == "ready"
     assert said.child.pid is not None
     assert said.child.memory_bytes > 50 << 20
     engine = Engine.of(children(said.child.pid)[0])
@@ -128,7 +128,7 @@ def test_a_checkpoint_that_cannot_be_loaded_ends_the_child(cluster: Cluster, sai
     (tmp_path / "empty").mkdir()
     said.child.obey(Order(checkpoint=str(tmp_path / "empty"), name="empty", worker_name="empty"))
     assert said.next() == 1
-    assert "no model_XXXXXX.pt in this folder" in said.child.last_line
+    assert "no checkpoint is in this folder" in said.child.last_line
     assert cluster.redis.keys("celeriac:worker:*") == []
 
 
@@ -139,7 +139,7 @@ def test_a_child_ends_when_the_process_that_started_it_is_killed(cluster: Cluste
             "-c",
             "import threading\n"
             "from worker.switching.child_worker import ChildWorker\n"
-            "child = ChildWorker(on_line=print, on_exit=print)\n"
+            "child = ChildWorker(on_ready=print, on_exit=print)\n"
             "child.start()\n"
             "print(child.pid, flush=True)\n"
             "threading.Event().wait()",

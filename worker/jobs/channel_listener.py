@@ -1,6 +1,6 @@
-"""Receives notifications that a job of this worker was cancelled.
+"""Receives the notifications on a channel of Redis, in a thread.
 
-A lost notification only delays the cancel: the next renewal of the leases reports it as well.
+A lost notification only delays what it is about, because each of them is also found by asking once a second.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ log = structlog.get_logger(__name__)
 POLL_S = 1.0
 
 
-class CancelListener:
+class ChannelListener:
     """A thread with one pub/sub connection."""
 
-    def __init__(self, redis: Redis, channel: str, on_cancel: Callable[[str], None]) -> None:
-        """`on_cancel` is called in the thread, with the job id that each notification carries."""
+    def __init__(self, redis: Redis, channel: str, on_message: Callable[[str], None], *, name: str) -> None:
+        """`on_message` is called in the thread, with what each notification carries. `name`: for the log."""
         self._redis = redis
         self._channel = channel
-        self._on_cancel = on_cancel
+        self._on_message = on_message
+        self._name = name
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="cancel-listener", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"{name}-listener", daemon=True)
 
     def start(self) -> None:
         """Start the thread."""
@@ -49,7 +50,7 @@ class CancelListener:
             try:
                 self._listen()
             except RedisError as error:
-                log.warning("cancel_listener_failed", error=describe(error))
+                log.warning(f"{self._name}_listener_failed", error=describe(error))
                 self._stopping.wait(POLL_S)
 
     def _listen(self) -> None:
@@ -58,4 +59,4 @@ class CancelListener:
             while not self._stopping.is_set():
                 message = pubsub.get_message(timeout=POLL_S)
                 if message is not None and not self._stopping.is_set():
-                    self._on_cancel(message["data"].decode(errors="replace"))
+                    self._on_message(message["data"].decode(errors="replace"))
