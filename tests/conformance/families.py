@@ -61,7 +61,8 @@ def decoders(draw: st.DrawFn, family: str, *, own_head_size: bool) -> Config:
         "pad_token_id": None,
     }
     if own_head_size:
-        return config | {"hidden_size": draw(st.sampled_from([16, 30])), "head_dim": head_dim}
+        # transformers wants a multiple of the heads, although the size of a head does not follow from it.
+        return config | {"hidden_size": heads * draw(st.sampled_from([4, 10])), "head_dim": head_dim}
     return config | {"hidden_size": heads * head_dim}
 
 
