@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from tasks.card import Card, StoredType, TokenizerCard
 from worker.checkpoints.checkpoint import Checkpoint
+from worker.checkpoints.generation_config import GenerationConfig
 from worker.checkpoints.tokenizers import Tokenizer, tokenizer_content
 from worker.engine.architecture.weight_form import INT8_GROUP, WeightForm
 
@@ -48,6 +50,7 @@ def build_card(
         parameters=sum(tensor.count for tensor in tensors),
         weight_bytes=sum(tensor.nbytes for tensor in tensors),
         weights=form,
+        default_sampling=None if tokenizer is None else _default_sampling(checkpoint),
         kv_bytes_per_token=kv_bytes_per_token,
         tokenizer=_tokenizer_card(tokenizer),
     )
@@ -78,6 +81,12 @@ def _stored_type(checkpoint: Checkpoint) -> StoredType:
         name = STORED_TYPES[tensor.dtype]
         sizes[name] = sizes.get(name, 0) + tensor.count
     return max(sizes, key=lambda name: sizes[name])
+
+
+def _default_sampling(checkpoint: Checkpoint) -> Mapping[str, float] | None:
+    if checkpoint.folder.format != "huggingface":
+        return None
+    return GenerationConfig.read(checkpoint.folder.path, checkpoint.config.vocab_size).sampling or None
 
 
 def _without_chat(card: TokenizerCard) -> dict[str, Any]:

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from tasks.sampling_params import SAMPLING_FIELDS
-from worker.checkpoints.errors import CheckpointError
+from worker.checkpoints.errors import TokenizerError
+from worker.checkpoints.huggingface_files import CONFIG, checked
 from worker.checkpoints.json_file import read_object
 
 GENERATION_CONFIG_NAME = "generation_config.json"
-MODEL_CONFIG_NAME = "config.json"
 
 #: The sampling fields that are used, with the value that changes nothing.
 _NEUTRAL: Mapping[str, float | None] = {
@@ -42,18 +42,18 @@ class GenerationConfig:
 
     @classmethod
     def read(cls, folder: Path, vocab_size: int) -> GenerationConfig:
-        """Read the files in a folder. Raises CheckpointError, which names the file and the field."""
+        """Read the files in a folder. Raises CheckpointError, as a rule a TokenizerError that names file and field."""
         stop_ids: set[int] = set()
         sampling: dict[str, float] = {}
-        for name in (GENERATION_CONFIG_NAME, MODEL_CONFIG_NAME):
+        for name in (GENERATION_CONFIG_NAME, CONFIG):
             path = folder / name
-            content = read_object(path) if path.is_file() else {}
+            content = read_object(checked(path), TokenizerError) if path.is_file() else {}
             try:
                 stop_ids |= _stop_ids(content, vocab_size)
                 if name == GENERATION_CONFIG_NAME:
                     sampling = _sampling(content, vocab_size)
             except ValueError as error:
-                raise CheckpointError(path, str(error)) from error
+                raise TokenizerError(path, str(error)) from error
         return cls(stop_ids=frozenset(stop_ids), sampling=sampling)
 
 
@@ -76,10 +76,12 @@ def _sampling(content: Mapping[str, Any], vocab_size: int) -> dict[str, float]:
     sampling: dict[str, float] = {}
     for one in SAMPLING_FIELDS:
         value = content.get(one.name)
-        if one.name not in _NEUTRAL or value is None or value == _NEUTRAL[one.name]:
+        if one.name not in _NEUTRAL or value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if _is_no_number(value):
             raise ValueError(f"its `{one.name}` must be a number, not {_shown(value)}")
+        if value == _NEUTRAL[one.name]:
+            continue
         if one.name == "top_k":
             # Numbers below 1 turn it off, and one for each id changes nothing.
             if not 1 <= value < vocab_size:
@@ -91,6 +93,11 @@ def _sampling(content: Mapping[str, Any], vocab_size: int) -> dict[str, float]:
             raise ValueError(f"its `{one.name}` is {value}, which no request may have: change it, or remove it")
         sampling[one.name] = value
     return sampling
+
+
+def _is_no_number(value: Any) -> bool:
+    # JSON has no NaN and no infinity, but Python reads them.
+    return isinstance(value, bool) or not isinstance(value, int | float) or value != value or abs(value) == math.inf
 
 
 def _shown(value: Any) -> str:

@@ -86,7 +86,7 @@ def write_jinja_checkpoint(parent: Path) -> Path:
         checkpoint_files.meta("E7", **sizes),
         era="E7",
     )
-    source = ROOT / "tests" / "fixtures" / "chat_templates" / "qwen2"
+    source = ROOT / "tests" / "fixtures" / "golden-hf" / "qwen2"
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(source / name, folder / name)
     (folder / "chat_template.jinja").write_text(TEMPLATE)

@@ -65,11 +65,12 @@ class HuggingFaceTokenizer:
         try:
             with library_errors():
                 tokenizer = tokenizers.Tokenizer.from_str(data.decode())
-                specials = _add_declared(tokenizer, config)
+                specials = _special_names(tokenizer, config)
                 vocabulary: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
                 _encode_plainly(tokenizer)
         except LibraryError as error:
             raise ValueError(f"the tokenizers library cannot read it: {error}") from error
+        _check_declared(config, vocabulary)
         if max(vocabulary.values(), default=0) >= vocab_size:
             raise ValueError(
                 f"it has {max(vocabulary.values()) + 1} ids and the model has {vocab_size}: it belongs to another model"
@@ -152,28 +153,33 @@ class HuggingFaceTokenizer:
         return {**content, "added_tokens": real, "post_processor": None}
 
 
-def _add_declared(tokenizer: tokenizers.Tokenizer, config: HuggingFaceConfig) -> list[str]:
-    """Add the tokens that only the configuration has, as transformers does. Returns the names of special tokens.
+def _special_names(tokenizer: tokenizers.Tokenizer, config: HuggingFaceConfig) -> list[str]:
+    """The names of the special tokens. As in transformers, they are those of the configuration, too.
 
-    Raises ValueError if it contradicts `tokenizer.json`, and what the library raises.
+    Tokens that only the configuration has are added.
     """
+    known: list[str] = []
     if config.stop_ids is not None:
-        for token in config.declared:
-            if tokenizer.token_to_id(token.name) is None:
-                tokenizer.add_tokens([tokenizers.AddedToken(token.name, special=token.special, normalized=False)])
-            if (found := tokenizer.token_to_id(token.name)) != token.token_id:
-                raise ValueError(
-                    f"its id of {token.name!r} is {found}, and {CONFIG_NAME} says {token.token_id}: they belong to "
-                    "different tokenizers"
-                )
+        missing = [token for token in config.declared if tokenizer.token_to_id(token.name) is None]
+        tokenizer.add_tokens(
+            [tokenizers.AddedToken(token.name, special=token.special, normalized=False) for token in missing]
+        )
         declared = [token.name for token in config.declared if token.special]
-        known = [one for one in (*declared, *config.special_names) if tokenizer.token_to_id(one) is not None]
+        known = [name for name in (*declared, *config.special_names) if tokenizer.token_to_id(name) is not None]
         # Those that it has already are not added again, but are special from then on.
         tokenizer.add_special_tokens([tokenizers.AddedToken(name, special=True, normalized=False) for name in known])
-    else:
-        known = []
     added = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
     return [*dict.fromkeys([*added, *known])]
+
+
+def _check_declared(config: HuggingFaceConfig, vocabulary: Mapping[str, int]) -> None:
+    """Raise ValueError if the configuration contradicts `tokenizer.json`."""
+    for token in config.declared if config.stop_ids is not None else ():
+        if (found := vocabulary.get(token.name)) != token.token_id:
+            raise ValueError(
+                f"its id of {token.name!r} is {found}, and {CONFIG_NAME} says {token.token_id}: they belong to "
+                "different tokenizers"
+            )
 
 
 def _encode_plainly(tokenizer: tokenizers.Tokenizer) -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from celeriac.cli.commands.export_tokenizer import command
 from tasks.chat import Message
 from tests.helpers.checkpoint_files import meta, write
+from tests.helpers.huggingface_folders import GOLDEN_HF
 from tests.helpers.tokenizer_files import SPECIALS, pickled
 from worker.checkpoints.chat import ChatError
 from worker.checkpoints.chat.template_process import TemplateProcess
@@ -28,7 +29,6 @@ from worker.checkpoints.tokenizers.export import ExportedTokenizer
 from worker.checkpoints.tokenizers.huggingface import HuggingFaceTokenizer
 from worker.checkpoints.tokenizers.huggingface_config import HuggingFaceConfig
 
-FIXTURES = Path(__file__).parents[3] / "fixtures" / "chat_templates"
 VOCAB_SIZE = 512
 KINDS = ["guide", "characters", "tiktoken", "llama", "mistral"]
 CHARACTERS = "01é😀=\n"
@@ -42,7 +42,7 @@ def original(kind: str) -> Tokenizer:
         return CharacterTokenizer(CHARACTERS, SPECIALS, unknown="refuse")
     if kind == "tiktoken":
         return BpeTokenizer.from_pickle(pickled(), VOCAB_SIZE)
-    file = FIXTURES / kind / "tokenizer.json"
+    file = GOLDEN_HF / kind / "tokenizer.json"
     return HuggingFaceTokenizer.from_json(file.read_bytes(), VOCAB_SIZE, HuggingFaceConfig.beside(file))
 
 

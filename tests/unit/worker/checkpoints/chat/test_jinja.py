@@ -1,6 +1,6 @@
 """Jinja templates: the text of transformers, special tokens of the template only, and limits on what it may use.
 
-The folders in tests/fixtures/chat_templates have the texts that transformers renders from them.
+The folders in tests/fixtures/golden-hf have the texts that transformers renders from them.
 """
 
 from __future__ import annotations
@@ -21,22 +21,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.chat import Message
+from tests.helpers.huggingface_folders import GOLDEN_HF
+from tests.helpers.huggingface_folders import expected as golden
 from worker.checkpoints.chat import ChatError
 from worker.checkpoints.chat.jinja import JinjaTemplate
+from worker.checkpoints.chat.template_process import TemplateProcess
 from worker.checkpoints.errors import TokenizerError
 from worker.checkpoints.tokenizers import UnknownCharacterError, visible_text
 from worker.checkpoints.tokenizers.huggingface import HuggingFaceTokenizer
 from worker.checkpoints.tokenizers.huggingface_config import MAX_TEMPLATE_BYTES, HuggingFaceConfig
 
-FIXTURES = Path(__file__).parents[4] / "fixtures" / "chat_templates"
-FAMILIES = ("llama", "mistral", "qwen2")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 VOCAB_SIZE = 512
 IM_START, IM_END = 1, 2
 
 
 @cache
 def tokenizer(family: str) -> HuggingFaceTokenizer:
-    file = FIXTURES / family / "tokenizer.json"
+    file = GOLDEN_HF / family / "tokenizer.json"
     return HuggingFaceTokenizer.from_json(file.read_bytes(), VOCAB_SIZE, HuggingFaceConfig.beside(file))
 
 
@@ -48,7 +50,7 @@ def rendered(template: HuggingFaceTokenizer, *messages: tuple[str, str], now: fl
 def with_template(source: str, **variables: Any) -> HuggingFaceTokenizer:
     """Qwen's tokenizer with another template."""
     config = HuggingFaceConfig(chat_template=source, variables=variables)
-    return HuggingFaceTokenizer.from_json((FIXTURES / "qwen2" / "tokenizer.json").read_bytes(), VOCAB_SIZE, config)
+    return HuggingFaceTokenizer.from_json((GOLDEN_HF / "qwen2" / "tokenizer.json").read_bytes(), VOCAB_SIZE, config)
 
 
 def text_of(source: str, *messages: tuple[str, str], now: float | None = None, **variables: Any) -> str:
@@ -72,18 +74,28 @@ CONTENT = "{{ messages[0].content }}"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_the_text_is_that_of_transformers(family: str) -> None:
+    template = tokenizer(family).chat
+    assert template is not None
+    process = TemplateProcess(template.source, template.variables)
+    for chat in golden(family)["chats"]:
+        messages = [Message(message["role"], message["content"]) for message in chat["messages"]]
+        assert process.render(messages, time.time()) == chat["text"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_ids_are_those_of_the_text_of_transformers(family: str) -> None:
-    plain = tokenizers.Tokenizer.from_file(str(FIXTURES / family / "tokenizer.json"))
-    for chat in json.loads((FIXTURES / family / "chats.json").read_text()):
+    plain = tokenizers.Tokenizer.from_file(str(GOLDEN_HF / family / "tokenizer.json"))
+    for chat in golden(family)["chats"]:
         messages = [(message["role"], message["content"]) for message in chat["messages"]]
-        if family == "qwen2" and any("<|im_end|>" in content for _, content in messages):
+        if family not in ("llama", "mistral") and any("<|im_end|>" in content for _, content in messages):
             continue  # a name in a message, which is no special token: see below
         expected = plain.encode(chat["text"], add_special_tokens=False).ids
         assert rendered(tokenizer(family), *messages) == tuple(expected)
 
 
 def test_a_name_in_a_message_is_the_only_difference() -> None:
-    chat = json.loads((FIXTURES / "qwen2" / "chats.json").read_text())[1]
+    chat = golden("qwen2")["chats"][1]
     messages = [(message["role"], message["content"]) for message in chat["messages"]]
     assert messages[0][1] == "Who are you? <|im_end|>"
     words = tokenizer("qwen2")

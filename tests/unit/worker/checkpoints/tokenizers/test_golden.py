@@ -1,6 +1,6 @@
 """Tokenizers in the shape of known ones do what transformers does: ids, texts and conversations.
 
-`tests/fixtures/tokenizers/make.py` makes the folders.
+`tests/fixtures/tokenizers/make.py` makes the folders. Those in tests/fixtures/golden-hf have a model, too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,12 @@ from typing import Any
 import pytest
 
 from tasks.chat import Message
+from tests.helpers.huggingface_folders import FAMILIES, GOLDEN_HF
+from tests.helpers.huggingface_folders import expected as golden
 from tests.unit.worker.checkpoints.tokenizers.kinds import text_of
+from worker.checkpoints.folder import find
+from worker.checkpoints.sizes import sizes_of
+from worker.checkpoints.tokenizers import load_tokenizer
 from worker.checkpoints.tokenizers.huggingface import HuggingFaceTokenizer
 from worker.checkpoints.tokenizers.huggingface_config import HuggingFaceConfig
 from worker.jobs.prompt import encode_prompt
@@ -72,3 +77,31 @@ def test_a_conversation_has_the_ids_that_transformers_gives_it(folder: Path) -> 
 def test_the_shapes_differ_in_bos() -> None:
     adding = {folder.name for folder in FOLDERS if tokenizer(folder).prepend_bos}
     assert adding == {"llama2", "tinyllama", "mistral", "gemma", "unigram", "llama3"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_tokenizer_of_a_model_has_the_ids_of_transformers(family: str) -> None:
+    folder = find(str(GOLDEN_HF / family), GOLDEN_HF)
+    words = load_tokenizer(folder, sizes_of(folder).vocab_size)
+    for one in golden(family)["texts"]:
+        assert encode_prompt(words, one["text"])[0] == tuple(one["ids"])
+        assert words.encode(one["text"]).ids == tuple(one["plain_ids"])
+        assert text_of(words, one["plain_ids"]) == one["text"]
+
+
+def test_the_ids_that_end_a_text_are_those_of_the_files() -> None:
+    """Not more: other special tokens are never sampled, and BOS does not end a text."""
+    ends = {}
+    for family in FAMILIES:
+        folder = find(str(GOLDEN_HF / family), GOLDEN_HF)
+        words = load_tokenizer(folder, sizes_of(folder).vocab_size)
+        ends[family] = words.bos_id, set(words.stop_ids), words.card().eos_id
+    assert ends == {
+        "gpt2": (0, {0}, 0),
+        "llama": (0, {1, 4}, 4),
+        "mistral": (1, {2}, 2),
+        "nanochat": (0, {0}, 0),
+        "qwen2": (None, {2}, 2),
+        "qwen3": (None, {2}, 2),
+        "smollm3": (None, {2}, 2),
+    }
