@@ -118,6 +118,9 @@ def fields_of(card: Card, config: ModelConfig) -> list[tuple[str, str]]:
     if tokenizer.bos_id is not None:
         fields.append(("BOS", f"{tokenizer.bos_id}, {'' if tokenizer.prepend_bos else 'not '}put before a prompt"))
     fields.append(("chat", f"{CHAT[tokenizer.chat]}{', with the calculator' if tokenizer.calculator else ''}"))
+    if card.default_sampling is not None:
+        shown = ", ".join(f"{name} {value:g}" for name, value in card.default_sampling.items())
+        fields.append(("sampling", f"{shown}, on OpenAI's routes where a request does not say otherwise"))
     return [*fields, ("digest", card.digest)]
 
 

@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from celeriac.cli import main
 from tasks.settings import settings
+from tests.helpers.huggingface_folders import GOLDEN_HF
 
 GOLDEN = Path(__file__).parents[3] / "fixtures" / "golden"
 #: A checkpoint in the original guide's format, without a tokenizer file.
@@ -38,6 +39,12 @@ def test_inspect_prints_the_card() -> None:
     assert (fields["step"], fields["era"], fields["loss"]) == ("102", "E1b", "0.2627 (val_loss)")
     card = json.loads(run("inspect", str(SEED), "--json").stdout)
     assert (card["name"], card["vocab_size"], card["context"]) == ("step_000102", 32, 256)
+
+
+def test_inspect_prints_default_sampling(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(GOLDEN_HF / "qwen2", tmp_path / "qwen2"))
+    (folder / "generation_config.json").write_text('{"temperature": 0.7, "top_k": 20}')
+    assert "temperature 0.7, top_k 20, on OpenAI's routes" in run("inspect", str(folder)).stdout
 
 
 def test_inspect_finds_a_name_in_the_checkpoint_folder(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ import torch
 from tasks.card import Card, TokenizerCard
 from tests.helpers.checkpoint_files import meta, state_dict, write
 from tests.helpers.engines import GOLDEN
+from tests.helpers.huggingface_folders import GOLDEN_HF
 from worker.checkpoints.cards import build_card
 from worker.checkpoints.errors import TokenizerError
 from worker.checkpoints.folder import find
@@ -203,3 +204,15 @@ def test_a_file_that_was_replaced_after_loading_does_not_change_the_digest(tmp_p
     (tmp_path / "other.pt").replace(folder / "model_000007.pt")
     assert build_card(checkpoint, None, kv_bytes_per_token=1) == before
     assert build_card(load(find(str(folder), tmp_path)), None, kv_bytes_per_token=1).digest != before.digest
+
+
+def test_the_card_of_a_hugging_face_folder_has_its_default_sampling(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(GOLDEN_HF / "qwen2", tmp_path / "qwen2"))
+    plain = card(folder)
+    assert plain.default_sampling is None
+    (folder / "generation_config.json").write_text('{"eos_token_id": 2, "temperature": 0.7, "top_k": 20, "top_p": 1.0}')
+    found = card(folder)
+    assert found.default_sampling == {"temperature": 0.7, "top_k": 20}
+    assert Card.from_json(found.to_json()) == found
+    # It changes no answer: each job has its own values.
+    assert found.digest == plain.digest
