@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+#: The share of a device's memory that the checkpoints of a switching worker take together, if that is not configured.
+BUDGET_SHARE = 0.5
+
 #: The limit of this process's cgroup (version 2), as in a container.
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 

@@ -61,11 +61,13 @@ class Launcher:
         console: Console,
         url: str,
         worker_names: Sequence[Sequence[str]],
+        are_switching: bool,
         count_kept_jobs: Callable[[], KeptJobs | None],
     ) -> None:
         """`front_ends` are stopped first, then `workers`, then Redis. `url`: of the API.
 
-        `worker_names`: of the workers of each checkpoint. `count_kept_jobs` is called after the workers have stopped.
+        `worker_names`: of the workers of each checkpoint. `are_switching`: they load those of a folder in turn.
+        `count_kept_jobs` is called after the workers have stopped.
         """
         self._console = console
         self._folder = None if redis is None else redis[0]
@@ -74,7 +76,9 @@ class Launcher:
         self._workers = [self._child(role) for role in workers]
         self._url = url
         self._count_kept_jobs = count_kept_jobs
-        self._readiness = ReadinessCheck(url, worker_names, lambda: self._events.put(_Ready()))
+        self._readiness = ReadinessCheck(
+            url, worker_names, lambda: self._events.put(_Ready()), are_switching=are_switching
+        )
         self._events: queue.SimpleQueue[_StopRequested | _Exited | _Ready] = queue.SimpleQueue()
         #: Heap of (time of the restart, id, child).
         self._restarts: list[tuple[float, int, Child]] = []

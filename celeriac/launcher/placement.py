@@ -26,6 +26,11 @@ def placement(index: int, workers: int, *, device: str, env: Mapping[str, str]) 
     return {"CELERIAC_THREADS": str(max(1, _cpus() // workers))}
 
 
+def has_gpus(device: str, env: Mapping[str, str]) -> bool:
+    """Whether `placement` gives GPUs to workers."""
+    return device not in ("cpu", "mps") and bool(_gpus(env))
+
+
 def _gpus(env: Mapping[str, str]) -> list[str]:
     if "CUDA_VISIBLE_DEVICES" in env:
         return [name.strip() for name in env["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()]

@@ -7,7 +7,7 @@ import secrets
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
@@ -18,8 +18,9 @@ from celeriac.launcher import ports
 from celeriac.launcher.console import Console
 from celeriac.launcher.kept_jobs import kept_jobs
 from celeriac.launcher.launcher import Launcher
-from celeriac.launcher.placement import placement
+from celeriac.launcher.placement import has_gpus, placement
 from celeriac.launcher.redis_server import DataFolder
+from tasks.machine_memory import BUDGET_SHARE, memory_bytes
 from tasks.processes.child import Role
 from tasks.settings import Settings
 from worker.checkpoints.folder import CheckpointFolder, find
@@ -27,6 +28,9 @@ from worker.checkpoints.tokenizers import check_tokenizer
 
 #: The file that runs the command line.
 COMMAND_LINE = Path(__file__).parents[1] / "__main__.py"
+
+#: What the names of workers begin with that have no checkpoint of their own.
+SWITCHING = "switching"
 
 #: Flower shows all jobs without a login, so it listens on this machine only.
 FLOWER_HOST = "127.0.0.1"
@@ -50,12 +54,14 @@ class Options:
     #: Names or paths, and the names for clients, one for each; no names: the default ones.
     checkpoints: tuple[str, ...]
     names: tuple[str, ...] = ()
+    #: A folder whose checkpoints are loaded when jobs wait for them, instead of `checkpoints`.
+    folder: Path | None = None
     host: str
     port: int
     device: str
     weights: str
     reload: bool
-    #: Workers for each checkpoint.
+    #: Workers for each checkpoint, or for the folder.
     workers: int
     flower: bool
     flower_port: int
@@ -64,7 +70,7 @@ class Options:
 
 def serve(options: Options, settings: Settings) -> int:
     """Run all roles until a signal. Returns the exit code. Raises CeleriacError or CheckpointError before the start."""
-    served = _checkpoints(options, settings)
+    served = {} if options.folder is not None else _checkpoints(options, settings)
     ports.check_port(options.host, options.port)
     if options.flower:
         ports.check_port(FLOWER_HOST, options.flower_port, option="--flower-port")
@@ -110,7 +116,7 @@ def _checkpoints(options: Options, settings: Settings) -> dict[str, str]:
 
 def _launch(options: Options, settings: Settings, served: dict[str, str], redis: tuple[DataFolder, Role] | None) -> int:
     redis_url = settings.redis_url if redis is None else redis[0].url
-    env = _environment(options, settings, next(iter(served)), redis_url)
+    env = _environment(options, settings, next(iter(served), ""), redis_url)
     # With -P, Python does not put the current folder, which may contain modules of another project, on the import path.
     run = [sys.executable, "-P", str(COMMAND_LINE)]
     host = ["--host", options.host]
@@ -119,7 +125,7 @@ def _launch(options: Options, settings: Settings, served: dict[str, str], redis:
     if options.flower:
         flower = [*run, "flower", "--address", FLOWER_HOST, "--port", str(options.flower_port)]
         front_ends.append(Role(name="flower", command=flower, env=env, stop_s=FLOWER_STOP_S))
-    names = _worker_names(list(served), options.workers, settings)
+    names = _worker_names(list(served) or [SWITCHING], options.workers, settings)
     count = sum(map(len, names.values()))
     workers = [
         Role(
@@ -127,18 +133,18 @@ def _launch(options: Options, settings: Settings, served: dict[str, str], redis:
             command=[*run, "worker", "--worker-name", name],
             env={
                 **env,
-                "CELERIAC_CHECKPOINT": served[checkpoint],
-                "CELERIAC_CHECKPOINT_NAME": checkpoint,
+                **_serves(options, settings, served, checkpoint),
                 **placement(index, count, device=options.device, env=os.environ),
             },
             # Redis ends with the launcher as well, so a worker cannot release its jobs.
             parent_death_signal=signal.SIGKILL,
             stop_s=WORKER_STOP_S,
         )
-        for index, (checkpoint, name) in enumerate((one, name) for one in served for name in names[one])
+        for index, (checkpoint, name) in enumerate((one, name) for one in names for name in names[one])
     ]
     console = Console([role.name for role in (*([] if redis is None else [redis[1]]), *front_ends, *workers)], settings)
-    _announce(console, options, list(served), count, None if redis is None else redis[0])
+    what = ", ".join(served) or f"the checkpoints in {options.folder}"
+    _announce(console, options, what, count, None if redis is None else redis[0])
     return Launcher(
         redis=redis,
         front_ends=front_ends,
@@ -146,8 +152,28 @@ def _launch(options: Options, settings: Settings, served: dict[str, str], redis:
         console=console,
         url=ports.url_of(options.host, options.port),
         worker_names=list(names.values()),
+        are_switching=options.folder is not None,
         count_kept_jobs=partial(kept_jobs, settings.model_copy(update={"redis_url": redis_url})),
     ).run()
+
+
+def _serves(options: Options, settings: Settings, served: Mapping[str, str], checkpoint: str) -> dict[str, str]:
+    """Environment variables of a worker: what it serves. An empty one counts as unset."""
+    if options.folder is None:
+        return {
+            "CELERIAC_CHECKPOINTS": "",
+            "CELERIAC_CHECKPOINT": served[checkpoint],
+            "CELERIAC_CHECKPOINT_NAME": checkpoint,
+        }
+    # Workers on one device share its memory. Those on GPUs have one each, as a rule.
+    divided = settings.memory_mb == 0 and options.workers > 1 and not has_gpus(options.device, os.environ)
+    budget_mb = int(memory_bytes() * BUDGET_SHARE / options.workers) >> 20 if divided else settings.memory_mb
+    return {
+        "CELERIAC_CHECKPOINTS": str(options.folder),
+        "CELERIAC_CHECKPOINT": "",
+        "CELERIAC_CHECKPOINT_NAME": "",
+        "CELERIAC_MEMORY_MB": str(budget_mb),
+    }
 
 
 def _environment(options: Options, settings: Settings, checkpoint: str, redis_url: str) -> dict[str, str]:
@@ -175,10 +201,8 @@ def _worker_names(checkpoints: Sequence[str], workers: int, settings: Settings) 
     return names
 
 
-def _announce(
-    console: Console, options: Options, checkpoints: Sequence[str], workers: int, data: DataFolder | None
-) -> None:
-    console.info(f"Starting Celeriac with {', '.join(checkpoints)} and {workers} worker(s). Ctrl-C stops it.")
+def _announce(console: Console, options: Options, what: str, workers: int, data: DataFolder | None) -> None:
+    console.info(f"Starting Celeriac with {what} and {workers} worker(s). Ctrl-C stops it.")
     if data is not None:
         console.info(f"Data folder: {data.path}, with {data.program}")
         if data.unread_file is not None:

@@ -17,14 +17,25 @@ RESPONSE_S = 5.0
 class ReadinessCheck:
     """Polls the server in its own thread, and calls `on_ready` once."""
 
-    def __init__(self, url: str, workers: Collection[Collection[str]], on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        url: str,
+        workers: Collection[Collection[str]],
+        on_ready: Callable[[], None],
+        *,
+        are_switching: bool = False,
+    ) -> None:
         """`on_ready` is called when the server is ready and one of `workers` takes jobs for each checkpoint.
+
+        Of workers that load the checkpoints of a folder in turn, one must be there: the server is ready when one offers
+        something.
 
         Names are compared because Redis may still list workers of an earlier run.
         """
         self._url = url
         self._workers = [tuple(f"{name}@" for name in names) for names in workers]
         self._on_ready = on_ready
+        self._are_switching = are_switching
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._poll, name="readiness", daemon=True)
 
@@ -51,5 +62,9 @@ class ReadinessCheck:
         listed = http.get("/v1/workers")
         if listed.status_code != httpx.codes.OK:
             return False
-        serving = [worker["name"] for worker in listed.json()["data"] if worker["state"] in ("idle", "busy")]
+        workers = listed.json()
+        if self._are_switching:
+            serving = [worker["name"] for worker in workers["switching"]]
+        else:
+            serving = [worker["name"] for worker in workers["data"] if worker["state"] in ("idle", "busy")]
         return all(any(name.startswith(of_checkpoint) for name in serving) for of_checkpoint in self._workers)

@@ -9,7 +9,18 @@ from typing import Any
 from tasks.logs.printable import printable, printable_block
 
 #: Events that people do not see, unless the level of the log is `debug`: the line at a job's end is enough for them.
-_FOR_MACHINES = frozenset({"cancel_received", "claim_refused", "job_skipped", "job_started", "subscriptions_connected"})
+_FOR_MACHINES = frozenset(
+    {
+        "cancel_received",
+        "checkpoint_unloaded",
+        "checkpoint_wanted",
+        "claim_refused",
+        "job_skipped",
+        "job_started",
+        "retiring",
+        "subscriptions_connected",
+    }
+)
 #: Events that people do not see under `celeriac serve`, which says the same for all processes.
 _SAID_BY_SERVE = frozenset({"draining", "listening", "stopping"})
 #: Loggers of libraries whose messages below a warning people do not see.
@@ -122,5 +133,9 @@ _SENTENCES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     LOADING: lambda event: f"loaded {loaded(event)}",
     "model_loaded": _model_loaded,
     "draining": lambda event: f"stopping; running jobs go back to the queue: {int(event['running'])}",
+    "checkpoint_found": lambda event: f"offers {event['checkpoint']} from {event['path']}",
+    "checkpoint_removed": lambda event: f"offers {event['checkpoint']} no more: {event['path']} is gone",
+    "checkpoint_not_offered": lambda event: f"not offered: {event['reason']}",
+    "checkpoint_given_up": lambda event: f"unloading {event['checkpoint']}: {event['reason']}",
     "listening": lambda event: f"listening on {event['host']} port {event['port']}",
 }

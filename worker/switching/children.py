@@ -160,7 +160,7 @@ class Children:
         for name, child in self._children.items():
             now = offers.get(name)
             if now is None:
-                self.give_up(name, reason="its files are gone, or cannot be loaded any more")
+                self.give_up(name, reason="its files are gone or cannot be loaded")
             elif now.card.digest != child.offered.card.digest:
                 self.give_up(name, reason="its files have changed")
 

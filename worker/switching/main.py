@@ -15,6 +15,7 @@ import structlog
 
 from tasks.errors import RedisUnusableError, SchemaError
 from tasks.logs import setup_logging
+from tasks.machine_memory import BUDGET_SHARE
 from tasks.redis_client.connections import make_sync, redacted
 from tasks.settings import Settings
 from tasks.store import keys
@@ -28,7 +29,6 @@ from worker.switching.catalog import Catalog
 from worker.switching.child_worker import STOP_S, ChildWorker
 from worker.switching.children import ChildEvent, ChildExited, ChildReady, Children
 from worker.switching.describer import Describer, DescriberError
-from worker.switching.memory import BUDGET_SHARE
 from worker.switching.scanner import Scanner
 from worker.switching.switching_worker import Stop, SwitchingWorker, Wake
 

@@ -9,8 +9,6 @@ from tasks.card import Card
 
 #: Memory of a worker's two processes without weights and KV cache, in bytes: interpreters, torch, Celery.
 FIXED_BYTES = 256 << 20
-#: The share of the device's memory that a switching worker uses if its budget is not configured.
-BUDGET_SHARE = 0.5
 #: Bytes for each parameter in int8, with its part of a scale.
 _INT8_BYTES = 1.07
 _PROC = Path("/proc")

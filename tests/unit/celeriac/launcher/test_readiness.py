@@ -67,3 +67,20 @@ def test_a_server_that_is_not_ready_is_not_asked_for_its_workers() -> None:
     with httpx.Client(base_url="http://test", transport=httpx.MockTransport(answer)) as http:
         assert check._ready(http) is False
     assert paths == ["/health/ready"]
+
+
+@pytest.mark.parametrize(
+    ("status", "listed", "ready"),
+    [(200, ["s-1@host"], True), (503, ["s-1@host"], False), (200, ["s-0@host"], False), (200, [], False)],
+)
+def test_a_server_of_a_folder_is_ready_when_its_worker_offers_something(
+    status: int, listed: list[str], ready: bool
+) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/health/ready":
+            return httpx.Response(status, json={})
+        return httpx.Response(200, json={"data": [], "switching": [{"name": name} for name in listed]})
+
+    check = ReadinessCheck("http://test", [["s-1", "s-2"]], lambda: None, are_switching=True)
+    with httpx.Client(base_url="http://test", transport=httpx.MockTransport(answer)) as http:
+        assert check._ready(http) is ready

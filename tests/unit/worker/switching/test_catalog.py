@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from tests.unit.worker.switching import folders
 from tests.unit.worker.switching.folders import BROKEN, World, write
+from worker.checkpoints.folder import CheckpointFolder
 from worker.switching import catalog as catalog_module
 
 
@@ -171,7 +171,7 @@ def test_many_checkpoints_are_described_in_several_scans_and_compared_in_turn(
     slow = World(tmp_path, age_s=60.0)
     real = slow.describe
 
-    def describe(folder: folders.CheckpointFolder) -> object:
+    def describe(folder: CheckpointFolder) -> object:
         slow.now += 0.1
         return real(folder)
 
