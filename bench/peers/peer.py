@@ -92,6 +92,7 @@ class Peer:
     """
 
     def __init__(self, name: str, python: Path) -> None:
+        self.name = name
         script = Path(__file__).parent / f"{name.replace('.', '_')}_peer.py"
         # -P keeps the script's folder out of sys.path, so that no file there replaces a module of the peer.
         command = [str(python), "-P", str(script)]

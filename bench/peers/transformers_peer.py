@@ -103,4 +103,5 @@ def _nanochat(request: dict[str, Any]) -> Any:
 
 if __name__ == "__main__":
     torch.manual_seed(0)
+    transformers.utils.logging.disable_progress_bar()
     answer_requests(TransformersPeer())
