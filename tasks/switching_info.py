@@ -78,19 +78,22 @@ class SwitchingInfo:
     @classmethod
     def from_hash(cls, fields: Mapping[bytes, bytes], offers: int = 0) -> SwitchingInfo:
         """The heartbeat in a switching worker's hash. Raises KeyError, TypeError or ValueError if it is damaged."""
-        text = {name.decode(): value.decode() for name, value in fields.items()}
+
+        def text(name: str) -> str:
+            return fields[name.encode()].decode()
+
         return cls(
-            name=text["name"],
-            incarnation=text["incarnation"],
-            device=text["device"],
-            pid=int(text["pid"]),
-            host=text["host"],
-            slots=int(text["slots"]),
-            budget_bytes=int(text["budget_bytes"]),
-            children=tuple(map(_child, json_value(text["children"], list))),
+            name=text("name"),
+            incarnation=text("incarnation"),
+            device=text("device"),
+            pid=int(text("pid")),
+            host=text("host"),
+            slots=int(text("slots")),
+            budget_bytes=int(text("budget_bytes")),
+            children=tuple(map(_child, json_value(text("children"), list))),
             offers=offers,
-            started_at=int(text["started_at"]),
-            heartbeat_at=int(text["heartbeat_at"]),
+            started_at=int(text("started_at")),
+            heartbeat_at=int(text("heartbeat_at")),
         )
 
 

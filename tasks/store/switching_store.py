@@ -95,6 +95,10 @@ class SwitchingStore:
                 return frozenset(refused) if anew else self.offer(info, offers, unloadable=unloadable)
             conflicts, missing = reply
             refused |= conflicts
+            if not missing <= known.keys() | changed.keys():
+                # Something else has changed the key of the offers.
+                self._published = None
+                continue
             self._published = {
                 name: offer for name, offer in {**known, **changed}.items() if name not in conflicts | missing
             }
@@ -175,7 +179,7 @@ class SwitchingStore:
             raise WorkerReplacedError(info.name)
         if outcome == b"unknown":
             return None
-        conflicts, missing = ({name.decode() for name in names} for names in rest)
+        conflicts, missing = ({name.decode(errors="replace") for name in names} for names in rest)
         return conflicts, missing
 
     def _call(self, name: str, *arguments: scripts.Argument) -> Any:

@@ -246,8 +246,9 @@ def shared_keys() -> Iterator[str]:
     """All keys of the queue that belong to no single job."""
     yield from (keys.SCHEMA, keys.JOBS, keys.EXPIRIES, keys.REAPED, keys.TIMEOUTS, keys.CHECKPOINTS, keys.DAMAGED)
     yield from map(keys.jobs_with, Status)
+    yield from (keys.SWITCHING, keys.OFFERED, keys.RETRACTED, keys.CATALOG_VERSION)
     builders = (keys.backlog, keys.dispatched, keys.running, keys.waiting_tokens, keys.pace, keys.accuracy)
-    for build in (*builders, keys.workers, keys.card, keys.queue):
+    for build in (*builders, keys.workers, keys.card, keys.queue, keys.offering, keys.loading):
         yield build("tiny")
     yield from (keys.worker(WORKER.name), "unacked", "unacked_index")
 
