@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 
@@ -20,3 +21,14 @@ def memory_bytes() -> int:
     except OSError:
         return total
     return total if limit == "max" else min(total, int(limit))
+
+
+def return_free_memory() -> None:
+    """Return memory that this process has freed to the system, where the C library (glibc) can do that.
+
+    Python and its libraries keep what they have freed. Call it after work that needed much more than it leaves.
+    """
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):
+        return

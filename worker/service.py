@@ -24,8 +24,7 @@ from tasks.store.redis_check import check_redis
 from tasks.store.worker_store import Ended, WorkerStore
 from tasks.worker_info import WorkerInfo, WorkerState
 from worker.checkpoints.folder import CheckpointFolder
-from worker.checkpoints.tokenizers import Tokenizer, load_tokenizer, tokenizer_digest
-from worker.checkpoints.tokenizers.export import served_blob
+from worker.checkpoints.tokenizers.background import BackgroundLoad, LoadedTokenizer
 from worker.engine.kv.budget import KvBudget
 from worker.engine_process.client import EngineLoadError
 from worker.engine_process.messages import Ready, Update, start_message
@@ -95,7 +94,7 @@ class WorkerService:
         engine: EngineSupervisor,
         publisher: Publisher,
         ready: Ready,
-        tokenizer: Tokenizer,
+        tokenizer: LoadedTokenizer,
         starting: WorkerInfo,
         hooks: TransportHooks,
     ) -> None:
@@ -106,9 +105,7 @@ class WorkerService:
         self._engine = engine
         self._publisher = publisher
         self._ready = ready
-        card = ready.card
-        # Made here, because it takes seconds for a large vocabulary, and the lease keeper's thread has no seconds.
-        self._published_tokenizer = served_blob(tokenizer, vocab_size=card.vocab_size, context=card.context)
+        self._published_tokenizer = tokenizer.blob
         self._hooks = hooks
         #: Monotonic time since which the worker takes no more messages; None before.
         self._draining_since: float | None = None
@@ -119,7 +116,7 @@ class WorkerService:
             engine=engine,
             publisher=publisher,
             admission=KvAdmission(KvBudget(ready.kv_tokens)),
-            tokenizer=tokenizer,
+            tokenizer=tokenizer.tokenizer,
             card=ready.card,
             worker=self._info.name,
             incarnation=self._info.incarnation,
@@ -166,7 +163,8 @@ class WorkerService:
                 retry(partial(check_redis, settings))
                 retry(store.check_schema)
                 log.info("loading", checkpoint=folder.name, path=str(folder.path))
-                with Announcer(store, starting, period_s=settings.heartbeat_s):
+                tokenizer = BackgroundLoad(folder)
+                with Announcer(store, starting, period_s=settings.heartbeat_s), tokenizer:
                     ready = engine.start(events, should_stop=hooks.should_stop)
                 service = cls(
                     settings,
@@ -175,7 +173,7 @@ class WorkerService:
                     engine=engine,
                     publisher=publisher,
                     ready=ready,
-                    tokenizer=_load_tokenizer(folder, ready),
+                    tokenizer=_checked(tokenizer.result(ready.tokenizer_digest), folder, ready),
                     starting=starting,
                     hooks=hooks,
                 )
@@ -358,10 +356,9 @@ def _starting(settings: Settings, folder: CheckpointFolder, name: str) -> Worker
     )
 
 
-def _load_tokenizer(folder: CheckpointFolder, ready: Ready) -> Tokenizer:
-    """The tokenizer that the engine has loaded. Raises TokenizerError, and EngineLoadError if it was replaced since."""
-    tokenizer = load_tokenizer(folder, ready.card.vocab_size)
-    if tokenizer_digest(folder) != ready.tokenizer_digest:
+def _checked(tokenizer: LoadedTokenizer, folder: CheckpointFolder, ready: Ready) -> LoadedTokenizer:
+    """The tokenizer, if it is the one that the engine has loaded. Raises EngineLoadError if it was replaced since."""
+    if tokenizer.digest != ready.tokenizer_digest:
         raise EngineLoadError(
             f"The tokenizer of {folder.name} was replaced while the checkpoint was loaded. Start the worker again."
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from tasks.card import Card
@@ -14,6 +14,9 @@ class Vocabulary(Protocol):
 
     def token_bytes(self, token_id: int) -> bytes | None:
         """The bytes of a token; None for a special token."""
+
+    def first_bytes(self, token_id: int) -> bytes | None:
+        """The bytes of a token as the first of a text; None for a special token."""
 
     def name(self, token_id: int) -> str:
         """The name of a special token."""
@@ -70,5 +73,13 @@ class TokenNames:
         Special tokens add nothing.
         """
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        raw = (b"" if self._vocabulary is None else self._vocabulary.token_bytes(one) or b"" for one in token_ids)
-        return [decoder.decode(one) for one in raw]
+        return [decoder.decode(raw) for raw in self._bytes_in_text(token_ids)]
+
+    def _bytes_in_text(self, token_ids: Iterable[int]) -> Iterator[bytes]:
+        first = True
+        for token_id in token_ids:
+            raw = None
+            if self._vocabulary is not None:
+                raw = self._vocabulary.first_bytes(token_id) if first else self._vocabulary.token_bytes(token_id)
+            first = first and raw is None
+            yield raw or b""

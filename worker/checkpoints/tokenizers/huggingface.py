@@ -148,7 +148,12 @@ class HuggingFaceTokenizer:
     def to_huggingface(self) -> dict[str, Any]:
         """See `Tokenizer`."""
         content: dict[str, Any] = json.loads(self._tokenizer.to_str())
-        real = [token for token in content["added_tokens"] if not is_alias(token["content"])]
+        real = [
+            # Those that only the configuration calls special are not in the file.
+            {**token, "special": token["content"] in self.special_ids}
+            for token in content["added_tokens"]
+            if not is_alias(token["content"])
+        ]
         # BOS is added elsewhere, and the other post-processors only change what is known of each token's place.
         return {**content, "added_tokens": real, "post_processor": None}
 

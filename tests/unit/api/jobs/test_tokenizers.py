@@ -12,6 +12,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from api.jobs.tokenizers import EncodingFailedError, ServedTokenizer, ServedTokenizers
+from api.openai.token_names import TokenNames
 from tasks.card import Card, TokenizerCard
 from tests.helpers.fake_worker import CARD
 from tests.helpers.tokenizer_files import SPECIALS, TEXT_IDS, pickled
@@ -27,8 +29,11 @@ from worker.checkpoints.tokenizers import Tokenizer
 from worker.checkpoints.tokenizers.bpe import BpeTokenizer
 from worker.checkpoints.tokenizers.characters import CharacterTokenizer
 from worker.checkpoints.tokenizers.export import served_blob
+from worker.checkpoints.tokenizers.huggingface import HuggingFaceTokenizer
+from worker.checkpoints.tokenizers.huggingface_config import HuggingFaceConfig
 
 pytestmark = pytest.mark.anyio
+FIXTURES = Path(__file__).parents[3] / "fixtures" / "tokenizers"
 VOCAB_SIZE = 320
 BOS = TEXT_IDS
 
@@ -78,6 +83,32 @@ def test_every_id_has_a_name() -> None:
     for unused in (TEXT_IDS + len(SPECIALS), VOCAB_SIZE - 1, VOCAB_SIZE, 10**9, -1):
         assert (served().token_bytes(unused), served().name(unused)) == (None, f"token_id:{unused}")
         assert served().decode([unused]) == ""
+
+
+@cache
+def sentencepiece() -> tuple[Tokenizer, ServedTokenizer]:
+    file = FIXTURES / "llama2" / "tokenizer.json"
+    words = HuggingFaceTokenizer.from_json(file.read_bytes(), 1000, HuggingFaceConfig.beside(file, frozenset()))
+    return words, ServedTokenizer.from_blob(served_blob(words, vocab_size=1000, context=128))
+
+
+@settings(deadline=None)
+@given(texts)
+def test_a_text_of_a_sentencepiece_like_tokenizer_comes_back(text: str) -> None:
+    words, found = sentencepiece()
+    ids = found.encode(text, add_special=True, parse_special=False)
+    assert ids == [1, *words.encode(text).ids]
+    # Its first token begins with a space that the text does not have.
+    assert found.decode(ids[1:]) == text
+    assert "".join(TokenNames(found).pieces(ids)) == text
+
+
+def test_the_tokens_of_a_sentencepiece_like_tokenizer_keep_their_spaces() -> None:
+    words, found = sentencepiece()
+    the = words.encode("the").ids[0]
+    assert (found.token_bytes(the), found.first_bytes(the)) == (b" the", b"the")
+    assert TokenNames(found).pieces([the, the]) == ["the", " the"]
+    assert (found.first_bytes(1), found.first_bytes(3 + 0xF0)) == (None, b"\xf0")
 
 
 def test_without_a_bos_nothing_is_put_before_a_text() -> None:

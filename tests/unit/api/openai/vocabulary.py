@@ -19,6 +19,9 @@ class SmallVocabulary:
     def token_bytes(self, token_id: int) -> bytes | None:
         return self._bytes[token_id]
 
+    def first_bytes(self, token_id: int) -> bytes | None:
+        return self._bytes[token_id]
+
     def name(self, token_id: int) -> str:
         return "<|bos|>" if token_id == BOS else repr(token_id)
 
