@@ -17,11 +17,10 @@ from io import BufferedReader
 from pathlib import Path
 
 from worker.checkpoints.errors import CheckpointError
-from worker.checkpoints.regular_file import open_regular
+from worker.checkpoints.regular_file import GIT_LFS, IS_POINTER, open_regular
 
 _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"
-_GIT_LFS = b"version https://git-lfs"
 #: The header before each record, and the places in it of the lengths of the name and of the extra field.
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 #: Bit of a record's flags: it is encrypted.
@@ -59,7 +58,7 @@ class Archive:
         #: The records whose checksum has been compared.
         self._checked: set[str] = set()
         try:
-            beginning = self._file.read(len(_GIT_LFS))
+            beginning = self._file.read(len(GIT_LFS))
             if not beginning.startswith(_ZIP):
                 raise CheckpointError(path, _why_not_an_archive(beginning))
             for record in self._read_directory():
@@ -200,8 +199,8 @@ class _DirectoryReader:
 def _why_not_an_archive(beginning: bytes) -> str:
     if not beginning:
         return "is empty: copy it again"
-    if beginning == _GIT_LFS:
-        return "is a pointer of Git LFS and not the file itself: run `git lfs pull`"
+    if beginning == GIT_LFS:
+        return IS_POINTER
     if beginning.startswith(_PICKLE):
         return (
             "is a bare pickle or in PyTorch's format from before version 1.6, which cannot be read in parts: load it "

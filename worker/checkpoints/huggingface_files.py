@@ -8,6 +8,7 @@ from pathlib import Path
 
 from worker.checkpoints.errors import CheckpointError
 from worker.checkpoints.json_file import read_object
+from worker.checkpoints.regular_file import read_bytes
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -33,6 +34,8 @@ _OTHERS = (
 #: A model in the cache of huggingface_hub: `models--<owner>--<name>`. In `snapshots/<commit>` are links to its `blobs`.
 _CACHED = re.compile(r"models--(?:[^/]+?--)?(.+)")
 _SNAPSHOTS = "snapshots"
+#: The length of the name of a commit, at most.
+_MAX_COMMIT_BYTES = 100
 
 
 def looks_like_model(names: Collection[str]) -> bool:
@@ -71,15 +74,16 @@ def parts_of(weights: Path) -> list[Path]:
     return [weights.with_name(name) for name in sorted(names) if _is_file_name(name)]
 
 
-def checked(file: Path) -> Path:
-    """The file of a checkpoint, if neither its name nor a link leads out of its folder. Raises CheckpointError.
+def file_in(folder: Path, name: str) -> Path:
+    """The file with this name, if neither the name nor a link leads out of the folder. Raises CheckpointError.
 
     Links of a model in the cache of huggingface_hub may lead to other files of that model.
     """
-    if not _is_file_name(file.name):
-        raise CheckpointError(file.parent, f"{file.name!r} is not the name of a file in this folder")
-    folder = file.parent.resolve()
-    home = folder.parent.parent if cached_model(folder) is not None and folder.parent.name == _SNAPSHOTS else folder
+    if not _is_file_name(name):
+        raise CheckpointError(folder, f"{name!r} is not the name of a file in this folder")
+    file, home = folder / name, folder.resolve()
+    if home.parent.name == _SNAPSHOTS and cached_model(home) is not None:
+        home = home.parent.parent
     # Since Python 3.13, a loop of links is no error here; opening the file is one.
     try:
         target = file.resolve()
@@ -88,6 +92,11 @@ def checked(file: Path) -> Path:
     if not target.is_relative_to(home):
         raise CheckpointError(file, "is a link that leads out of this folder: put the file itself here")
     return file
+
+
+def checked(file: Path) -> Path:
+    """A file of a checkpoint, if no link leads out of its folder: see `file_in`. Raises CheckpointError."""
+    return file_in(file.parent, file.name)
 
 
 def cached_model(path: Path) -> str | None:
@@ -106,9 +115,11 @@ def snapshot_in(path: Path) -> Path:
     if _CACHED.fullmatch(path.name) is None or not snapshots.is_dir():
         return path
     try:
-        return snapshots / (path / "refs" / "main").read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        pass
+        commit = read_bytes(path / "refs" / "main", _MAX_COMMIT_BYTES).decode().strip()
+    except (CheckpointError, UnicodeDecodeError):
+        commit = ""
+    if _is_file_name(commit) and (snapshots / commit).is_dir():
+        return snapshots / commit
     found = sorted(snapshots.iterdir())
     if len(found) == 1:
         return found[0]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from worker.checkpoints.errors import CheckpointError
-from worker.checkpoints.regular_file import read_bytes
+from worker.checkpoints.regular_file import GIT_LFS, IS_POINTER, read_bytes
 
 #: The largest JSON file that is read, in bytes. Meta files have some thousand.
 MAX_JSON_BYTES = 16 << 20
@@ -15,8 +15,11 @@ MAX_JSON_BYTES = 16 << 20
 
 def read_object(path: Path, error: type[CheckpointError] = CheckpointError) -> dict[str, Any]:
     """The object in a JSON file. Raises `error`."""
+    text = read_bytes(path, MAX_JSON_BYTES, error)
+    if text.startswith(GIT_LFS):
+        raise error(path, IS_POINTER)
     try:
-        content = json.loads(read_bytes(path, MAX_JSON_BYTES, error).decode())
+        content = json.loads(text.decode())
     # RecursionError: arrays or objects are nested too deeply.
     except (ValueError, RecursionError) as cause:
         raise error(path, f"is not valid JSON: {cause}") from cause

@@ -12,6 +12,10 @@ from pathlib import Path
 
 from worker.checkpoints.errors import CheckpointError
 
+#: The beginning of a file that git left in place of a large file, and what is said of it.
+GIT_LFS = b"version https://git-lfs"
+IS_POINTER = "is a pointer of Git LFS and not the file itself: run `git lfs pull`"
+
 
 def open_regular(path: Path, error: type[CheckpointError] = CheckpointError) -> BufferedReader:
     """Open a regular file for reading. Raises `error`."""

@@ -33,7 +33,11 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
         ((None, 1), "is a factor other than 1, which is not supported"),
     ),
     **dict.fromkeys(
-        ("alibi", "parallel_attn", "use_parallel_residual", "qk_layernorm", "use_qk_norm"),
+        ("alibi", "parallel_attn", "use_parallel_residual", "qk_layernorm", "use_qk_norm", "use_mrope"),
+        ((None, False), "is true, which is not supported"),
+    ),
+    **dict.fromkeys(
+        ("rope_interleaved", "rope_interleave"),
         ((None, False), "is true, which is not supported"),
     ),
 }

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from worker.checkpoints.errors import CheckpointError
-from worker.checkpoints.regular_file import open_regular
+from worker.checkpoints.regular_file import GIT_LFS, IS_POINTER, open_regular
 
 #: The largest header that is read, in bytes: that of 100,000 tensors. The format allows three times as much.
 MAX_HEADER_BYTES = 32 << 20
@@ -33,7 +33,6 @@ _BITS = {
     **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
     "F4": 4,
 }
-_GIT_LFS = b"version https://git-lfs"
 _ZIP, _PICKLE, _GGUF = b"PK\x03\x04", b"\x80", b"GGUF"
 
 
@@ -104,7 +103,7 @@ class SafetensorsFile:
         return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
     def _read_header(self) -> list[Entry]:
-        beginning = self._file.read(len(_GIT_LFS))
+        beginning = self._file.read(len(GIT_LFS))
         size = self._state[2]
         length = int.from_bytes(beginning[:_LENGTH_BYTES], "little")
         data_start = _LENGTH_BYTES + length
@@ -178,8 +177,8 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _why_no_header(beginning: bytes) -> str:
     if not beginning:
         return "is empty: copy it again"
-    if beginning == _GIT_LFS:
-        return "is a pointer of Git LFS and not the file itself: run `git lfs pull`"
+    if beginning == GIT_LFS:
+        return IS_POINTER
     if beginning.startswith(_GGUF):
         return "is a GGUF file: turn it into a folder with `celeriac convert`"
     if beginning.startswith((_ZIP, _PICKLE)):

@@ -7,7 +7,7 @@ from pathlib import Path
 from worker.checkpoints.errors import CheckpointError
 from worker.checkpoints.huggingface.safetensors import Entry, SafetensorsFile
 from worker.checkpoints.huggingface.values import short
-from worker.checkpoints.huggingface_files import INDEX, checked
+from worker.checkpoints.huggingface_files import INDEX, checked, file_in
 from worker.checkpoints.json_file import read_object
 
 #: The tensors of open files by name.
@@ -64,9 +64,7 @@ def _read_index(file: Path) -> dict[str, str]:
 
 
 def _open_part(index: Path, name: str) -> SafetensorsFile:
-    if "/" in name or "\\" in name:
-        raise CheckpointError(index, f"names the file {name!r}, which is not in this folder")
-    part = checked(index.parent / name)
+    part = file_in(index.parent, name)
     if not part.exists():
         raise CheckpointError(part, f"is missing; {index.name} names it as a part of the weights. Copy it, too")
     return SafetensorsFile(part)

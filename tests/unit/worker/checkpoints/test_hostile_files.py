@@ -198,7 +198,7 @@ def test_weights_that_were_zeroed_in_place_are_refused_when_they_are_read(tmp_pa
 
 def test_a_part_of_a_record_is_not_read_without_the_checksum_of_the_whole(tmp_path: Path) -> None:
     weights = state_dict()
-    weights["lm_head.weight"] = torch.randn(200, 48)[100:164]
+    weights["lm_head.weight"] = torch.zeros(200, 48)[100:164]
     folder = write(tmp_path / "run", weights)
     record = loaded(folder).weights.tensors["lm_head.weight"].record
     with (folder / MODEL).open("r+b") as file:
