@@ -62,7 +62,7 @@ class Card:
     """Describes a checkpoint. Equal weights, form, configuration and tokenizer give an equal `digest`."""
 
     name: str
-    #: SHA-256 (hex) of the checksums in the weights file, the model configuration, the tokenizer, and `weights` below.
+    #: SHA-256 (hex) over what identifies the weights, the configuration, the tokenizer, and `weights` below.
     digest: str
     step: int | None
     #: Last evaluation that the trainer wrote; None if it wrote none, or if the value is not finite.
