@@ -21,6 +21,7 @@ from tasks.settings import Settings
 from tasks.store import keys
 from tasks.store.redis_check import check_redis
 from tasks.store.switching_store import SwitchingStore
+from tasks.store.worker_store import WorkerStore
 from tasks.switching_info import SwitchingInfo
 from worker.health import HealthFile
 from worker.jobs.channel_listener import ChannelListener
@@ -47,6 +48,7 @@ def run(settings: Settings, folder: Path) -> int:
     stopping = threading.Event()
     redis = make_sync(settings)
     store = SwitchingStore(redis, settings)
+    workers = WorkerStore(redis, settings)
     describer = Describer(settings)
     stop_signals = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
     for number in stop_signals:
@@ -88,6 +90,7 @@ def run(settings: Settings, folder: Path) -> int:
         ),
         offers=lambda: scanner.offers,
         on_beat=lambda: None if health_file is None else health_file.touch(),
+        reap=lambda: workers.reap().log(log),
         heartbeat_s=settings.heartbeat_s,
         stop_s=STOP_S,
     )

@@ -67,18 +67,21 @@ class SwitchingWorker:
         children: Callable[[Callable[[ChildEvent], None]], Children],
         offers: Callable[[], Mapping[str, Offered]],
         on_beat: Callable[[], None],
+        reap: Callable[[], None],
         heartbeat_s: float,
         stop_s: float,
     ) -> None:
         """`children` makes the children, given what is called when something happens to one.
 
-        `offers` returns what can be loaded now. `on_beat` is called with every heartbeat. `stop_s`: how long the
+        `offers` returns what can be loaded now. `on_beat` is called with every heartbeat, also while Redis is away.
+        `reap` runs the reaper, which otherwise only API processes and loaded checkpoints run. `stop_s`: how long the
         children may take to exit at the end, in seconds.
         """
         self._store = store
         self._info = info
         self._offers = offers
         self._on_beat = on_beat
+        self._reap = reap
         self._heartbeat_s = heartbeat_s
         self._stop_s = stop_s
         # Its `put` may be called in a signal handler.
@@ -139,6 +142,7 @@ class SwitchingWorker:
         try:
             self._beat(loadable, unloadable)
             self._decide(loadable)
+            self._reap()
         except RedisError as error:
             if time.monotonic() - self._logged_away_at >= LOG_EVERY_S:
                 self._logged_away_at = time.monotonic()

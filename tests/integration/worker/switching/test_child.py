@@ -96,6 +96,7 @@ def test_a_child_that_retires_ends_after_its_jobs_and_the_others_wait_for_the_ne
     cluster.until_quiet()
 
 
+@pytest.mark.slow
 def test_a_child_that_is_killed_loses_nothing_and_its_exit_is_noticed(cluster: Cluster, said: Said) -> None:
     said.child.obey(ORDER)
     assert said.next() == "ready"
@@ -115,6 +116,7 @@ def test_a_child_that_is_killed_loses_nothing_and_its_exit_is_noticed(cluster: C
     cluster.assert_undisturbed(job)
 
 
+@pytest.mark.slow
 def test_a_spare_process_ends_when_it_is_not_needed(said: Said) -> None:
     assert said.child.pid is not None
     pid = said.child.pid
@@ -124,6 +126,7 @@ def test_a_spare_process_ends_when_it_is_not_needed(said: Said) -> None:
     until(lambda: is_gone(engine), "the end of the spare engine process")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_loaded_ends_the_child(cluster: Cluster, said: Said, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     said.child.obey(Order(checkpoint=str(tmp_path / "empty"), name="empty", worker_name="empty"))
@@ -132,6 +135,7 @@ def test_a_checkpoint_that_cannot_be_loaded_ends_the_child(cluster: Cluster, sai
     assert cluster.redis.keys("celeriac:worker:*") == []
 
 
+@pytest.mark.slow
 def test_a_child_ends_when_the_process_that_started_it_is_killed(cluster: Cluster) -> None:
     parent = subprocess.Popen(
         [

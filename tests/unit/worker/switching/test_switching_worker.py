@@ -66,6 +66,7 @@ class World:
             children=lambda post: Children(self.new, post, worker_name=lambda name: f"{name}-worker"),
             offers=lambda: self.offers,
             on_beat=self.beat,
+            reap=lambda: None,
             heartbeat_s=heartbeat_s,
             stop_s=1.0,
         )
