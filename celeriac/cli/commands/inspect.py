@@ -90,13 +90,12 @@ def fields_of(card: Card, config: ModelConfig) -> list[tuple[str, str]]:
     """What is known of a checkpoint as names and values."""
     tokenizer = card.tokenizer
     kind = f"{tokenizer.kind}, {tokenizer.text_ids} ids that have text"
-    loss = "unknown" if card.loss is None else f"{card.loss:.4f} ({card.loss_name})"
-    fields = [
-        ("name", card.name),
-        ("step", "unknown" if card.step is None else f"{card.step}"),
-        ("loss", loss),
-        ("family", card.family),
-        ("era", card.era or "none"),
+    fields = [("name", card.name), ("family", card.family)]
+    if card.era:
+        loss = "unknown" if card.loss is None else f"{card.loss:.4f} ({card.loss_name})"
+        step = "unknown" if card.step is None else f"{card.step}"
+        fields += [("era", card.era), ("step", step), ("loss", loss)]
+    fields += [
         ("layers", f"{card.n_layer}"),
         ("width", f"{card.n_embd}"),
         ("heads", f"{card.n_head} of {config.head_dim} channels, {card.n_kv_head} for keys and values"),
@@ -107,7 +106,7 @@ def fields_of(card: Card, config: ModelConfig) -> list[tuple[str, str]]:
         ("context", f"{card.context} tokens"),
         ("limits", f"prompt {card.context - 1} tokens, continuation {min(MAX_TOKENS_LIMIT, card.context - 1)}"),
         ("softcap", "none" if card.softcap is None else f"{card.softcap:g}"),
-        ("parameters", f"{card.parameters:,}"),
+        ("parameters", f"{card.parameters:,}{'; the head is the embedding' if config.tied_head else ''}"),
         ("weights", f"{card.weight_bytes:,} bytes in {card.dtype} on disk{IN_MEMORY[card.weights]}"),
         ("KV memory", f"{card.kv_bytes_per_token:,} bytes per token, {context_mib(card)} MiB for a full context"),
         ("tokenizer", "none: only prompts of token ids" if tokenizer.kind == "none" else kind),

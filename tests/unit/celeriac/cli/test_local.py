@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from celeriac.cli import main
 from tasks.settings import settings
-from tests.helpers.huggingface_folders import GOLDEN_HF
+from tests.helpers.huggingface_folders import GOLDEN_HF, copied
 
 GOLDEN = Path(__file__).parents[3] / "fixtures" / "golden"
 #: A checkpoint in the original guide's format, without a tokenizer file.
@@ -45,6 +45,26 @@ def test_inspect_prints_default_sampling(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(GOLDEN_HF / "qwen2", tmp_path / "qwen2"))
     (folder / "generation_config.json").write_text('{"temperature": 0.7, "top_k": 20}')
     assert "temperature 0.7, top_k 20, on OpenAI's routes" in run("inspect", str(folder)).stdout
+
+
+def test_inspect_shows_the_parts_of_other_families(tmp_path: Path) -> None:
+    def shown(folder: Path) -> dict[str, str]:
+        result = run("inspect", str(folder))
+        assert (result.exit_code, result.stderr) == (0, "")
+        return dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
+
+    llama, mistral = shown(GOLDEN_HF / "llama"), shown(GOLDEN_HF / "mistral")
+    smollm3, gpt2 = shown(GOLDEN_HF / "smollm3"), shown(GOLDEN_HF / "gpt2")
+    assert (llama["family"], llama["positions"]) == ("llama", "rotary (llama3, base 500000, factor 8)")
+    assert llama["weights"] == "492,160 bytes in bf16 on disk"
+    assert llama.keys().isdisjoint(("era", "step", "loss"))
+    assert (mistral["windows"], mistral["MLP"]) == ("32 tokens in layers 0-3", "184 hidden values, silu, gated")
+    assert smollm3["positions"] == "rotary (default, base 50000), not in layers 3"
+    assert smollm3["parameters"] == "218,688; the head is the embedding"
+    assert (gpt2["positions"], gpt2["windows"]) == ("learned", "none: every layer attends to the whole context")
+    kinds = {"layer_types": [f"{kind}_attention" for kind in ("sliding", "full", "sliding", "sliding")]}
+    folder = copied("qwen3", tmp_path / "qwen3", use_sliding_window=True, sliding_window=9, **kinds)
+    assert shown(folder)["windows"] == "9 tokens in layers 0, 2-3"
 
 
 def test_inspect_finds_a_name_in_the_checkpoint_folder(monkeypatch: pytest.MonkeyPatch) -> None:

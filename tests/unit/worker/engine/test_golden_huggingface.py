@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 
 from tasks.generation import FinishReason
 from tasks.logprobs import unpack
+from tests.helpers.fake_graph import FakeGraph
 from tests.helpers.huggingface_folders import FAMILIES, expected, golden
 from tests.helpers.requests import sequence_request
 from worker.checkpoints.checkpoint import Checkpoint
@@ -20,6 +21,7 @@ from worker.engine.decoding_model import DecodingModel
 from worker.engine.device import Device
 from worker.engine.engine import Engine
 from worker.engine.sequence import Sequence
+from worker.engine.torch.graph_decode import GraphDecode
 from worker.engine.torch.model import Model
 from worker.engine.vocabulary import Vocabulary
 
@@ -28,15 +30,20 @@ WITHIN = 2e-3
 MARGIN_THAT_COUNTS = 1e-2
 
 
+def load_with_graphs(config: ModelConfig, weights: Mapping[str, torch.Tensor], device: Device) -> GraphDecode:
+    """A model on the CPU with the code path of CUDA graphs, and fake graphs."""
+    return GraphDecode(Model.load(config, weights, device), FakeGraph.capture)
+
+
 def test_every_family_has_a_folder() -> None:
     assert FAMILIES == ["gpt2", "llama", "mistral", "nanochat", "qwen2", "qwen3", "smollm3"]
 
 
 @pytest.mark.parametrize("chunk", [7, 1024])
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("load", [load_weights, Model.load])
+@pytest.mark.parametrize("load", [load_weights, Model.load, load_with_graphs])
 def test_a_family_agrees_with_transformers(load: Callable[..., DecodingModel], family: str, chunk: int) -> None:
-    """All cases of a folder in one batch, on the backend that serves it and on torch."""
+    """All cases of a folder in one batch, on the backend that serves it and on torch, without and with graphs."""
     cases, found = expected(family)["cases"], golden(family)
     decoding = load(as_the_reference_was_computed(found), found.weights, Device("cpu"))
     updates = decoded(decoding, cases, chunk)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.checkpoint_files import write
 from tests.helpers.huggingface_folders import CONFIG, GOLDEN_HF, INDEX, WEIGHTS, copied
+from worker.checkpoints import file_state
 from worker.checkpoints.errors import CheckpointError
 from worker.checkpoints.file_state import SETTLED_AFTER_S, CheckpointFiles
 from worker.checkpoints.folder import CheckpointFolder, find, runs_below
@@ -17,6 +19,10 @@ from worker.checkpoints.formats import load
 from worker.checkpoints.offers import offers
 from worker.checkpoints.runs import runs_in
 from worker.checkpoints.sizes import sizes_of
+from worker.engine_process import loading
+from worker.engine_process.loading import load_when_complete
+from worker.engine_process.messages import Start
+from worker.local import describe
 
 
 def refusal(path: object, root: Path) -> str:
@@ -180,3 +186,36 @@ def test_files_settle_when_all_parts_are_there(tmp_path: Path) -> None:
     assert incomplete.changed()
     complete = CheckpointFiles(found, clock=lambda: 0.0, wall_clock=lambda: later)
     assert complete.unchanged_for(SETTLED_AFTER_S)
+
+
+def test_a_worker_waits_for_the_parts_of_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last part arrives in two steps, seconds after the worker began to load."""
+    folder = copied("llama", tmp_path / "llama")
+    part = folder / "model-00003-of-00003.safetensors"
+    data = part.read_bytes()
+    part.unlink()
+    now = 0.0
+    arrivals = {1.0: data[:-100], 5.0: data}
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        for at in [at for at in arrivals if at <= now]:
+            part.write_bytes(arrivals.pop(at))
+
+    monkeypatch.setattr(file_state.time, "sleep", sleep)
+    monkeypatch.setattr(loading, "CheckpointFiles", partial(CheckpointFiles, clock=lambda: now, wall_clock=lambda: 0.0))
+    start = Start(
+        folder=find(str(folder), tmp_path),
+        slots=1,
+        kv_memory_mb=0,
+        prefill_chunk_tokens=16,
+        device="cpu",
+        threads=1,
+        softcap=None,
+        weights="exact",
+    )
+    loaded = load_when_complete(start, lambda _loaded, _total: None)
+    assert (loaded.card.family, arrivals) == ("llama", {})
+    assert now >= 5.0 + SETTLED_AFTER_S
+    assert loaded.card.digest == describe(str(GOLDEN_HF / "llama"), tmp_path, softcap=None, form="exact").card.digest
