@@ -21,7 +21,7 @@ MAX_AGE_S = 0.5
 
 #: Oldest cards that are used without a change of their version, in seconds. A switching worker may offer a thousand
 #: checkpoints, and their cards take tens of milliseconds to read.
-MAX_CARDS_AGE_S = 10.0
+MAX_CARDS_AGE_S = 30.0
 
 #: The message of the original guide.
 NOT_LOADED = "Model not loaded"

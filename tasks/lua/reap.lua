@@ -64,15 +64,21 @@ redis.call('HSET', KEY.REAPED, 'ran_at', NOW_MS)
 repair_shared_keys()
 
 -- Returns the checkpoints that have workers or jobs. The set of all names grows with each checkpoint that was ever served,
--- but a switching worker may offer very many: those are in it only while they have workers or jobs.
+-- but a switching worker may offer very many: those are in it only while they have workers or jobs. Of the checkpoints
+-- for which jobs only wait, a limited number is returned: the clock decides which.
 local function active_checkpoints()
-  local active = {}
+  local active, waiting = {}, {}
   for _, checkpoint in ipairs(redis.call('SMEMBERS', KEY.CHECKPOINTS)) do
-    if is_active(checkpoint) then
+    if is_used(checkpoint) then
       table.insert(active, checkpoint)
+    elseif is_waited_for(checkpoint) then
+      table.insert(waiting, checkpoint)
     elseif redis.call('ZSCORE', KEY.OFFERED, checkpoint) then
       redis.call('SREM', KEY.CHECKPOINTS, checkpoint)
     end
+  end
+  for offset = 1, math.min(#waiting, LIMIT.REAP_WAITING_AT_ONCE) do
+    table.insert(active, waiting[(NOW_US + offset) % #waiting + 1])
   end
   return active
 end
@@ -171,6 +177,10 @@ for _, checkpoint in ipairs(checkpoints) do
   end
   dispatch(checkpoint)
   fail_retracted(checkpoint)
+  if redis.call('EXISTS', KEY.backlog(checkpoint), KEY.dispatched(checkpoint)) > 0 then
+    -- Only if something else has removed it. How long the jobs wait is found out later.
+    redis.call('ZADD', KEY.WAITING, 'NX', 0, checkpoint)
+  end
 end
 forget_offers()
 -- Without jobs that come or end, only this removes what has expired.

@@ -50,38 +50,38 @@ local function switch_bonus(load_ms)
   return math.min(LIMIT.MOST_SWITCH_BONUS_MS, LIMIT.SWITCH_BONUS_LOADS * load_ms)
 end
 
--- Returns a checkpoint for which jobs wait, if this worker may load it; otherwise nil.
+-- Returns a checkpoint for which jobs wait, and since when, if this worker may have to load it; otherwise nil.
 local function candidate(checkpoint)
   local bytes = not has_child[checkpoint] and offered_bytes(checkpoint, name)
   local oldest = bytes and oldest_submitted_at(checkpoint)
   if not oldest then
     return nil
   end
-  local began_at, its_incarnation, owner = loading_claim(checkpoint)
-  local is_own = owner == name and its_incarnation == incarnation
-  -- A claim of an earlier run under this name is void.
-  if owner and owner ~= name then
-    return nil
-  end
-  local counts = live_counts(checkpoint)
-  local has_others = counts.serving + counts.reloading + counts.starting > 0
-  local load_ms = load_duration(checkpoint, bytes)
-  if has_others and not is_own
-    and (redis.call('ZCARD', KEY.backlog(checkpoint)) == 0 or NOW_MS - oldest < load_ms) then
-    return nil
-  end
-  local left_at = finite(redis.call('HGET', KEY.pace(checkpoint), 'left_at')) or 0
+  local load_ms, left_at = unpack(redis.call('HMGET', KEY.pace(checkpoint), 'load_ms', 'left_at'))
   return {
     checkpoint = checkpoint,
     bytes = bytes,
-    since = math.max(oldest, math.min(left_at, NOW_MS)),
-    bonus = switch_bonus(load_ms),
-    -- Jobs wait that no other worker can run.
-    is_first = not has_others,
-    -- This worker makes room for it already.
-    is_own = is_own,
-    began_at = is_own and began_at or 0,
+    oldest = oldest,
+    since = math.max(oldest, math.min(finite(left_at) or 0, NOW_MS)),
+    load_ms = load_duration(load_ms, bytes),
   }
+end
+
+-- Finds out how a candidate is served: whether this worker has the claim on it already (`is_own`), and whether other
+-- workers serve or load it (`has_others`). Returns false if it must not be loaded now.
+local function is_eligible(wanted)
+  local checkpoint = wanted.checkpoint
+  local began_at, its_incarnation, owner = loading_claim(checkpoint)
+  -- A claim of an earlier run under this name is void.
+  if owner and owner ~= name then
+    return false
+  end
+  wanted.is_own = owner == name and its_incarnation == incarnation
+  wanted.began_at = wanted.is_own and began_at or 0
+  local counts = live_counts(checkpoint)
+  wanted.has_others = counts.serving + counts.reloading + counts.starting > 0
+  return not wanted.has_others or wanted.is_own
+    or redis.call('ZCARD', KEY.backlog(checkpoint)) > 0 and NOW_MS - wanted.oldest >= wanted.load_ms
 end
 
 -- Finds out what a child does: whether it has loaded its checkpoint (`is_loaded`) and has no work (`is_idle`), when it was
@@ -103,7 +103,7 @@ local function inspect(child)
   local next_at = others <= 0 and next_submitted_at(checkpoint) or nil
   child.is_idle = child.runs == 0 and not next_at
   child.next_at = next_at or NOW_MS
-  child.bonus = switch_bonus(load_duration(checkpoint, child.bytes))
+  child.bonus = switch_bonus(load_duration(redis.call('HGET', KEY.pace(checkpoint), 'load_ms'), child.bytes))
   -- What another worker serves as well has no bonus.
   child.gives_way_to = child.next_at - (others > 0 and 0 or child.bonus)
   child.can_hand_on = child.runs > 0 and others > 0 and their_slots >= redis.call('ZCARD', KEY.running(checkpoint))
@@ -143,7 +143,7 @@ local function make_room(wanted)
   end
   local first
   for _, child in ipairs(victims) do
-    local is_allowed = child.is_idle or wanted.is_first and wanted.since < child.gives_way_to
+    local is_allowed = child.is_idle or not wanted.has_others and wanted.since < child.gives_way_to
       and child.loaded_at + child.bonus <= NOW_MS
     if is_allowed then
       first = first or child
@@ -156,38 +156,92 @@ local function make_room(wanted)
   return nil
 end
 
-local candidates, has_first = {}, false
-for _, checkpoint in ipairs(redis.call('SMEMBERS', KEY.CHECKPOINTS)) do
-  local found = candidate(checkpoint)
-  if found then
-    table.insert(candidates, found)
-    has_first = has_first or found.is_first
+-- Claims a candidate for this worker, and returns the reply.
+local function decide(wanted, reply)
+  local began_at = reply[1] == 'load' and (wanted.began_at > 0 and wanted.began_at or NOW_MS) or 0
+  claim_load(wanted.checkpoint, name, incarnation, began_at, ttl_ms)
+  redis.call('HSET', KEY.switching_worker(name), 'wants', wanted.checkpoint)
+  if #reply == 3 then
+    redis.call('HSET', KEY.pace(reply[2]), 'left_at', NOW_MS)
+    redis.call('PEXPIRE', KEY.pace(reply[2]), LIMIT.PACE_TTL_MS)
   end
+  return reply
 end
-table.sort(candidates, function(first, second)
-  if first.is_own ~= second.is_own then
-    return first.is_own
-  elseif first.since ~= second.since then
-    return first.since < second.since
-  end
-  return first.checkpoint < second.checkpoint
-end)
 
-for _, wanted in ipairs(candidates) do
-  if wanted.is_first or wanted.is_own or not (has_first or has_work) then
-    local reply = make_room(wanted)
-    if reply then
-      local began_at = reply[1] == 'load' and (wanted.began_at > 0 and wanted.began_at or NOW_MS) or 0
-      claim_load(wanted.checkpoint, name, incarnation, began_at, ttl_ms)
-      if reply[1] == 'retire' or reply[1] == 'hand_on' then
-        redis.call('HSET', KEY.pace(reply[2]), 'left_at', NOW_MS)
-        redis.call('PEXPIRE', KEY.pace(reply[2]), LIMIT.PACE_TTL_MS)
-      end
-      return reply
-    elseif NOW_MS - wanted.since > wanted.bonus then
-      -- Smaller ones must not take the memory that it waits for.
-      return {}
+-- Returns the decision for a candidate: a reply; nil if there is no room for it now. Counts candidates, and sets those
+-- aside that other workers serve as well. Returns true as the second value if no other candidate may be loaded.
+local others, considered = {}, 0
+local function consider(wanted)
+  if not is_eligible(wanted) then
+    return nil, false
+  elseif wanted.has_others and not wanted.is_own then
+    table.insert(others, wanted)
+    return nil, false
+  end
+  considered = considered + 1
+  local reply = make_room(wanted)
+  -- After a while, smaller ones must not take the memory that it waits for.
+  local is_last = NOW_MS - wanted.since > switch_bonus(wanted.load_ms) or considered >= LIMIT.SWITCH_CANDIDATES
+  return reply and decide(wanted, reply), is_last
+end
+
+-- Better scores of checkpoints in WAITING: score, checkpoint, ...
+local better = {}
+
+-- Returns the reply. The scores in WAITING are lower than the times by which the candidates are compared, or equal. So
+-- those that are before a score among the ones that were read are in their final order.
+local function next_decision()
+  local wants = redis.call('HGET', KEY.switching_worker(name), 'wants')
+  local began_at, its_incarnation, owner = loading_claim(wants or '')
+  -- This worker makes room for it already.
+  local pending = began_at and owner == name and its_incarnation == incarnation and candidate(wants)
+  if pending then
+    local reply, is_last = consider(pending)
+    if reply or is_last then
+      return reply or {}
     end
   end
+  local found, at, first, chunk = {}, 1, 0, nil
+  repeat
+    chunk = redis.call('ZRANGE', KEY.WAITING, first, first + LIMIT.SWITCH_CHUNK - 1, 'WITHSCORES')
+    for index = 1, #chunk, 2 do
+      local wanted = (not pending or chunk[index] ~= wants) and candidate(chunk[index])
+      if wanted then
+        table.insert(found, wanted)
+        if wanted.since > tonumber(chunk[index + 1]) then
+          table.insert(better, wanted.since)
+          table.insert(better, wanted.checkpoint)
+        end
+      end
+    end
+    table.sort(found, function(one, other)
+      if one.since ~= other.since then
+        return one.since < other.since
+      end
+      return one.checkpoint < other.checkpoint
+    end)
+    first = first + LIMIT.SWITCH_CHUNK
+    local is_end = #chunk < 2 * LIMIT.SWITCH_CHUNK
+    local ordered_until = tonumber(chunk[#chunk])
+    while found[at] and (is_end or found[at].since < ordered_until) do
+      local reply, is_last = consider(found[at])
+      if reply or is_last then
+        return reply or {}
+      end
+      at = at + 1
+    end
+  until is_end
+  for _, wanted in ipairs(considered == 0 and not has_work and others or {}) do
+    local reply = make_room(wanted)
+    if reply then
+      return decide(wanted, reply)
+    end
+  end
+  return {}
 end
-return {}
+
+local reply = next_decision()
+in_parts(better, function(scores)
+  redis.call('ZADD', KEY.WAITING, 'XX', unpack(scores))
+end)
+return reply

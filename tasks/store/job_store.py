@@ -71,6 +71,8 @@ class JobStore:
         self._settings = settings
         self._reap_arguments = reaped.arguments(settings)
         self._renderer = Renderer(make_app(settings))
+        #: The cards that `cards` returned last, each with its JSON.
+        self._parsed: dict[str, tuple[bytes, Card]] = {}
 
     async def check_schema(self) -> bool:
         """Mark an empty Redis with the layout's version, and return whether it was empty.
@@ -231,12 +233,15 @@ class JobStore:
 
     async def card(self, checkpoint: str) -> Card | None:
         """The card of a checkpoint, also if no worker serves it now; None if no worker ever did."""
-        return (await self._cards([checkpoint])).get(checkpoint)
+        found = (await self._cards([checkpoint])).get(checkpoint)
+        return None if found is None else found[1]
 
     async def cards(self) -> dict[str, Card]:
         """All cards, by the name of the checkpoint: of those that a worker has ever served, and of those offered."""
         offered: Any = await self._redis.zrange(keys.OFFERED, 0, -1)
-        return await self._cards(names_of({*offered, *await self._members(keys.CHECKPOINTS)}))
+        found = await self._cards(names_of({*offered, *await self._members(keys.CHECKPOINTS)}))
+        self._parsed = found
+        return {name: card for name, (_, card) in found.items()}
 
     async def offered(self) -> frozenset[str]:
         """Names of the checkpoints that switching workers offer."""
@@ -304,14 +309,22 @@ class JobStore:
         members: Any = await self._redis.smembers(key)
         return set(members)
 
-    async def _cards(self, names: Sequence[str]) -> dict[str, Card]:
-        """The cards that can be read. The reaper deletes damaged ones, and the workers publish them again."""
+    async def _cards(self, names: Sequence[str]) -> dict[str, tuple[bytes, Card]]:
+        """The cards that can be read, with their JSON. Workers publish a damaged one again after the reaper deleted it.
+
+        Those that have not changed are not parsed again: there may be a thousand.
+        """
         async with self._redis.pipeline(transaction=False) as pipeline:
             for name in names:
                 pipeline.hget(keys.card(name), "card")
             texts = await pipeline.execute(raise_on_error=False)
-        cards = {name: card_of(name, text) for name, text in zip(names, texts, strict=True)}
-        return {name: card for name, card in cards.items() if card is not None}
+        cards = {}
+        for name, text in zip(names, texts, strict=True):
+            known = self._parsed.get(name)
+            card = known[1] if known is not None and known[0] == text else card_of(name, text)
+            if card is not None:
+                cards[name] = (text, card)
+        return cards
 
     async def _listed(self, view: Sequence[Any]) -> Job | None:
         """A job of a page; None if it was deleted, or if its record is damaged and Redis refuses to write."""

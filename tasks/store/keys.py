@@ -27,6 +27,8 @@ UNACKED_INDEX = "unacked_index"
 #: Set: names of all checkpoints that a worker serves or has served, or for which jobs wait. The reaper works for them.
 #: A checkpoint that is only offered is in `OFFERED` alone.
 CHECKPOINTS = f"{PREFIX}checkpoints"
+#: Zset: checkpoints for which jobs wait, by a time in ms at which none of these had been submitted yet, or just one.
+WAITING = f"{PREFIX}waiting"
 #: Zset: switching workers by the time in ms at which they count as gone.
 SWITCHING = f"{PREFIX}switching"
 #: Zset: checkpoints that switching workers offer, with the score `inf`, and those that they offered, by the time in ms

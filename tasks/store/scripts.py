@@ -42,6 +42,8 @@ LIMITS = {
     "PRUNES_PER_REAP": 10,
     # Most jobs of one kind and checkpoint that one run of the reaper checks.
     "REAP_AT_ONCE": 200,
+    # Checkpoints for which jobs only wait that one run of the reaper works for.
+    "REAP_WAITING_AT_ONCE": 50,
     # Jobs of a backlog, drawn at random, that one run of the reaper checks.
     "SAMPLE_AT_ONCE": 50,
     # How long the set of a worker's running jobs is kept after its last claim, in ms: a day.
@@ -69,6 +71,9 @@ LIMITS = {
     # Duration of a load before the first one was measured: a fixed part in ms, and the bytes for each further ms.
     "LOAD_MS": 3000,
     "LOAD_BYTES_PER_MS": 200_000,
+    # Checkpoints with waiting jobs that one decision reads at once, and how many that can be loaded it considers.
+    "SWITCH_CHUNK": 50,
+    "SWITCH_CANDIDATES": 100,
     # Offers, drawn at random, that one heartbeat of a switching worker checks.
     "SAMPLE_OFFERS": 20,
     # How long the card of a checkpoint is kept that is no longer offered, in ms: a day if its worker is gone, and a

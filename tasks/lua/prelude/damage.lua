@@ -296,7 +296,8 @@ end
 local function repair_shared_keys()
   local repaired = repair_number(KEY.RESERVED) + repair_types('list', KEY.DAMAGED)
     + repair_types('set', KEY.CHECKPOINTS) + repair_types('hash', KEY.REAPED, KEY.UNACKED, KEY.RETRACTED)
-    + repair_types('zset', KEY.JOBS, KEY.EXPIRIES, KEY.TIMEOUTS, KEY.UNACKED_INDEX, KEY.SWITCHING, KEY.OFFERED)
+    + repair_types('zset', KEY.JOBS, KEY.EXPIRIES, KEY.TIMEOUTS, KEY.UNACKED_INDEX, KEY.SWITCHING, KEY.OFFERED,
+      KEY.WAITING)
     + repair_types('string', KEY.CATALOG_VERSION)
   for _, status in ipairs(STATUSES) do
     repaired = repaired + repair_types('zset', KEY.jobs_with(status))

@@ -15,6 +15,12 @@ local function resumed_score(score)
   return score - RESUMED
 end
 
+-- Returns the time in ms at which the job with a score in the backlog was submitted.
+local function submitted_at(score)
+  -- The distance between resumed and new jobs is a multiple of the step.
+  return math.floor(score % PRIORITY_STEP / 1000) + 1767225600000
+end
+
 -- Returns the time in ms until which a waiting job may wait; nil if it has no limit. The queue timeout applies only to
 -- jobs that were never started.
 local function waits_until(id)
@@ -44,6 +50,7 @@ end
 -- Adds a job to the backlog.
 local function enter_queue(id, checkpoint, score)
   redis.call('ZADD', KEY.backlog(checkpoint), score, id)
+  redis.call('ZADD', KEY.WAITING, 'LT', submitted_at(tonumber(score)), checkpoint)
   count_waiting_tokens(id, checkpoint, 1)
   local until_ms = waits_until(id)
   if until_ms then
@@ -126,6 +133,7 @@ local function dispatch(checkpoint)
   if redis.call('EXISTS', backlog) == 0 then
     if redis.call('EXISTS', dispatched) == 0 then
       redis.call('DEL', KEY.waiting_tokens(checkpoint))
+      redis.call('ZREM', KEY.WAITING, checkpoint)
     end
     return
   end

@@ -10,8 +10,12 @@
 -- registered for the checkpoint, or by itself when the switching worker does not renew it.
 
 -- Notes that a card, or what is offered, has changed.
+local catalog_has_changed = false
 local function change_catalog()
-  redis.call('SET', KEY.CATALOG_VERSION, format_int(NOW_US), 'PX', LIMIT.OFFER_TTL_MS)
+  if not catalog_has_changed then
+    redis.call('SET', KEY.CATALOG_VERSION, format_int(NOW_US), 'PX', LIMIT.OFFER_TTL_MS)
+    catalog_has_changed = true
+  end
 end
 
 -- Stores the card of a checkpoint.
@@ -115,11 +119,10 @@ local function end_switching(name)
   redis.call('ZREM', KEY.SWITCHING, name)
 end
 
--- Returns how long the load of a checkpoint takes, in ms: as long as its last one, or a guess from the memory that it
--- needs.
-local function load_duration(checkpoint, bytes)
-  local measured = finite(redis.call('HGET', KEY.pace(checkpoint), 'load_ms'))
-  return measured or LIMIT.LOAD_MS + bytes / LIMIT.LOAD_BYTES_PER_MS
+-- Returns how long a load takes, in ms: as long as the last one of the checkpoint, whose `load_ms` is given, or else a
+-- guess from the memory that it needs.
+local function load_duration(load_ms, bytes)
+  return finite(load_ms) or LIMIT.LOAD_MS + bytes / LIMIT.LOAD_BYTES_PER_MS
 end
 
 -- Returns the slots that a checkpoint will have when a switching worker has loaded it, and the ms that the load will still
@@ -135,13 +138,8 @@ local function future_load(checkpoint)
   end
   local since_ms = began_at and began_at > 0 and math.max(0, NOW_MS - began_at) or 0
   local slots = finite(redis.call('HGET', KEY.switching_worker(name), 'slots')) or 0
-  return slots, math.max(0, load_duration(checkpoint, bytes) - since_ms)
-end
-
--- Returns the time in ms at which the job with a score in the backlog was submitted.
-local function submitted_at(score)
-  -- The distance between resumed and new jobs is a multiple of the step.
-  return math.floor(score % PRIORITY_STEP / 1000) + 1767225600000
+  local load_ms = load_duration(redis.call('HGET', KEY.pace(checkpoint), 'load_ms'), bytes)
+  return slots, math.max(0, load_ms - since_ms)
 end
 
 -- Returns when the job at the head of a queue was submitted, in ms: the first one of the dispatched jobs, or else of the
@@ -159,7 +157,8 @@ end
 -- Returns when the oldest waiting job of a queue was submitted, in ms; nil if no job waits. Jobs are in order within one
 -- priority, so it is enough to look at the first one of each.
 local function oldest_submitted_at(checkpoint)
-  local oldest, from = next_submitted_at(checkpoint), '-inf'
+  local first = redis.call('ZRANGE', KEY.dispatched(checkpoint), 0, 0)[1]
+  local oldest, from = first and finite(get_fields(first, 'created_at')) or nil, '-inf'
   while true do
     local score = redis.call(
       'ZRANGEBYSCORE', KEY.backlog(checkpoint), from, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)[2]
@@ -217,10 +216,15 @@ local function fail_retracted(checkpoint)
   end
 end
 
--- Returns whether a checkpoint has workers or jobs.
-local function is_active(checkpoint)
+-- Returns whether a checkpoint has workers, or jobs that were dispatched.
+local function is_used(checkpoint)
   return redis.call('EXISTS', KEY.workers(checkpoint), KEY.capacity(checkpoint), KEY.running(checkpoint),
-    KEY.dispatched(checkpoint), KEY.backlog(checkpoint), KEY.waiting_tokens(checkpoint)) > 0
+    KEY.dispatched(checkpoint)) > 0
+end
+
+-- Returns whether a checkpoint has jobs in its backlog.
+local function is_waited_for(checkpoint)
+  return redis.call('EXISTS', KEY.backlog(checkpoint), KEY.waiting_tokens(checkpoint)) > 0
 end
 
 -- Deletes the cards of checkpoints that have not been offered for a while, at most a limited number of them. One that has
@@ -234,7 +238,7 @@ local function forget_offers()
   end
   for _, checkpoint in ipairs(redis.call(
     'ZRANGEBYSCORE', KEY.OFFERED, '-inf', NOW_MS, 'LIMIT', 0, LIMIT.REAP_AT_ONCE)) do
-    if is_active(checkpoint) then
+    if is_used(checkpoint) or is_waited_for(checkpoint) then
       redis.call('ZADD', KEY.OFFERED, NOW_MS + LIMIT.RETRACTED_TTL_MS, checkpoint)
     else
       redis.call('DEL', KEY.card(checkpoint), KEY.offering(checkpoint))

@@ -106,6 +106,71 @@ async def test_a_resumed_job_counts_from_its_submission(
     assert lasting_store.next_switch(SWITCHING) == Load("b")
 
 
+async def test_who_waits_longest_is_found_among_many(
+    lasting: QueueWorld, lasting_store: SwitchingStore, clock: ScriptClock
+) -> None:
+    """Also if a queue has had jobs for a long time, and the present ones are new, or if it belongs to other workers."""
+    names = [f"step-{number:03}" for number in range(3 * int(scripts.LIMITS["SWITCH_CHUNK"]) // 2)]
+    info = replace(SWITCHING, budget_bytes=len(names) * CHILD_BYTES)
+    lasting_store.offer(info, offers(CARD, *names))
+    waiting = []
+    for number, name in enumerate(names):
+        clock.advance(0.01)
+        await submit(lasting, f"foreign-{name}")
+        first = await submit(lasting, name)
+        waiting.append(name)
+        if number % 7 == 0:
+            clock.advance(0.01)
+            await submit(lasting, name)
+            await lasting.jobs.cancel(first)
+    clock.advance(0.01)
+    again = await submit(lasting, names[3], priority=0)
+    queued: Any = lasting.redis.zrange(keys.backlog(names[3]), 0, -1)
+    [old] = {job_id.decode() for job_id in queued} - {again}
+    await lasting.jobs.cancel(old)
+    waiting.append(waiting.pop(3))
+    loaded = []
+    while (switch := lasting_store.next_switch(info)) is not None:
+        assert isinstance(switch, Load)
+        loaded.append(switch.checkpoint)
+        info = replace(info, children=(*info.children, child(switch.checkpoint, ChildState.LOADING)))
+    assert loaded == waiting
+
+
+async def test_a_queue_that_always_had_jobs_comes_after_one_whose_jobs_are_older(
+    lasting: QueueWorld, lasting_store: SwitchingStore, clock: ScriptClock
+) -> None:
+    """Although many other checkpoints are between the two, so that they are not read at once."""
+    lasting_store.offer(SWITCHING, offers(CARD, "a", "b"))
+    first = await submit(lasting, "a")
+    for number in range(2 * int(scripts.LIMITS["SWITCH_CHUNK"])):
+        clock.advance(0.01)
+        await submit(lasting, f"foreign-{number}")
+    await submit(lasting, "b")
+    clock.advance(0.01)
+    await submit(lasting, "a")
+    await lasting.jobs.cancel(first)
+    assert lasting_store.next_switch(SWITCHING) == Load("b")
+
+
+async def test_the_index_of_waiting_checkpoints_is_made_again(
+    lasting: QueueWorld, lasting_store: SwitchingStore, clock: ScriptClock
+) -> None:
+    names = [f"step-{number:03}" for number in range(2 * int(scripts.LIMITS["REAP_WAITING_AT_ONCE"]))]
+    lasting_store.offer(SWITCHING, offers(CARD, *names))
+    for name in names:
+        await submit(lasting, name)
+    lasting.redis.delete(keys.WAITING)
+    # Each run works for a part of them, which the clock decides.
+    for _ in range(1000):
+        clock.advance(0.001237)
+        lasting.workers.reap()
+        if lasting.redis.zcard(keys.WAITING) == len(names):
+            break
+    assert lasting.redis.zcard(keys.WAITING) == len(names)
+    assert lasting_store.next_switch(SWITCHING) == Load(names[0])
+
+
 async def test_idle_checkpoints_go_first_and_those_used_longest_ago_before_others(
     lasting: QueueWorld, lasting_store: SwitchingStore, clock: ScriptClock
 ) -> None:
