@@ -49,6 +49,8 @@ class HuggingFaceTokenizer:
     ) -> None:
         self._tokenizer = tokenizer
         self._texts = texts
+        #: Whether a text with a character that the vocabulary cannot spell is refused.
+        self._strict = config.stop_ids is None
         bounded = texts.spells_all and keeps_whole_text(tokenizer)
         self._longest_token_bytes = texts.longest if bounded else None
         self._eos_id = ends.eos_id
@@ -85,9 +87,12 @@ class HuggingFaceTokenizer:
         return cls(tokenizer, TokenTexts.of(tokenizer, vocabulary, special_ids), special_ids, ends, config)
 
     def encode(self, text: str) -> Encoding:
-        """See `Tokenizer`."""
-        self._check(text)
-        return Encoding(self._ids(text))
+        """See `Tokenizer`. What the vocabulary cannot spell is refused in nanochat's folders only.
+
+        In others it is treated as the library does: it becomes the token for unknown text, or nothing.
+        """
+        unknown = self._unknown(text)
+        return Encoding(self._ids(text), skipped=unknown)
 
     def _chat_template(self, config: HuggingFaceConfig) -> ChatTemplate | None:
         if config.chat_template is None:
@@ -97,16 +102,21 @@ class HuggingFaceTokenizer:
         def encode(parts: Iterable[tuple[bool, str]]) -> tuple[int, ...]:
             listed = list(parts)
             # Only to refuse characters; the parts are encoded together.
-            self._check("".join(text for is_special, text in listed if not is_special))
+            self._unknown("".join(text for is_special, text in listed if not is_special))
             return aliases.real(self._ids(aliases.text(listed)))
 
         return JinjaTemplate(config.chat_template, config.variables, self.special_ids, encode)
 
-    def _check(self, text: str) -> None:
-        """Raise UnknownCharacterError for what the vocabulary cannot spell."""
+    def _unknown(self, text: str) -> tuple[str, ...]:
+        """The characters that the vocabulary cannot spell, in the order of their first appearance.
+
+        Raises UnknownCharacterError for a lone surrogate, and in nanochat's folders for the first one of them.
+        """
         refuse_surrogates(text)
-        if not self._texts.spells_all:
-            self._refuse_unknown(text)
+        unknown = self._not_spelled(text)
+        if unknown and self._strict:
+            raise UnknownCharacterError(text.index(unknown[0]), unknown[0])
+        return unknown
 
     def _ids(self, text: str) -> tuple[int, ...]:
         try:
@@ -115,12 +125,14 @@ class HuggingFaceTokenizer:
         except LibraryError as error:
             raise TokenizerFailedError(str(error)) from error
 
-    def _refuse_unknown(self, text: str) -> None:
-        # In the order of first appearance: the error must name the first unknown character.
-        for character in dict.fromkeys(text):
-            ids = self._ids(character)
-            if not ids or self._texts.unknown_id in ids:
-                raise UnknownCharacterError(text.index(character), character)
+    def _not_spelled(self, text: str) -> tuple[str, ...]:
+        missing = self._texts.missing_bytes
+        if missing is None:
+            found = ((character, self._ids(character)) for character in dict.fromkeys(text))
+            return tuple(one for one, ids in found if not ids or self._texts.unknown_id in ids)
+        if missing.isdisjoint(text.encode()):
+            return ()
+        return tuple(one for one in dict.fromkeys(text) if not missing.isdisjoint(one.encode()))
 
     def token_bytes(self, token_id: int) -> bytes | None:
         """See `Tokenizer`."""

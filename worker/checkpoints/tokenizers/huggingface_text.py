@@ -11,6 +11,8 @@ import tokenizers
 
 from worker.checkpoints.tokenizers.spelling import Spelling
 
+#: The bytes that UTF-8 has. Some vocabularies have only these.
+_UTF8 = frozenset((*range(0xC0), *range(0xC2, 0xF5)))
 #: Pre-tokenizers that only divide a text, so that none of it is lost. `Split` is one unless it removes what it matches.
 _DIVIDING = ("ByteLevel", "Digits", "Split")
 
@@ -47,8 +49,8 @@ class TokenTexts:
     first_bytes: Mapping[int, bytes]
     #: The id for what the vocabulary cannot spell. None: the library leaves that out.
     unknown_id: int | None
-    #: Whether every text has tokens: those of single bytes, if no others.
-    spells_all: bool
+    #: Bytes of UTF-8 that have no token of their own. None: what has no other tokens does not become bytes.
+    missing_bytes: frozenset[int] | None
 
     @classmethod
     def of(
@@ -67,9 +69,13 @@ class TokenTexts:
             byte_ids=frozenset(i for i, name in names.items() if spelling.byte_of(name) is not None),
             first_bytes={i: text for i, text in first.items() if text != bytes_of[i]},
             unknown_id=unknown_id,
-            spells_all=_uses_bytes(tokenizer, model, spelling)
-            and all(name in vocabulary for name in spelling.names_of_bytes()),
+            missing_bytes=_missing_bytes(spelling, vocabulary) if _uses_bytes(tokenizer, model, spelling) else None,
         )
+
+    @property
+    def spells_all(self) -> bool:
+        """Whether every text has tokens: those of single bytes, if no others."""
+        return self.missing_bytes is not None and not self.missing_bytes
 
     @property
     def longest(self) -> int:
@@ -105,6 +111,10 @@ def _uses_bytes(tokenizer: tokenizers.Tokenizer, model: _Model, spelling: Spelli
     if spelling.byte_level:
         return any(part["type"] == "ByteLevel" for part in _dividers(tokenizer))
     return model.byte_fallback
+
+
+def _missing_bytes(spelling: Spelling, vocabulary: Mapping[str, int]) -> frozenset[int]:
+    return frozenset(byte for byte, name in spelling.names_of_bytes() if byte in _UTF8 and name not in vocabulary)
 
 
 def _unknown_id(model: _Model, vocabulary: Mapping[str, int]) -> int | None:

@@ -100,12 +100,12 @@ class Spelling:
         """Whether a token may represent other bytes as the first of a text."""
         return any(one.at_beginning != one.new for one in self.replacements)
 
-    def names_of_bytes(self) -> Iterator[str]:
-        """The names of the 256 single bytes. A vocabulary that has all of them can spell every text."""
+    def names_of_bytes(self) -> Iterator[tuple[int, str]]:
+        """The 256 bytes with their names. A vocabulary that has all of them can spell every text."""
         if self.byte_level:
-            yield from BYTE_LETTERS
+            yield from ((byte, letter) for letter, byte in BYTE_LETTERS.items())
         else:
-            yield from (f"<0x{byte:02X}>" for byte in range(256))
+            yield from ((byte, f"<0x{byte:02X}>") for byte in range(256))
 
     @property
     def _early(self) -> tuple[Replacement, ...]:

@@ -85,7 +85,10 @@ def test_an_answer_is_the_rest_of_the_text_after_the_prompt(kind: str, prompt: s
     given = [*library(kind).encode(prompt).ids]
     head, whole = (library(kind).decode(one, skip_special_tokens=True) for one in (given, [*given, *ids]))
     answer = text_of(tokenizer(kind), ids, given)
-    if whole.startswith(head):
+    if head.endswith("\ufffd") and not prompt.endswith("\ufffd"):
+        # The prompt ends inside a character, which the answer completes or not.
+        assert whole.endswith(answer)
+    elif whole.startswith(head):
         assert head + answer == whole
     else:
         # Bytes of the answer made those of the prompt invalid, too.

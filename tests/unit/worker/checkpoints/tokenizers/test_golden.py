@@ -50,6 +50,16 @@ def test_a_prompt_has_the_ids_that_transformers_gives_it(folder: Path) -> None:
         assert words.encode(one["text"]).ids == tuple(one["plain_ids"])
 
 
+def test_characters_without_tokens_are_left_out_with_a_warning() -> None:
+    """As in transformers, but the sender is told."""
+    words = tokenizer(next(folder for folder in FOLDERS if folder.name == "smollm2"))
+    encoding = words.encode("a\x04b\x06\x04")
+    assert encoding.ids == words.encode("ab").ids
+    assert encoding.skipped == ("\x04", "\x06")
+    assert "left out of the prompt: '\\x04', '\\x06'" in encoding.warnings[0]
+    assert all(not tokenizer(folder).encode("a\x04b").skipped for folder in FOLDERS if folder.name != "smollm2")
+
+
 @each_shape
 def test_the_text_of_an_answer_is_that_of_transformers(folder: Path) -> None:
     for one in expected(folder)["decoded"]:
