@@ -57,6 +57,8 @@ class ScriptCost:
         fleet, jobs = self._fleet, self._jobs
         return {
             "heartbeat": (lambda: range(CALLS), lambda _: fleet.heartbeat()),
+            "offer, 1,000 checkpoints": (lambda: range(CALLS), lambda _: fleet.offer()),
+            "switch": (lambda: range(CALLS), lambda _: fleet.next_switch()),
             "submit": (self._new_jobs, fleet.submit),
             "view, waiting": (lambda: jobs.submitted, fleet.view),
             f"versions, {CALLS} jobs": (lambda: [jobs.submitted] * FEW_CALLS, fleet.versions),

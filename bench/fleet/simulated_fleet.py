@@ -18,7 +18,9 @@ from tasks.settings import Settings
 from tasks.store import keys, scripts
 from tasks.store.job_writes import AppendTokens, FinishJob
 from tasks.store.new_job import RESERVE_PER_JOB, RESERVE_PER_TOKEN
+from tasks.store.switching_store import Offer, SwitchingStore
 from tasks.store.worker_store import Claimed, WorkerStore
+from tasks.switching_info import SwitchingInfo
 from tasks.worker_info import WorkerInfo, WorkerState
 
 CHECKPOINT = "simulated"
@@ -57,6 +59,22 @@ CARD = Card(
 )
 
 
+#: A worker that offers a thousand other checkpoints, and has loaded none of them.
+SWITCHING = SwitchingInfo(
+    name="switching@host",
+    incarnation="first",
+    device="cpu",
+    pid=1,
+    host="host",
+    slots=SLOTS,
+    budget_bytes=CARD.weight_bytes,
+)
+OFFERS = {
+    name: Offer(replace(CARD, name=name, digest=name), CARD.weight_bytes)
+    for name in (f"step-{number:04}" for number in range(1000))
+}
+
+
 @dataclass(frozen=True, slots=True)
 class RunningJob:
     """A claimed job."""
@@ -81,6 +99,8 @@ class SimulatedFleet:
         self.workers = [self._worker(number) for number in range(workers)]
         for worker in self.workers:
             self.store.register(worker, CARD)
+        self._switching_store = SwitchingStore(self.redis, settings)
+        self.offer()
         self._turns = cycle(range(workers))
         #: Length of the logs that `append_each` writes, in tokens.
         self._appended = 0
@@ -130,6 +150,14 @@ class SimulatedFleet:
     def heartbeat(self) -> None:
         """The heartbeat of the next worker."""
         self.store.heartbeat(self.next_worker())
+
+    def offer(self) -> None:
+        """The heartbeat of the switching worker."""
+        self._switching_store.offer(SWITCHING, OFFERS)
+
+    def next_switch(self) -> None:
+        """The decision of the switching worker, while no job waits for what it offers."""
+        assert self._switching_store.next_switch(SWITCHING) is None
 
     def restart(self, worker: WorkerInfo) -> WorkerInfo:
         """Register a later run of a worker that has deregistered."""

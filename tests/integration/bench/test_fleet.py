@@ -9,7 +9,7 @@ import pytest
 from tests.integration.bench.command import result_of
 
 #: Scripts that are not part of the life of a job, of a worker or of a client that waits.
-RARE = {"delete", "find", "reject", "release", "repair", "requeue", "schema"}
+RARE = {"delete", "find", "reject", "release", "repair", "requeue", "retract", "schema"}
 
 
 @pytest.mark.slow

@@ -19,7 +19,9 @@ ROOT = Path(__file__).parents[4]
 def test_each_setting_is_known_and_is_the_nearest_name_of_its_misspellings(name: str) -> None:
     right = variable(name)
     assert not unknown_variables({right: "x", right.lower(): "x"})
-    for wrong in (f"{right}X", right[:-1], right.replace("CELERIAC", "CELERAIC"), right.replace("CELERIAC", "CELERIC")):
+    misspelt = (f"{right}X", right[:-1], right.replace("CELERIAC", "CELERAIC"), right.replace("CELERIAC", "CELERIC"))
+    # CELERIAC_CHECKPOINTS without its last letter is a setting, too.
+    for wrong in set(misspelt) - set(map(variable, Settings.model_fields)):
         assert unknown_variables({wrong: "x"}) == {wrong: right}
 
 
