@@ -56,4 +56,5 @@ def _model(card: Card, snapshot: CatalogSnapshot, *, loaded: bool) -> ServedMode
         loaded=loaded,
         latest_of=card.latest_of or None,
         chat=card.tokenizer.chat is not None,
+        default_sampling=None if card.default_sampling is None else dict(card.default_sampling),
     )

@@ -28,6 +28,9 @@ class ServedModel(Model):
         description="Another name by which calls may name it, as long as it is the last checkpoint of that run."
     )
     chat: bool = Field(description="Whether `/v1/chat/completions` works with it.")
+    default_sampling: dict[str, float] | None = Field(
+        description="Sampling fields that calls get where they do not set them. null: OpenAI's defaults."
+    )
 
 
 class ServedModels(Model):

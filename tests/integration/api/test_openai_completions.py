@@ -303,6 +303,7 @@ async def test_models(settings: Settings, client: httpx.AsyncClient, worker: Fak
                 "loaded": card is CARD,
                 "latest_of": None,
                 "chat": card is CHAT_CARD,
+                "default_sampling": None,
             }
             for card in (CARD, CHAT_CARD)
         ],

@@ -71,6 +71,10 @@ async def test_a_response_shows_what_it_was_sampled_with(client: httpx.AsyncClie
     assert (response["temperature"], response["top_p"]) == (0.6, 0.95)
 
 
+async def test_the_list_of_checkpoints_has_the_defaults(client: httpx.AsyncClient) -> None:
+    assert (await client.get(f"/v1/models/{CHATTY.name}")).json()["default_sampling"] == DEFAULTS
+
+
 async def test_a_repeated_request_is_the_same_request(client: httpx.AsyncClient) -> None:
     headers = {"Idempotency-Key": "k"}
     url, body = ROUTES[0]

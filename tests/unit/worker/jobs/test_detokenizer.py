@@ -80,6 +80,37 @@ def test_the_completion_is_the_text_before_the_first_stop_text(text: str, stops:
     assert "".join(pieces) + tail == expected
 
 
+class Holding:
+    """A decoder that returns the text of digits with the next letter, or at the end."""
+
+    def __init__(self) -> None:
+        self._held = ""
+
+    def push(self, token_id: int) -> str:
+        self._held += chr(token_id)
+        return "" if chr(token_id).isdigit() or token_id == ord("\n") else self.finish()
+
+    def finish(self) -> str:
+        text, self._held = self._held, ""
+        return text
+
+
+def ends_with(text: str, *, stop: Sequence[str] = (), stop_on_newline: bool = False, min_tokens: int = 0) -> str:
+    detokenizer = Detokenizer(Holding(), stop=stop, stop_on_newline=stop_on_newline, min_tokens=min_tokens)
+    return "".join([*(detokenizer.push(ord(char)) for char in text), "|", detokenizer.finish()])
+
+
+def test_what_the_decoder_holds_back_is_the_tail_up_to_a_stop_text() -> None:
+    assert ends_with("a12") == "a|12"
+    # The engine ends the text with the token that completes a stop text.
+    assert ends_with("a123", stop=["23"]) == "a|1"
+    assert ends_with("ab12", stop=["b1"]) == "a|"
+    assert ends_with("ab12", stop=["b1"], min_tokens=5) == "a|b12"
+    assert ends_with("a1\n", stop_on_newline=True) == "a|1\n"
+    # One that was found before is not looked for again.
+    assert ends_with("a1b2", stop=["1"]) == "a|"
+
+
 def test_a_newline_before_the_least_number_of_tokens_does_not_end_the_text() -> None:
     assert pieces_of("1\n2\n3", stop_on_newline=True, min_tokens=3)[0] == ["1", "\n", "2", "\n", ""]
 
