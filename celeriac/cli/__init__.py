@@ -13,6 +13,7 @@ from celeriac.cli.commands import (
     chat,
     convert,
     delete,
+    export,
     export_tokenizer,
     flower,
     generate,
@@ -64,7 +65,7 @@ def main() -> None:
 
 
 for module in (
-    *(serve, api, worker, flower, run, inspect, convert, export_tokenizer),
+    *(serve, api, worker, flower, run, inspect, convert, export, export_tokenizer),
     *(generate, chat, submit, watch, cancel, retry, delete, jobs),
 ):
     main.add_command(module.command)
