@@ -30,8 +30,8 @@ test: $(VENV)/.dev ## the tests that finish in minutes
 test-slow: $(VENV)/.dev conformance ## the tests that take longer
 	$(BIN)/python -m pytest -q -m slow --durations 10
 
-# OpenAI clients, for `make test-slow`: each of these environments has a list of exact versions.
-conformance: $(CONFORMANCE)/clients/.installed $(CONFORMANCE)/evalscope/.installed ## environments with OpenAI clients
+# Other people's programs, for `make test-slow`: each of these environments has a list of all its packages.
+conformance: $(addprefix $(CONFORMANCE)/,$(addsuffix /.installed,clients evalscope smollm2)) ## environments with other people's programs
 
 lint: $(VENV)/.dev ## style, types, import rules
 	$(BIN)/ruff check .
@@ -66,5 +66,5 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 $(CONFORMANCE)/%/.installed: tests/conformance/environments/%.txt | $(BIN)/python
 	@echo "Installing the packages of $< into $(@D) (once) ..."
 	$(BIN)/python -m venv --clear $(@D)
-	$(@D)/bin/python -m pip install --quiet --requirement $<
+	$(@D)/bin/python -m pip install --quiet --no-deps --requirement $<
 	@touch $@

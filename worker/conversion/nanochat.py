@@ -11,10 +11,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from worker.checkpoints.checkpoint import Weights
 from worker.checkpoints.errors import CheckpointError
 from worker.checkpoints.folder import CheckpointFolder
 from worker.checkpoints.formats import load
-from worker.checkpoints.stored_weights import StoredWeights
 from worker.checkpoints.tokenizers import Tokenizer, load_tokenizer
 from worker.checkpoints.tokenizers.export import ExportedTokenizer
 from worker.conversion.model_folder import ModelFolder
@@ -123,7 +123,7 @@ def _names(config: ModelConfig) -> Iterator[tuple[str, str]]:
             yield f"transformer.h.{i}.{source}.weight", f"model.layers.{i}.{name}.weight"
 
 
-def _planned(weights: StoredWeights, source: str, name: str, dtype: torch.dtype, *, rows: int | None) -> PlannedTensor:
+def _planned(weights: Weights, source: str, name: str, dtype: torch.dtype, *, rows: int | None) -> PlannedTensor:
     """`rows`: the number of rows that are written; None: all."""
     shape = weights.tensors[source].shape
 
