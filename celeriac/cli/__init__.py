@@ -13,6 +13,7 @@ from celeriac.cli.commands import (
     chat,
     convert,
     delete,
+    demo,
     export,
     export_tokenizer,
     flower,
@@ -65,7 +66,7 @@ def main() -> None:
 
 
 for module in (
-    *(serve, api, worker, flower, run, inspect, convert, export, export_tokenizer),
+    *(serve, demo, api, worker, flower, run, inspect, convert, export, export_tokenizer),
     *(generate, chat, submit, watch, cancel, retry, delete, jobs),
 ):
     main.add_command(module.command)

@@ -167,6 +167,35 @@ def listening(command: F) -> F:
     return _with(options, command)
 
 
+def serving(command: F) -> F:
+    """Add what `celeriac serve` has beside checkpoints: address, device and form of the weights, processes, data."""
+    options: tuple[Callable[[F], F], ...] = (
+        listening,
+        device,
+        weights,
+        click.option(
+            "--workers",
+            type=click.IntRange(1, 64),
+            default=1,
+            show_default=True,
+            help="Workers for each checkpoint, or for --checkpoints.",
+        ),
+        click.option(
+            "--flower", is_flag=True, help="Also run Flower, the web monitor of Celery, for this machine only."
+        ),
+        click.option(
+            "--flower-port", type=click.IntRange(1, 65535), default=5555, show_default=True, help="Port of Flower."
+        ),
+        click.option(
+            "--data-dir",
+            type=click.Path(),
+            help="Folder of the Redis data, with a subfolder for each port.  [env: CELERIAC_DATA_DIR; default: "
+            ".celeriac]",
+        ),
+    )
+    return _with(options, command)
+
+
 def sampling(command: F) -> F:
     """Add the sampling fields. The command gets `max_tokens`, `temperature`, ... as keyword arguments."""
     return _with(tuple(_sampling_option(declared) for declared in SAMPLING_FIELDS), command)

@@ -26,23 +26,7 @@ if TYPE_CHECKING:
     help="Name of the checkpoint for clients. With several checkpoints: repeat it, in the order of the checkpoints.  "
     "[env: CELERIAC_CHECKPOINT_NAME]",
 )
-@options.listening
-@options.device
-@options.weights
-@click.option(
-    "--workers",
-    type=click.IntRange(1, 64),
-    default=1,
-    show_default=True,
-    help="Workers for each checkpoint, or for --checkpoints.",
-)
-@click.option("--flower", is_flag=True, help="Also run Flower, the web monitor of Celery, for this machine only.")
-@click.option("--flower-port", type=click.IntRange(1, 65535), default=5555, show_default=True, help="Port of Flower.")
-@click.option(
-    "--data-dir",
-    type=click.Path(),
-    help="Folder of the Redis data, with a subfolder for each port.  [env: CELERIAC_DATA_DIR; default: .celeriac]",
-)
+@options.serving
 def command(
     checkpoints: tuple[str, ...],
     folder: str | None,

@@ -395,7 +395,7 @@ def test_an_empty_variable_of_an_option_counts_as_unset(
 
 def test_every_command_and_option_has_a_help_text_and_is_in_the_reference() -> None:
     assert " ".join(main.commands) == (
-        "serve api worker flower run inspect convert export export-tokenizer "
+        "serve demo api worker flower run inspect convert export export-tokenizer "
         "generate chat submit watch cancel retry delete jobs"
     )
     reference = (Path(__file__).parents[4] / "docs" / "reference" / "commands.md").read_text()
