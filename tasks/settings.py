@@ -198,6 +198,13 @@ class Settings(BaseSettings):
         description="Size of the KV cache in MiB. 0: room for `slots` full contexts, but at most a quarter of the "
         "device's memory.",
     )
+    context: int = Field(
+        0,
+        ge=0,
+        description="Longest sequence in tokens, prompt and answer together, if a checkpoint's own context is longer: "
+        "one of 131,072 tokens needs gigabytes in the KV cache. 0: the checkpoint's, or what fits into the KV cache. "
+        "All workers of a checkpoint must have the same value.",
+    )
     prefill_chunk_tokens: int = Field(256, ge=1, description="Most prompt tokens that one engine step processes.")
     prefix_cache: Literal["on", "off"] = Field(
         "on",

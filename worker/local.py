@@ -84,6 +84,7 @@ class LocalModel:
         softcap: float | None = None,
         weights: WeightForm = "exact",
         prefill_chunk_tokens: int = 256,
+        context: int = 0,
         prefix_cache: bool = True,
     ) -> LocalModel:
         """Load a checkpoint by its path, or by its name in the folder `root`.
@@ -104,6 +105,7 @@ class LocalModel:
                 slots=1,
                 kv_memory_mb=0,
                 prefill_chunk_tokens=prefill_chunk_tokens,
+                context=context,
                 prefix_cache=prefix_cache,
             )
         except (ValueError, MemoryError, RuntimeError) as error:
@@ -250,10 +252,14 @@ class Description(NamedTuple):
     warnings: tuple[str, ...]
 
 
-def describe(path_or_name: str, root: Path, *, softcap: float | None, form: WeightForm) -> Description:
-    """Describe a checkpoint. Raises CheckpointError."""
+def describe(
+    path_or_name: str, root: Path, *, softcap: float | None, form: WeightForm, context: int = 0
+) -> Description:
+    """Describe a checkpoint. `context` limits its own; 0: it does not. Raises CheckpointError."""
     folder = find(path_or_name, root)
     checkpoint = formats.load(folder, softcap=softcap)
+    if context:
+        checkpoint = formats.with_context(checkpoint, context)
     warnings = checkpoint.warnings
     tokenizer: Tokenizer | None = None
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -23,6 +23,9 @@ from worker.engine.kv.budget import KvBudget
 from worker.engine.tools.tool_use import ToolUse
 from worker.engine.vocabulary import Vocabulary
 from worker.engine.warm_up import warm_up
+
+#: A context that does not fit into the KV memory is limited to a multiple of this many tokens.
+CONTEXT_STEP = 1024
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 #: Is called with the bytes of the weights that are loaded, and with those of all weights.
@@ -105,22 +108,34 @@ def describe_model(
     weights: WeightForm,
     slots: int,
     kv_memory_mb: int,
+    context: int = 0,
 ) -> DescribedModel:
     """Read what describes a checkpoint, and check it. The arguments are those of `load_model`.
 
     Raises CheckpointError, and ValueError if the device has too little KV memory for one context.
     """
     checkpoint = formats.load(folder, softcap=softcap)
-    config = checkpoint.config
-    kv_tokens = device.kv_tokens(config, slots=slots, kv_memory_mb=kv_memory_mb)
-    bytes_per_token = device.kv_bytes_per_token(config)
-    one_context = KvBudget.need(config.sequence_len, 0)
+    if context:
+        checkpoint = formats.with_context(checkpoint, context)
+    kv_tokens = device.kv_tokens(checkpoint.config, slots=slots, kv_memory_mb=kv_memory_mb)
+    bytes_per_token = device.kv_bytes_per_token(checkpoint.config)
+    one_context = KvBudget.need(checkpoint.config.sequence_len, 0)
     if kv_tokens < one_context:
+        fitting = kv_tokens // CONTEXT_STEP * CONTEXT_STEP
         needed_mb = -(-one_context * bytes_per_token // 2**20)
-        raise ValueError(
-            f"the KV cache has room for {kv_tokens} tokens, less than one context of {config.sequence_len}: set "
-            f"CELERIAC_KV_MEMORY_MB to {needed_mb} or more, or use a device with more memory"
+        if context or not fitting:
+            raise ValueError(
+                f"the KV cache has room for {kv_tokens} tokens, less than one context of "
+                f"{checkpoint.config.sequence_len}: set CELERIAC_KV_MEMORY_MB to {needed_mb} or more, set "
+                "CELERIAC_CONTEXT to less, or use a device with more memory"
+            )
+        warning = (
+            f"The context of {checkpoint.config.sequence_len} tokens is limited to {fitting}, for which the KV cache "
+            f"has room. Set CELERIAC_KV_MEMORY_MB to {needed_mb} for the whole context, or CELERIAC_CONTEXT to choose "
+            "another limit. Workers of one checkpoint need equal limits."
         )
+        checkpoint = formats.with_context(checkpoint, fitting)
+        checkpoint = replace(checkpoint, warnings=(*checkpoint.warnings, warning))
     card = build_card(checkpoint, tokenizer, kv_bytes_per_token=bytes_per_token, form=weights)
     return DescribedModel(checkpoint=checkpoint, card=card, kv_tokens=kv_tokens)
 
@@ -136,12 +151,15 @@ def load_model(
     slots: int,
     kv_memory_mb: int,
     prefill_chunk_tokens: int,
+    context: int = 0,
     prefix_cache: bool = True,
     progress: Progress = lambda _loaded, _total: None,
 ) -> LoadedModel:
     """Load a checkpoint, and decode a few tokens to warm the engine up. Without a tokenizer, ids have no text.
 
     `softcap` None: the era's. `kv_memory_mb` 0: KV memory for `slots` full contexts, as far as the device has it.
+    `context`: the longest sequence in tokens, if the checkpoint's own is longer. 0: the checkpoint's, or, if the KV
+    memory has no room for that, the largest multiple of `CONTEXT_STEP` for which it has.
 
     Raises CheckpointError. Raises ValueError if the device is missing, cannot use weights of this form, or has too
     little KV memory for one context.
@@ -155,6 +173,7 @@ def load_model(
         weights=weights,
         slots=slots,
         kv_memory_mb=kv_memory_mb,
+        context=context,
     )
     checkpoint, kv_tokens = described.checkpoint, described.kv_tokens
     config = checkpoint.config

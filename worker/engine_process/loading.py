@@ -65,6 +65,7 @@ def load_once(start: Start, progress: Progress) -> LoadedModel:
         slots=start.slots,
         kv_memory_mb=start.kv_memory_mb,
         prefill_chunk_tokens=start.prefill_chunk_tokens,
+        context=start.context,
         prefix_cache=start.prefix_cache,
         progress=progress,
     )

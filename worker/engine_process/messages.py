@@ -49,6 +49,8 @@ class Start:
     threads: int
     softcap: float | None
     weights: WeightForm
+    #: Longest sequence in tokens; 0: that of the checkpoint, or what fits.
+    context: int = 0
     prefix_cache: bool = True
     #: Whether an earlier engine has loaded the checkpoint. Files that are incomplete now are being replaced then.
     loaded_before: bool = False
@@ -65,6 +67,7 @@ def start_message(settings: Settings, folder: CheckpointFolder) -> Start:
         threads=settings.threads,
         softcap=settings.softcap,
         weights=settings.weights,
+        context=settings.context,
         prefix_cache=settings.prefix_cache == "on",
     )
 

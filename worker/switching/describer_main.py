@@ -31,6 +31,7 @@ def describe(start: Start, device: Device) -> Description | Refusal:
             weights=start.weights,
             slots=start.slots,
             kv_memory_mb=start.kv_memory_mb,
+            context=start.context,
         )
     except CheckpointError as error:
         return Refusal(str(error))

@@ -49,7 +49,13 @@ def command(checkpoint: str, as_json: bool) -> None:
             print_runs(Path(checkpoint), runs, as_json=as_json)
             return
 
-        found = describe(checkpoint, settings.checkpoint_dir, softcap=settings.softcap, form=settings.weights)
+        found = describe(
+            checkpoint,
+            settings.checkpoint_dir,
+            softcap=settings.softcap,
+            form=settings.weights,
+            context=settings.context,
+        )
     warn(found.warnings)
     if as_json:
         print_json(json.loads(found.card.to_json()))

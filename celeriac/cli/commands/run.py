@@ -86,6 +86,7 @@ def command(
                 softcap=softcap or settings.softcap,
                 weights=weights,
                 prefill_chunk_tokens=settings.prefill_chunk_tokens,
+                context=settings.context,
                 prefix_cache=settings.prefix_cache == "on",
             )
             warn(model.warnings)
