@@ -24,7 +24,7 @@ class ScriptClock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, client: redis.Redis) -> None:
         self._redis = client
-        self._us = time.time_ns() // 1000
+        self._us = self._first_us = time.time_ns() // 1000
         real = scripts.get
 
         @cache
@@ -39,6 +39,11 @@ class ScriptClock:
     def now_ms(self) -> int:
         """The time in ms since the Unix epoch."""
         return self._us // 1000
+
+    def restart(self) -> None:
+        """Go back to where the clock began."""
+        self._us = self._first_us
+        self.advance(0)
 
     def advance(self, seconds: float) -> None:
         """Let time pass."""

@@ -365,6 +365,8 @@ async def test_a_load_is_measured_from_the_decision_to_the_registration(
     assert estimate == pytest.approx(LOAD_S, abs=0.01)
     assert lasting_store.next_switch(SWITCHING) == Load("b")
     clock.advance(1.5)
+    # The reply was lost.
+    assert lasting_store.next_switch(SWITCHING) == Load("b")
     assert (await lasting.jobs.queue_load("b")).load_s == pytest.approx(LOAD_S - 1.5, abs=0.01)
     second = await submit(lasting, "b")
     clock.advance(0.5)
