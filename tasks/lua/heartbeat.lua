@@ -15,7 +15,16 @@ local served = redis.call('HGET', KEY.card(checkpoint), 'digest')
 if not served then
   return {'unknown'}
 end
-if served ~= digest then
+-- Returns whether the worker claims no more jobs. It ends those that it runs, whatever the card says by now.
+local function is_draining()
+  for index = 6, #ARGV, 2 do
+    if ARGV[index] == 'state' then
+      return ARGV[index + 1] == 'draining'
+    end
+  end
+end
+
+if served ~= digest and not is_draining() then
   return {'conflict', served}
 end
 local registered = redis.pcall('HGET', KEY.worker(name), 'incarnation')

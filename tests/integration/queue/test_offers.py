@@ -11,6 +11,7 @@ from tasks.errors import WorkerReplacedError
 from tasks.job import ErrorCode, Status
 from tasks.store import keys, scripts
 from tasks.store.switching_store import Load, Offer, SwitchingStore
+from tasks.store.worker_store import Refused
 from tasks.switching_info import ChildState, SwitchingInfo
 from tasks.worker_info import WorkerState
 from tests.helpers.script_clock import ScriptClock
@@ -120,6 +121,29 @@ async def test_other_weights_under_a_name_are_not_offered_while_workers_have_the
     other_store.retract(other)
     assert store.offer(SWITCHING, {"a": Offer(second, 1)}) == frozenset()
     assert await queue.jobs.card("a") == second
+
+
+async def test_replaced_weights_are_offered_while_the_child_with_the_first_ones_ends_its_jobs(
+    queue: QueueWorld, store: SwitchingStore
+) -> None:
+    second = {"a": Offer(named(CARD, "a", digest="other"), 1)}
+    store.offer(SWITCHING, offers(CARD, "a"))
+    worker = register(queue, "a")
+    running, waiting = await submit(queue, "a"), await submit(queue, "a")
+    queue.claim(running, worker)
+    assert store.offer(SWITCHING, second) == {"a"}
+    retiring = replace(worker, state=WorkerState.DRAINING)
+    queue.workers.heartbeat(retiring)
+    assert store.offer(SWITCHING, second) == frozenset()
+    queue.workers.heartbeat(retiring)
+    queue.finish(running)
+    assert (await queue.job(running)).status is Status.SUCCEEDED
+    queue.workers.deregister(retiring)
+    # The other job was accepted for the first weights.
+    new = queue.register(card=second["a"].card, name="a-child@host", incarnation="second")
+    assert isinstance(queue.try_claim(waiting, new), Refused)
+    job = await queue.job(waiting)
+    assert (job.status, job.error and job.error.code) == (Status.FAILED, ErrorCode.CHECKPOINT_CHANGED)
 
 
 async def test_a_loaded_checkpoint_keeps_the_card_of_its_offer(queue: QueueWorld, store: SwitchingStore) -> None:
