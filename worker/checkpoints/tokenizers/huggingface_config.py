@@ -89,7 +89,11 @@ class HuggingFaceConfig:
 def _default_template(found: object) -> str | None:
     """The template in `tokenizer_config.json`: a text, or named ones. Raises ValueError, with the reason."""
     if isinstance(found, list):
-        named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
+        named = {
+            name: one.get("template")
+            for one in found
+            if isinstance(one, dict) and isinstance(name := one.get("name"), str)
+        }
         found = named if len(named) == len(found) else {}
     if isinstance(found, dict):
         if "default" not in found:

@@ -40,8 +40,7 @@ class SpecialAliases:
                 for name, alias in self._aliases.items()
             ]
         )
-        ids = tokenizer.get_vocab(with_added_tokens=True)
-        self._ids = {ids[alias]: ids[name] for name, alias in self._aliases.items()}
+        self._ids = {_id_of(tokenizer, alias): _id_of(tokenizer, name) for name, alias in self._aliases.items()}
 
     def text(self, parts: Sequence[tuple[bool, str]]) -> str:
         """The text to encode. The parts are (True, the name of a special token) and (False, text)."""
@@ -50,3 +49,9 @@ class SpecialAliases:
     def real(self, ids: Iterable[int]) -> tuple[int, ...]:
         """The ids of the text, with the special tokens in place of the second names."""
         return tuple(self._ids.get(token_id, token_id) for token_id in ids)
+
+
+def _id_of(tokenizer: tokenizers.Tokenizer, name: str) -> int:
+    token_id: int | None = tokenizer.token_to_id(name)
+    assert token_id is not None, "it is in the vocabulary"
+    return token_id

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tests.unit.worker.checkpoints.tokenizers.kinds import VOCAB_SIZE, metaspace
+from tasks.chat import Message
+from tests.unit.worker.checkpoints.tokenizers.kinds import VOCAB_SIZE, metaspace, without_deadline
 from worker.checkpoints.errors import CheckpointError, TokenizerError
 from worker.checkpoints.folder import CheckpointFolder
 from worker.checkpoints.tokenizers import Tokenizer, load_tokenizer, tokenizer_content, tokenizer_digest
@@ -129,8 +133,6 @@ def test_a_chat_template_that_writes_bos_has_it_once(tmp_path: Path) -> None:
     config = CONFIG | {"add_bos_token": True, "chat_template": "{{ bos_token }}{{ messages[0].content }}"}
     tokenizer = loaded(tmp_path, post_processor=BEGIN, config=config)
     assert tokenizer.chat is not None
-    from tasks.chat import Message
-
     ids = tokenizer.chat.render([Message("user", "the")])
     assert ids == (BOS, *tokenizer.encode("the").ids)
 
@@ -244,3 +246,34 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
         (folder.path / name).symlink_to(tmp_path / f"outside-{name}")
         with pytest.raises(CheckpointError, match="is a link that leads out of this folder"):
             load_tokenizer(folder, VOCAB_SIZE)
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 400)
+    | st.floats()
+    | st.text("a<s>/\ud800", max_size=5)
+    | st.sampled_from(["<s>", "</s>"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["content", "1", "name"]), inner),
+    max_leaves=5,
+)
+TOKENIZER_FIELDS = ["bos_token", "eos_token", "pad_token", "add_bos_token", "added_tokens_decoder", "chat_template"]
+TOKENIZER_FIELDS += ["extra_special_tokens", "additional_special_tokens"]
+GENERATION_FIELDS = ["eos_token_id", "temperature", "top_k", "top_p"]
+
+
+@without_deadline
+@given(
+    config=st.dictionaries(st.sampled_from(TOKENIZER_FIELDS), json_values),
+    generation=st.dictionaries(st.sampled_from(GENERATION_FIELDS), json_values),
+)
+def test_files_with_anything_in_them_are_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, config: dict[str, Any], generation: dict[str, Any]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "anything"
+    with suppress(TokenizerError):
+        tokenizer = loaded(path, config=config, generation=generation)
+        assert all(0 <= token_id < VOCAB_SIZE for token_id in tokenizer.stop_ids)
+        tokenizer.encode("the")
+        tokenizer_digest(write(path, config=config, generation=generation))
