@@ -70,7 +70,7 @@ class ClientEnvironment:
         assert process.returncode == 0, f"{command[0]} failed:\n{output[-5000:]}\n{errors[-10000:]}"
         return output
 
-    def script(self, name: str, arguments: Mapping[str, Any] | None = None) -> Any:
+    def script(self, name: str, arguments: Mapping[str, Any] | None = None, *, timeout_s: float = DEADLINE_S) -> Any:
         """Run a script of the folder `clients`, which gets its arguments as JSON, and prints JSON as its last line."""
-        output = self.run("python", str(SCRIPTS / f"{name}.py"), json.dumps(arguments or {}))
+        output = self.run("python", str(SCRIPTS / f"{name}.py"), json.dumps(arguments or {}), timeout_s=timeout_s)
         return json.loads(output.splitlines()[-1])
