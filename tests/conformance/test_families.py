@@ -82,7 +82,7 @@ def check(model: DecodingModel, prompt: list[int], expected: dict[str, Any], chu
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_random_models_give_what_transformers_computes(family: str, transformers: Transformers) -> None:
-    @settings(deadline=None, max_examples=200, suppress_health_check=list(HealthCheck))
+    @settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
     @given(
         config=FAMILIES[family],
         dtype=st.sampled_from(["fp32", "fp16", "bf16"]),
