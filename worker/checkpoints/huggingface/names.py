@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 _LAYER = re.compile(r"transformer\.h\.([0-9]+)\.(.+)\.(weight|bias)")
 #: Buffers that older versions of transformers stored. They follow from the configuration.
-_ROTARY_BUFFERS = re.compile(r"(.*\.)?rotary_emb\.inv_freq")
+_ROTARY_BUFFERS = re.compile(r"(.*\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)")
 _MASK_BUFFERS = re.compile(r"(.*\.)?h\.[0-9]+\.attn\.(bias|masked_bias)")
 
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.helpers.huggingface_folders import FAMILIES, GOLDEN_HF, LEFT_OUT, changed, golden
 from tests.unit.worker.checkpoints.huggingface import known_configs as known
 from worker.checkpoints.errors import CheckpointError
 from worker.checkpoints.huggingface import config
 from worker.checkpoints.huggingface.description import describe
+from worker.checkpoints.huggingface.families import FAMILIES as FAMILY_TABLE
 from worker.engine.architecture.config import ModelConfig, Norm, QkNorm
 
 ROPES = json.loads((GOLDEN_HF.parent / "rope_frequencies.json").read_text())["cases"]
@@ -332,3 +337,56 @@ def test_a_file_without_a_family_is_refused(path: Path) -> None:
         path.write_text(text)
         with pytest.raises(CheckpointError):
             config.read(path)
+
+
+#: Values of every type and size, some of which are right for some key.
+VALUES: list[Any] = [
+    *(
+        None,
+        True,
+        False,
+        0,
+        1,
+        7,
+        64,
+        -1,
+        10**9,
+        10**400,
+        0.0,
+        0.5,
+        1e-320,
+        1e300,
+        math.nan,
+        math.inf,
+        "",
+        "silu",
+        "yarn",
+    ),
+    *([], [1], [None] * 4, [1, 1, 1, 0], ["full_attention"] * 4, ["sliding_attention"] * 4, {}, {"a": 1}, "x" * 10_000),
+    *({"type": "yarn", "factor": 4.0}, {"rope_type": "yarn", "factor": 1e300, "original_max_position_embeddings": 1}),
+    *({"type": "yarn", "factor": 2, "beta_fast": 1e-300, "beta_slow": 1e300}, {"type": "linear", "factor": 1e-320}),
+    *({"type": "yarn", "factor": 2, "mscale": 1e300, "mscale_all_dim": 1e-300}, {"rope_theta": 1.0000001}),
+]
+KEYS = sorted(
+    {key for family in FAMILY_TABLE.values() for key in family.defaults}
+    | {"head_dim", "rope_parameters", "rope_scaling", "rope_theta", "layer_types", "no_rope_layers", "architectures"}
+    | {"original_max_position_embeddings", "partial_rotary_factor", "quantization_config", "model_type", "n_inner"}
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.sampled_from(sorted(FAMILY_TABLE)),
+    st.dictionaries(st.sampled_from(KEYS), st.sampled_from(VALUES), min_size=1, max_size=4),
+)
+def test_any_values_are_described_or_refused_with_a_short_sentence(family: str, values: dict[str, Any]) -> None:
+    small = {"model_type": family, "num_hidden_layers": 4, "n_layer": 4}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.json"
+        path.write_text(json.dumps(small | values))
+        try:
+            found = describe(config.read(path))
+        except CheckpointError as error:
+            assert len(str(error)) < 1200  # noqa: PT017
+            return
+        assert found.rope is None or all(math.isfinite(one) for one in found.rope.frequencies)
