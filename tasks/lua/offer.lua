@@ -8,7 +8,8 @@
 --            field, value, ... of the worker's hash
 --            checkpoint, reason, ... of the offers that it retracts: see RETRACTED
 --            checkpoints that it loads now
---        then checkpoint, bytes of memory that it would need, digest, card (JSON), ... of new and changed offers
+--        then checkpoint, bytes of memory that it would need, bytes of its weights, digest, card (JSON), ... of new and
+--            changed offers
 -- reply  {'ok', conflicts, missing}    offers that were not accepted, because other live workers have other weights under
 --                                      the name; earlier offers that must be sent again, because Redis lacks their cards,
 --                                      or has other ones
@@ -41,8 +42,8 @@ local function conflicts_with_others(checkpoint, digest)
   return counts.serving + counts.reloading + counts.stalled > 0 or #others_offering(checkpoint, name) > 0
 end
 
-local function publish(checkpoint, bytes, digest, card)
-  redis.call('HSET', KEY.offers(name), checkpoint, bytes .. ' ' .. digest)
+local function publish(checkpoint, bytes, weights, digest, card)
+  redis.call('HSET', KEY.offers(name), checkpoint, bytes .. ' ' .. weights .. ' ' .. digest)
   redis.call('SADD', KEY.offering(checkpoint), name)
   redis.call('PEXPIRE', KEY.offering(checkpoint), LIMIT.OFFER_TTL_MS)
   redis.call('HDEL', KEY.RETRACTED, checkpoint)
@@ -74,15 +75,15 @@ for index = 1, #retracted, 2 do
   end_offer(retracted[index], name, retracted[index + 1])
 end
 local conflicts = {}
-for index = at, #ARGV, 4 do
-  local checkpoint, bytes, digest, card = unpack(ARGV, index, index + 3)
+for index = at, #ARGV, 5 do
+  local checkpoint, bytes, weights, digest, card = unpack(ARGV, index, index + 4)
   repair_key(KEY.card(checkpoint), 'hash')
   repair_key(KEY.offering(checkpoint), 'set')
   if conflicts_with_others(checkpoint, digest) then
     end_offer(checkpoint, name, nil)
     table.insert(conflicts, checkpoint)
   else
-    publish(checkpoint, bytes, digest, card)
+    publish(checkpoint, bytes, weights, digest, card)
   end
 end
 if redis.call('HLEN', KEY.offers(name)) ~= total - #conflicts then

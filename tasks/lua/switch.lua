@@ -52,7 +52,10 @@ end
 
 -- Returns a checkpoint for which jobs wait, and since when, if this worker may have to load it; otherwise nil.
 local function candidate(checkpoint)
-  local bytes = not has_child[checkpoint] and offered_bytes(checkpoint, name)
+  if has_child[checkpoint] then
+    return nil
+  end
+  local bytes, weights = offered_bytes(checkpoint, name)
   local oldest = bytes and oldest_submitted_at(checkpoint)
   if not oldest then
     return nil
@@ -63,7 +66,7 @@ local function candidate(checkpoint)
     bytes = bytes,
     oldest = oldest,
     since = math.max(oldest, math.min(finite(left_at) or 0, NOW_MS)),
-    load_ms = load_duration(load_ms, bytes),
+    load_ms = load_duration(load_ms, weights),
   }
 end
 
@@ -103,7 +106,8 @@ local function inspect(child)
   local next_at = others <= 0 and next_submitted_at(checkpoint) or nil
   child.is_idle = child.runs == 0 and not next_at
   child.next_at = next_at or NOW_MS
-  child.bonus = switch_bonus(load_duration(redis.call('HGET', KEY.pace(checkpoint), 'load_ms'), child.bytes))
+  local _, weights = offered_bytes(checkpoint, name)
+  child.bonus = switch_bonus(load_duration(redis.call('HGET', KEY.pace(checkpoint), 'load_ms'), weights or 0))
   -- What another worker serves as well has no bonus.
   child.gives_way_to = child.next_at - (others > 0 and 0 or child.bonus)
   child.can_hand_on = child.runs > 0 and others > 0 and their_slots >= redis.call('ZCARD', KEY.running(checkpoint))

@@ -115,7 +115,7 @@ def switching_worker(name: str) -> str:
 
 
 def offers(name: str) -> str:
-    """Hash: `<bytes of memory that it needs> <digest>` of each checkpoint that a switching worker offers."""
+    """Hash: what a switching worker offers: `<bytes of memory that it needs> <bytes of weights> <digest>` of each."""
     return f"{PREFIX}offers:{name}"
 
 

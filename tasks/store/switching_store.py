@@ -169,11 +169,7 @@ class SwitchingStore:
             int(anew),
             len(total),
             *(part for items in (fields, reasons, loading) for part in (len(items), *items)),
-            *(
-                part
-                for name, offer in changed.items()
-                for part in (name, offer.memory_bytes, offer.card.digest, offer.card.to_json())
-            ),
+            *(part for name, offer in changed.items() for part in _arguments(name, offer)),
         )
         if outcome == b"replaced":
             raise WorkerReplacedError(info.name)
@@ -193,3 +189,8 @@ class SwitchingStore:
             log.error("script_failed", script=name, error=str(error))
             scripts.get("repair").call(self._redis, *scripts.repair_arguments())
             return script.call(self._redis, *arguments)
+
+
+def _arguments(name: str, offer: Offer) -> tuple[scripts.Argument, ...]:
+    """The arguments of `offer.lua` for one offer."""
+    return name, offer.memory_bytes, offer.card.weight_bytes, offer.card.digest, offer.card.to_json()

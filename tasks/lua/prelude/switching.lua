@@ -49,12 +49,13 @@ local function others_offering(checkpoint, name)
   return others
 end
 
--- Returns the bytes of memory that a checkpoint needs, if a worker offers it with the weights of its card; otherwise nil.
+-- Returns the bytes of memory that a checkpoint needs, and those of its weights, if a worker offers it with the weights of
+-- its card; otherwise nil.
 local function offered_bytes(checkpoint, name)
   local offer = redis.call('HGET', KEY.offers(name), checkpoint)
-  local bytes, digest = string.match(offer or '', '^(%d+) (.*)$')
+  local bytes, weights, digest = string.match(offer or '', '^(%d+) (%d+) (.*)$')
   if bytes and redis.call('HGET', KEY.card(checkpoint), 'digest') == digest then
-    return tonumber(bytes)
+    return tonumber(bytes), tonumber(weights)
   end
   return nil
 end
@@ -120,9 +121,9 @@ local function end_switching(name)
 end
 
 -- Returns how long a load takes, in ms: as long as the last one of the checkpoint, whose `load_ms` is given, or else a
--- guess from the memory that it needs.
-local function load_duration(load_ms, bytes)
-  return finite(load_ms) or LIMIT.LOAD_MS + bytes / LIMIT.LOAD_BYTES_PER_MS
+-- guess from the bytes of its weights.
+local function load_duration(load_ms, weights)
+  return finite(load_ms) or LIMIT.LOAD_MS + weights / LIMIT.LOAD_BYTES_PER_MS
 end
 
 -- Returns the slots that a checkpoint will have when a switching worker has loaded it, and the ms that the load will still
@@ -132,13 +133,16 @@ local function future_load(checkpoint)
   local offering = others_offering(checkpoint, nil)
   table.sort(offering)
   local name = owner and is_switching(owner) and owner or offering[1]
-  local bytes = name and offered_bytes(checkpoint, name)
+  local bytes, weights
+  if name then
+    bytes, weights = offered_bytes(checkpoint, name)
+  end
   if not bytes then
     return 0, nil
   end
   local since_ms = began_at and began_at > 0 and math.max(0, NOW_MS - began_at) or 0
   local slots = finite(redis.call('HGET', KEY.switching_worker(name), 'slots')) or 0
-  local load_ms = load_duration(redis.call('HGET', KEY.pace(checkpoint), 'load_ms'), bytes)
+  local load_ms = load_duration(redis.call('HGET', KEY.pace(checkpoint), 'load_ms'), weights)
   return slots, math.max(0, load_ms - since_ms)
 end
 

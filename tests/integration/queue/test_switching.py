@@ -385,3 +385,12 @@ async def test_a_load_is_measured_from_the_decision_to_the_registration(
     clock.advance(5)
     lasting.claim(first, register(lasting, "b", incarnation="second"))
     assert (await lasting.job(first)).load_ms == 2000
+
+
+async def test_the_duration_of_a_first_load_is_guessed_from_the_weights(
+    queue: QueueWorld, store: SwitchingStore
+) -> None:
+    weights = 1000 * int(scripts.LIMITS["LOAD_BYTES_PER_MS"])
+    store.offer(SWITCHING, {"a": Offer(named(CARD, "a", weight_bytes=weights), 10 * weights)})
+    assert (await queue.jobs.queue_load("a")).load_s == pytest.approx(LOAD_S + 1, abs=0.01)
+    assert (await queue.jobs.queue_load("b")).load_s is None

@@ -46,6 +46,21 @@ def test_there_is_no_estimate_before_the_first_job_ended_or_without_workers() ->
         assert load.departure_s(1) is None
 
 
+def test_the_load_of_a_checkpoint_that_is_not_loaded_comes_first() -> None:
+    waiting = replace(BUSY, running=0, load_s=5.0)
+    assert [waiting.estimate(position=ahead, tokens_left=100).start_s for ahead in (0, 3, 4)] == [5.0, 5.0, 6.5]
+    estimate = waiting.estimate(position=0, tokens_left=100)
+    assert estimate == Estimate(0, 5.0, FinishEstimate(11.0, 11.0 * UNKNOWN_P90), 11.0)
+    assert waiting.departure_s(2) == 8.0
+    # A job that still runs on a worker which gives the checkpoint up waits for no load.
+    assert waiting.estimate(position=None, tokens_left=40).start_s == 0.0
+    # Before the first job has ended, only the load is known.
+    new = replace(waiting, first_token_s=None)
+    assert [new.estimate(position=ahead, tokens_left=100).start_s for ahead in (0, 3, 4)] == [5.0, 5.0, None]
+    assert new.estimate(position=0, tokens_left=100).finish is None
+    assert new.estimate(position=None, tokens_left=100).start_s is None
+
+
 def test_estimates_are_corrected_by_the_accuracy_of_recent_ones() -> None:
     accuracy = tuple(0.1 * (index + 1) for index in range(ENOUGH_JOBS))
     uncorrected = BUSY.estimate(position=0, tokens_left=100).uncorrected_s
