@@ -12,6 +12,7 @@ from tasks.checkpoint_name import RULE, is_checkpoint_name
 from worker.checkpoints.errors import CheckpointError
 from worker.checkpoints.huggingface_files import (
     CONFIG,
+    cached_folder,
     cached_model,
     looks_like_model,
     other_weights,
@@ -65,7 +66,8 @@ def find(path_or_name: str | None, root: Path, *, name: str | None = None) -> Ch
     Text with a separator is a path, and so are `.` and `..`. An absolute path may be any folder, because the operator
     gives it. A name is looked up in `root`, and then in the current folder. A relative path is looked up in the current
     folder, and then in `root`. What is looked up in `root` never leads out of it, not even by a link. If there is no
-    such folder, a name such as `sft:d20` is a run in nanochat's own folder: see `nanochat_home`.
+    such folder, a name such as `sft:d20` is a run in nanochat's own folder (see `nanochat_home`), and one such as
+    `owner/name` a model in the cache of huggingface_hub.
     """
     if path_or_name is None or not path_or_name.strip():
         raise CheckpointError(
@@ -178,7 +180,10 @@ def _folder(text: str, root: Path) -> tuple[Path, Path]:
             if not run.is_dir():
                 raise _no_run(text, run)
             return run, run.resolve()
-        raise _no_folder(given, root)
+        cached = cached_folder(text)
+        if cached is None or not cached.is_dir():
+            raise _no_folder(given, root, cached)
+        return cached, cached.resolve()
     if path is inside and not given.is_absolute() and not path.resolve().is_relative_to(root.resolve()):
         raise CheckpointError(path, f"this leads out of {root}: give the folder's own path instead")
     return path, path.resolve()
@@ -188,9 +193,12 @@ def _is_path(text: str) -> bool:
     return "/" in text or "\\" in text or text in (".", "..")
 
 
-def _no_folder(path: Path, root: Path) -> CheckpointError:
+def _no_folder(path: Path, root: Path, cached: Path | None) -> CheckpointError:
     if not path.is_file():
-        return CheckpointError(path, f"there is no such folder.{_others(root)}")
+        download = (
+            "" if cached is None else f" If it is a model of Hugging Face, get it with `hf download {path}` first."
+        )
+        return CheckpointError(path, f"there is no such folder.{_others(root)}{download}")
     if path.suffix == ".gguf":
         return CheckpointError(
             path, "this is a GGUF file: `celeriac convert` turns it into a folder that can be served"

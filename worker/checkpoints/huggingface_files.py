@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -34,6 +35,8 @@ _OTHERS = (
 #: A model in the cache of huggingface_hub: `models--<owner>--<name>`. In `snapshots/<commit>` are links to its `blobs`.
 _CACHED = re.compile(r"models--(?:[^/]+?--)?(.+)")
 _SNAPSHOTS = "snapshots"
+#: A model on Hugging Face: its owner and its name.
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 #: The length of the name of a commit, at most.
 _MAX_COMMIT_BYTES = 100
 
@@ -97,6 +100,18 @@ def file_in(folder: Path, name: str) -> Path:
 def checked(file: Path) -> Path:
     """A file of a checkpoint, if no link leads out of its folder: see `file_in`. Raises CheckpointError."""
     return file_in(file.parent, file.name)
+
+
+def cached_folder(text: str) -> Path | None:
+    """The folder of a model such as `owner/name` in the cache of huggingface_hub, whether or not it is there.
+
+    None if `text` does not name a model in this way.
+    """
+    if _REPOSITORY.fullmatch(text) is None:
+        return None
+    given, home = os.environ.get("HF_HUB_CACHE"), os.environ.get("HF_HOME") or "~/.cache/huggingface"
+    cache = Path(given) if given else Path(home) / "hub"
+    return cache.expanduser() / f"models--{text.replace('/', '--')}"
 
 
 def cached_model(path: Path) -> str | None:

@@ -45,9 +45,10 @@ def command(
     """Serve checkpoints on this machine, until Ctrl-C.
 
     CHECKPOINT is the path of a folder, its name under CELERIAC_CHECKPOINT_DIR, or base:TAG, mid:TAG, sft:TAG or rl:TAG
-    in nanochat's own folder (NANOCHAT_BASE_DIR); @STEP may follow. Several checkpoints get workers of their own, and
-    requests choose one with `model`. Without a checkpoint, those that are found are listed. With --checkpoints FOLDER,
-    every checkpoint in a folder can be requested, and workers load one when jobs wait for it.
+    in nanochat's own folder (NANOCHAT_BASE_DIR); @STEP may follow. A model of Hugging Face that `hf download` has
+    stored can be given as OWNER/NAME. Several checkpoints get workers of their own, and requests choose one with
+    `model`. Without a checkpoint, those that are found are listed. With --checkpoints FOLDER, every checkpoint in a
+    folder can be requested, and workers load one when jobs wait for it.
 
     Starts Redis, the workers and the API. If CELERIAC_REDIS_URL is set, that Redis is used instead of a new one.
     """

@@ -143,6 +143,22 @@ def test_a_snapshot_has_the_name_of_its_model_and_links_to_blobs(tmp_path: Path)
     assert (described.name, described.family, described.problem) == ("Small-Mistral-0.1B", "mistral", None)
 
 
+@pytest.mark.parametrize(("variable", "below"), [("HF_HUB_CACHE", ""), ("HF_HOME", "hub")])
+def test_a_model_that_was_downloaded_is_found_by_its_owner_and_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, below: str
+) -> None:
+    for name in ("HF_HUB_CACHE", "HF_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, str(tmp_path / "cache"))
+    cached(tmp_path / "cache" / below, "abc", main="abc")
+    found = find("owner/Small-Mistral-0.1B", tmp_path / "root")
+    assert (found.name, found.path.name) == ("Small-Mistral-0.1B", "abc")
+    message = refusal("owner/other", tmp_path / "root")
+    assert message.endswith("If it is a model of Hugging Face, get it with `hf download owner/other` first.")
+    for text in ("../other", "a/b/c", "./other", "owner/", "other"):
+        assert "hf download" not in refusal(text, tmp_path / "root")
+
+
 def test_the_only_snapshot_needs_no_branch(tmp_path: Path) -> None:
     assert find(str(cached(tmp_path, "abc", main=None)), tmp_path).path.name == "abc"
 
