@@ -10,8 +10,12 @@ from pathlib import Path
 import pytest
 
 from bench.processes import is_gone
+from tasks.celery_app import make_app
 from tasks.job import Status
+from tasks.settings import Settings
+from tasks.store import keys
 from tasks.switching_info import ChildState
+from tasks.worker_info import WorkerInfo
 from tests.integration.cluster import DEADLINE_S, long_generation
 from tests.integration.stack import CHECKPOINTS, START_S, until
 from tests.integration.switching import ONE, TWO, SwitchingCluster, family
@@ -142,3 +146,21 @@ def test_the_engine_processes_of_a_killed_group_end(cluster: SwitchingCluster) -
     everything = family(worker.pid)
     worker.signal_group(signal.SIGKILL)
     until(lambda: all(map(is_gone, everything)), "the end of all", timeout_s=DEADLINE_S)
+
+
+@pytest.mark.slow
+def test_celery_and_flower_see_what_is_loaded_as_a_worker_with_its_queue(cluster: SwitchingCluster) -> None:
+    cluster.worker()
+    inspect = make_app(Settings(redis_url=cluster.stack.redis_url)).control.inspect
+    for name in (ONE, TWO):
+        cluster.run_one(name)
+        child = cluster.loaded(name)
+
+        def queues(child: WorkerInfo = child) -> dict[str, list[str]] | None:
+            found = inspect([child.name], timeout=2.0).active_queues() or {}
+            return {worker: [queue["name"] for queue in its] for worker, its in found.items()}
+
+        assert until(queues, "the reply of the worker", timeout_s=START_S) == {child.name: [keys.queue(name)]}
+        stats = until(lambda child=child: inspect([child.name], timeout=2.0).stats(), "its figures", timeout_s=START_S)  # type: ignore[misc]
+        assert stats[child.name]["pid"] == child.pid
+    until(lambda: [*(inspect(timeout=2.0).ping() or {})] == [child.name], "the end of the other one", timeout_s=START_S)
