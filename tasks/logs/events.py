@@ -12,6 +12,7 @@ from tasks.logs.printable import printable, printable_block
 _FOR_MACHINES = frozenset(
     {
         "cancel_received",
+        "checkpoint_loaded",
         "checkpoint_unloaded",
         "checkpoint_wanted",
         "claim_refused",
@@ -134,6 +135,7 @@ _SENTENCES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "model_loaded": _model_loaded,
     "draining": lambda event: f"stopping; running jobs go back to the queue: {int(event['running'])}",
     "checkpoint_found": lambda event: f"offers {event['checkpoint']} from {event['path']}",
+    "folder_empty": lambda event: f"no checkpoint in {event['folder']} yet: it is offered when one is written there",
     "checkpoint_removed": lambda event: f"offers {event['checkpoint']} no more: {event['path']} is gone",
     "checkpoint_not_offered": lambda event: f"not offered: {event['reason']}",
     "checkpoint_given_up": lambda event: f"unloading {event['checkpoint']}: {event['reason']}",

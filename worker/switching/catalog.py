@@ -83,6 +83,8 @@ class Catalog:
         self._wall_clock = wall_clock
         #: The device of the folder when checkpoints were found in it.
         self._device: int | None = None
+        #: Whether nothing was found in the last scan.
+        self._was_empty = False
         #: By their names for clients.
         self._watched: dict[str, _Watched] = {}
         #: The names in the order in which settled ones are compared next.
@@ -101,6 +103,9 @@ class Catalog:
             # It may be a network that is away. What is offered stays, so that no job fails.
             self._report_lasting({"": str(error)})
             return False
+        if not found and not self._watched and not self._was_empty:
+            log.info("folder_empty", folder=str(self._folder))
+        self._was_empty = not found
         problems.update(self._add(found))
         self._report_lasting(problems)
         self._remove_missing(found, problems)

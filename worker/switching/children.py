@@ -75,6 +75,8 @@ class _Child:
     process: Process
     worker: str
     offered: Offered
+    #: Monotonic time of its order.
+    ordered_at: float
     state: ChildState = ChildState.LOADING
     #: Monotonic time at which it began to take jobs; None before.
     ready_at: float | None = None
@@ -140,7 +142,7 @@ class Children:
         process, self._spare = self._spare or self._started(), None
         worker = self._worker_name(name)
         process.obey(Order(checkpoint=offered.argument, name=name, worker_name=worker))
-        self._children[name] = _Child(process, worker, offered)
+        self._children[name] = _Child(process, worker, offered, self._clock())
         log.info("checkpoint_wanted", checkpoint=name, child=worker)
 
     def give_up(self, name: str, *, reason: str, hand_on: bool = False) -> None:
@@ -170,6 +172,8 @@ class Children:
         if isinstance(event, ChildReady):
             if name is not None and (child := self._children[name]).state is ChildState.LOADING:
                 child.state, child.ready_at = ChildState.LOADED, self._clock()
+                seconds = round(child.ready_at - child.ordered_at, 2)
+                log.info("checkpoint_loaded", checkpoint=name, child=child.worker, seconds=seconds)
                 self._spare_exits = 0
             return
         event.process.close()

@@ -36,6 +36,11 @@ class Describer:
         self._spawned: Spawned | None = None
         self._used_at = 0.0
 
+    @property
+    def pid(self) -> int | None:
+        """Process id; None while there is no process."""
+        return None if self._spawned is None else self._spawned.process.pid
+
     def start(self) -> DeviceFacts:
         """Start the process. Raises DescriberError if it cannot run or finds no such device."""
         try:

@@ -12,6 +12,10 @@ from multiprocessing.connection import Connection
 from tasks.logs import setup_logging
 from tasks.settings import settings
 from worker.checkpoints.errors import CheckpointError
+from worker.checkpoints.folder import CheckpointFolder
+from worker.checkpoints.sizes import sizes_of
+from worker.checkpoints.tokenizers import Tokenizer
+from worker.checkpoints.tokenizers.finder import tokenizer_paths
 from worker.engine.device import Device
 from worker.engine_process.loading import read_tokenizer
 from worker.engine_process.messages import Start
@@ -20,12 +24,30 @@ from worker.switching.description import Description, DeviceFacts, Refusal
 from worker.switching.memory import needed_bytes
 
 
-def describe(start: Start, device: Device) -> Description | Refusal:
+class Tokenizers:
+    """Reads tokenizers. The steps of a run have the same one, which takes longer to read than everything else."""
+
+    def __init__(self) -> None:
+        self._key: tuple[object, ...] = ()
+        self._tokenizer: Tokenizer | None = None
+
+    def read(self, folder: CheckpointFolder) -> Tokenizer:
+        """The tokenizer of a checkpoint. Raises CheckpointError and OSError."""
+        if folder.format != "nanochat":
+            return read_tokenizer(folder)
+        files = [(path, path.stat()) for path in tokenizer_paths(folder) if path.exists()]
+        key = (sizes_of(folder), *((path, stat.st_ino, stat.st_size, stat.st_mtime_ns) for path, stat in files))
+        if self._tokenizer is None or key != self._key:
+            self._tokenizer, self._key = read_tokenizer(folder), key
+        return self._tokenizer
+
+
+def describe(start: Start, device: Device, tokenizers: Tokenizers) -> Description | Refusal:
     """What a worker would publish that gets this message, and the memory that it would need."""
     try:
         described = describe_model(
             start.folder,
-            read_tokenizer(start.folder),
+            tokenizers.read(start.folder),
             device=device,
             softcap=start.softcap,
             weights=start.weights,
@@ -45,11 +67,12 @@ def main() -> int:
     """Send the facts about the device, then describe what comes. Returns the exit code."""
     setup_logging(settings())
     pipe = Connection(int(sys.argv[1]))
+    tokenizers = Tokenizers()
     try:
         device = Device.choose(settings().device)
         pipe.send(DeviceFacts(device.kind, device.memory_bytes()))
         while True:
-            pipe.send(describe(pipe.recv(), device))
+            pipe.send(describe(pipe.recv(), device, tokenizers))
     except ValueError as error:
         pipe.send(Refusal(str(error)))
         return 1

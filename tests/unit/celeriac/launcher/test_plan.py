@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from celeriac.launcher.plan import Options, PlanError, _checkpoints, _environment, _worker_names
+from celeriac.launcher.plan import Options, PlanError, _checkpoints, _environment, _serves, _worker_names
 from tasks.settings import Settings
 from tests.helpers.checkpoint_files import SIZES, write
 from worker.checkpoints.errors import CheckpointError
@@ -79,3 +79,22 @@ def test_a_checkpoint_without_a_tokenizer_is_refused_before_anything_is_started(
 def test_the_processes_log_events_however_the_launcher_prints_them(log_format: str) -> None:
     settings = Settings.model_validate({"log_format": log_format})
     assert _environment(OPTIONS, settings, "x", "redis://host")["CELERIAC_LOG_FORMAT"] == "json"
+
+
+def test_workers_of_a_folder_get_the_folder_and_no_checkpoint_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("celeriac.launcher.plan.memory_bytes", lambda: 8 << 30)
+    options = replace(OPTIONS, checkpoints=(), folder=tmp_path)
+    alone = _serves(options, Settings(), {}, "switching")
+    assert alone == {
+        "CELERIAC_CHECKPOINTS": str(tmp_path),
+        "CELERIAC_CHECKPOINT": "",
+        "CELERIAC_CHECKPOINT_NAME": "",
+        "CELERIAC_MEMORY_MB": "0",
+    }
+    # Two workers share the memory of the machine.
+    assert _serves(replace(options, workers=2), Settings(), {}, "switching")["CELERIAC_MEMORY_MB"] == "2048"
+    given = _serves(replace(options, workers=2), Settings(memory_mb=500), {}, "switching")
+    assert given["CELERIAC_MEMORY_MB"] == "500"
+    assert _serves(OPTIONS, Settings(), {"x": "/d/x"}, "x")["CELERIAC_CHECKPOINT"] == "/d/x"
