@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from celeriac.cli import main
 from tasks.chat import Message
 from tests.conformance.client_environment import SCRIPTS, ClientEnvironment
 from tests.helpers.huggingface_folders import GOLDEN_HF
+from tests.helpers.smollm2 import smollm2_gguf
 from worker.checkpoints.chat.template_process import TemplateProcess
 from worker.checkpoints.tokenizers.huggingface import HuggingFaceTokenizer
 from worker.checkpoints.tokenizers.huggingface_config import HuggingFaceConfig
@@ -73,6 +76,18 @@ def single_bytes(words: HuggingFaceTokenizer) -> list[int]:
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: f"{folder.parent.name}-{folder.name}")
 def test_texts_answers_and_conversations_are_those_of_transformers(folder: Path, tmp_path: Path) -> None:
+    check(folder, tmp_path)
+
+
+def test_so_are_those_of_smollm2(tmp_path: Path) -> None:
+    folder = tmp_path / "smollm2"
+    result = CliRunner().invoke(main, ["convert", str(smollm2_gguf()), str(folder)])
+    assert result.exit_code == 0, result.output
+    check(folder, tmp_path)
+
+
+def check(folder: Path, tmp_path: Path) -> None:
+    """Compare the tokenizer of a folder with transformers."""
     rng = random.Random(folder.name)
     words = loaded(folder)
     size, single = max(words.special_ids.values()) + 300, single_bytes(words)
