@@ -90,13 +90,12 @@ class Detokenizer:
         return pieces
 
     def finish(self) -> str:
-        """The tail: text that was held back, up to a stop text or a newline that the decoder held back."""
+        """The tail: text that was held back. It ends before a stop text that the last token has completed."""
         if self.ended:
             return ""
-        text, old = self._held + self._decoder.finish(), len(self._held)
-        self._held = ""
-        end = self._end_of_text(text, old)
-        return text if end is None or self._needed > 0 else text[:end]
+        text, self._held = self._held + self._decoder.finish(), ""
+        completed = [len(stop) for stop in self._stop if text.endswith(stop)] if self._needed <= 0 else []
+        return text[: len(text) - max(completed, default=0)]
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:

@@ -103,10 +103,13 @@ def ends_with(text: str, *, stop: Sequence[str] = (), stop_on_newline: bool = Fa
 def test_what_the_decoder_holds_back_is_the_tail_up_to_a_stop_text() -> None:
     assert ends_with("a12") == "a|12"
     # The engine ends the text with the token that completes a stop text.
-    assert ends_with("a123", stop=["23"]) == "a|1"
-    assert ends_with("ab12", stop=["b1"]) == "a|"
-    assert ends_with("ab12", stop=["b1"], min_tokens=5) == "a|b12"
+    assert ends_with("a123", stop=["23", "3"]) == "a|1"
+    assert ends_with("ab1", stop=["b1"]) == "a|"
+    assert ends_with("ab1", stop=["b1"], min_tokens=4) == "a|b1"
+    # One that came too early is a part of the text.
+    assert ends_with("a11", stop=["1"], min_tokens=3) == "a|1"
     assert ends_with("a1\n", stop_on_newline=True) == "a|1\n"
+    assert ends_with("a\n\n", stop_on_newline=True, min_tokens=3) == "a|\n\n"
     # One that was found before is not looked for again.
     assert ends_with("a1b2", stop=["1"]) == "a|"
 
