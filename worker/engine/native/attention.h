@@ -59,13 +59,13 @@ INLINE vec sums(const vec *v) {
 
 /* The dot products of a query (dim) and LANES keys. `dim` is a multiple of LANES. The order of the additions is that of
 earlier versions: the second vector comes first. */
-INLINE vec score_block(const float *q, const float *keys, long dim) {
+INLINE vec score_block(const float *q, const float *keys, const long dim) {
   vec totals[LANES] = {0};
   if (dim > LANES) {
     vec part = load(q + LANES);
     UNROLL for (int i = 0; i < LANES; i++) totals[i] = part * load(keys + lane_of(i) * dim + LANES);
   }
-  for (long c = 0; c < dim; c += c ? LANES : 2 * LANES) {
+  UNROLL for (long c = 0; c < dim; c += c ? LANES : 2 * LANES) {
     vec part = load(q + c);
     UNROLL for (int i = 0; i < LANES; i++) {
       totals[i] = multiply_add(part, load(keys + lane_of(i) * dim + c), totals[i]);
@@ -85,18 +85,38 @@ static vec score_keys_of_any_size(const float *q, const float *keys, long count,
   return scores;
 }
 
+/* Fetch floats into the nearest cache. */
+INLINE void prefetch_floats(const float *from, long count) {
+  for (long i = 0; i < count; i += 64 / sizeof(float)) __builtin_prefetch(from + i);
+}
+
 /* scores (heads, stride) = the dot products of queries (heads, dim) and keys (count, dim), filled up with -infinity to
-whole vectors. */
-static void score_keys(const float *q, long heads, const float *keys, long count, long dim, float *scores,
-                       long stride) {
+whole vectors. With `far`, the next keys, and the values of these keys, are fetched meanwhile. */
+INLINE void score_keys_of(const long dim, const float *q, long heads, const float *keys, const float *values,
+                          long count, int far, float *scores, long stride) {
   for (long j = 0; j < count; j += LANES) {
+    const float *block = keys + j * dim;
     long left = count - j < LANES ? count - j : LANES;
+    if (far) {
+      prefetch_floats(block + LANES * dim, LANES * dim);
+      prefetch_floats(values + j * dim, LANES * dim);
+    }
     for (long h = 0; h < heads; h++) {
-      const float *query = q + h * dim, *block = keys + j * dim;
+      const float *query = q + h * dim;
       float *to = scores + h * stride + j;
       store(to, dim % LANES ? score_keys_of_any_size(query, block, left, dim) : score_block(query, block, dim));
       for (long i = left; i < LANES; i++) to[i] = -INFINITY;
     }
+  }
+}
+
+/* The usual sizes of a head are compiled for themselves. */
+static void score_keys(const float *q, long heads, const float *keys, const float *values, long count, long dim,
+                       int far, float *scores, long stride) {
+  switch (dim) {
+    case 64: score_keys_of(64, q, heads, keys, values, count, far, scores, stride); break;
+    case 128: score_keys_of(128, q, heads, keys, values, count, far, scores, stride); break;
+    default: score_keys_of(dim, q, heads, keys, values, count, far, scores, stride);
   }
 }
 
@@ -181,11 +201,13 @@ static void mix_values(const float *weights, long stride, long heads, const floa
 INLINE long score_floats(long count) { return (count + LANES - 1) / LANES * LANES; }
 
 /* out (heads, dim) = softmax(q . keys) . values, for queries (heads, dim) that share a key-value head. They are already
-scaled. `scores` has room for the scores of all heads. LANES - 1 keys after the last one are read, and have no effect. */
-static void attend(const float *q, long heads, const float *keys, const float *values, long count, long dim,
+scaled. `scores` has room for the scores of all heads. LANES - 1 keys after the last one are read, and have no effect.
+`far`: the keys and values are not in a near cache. They are too few for the processor to notice in time that they are
+read one after the other. */
+static void attend(const float *q, long heads, const float *keys, const float *values, long count, long dim, int far,
                    float *scores, float *out) {
   long stride = score_floats(count), tiles = (heads + HEADS_AT_ONCE - 1) / HEADS_AT_ONCE;
-  score_keys(q, heads, keys, count, dim, scores, stride);
+  score_keys(q, heads, keys, values, count, dim, far, scores, stride);
   for (long tile = 0; tile < tiles; tile++) {
     long begin = heads * tile / tiles, end = heads * (tile + 1) / tiles;
     float factors[HEADS_AT_ONCE];

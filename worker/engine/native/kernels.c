@@ -341,7 +341,8 @@ static void attention(StepThread *self, const Layer *layer, LayerCache cache) {
       long first = position > layer->window ? position - layer->window : 0;
       long from = (g * b->places + b->place[t] - position + first) * m->dim;
       attend(s->qkv + t * s->qkv_stride + g * shared * m->dim, shared, cache.keys + from, cache.values + from,
-             position - first + 1, m->dim, self->scratch, s->attended + t * s->attended_stride + g * shared * m->dim);
+             position - first + 1, m->dim, (int)b->alone, self->scratch,
+             s->attended + t * s->attended_stride + g * shared * m->dim);
     }
   }
   next_stage(self);
@@ -652,6 +653,16 @@ int celeriac_gemm(const Matrix *matrix, const float *x, long rows, float *out, i
   pool_run(threads, gemm_only, &single);
   free(single.step.scratch);
   return 1;
+}
+
+/* out = the activation of each of `count` numbers, for tests. `count` is a multiple of LANES. */
+void celeriac_activate(long activation, const float *x, long count, float *out) {
+#define CASE(A) \
+  case A: \
+    for (long i = 0; i < count; i += LANES) store(out + i, activate(A, load(x + i))); \
+    break;
+  switch ((enum Activation)activation) { CASE(RELU_SQUARED) CASE(SILU) CASE(GELU) CASE(GELU_TANH) }
+#undef CASE
 }
 
 /* Bytes of workspace that each thread needs to draw from `ids` ids. */

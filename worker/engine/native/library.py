@@ -188,6 +188,7 @@ _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "celeriac_workspace_bytes": (Long, (Pointer, Long, Long, ctypes.c_int)),
     "celeriac_forward": (None, (Pointer, Pointer, Pointer, Long, ctypes.c_int, Pointer)),
     "celeriac_gemm": (ctypes.c_int, (Pointer, Pointer, Long, Pointer, ctypes.c_int)),
+    "celeriac_activate": (None, (Long, Pointer, Long, Pointer)),
     "celeriac_draw_bytes": (Long, (Long,)),
     "celeriac_draw": (None, (Pointer, Long, Long, Pointer, Pointer, Pointer, ctypes.c_int)),
     "celeriac_uniform": (ctypes.c_double, (ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64)),
