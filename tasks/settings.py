@@ -218,10 +218,17 @@ class Settings(BaseSettings):
     softcap: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="Logit softcap, instead of that of the checkpoint's era."
     )
-    weights: Literal["exact", "int8"] = Field(
+    weights: Literal["exact", "bf16", "int8"] = Field(
         "exact",
-        description="`int8`: the weights are rounded to 8 bits, which needs a quarter of the memory and makes small "
-        "batches faster; only on a CPU. All workers of a checkpoint must have the same value.",
+        description="Form of the weights in memory. `exact`: as in the checkpoint. `bf16`: rounded to 16 bits. `int8`: "
+        "rounded to 8 bits; only on a CPU. Both need less memory and make small batches faster. All workers of a "
+        "checkpoint must have the same value.",
+    )
+    compute: Literal["exact", "fast"] = Field(
+        "exact",
+        description="`fast`: activations are rounded where the weights are in bf16 or int8, so that processors with "
+        "instructions for it multiply many rows faster; only on a CPU. All workers of a checkpoint must have the same "
+        "value.",
     )
     worker_name: str | None = Field(None, description="Name of this worker. Unset: `<checkpoint>-<random>@<host>`.")
     flush_interval_ms: int = Field(

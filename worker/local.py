@@ -21,7 +21,7 @@ from worker.checkpoints.folder import CheckpointFolder, find
 from worker.checkpoints.sizes import sizes_of
 from worker.checkpoints.tokenizers import Tokenizer, load_tokenizer, tool_content_of
 from worker.engine.architecture.config import ModelConfig
-from worker.engine.architecture.weight_form import WeightForm
+from worker.engine.architecture.weight_form import Compute, WeightForm
 from worker.engine.device import Device
 from worker.engine.engine import Engine
 from worker.engine.request import SequenceRequest
@@ -83,6 +83,7 @@ class LocalModel:
         threads: int = 0,
         softcap: float | None = None,
         weights: WeightForm = "exact",
+        compute: Compute = "exact",
         prefill_chunk_tokens: int = 256,
         context: int = 0,
         prefix_cache: bool = True,
@@ -102,6 +103,7 @@ class LocalModel:
                 threads=threads,
                 softcap=softcap,
                 weights=weights,
+                compute=compute,
                 slots=1,
                 kv_memory_mb=0,
                 prefill_chunk_tokens=prefill_chunk_tokens,
@@ -253,7 +255,13 @@ class Description(NamedTuple):
 
 
 def describe(
-    path_or_name: str, root: Path, *, softcap: float | None, form: WeightForm, context: int = 0
+    path_or_name: str,
+    root: Path,
+    *,
+    softcap: float | None,
+    form: WeightForm,
+    compute: Compute = "exact",
+    context: int = 0,
 ) -> Description:
     """Describe a checkpoint. `context` limits its own; 0: it does not. Raises CheckpointError."""
     folder = find(path_or_name, root)
@@ -267,7 +275,7 @@ def describe(
     except TokenizerError as error:
         warnings += (f"It cannot be served. `celeriac run` can use it with --token-ids: {error}",)
     bytes_per_token = Device("cpu").kv_bytes_per_token(checkpoint.config)
-    card = build_card(checkpoint, tokenizer, kv_bytes_per_token=bytes_per_token, form=form)
+    card = build_card(checkpoint, tokenizer, kv_bytes_per_token=bytes_per_token, form=form, compute=compute)
     return Description(card, checkpoint.config, warnings)
 
 

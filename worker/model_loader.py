@@ -15,8 +15,8 @@ from worker.checkpoints.cards import build_card
 from worker.checkpoints.checkpoint import Checkpoint, Weights
 from worker.checkpoints.folder import CheckpointFolder
 from worker.checkpoints.tokenizers import Tokenizer, tokenizer_digest, visible_text
-from worker.engine.architecture.weight_form import WeightForm
-from worker.engine.backends import load_weights
+from worker.engine.architecture.weight_form import Compute, WeightForm
+from worker.engine.backends import compute_warnings, load_weights
 from worker.engine.device import Device
 from worker.engine.engine import Engine
 from worker.engine.kv.budget import KvBudget
@@ -106,6 +106,7 @@ def describe_model(
     device: Device,
     softcap: float | None,
     weights: WeightForm,
+    compute: Compute = "exact",
     slots: int,
     kv_memory_mb: int,
     context: int = 0,
@@ -136,7 +137,7 @@ def describe_model(
         )
         checkpoint = formats.with_context(checkpoint, fitting)
         checkpoint = replace(checkpoint, warnings=(*checkpoint.warnings, warning))
-    card = build_card(checkpoint, tokenizer, kv_bytes_per_token=bytes_per_token, form=weights)
+    card = build_card(checkpoint, tokenizer, kv_bytes_per_token=bytes_per_token, form=weights, compute=compute)
     return DescribedModel(checkpoint=checkpoint, card=card, kv_tokens=kv_tokens)
 
 
@@ -148,6 +149,7 @@ def load_model(
     threads: int,
     softcap: float | None,
     weights: WeightForm,
+    compute: Compute = "exact",
     slots: int,
     kv_memory_mb: int,
     prefill_chunk_tokens: int,
@@ -161,8 +163,8 @@ def load_model(
     `context`: the longest sequence in tokens, if the checkpoint's own is longer. 0: the checkpoint's, or, if the KV
     memory has no room for that, the largest multiple of `CONTEXT_STEP` for which it has.
 
-    Raises CheckpointError. Raises ValueError if the device is missing, cannot use weights of this form, or has too
-    little KV memory for one context.
+    Raises CheckpointError. Raises ValueError if the device is missing, cannot use weights of this form or compute in
+    this way, or has too little KV memory for one context.
     """
     chosen = Device.choose(device, threads=threads)
     described = describe_model(
@@ -171,6 +173,7 @@ def load_model(
         device=chosen,
         softcap=softcap,
         weights=weights,
+        compute=compute,
         slots=slots,
         kv_memory_mb=kv_memory_mb,
         context=context,
@@ -180,8 +183,9 @@ def load_model(
     vocabulary = (
         Vocabulary.without_text(config.vocab_size) if tokenizer is None else vocabulary_of(tokenizer, config.vocab_size)
     )
+    model = load_weights(config, CountedWeights(checkpoint.weights, progress), chosen, weights, compute)
     engine = Engine(
-        load_weights(config, CountedWeights(checkpoint.weights, progress), chosen, weights),
+        model,
         vocabulary,
         slots=slots,
         kv_tokens=kv_tokens,
@@ -196,5 +200,5 @@ def load_model(
         device=chosen,
         kv_tokens=kv_tokens,
         tokenizer_digest="" if tokenizer is None else tokenizer_digest(folder),
-        warnings=checkpoint.warnings,
+        warnings=(*checkpoint.warnings, *compute_warnings(model, compute)),
     )

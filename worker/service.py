@@ -289,6 +289,7 @@ class WorkerService:
             device=self._ready.device,
             parameters=card.parameters,
             weights=card.weights,
+            compute=card.compute,
             load_s=round(self._ready.load_s, 2),
             slots=self._info.slots,
             kv_tokens=self._ready.kv_tokens,

@@ -132,12 +132,26 @@ def weights(command: F) -> F:
     return click.option(
         "--weights",
         envvar="CELERIAC_WEIGHTS",
-        type=click.Choice(["exact", "int8"]),
+        type=click.Choice(["exact", "bf16", "int8"]),
         default="exact",
         show_default=True,
         show_envvar=True,
-        help="exact: in the type of the device (fp32 on a CPU). int8: rounded to 8 bits, which is smaller and makes "
-        "small batches faster; only on a CPU.",
+        help="Weights in memory. exact: as in the checkpoint. bf16, int8: rounded to 16 or 8 bits, which is smaller "
+        "and makes small batches faster; int8 only on a CPU.",
+    )(command)
+
+
+def compute(command: F) -> F:
+    """Add how the model multiplies."""
+    return click.option(
+        "--compute",
+        envvar="CELERIAC_COMPUTE",
+        type=click.Choice(["exact", "fast"]),
+        default="exact",
+        show_default=True,
+        show_envvar=True,
+        help="fast: activations are rounded where weights are bf16 or int8, for faster instructions of processors that "
+        "have them; only on a CPU.",
     )(command)
 
 
@@ -168,11 +182,12 @@ def listening(command: F) -> F:
 
 
 def serving(command: F) -> F:
-    """Add what `celeriac serve` has beside checkpoints: address, device and form of the weights, processes, data."""
+    """Add what `celeriac serve` has beside checkpoints: address, device, weights, compute, processes, data."""
     options: tuple[Callable[[F], F], ...] = (
         listening,
         device,
         weights,
+        compute,
         click.option(
             "--workers",
             type=click.IntRange(1, 64),

@@ -60,6 +60,7 @@ class Options:
     port: int
     device: str
     weights: str
+    compute: str = "exact"
     reload: bool
     #: Workers for each checkpoint, or for the folder.
     workers: int
@@ -182,6 +183,7 @@ def _environment(options: Options, settings: Settings, checkpoint: str, redis_ur
         "CELERIAC_REDIS_URL": redis_url,
         "CELERIAC_DEVICE": options.device,
         "CELERIAC_WEIGHTS": options.weights,
+        "CELERIAC_COMPUTE": options.compute,
         # Requests without `model` keep using this checkpoint when workers of other checkpoints join.
         "CELERIAC_DEFAULT_CHECKPOINT": settings.default_checkpoint or checkpoint,
         "PYTHONUNBUFFERED": "1",

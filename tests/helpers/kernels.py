@@ -9,18 +9,27 @@ from torch import Tensor
 
 from tests.helpers.engines import decode, engine, request
 from worker.engine.decoding_model import DecodingModel
-from worker.engine.native.library import Matrix, MatrixKind, PackTarget
+from worker.engine.native.library import Matrix, MatrixKind, PackTarget, processor_kinds
 from worker.engine.native.model import KINDS
+
+
+def kinds_by_width() -> list[str]:
+    """The best kind of processor that this machine can run as for each width of vectors, the widest first."""
+    best: dict[str, str] = {}
+    for kind in processor_kinds():
+        best.setdefault("-".join(kind.split("-")[:3]), kind)
+    return list(best.values())
 
 
 def packed(kernels: ctypes.CDLL, *weights: Tensor, kind: MatrixKind | None = None, group: int = 0) -> Matrix:
     """The packed matrix of several matrices stacked by rows.
 
-    `group` 0: it is of `kind`, or of the kind of the first one. Else it is int8.
+    `kind` None: int8 if there is a `group`, else the kind of the first one.
     """
     outputs, depth = sum(weight.shape[0] for weight in weights), weights[0].shape[1]
-    stored = KINDS[weights[0].dtype] if kind is None else kind
-    matrix = Matrix(outputs, depth, kind=MatrixKind.INT8 if group else stored, group=group)
+    if kind is None:
+        kind = MatrixKind.INT8 if group else KINDS[weights[0].dtype]
+    matrix = Matrix(outputs, depth, kind=kind, group=group)
     matrix.panels = kernels.celeriac_reserve(kernels.celeriac_packed_bytes(ctypes.byref(matrix)))
     row = 0
     for weight in weights:

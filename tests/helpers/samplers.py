@@ -8,9 +8,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from tests.helpers.kernels import kinds_by_width
 from tests.helpers.requests import sequence_request
 from worker.engine.adjustment import Adjustment
-from worker.engine.native.library import library, load, processor_kinds
+from worker.engine.native.library import library, load
 from worker.engine.philox import UniformStream
 from worker.engine.sampling.adjust import adjust
 from worker.engine.sampling.native_sampler import NativeSampler
@@ -20,8 +21,8 @@ from worker.engine.sequence import Sequence
 from worker.engine.stop_criteria import StopCriteria
 from worker.engine.vocabulary import NO_TOKEN, Vocabulary
 
-#: Kinds of processor that this machine supports; empty if kernels cannot be built.
-KINDS = [] if library() is None else processor_kinds()
+#: Kinds of processor that this machine supports, one for each width of vectors; empty if kernels cannot be built.
+KINDS = [] if library() is None else kinds_by_width()
 
 #: Ids 0 to 5 have text, 6 is the stop id, and 7 begins the use of a tool.
 TEXT = Vocabulary(8, tuple(bytes([97 + i]) if i < 6 else None for i in range(8)), frozenset({6}), frozenset({7}))

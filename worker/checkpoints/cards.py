@@ -14,7 +14,7 @@ from tasks.card import Card, StoredType, TokenizerCard
 from worker.checkpoints.checkpoint import Checkpoint
 from worker.checkpoints.generation_config import GenerationConfig
 from worker.checkpoints.tokenizers import Tokenizer, tokenizer_content
-from worker.engine.architecture.weight_form import INT8_GROUP, WeightForm
+from worker.engine.architecture.weight_form import INT8_GROUP, Compute, WeightForm, is_matrix
 
 STORED_TYPES: dict[torch.dtype, StoredType] = {
     torch.float32: "fp32",
@@ -26,14 +26,21 @@ NO_TOKENIZER = TokenizerCard(kind="none", text_ids=0)
 
 
 def build_card(
-    checkpoint: Checkpoint, tokenizer: Tokenizer | None, *, kv_bytes_per_token: int, form: WeightForm = "exact"
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer | None,
+    *,
+    kv_bytes_per_token: int,
+    form: WeightForm = "exact",
+    compute: Compute = "exact",
 ) -> Card:
     """Build the card. Raises CheckpointError if a file was deleted since the checkpoint was loaded."""
     config, folder = checkpoint.config, checkpoint.folder
     tensors = checkpoint.weights.tensors.values()
+    if form == "bf16" and not _has_unrounded(checkpoint):
+        form = "exact"
     return Card(
         name=folder.name,
-        digest=_digest(checkpoint, tokenizer, form),
+        digest=_digest(checkpoint, tokenizer, form, compute),
         step=folder.step,
         loss=checkpoint.loss,
         loss_name=checkpoint.loss_name,
@@ -50,17 +57,18 @@ def build_card(
         parameters=sum(tensor.count for tensor in tensors),
         weight_bytes=sum(tensor.nbytes for tensor in tensors),
         weights=form,
+        compute=compute,
         default_sampling=None if tokenizer is None else _default_sampling(checkpoint),
         kv_bytes_per_token=kv_bytes_per_token,
         tokenizer=_tokenizer_card(tokenizer),
     )
 
 
-def _digest(checkpoint: Checkpoint, tokenizer: Tokenizer | None, form: WeightForm) -> str:
+def _digest(checkpoint: Checkpoint, tokenizer: Tokenizer | None, form: WeightForm, compute: Compute) -> str:
     """SHA-256 (hex) over everything that determines the answer to a prompt.
 
     That is the digest of the weights; the shape and the softcap; the tokenizer with the token that ends a text;
-    and the rounding to int8. The step and the loss are not part of it.
+    the rounding of weights, and that of activations. The step and the loss are not part of it.
     """
     parts = [
         checkpoint.weights.digest().encode(),
@@ -71,7 +79,17 @@ def _digest(checkpoint: Checkpoint, tokenizer: Tokenizer | None, form: WeightFor
         parts.append(content)
     if form == "int8":
         parts.append(b"int8 weights, a scale for %d" % INT8_GROUP)
+    if form == "bf16":
+        parts.append(b"bf16 weights")
+    if compute == "fast":
+        parts.append(b"fast compute")
     return hashlib.sha256(b"\n".join(parts)).hexdigest()
+
+
+def _has_unrounded(checkpoint: Checkpoint) -> bool:
+    """Whether rounding to bf16 changes any weights."""
+    stored = checkpoint.weights.tensors.items()
+    return any(is_matrix(name) and tensor.dtype is not torch.bfloat16 for name, tensor in stored)
 
 
 def _stored_type(checkpoint: Checkpoint) -> StoredType:

@@ -62,6 +62,7 @@ def load_once(start: Start, progress: Progress) -> LoadedModel:
         threads=start.threads,
         softcap=start.softcap,
         weights=start.weights,
+        compute=start.compute,
         slots=start.slots,
         kv_memory_mb=start.kv_memory_mb,
         prefill_chunk_tokens=start.prefill_chunk_tokens,

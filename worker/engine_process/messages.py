@@ -12,7 +12,7 @@ from typing import Literal
 from tasks.card import Card
 from tasks.settings import Settings
 from worker.checkpoints.folder import CheckpointFolder
-from worker.engine.architecture.weight_form import WeightForm
+from worker.engine.architecture.weight_form import Compute, WeightForm
 from worker.engine.request import SequenceRequest
 from worker.engine.update import Failure, Update
 
@@ -49,6 +49,7 @@ class Start:
     threads: int
     softcap: float | None
     weights: WeightForm
+    compute: Compute = "exact"
     #: Longest sequence in tokens; 0: that of the checkpoint, or what fits.
     context: int = 0
     prefix_cache: bool = True
@@ -67,6 +68,7 @@ def start_message(settings: Settings, folder: CheckpointFolder) -> Start:
         threads=settings.threads,
         softcap=settings.softcap,
         weights=settings.weights,
+        compute=settings.compute,
         context=settings.context,
         prefix_cache=settings.prefix_cache == "on",
     )

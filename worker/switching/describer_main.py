@@ -51,6 +51,7 @@ def describe(start: Start, device: Device, tokenizers: Tokenizers) -> Descriptio
             device=device,
             softcap=start.softcap,
             weights=start.weights,
+            compute=start.compute,
             slots=start.slots,
             kv_memory_mb=start.kv_memory_mb,
             context=start.context,

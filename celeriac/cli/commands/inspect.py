@@ -22,7 +22,13 @@ if TYPE_CHECKING:
     from worker.engine.architecture.config import ModelConfig
 
 #: What the form of the weights means for their size in memory.
-IN_MEMORY = {"exact": "", "int8": "; in memory the matrices take about one byte per weight (int8)"}
+IN_MEMORY = {
+    "exact": "",
+    "bf16": "; in memory the matrices take two bytes per weight (bf16)",
+    "int8": "; in memory the matrices take about one byte per weight (int8)",
+}
+#: How a worker multiplies with them.
+COMPUTE = {"exact": "", "fast": "; activations are rounded (fast compute)"}
 #: How messages become a prompt.
 CHAT = {None: "no: it has no chat template", "nanochat": "nanochat's layout", "jinja": "its own template (Jinja)"}
 #: Most steps of a run that the list of runs shows.
@@ -55,6 +61,7 @@ def command(checkpoint: str, as_json: bool) -> None:
             softcap=settings.softcap,
             form=settings.weights,
             context=settings.context,
+            compute=settings.compute,
         )
     warn(found.warnings)
     if as_json:
@@ -96,6 +103,7 @@ def fields_of(card: Card, config: ModelConfig) -> list[tuple[str, str]]:
     """What is known of a checkpoint as names and values."""
     tokenizer = card.tokenizer
     kind = f"{tokenizer.kind}, {tokenizer.text_ids} ids that have text"
+    in_memory = IN_MEMORY[card.weights] + COMPUTE[card.compute]
     fields = [("name", card.name), ("family", card.family)]
     if card.era:
         loss = "unknown" if card.loss is None else f"{card.loss:.4f} ({card.loss_name})"
@@ -113,7 +121,7 @@ def fields_of(card: Card, config: ModelConfig) -> list[tuple[str, str]]:
         ("limits", f"prompt {card.context - 1} tokens, continuation {min(MAX_TOKENS_LIMIT, card.context - 1)}"),
         ("softcap", "none" if card.softcap is None else f"{card.softcap:g}"),
         ("parameters", f"{card.parameters:,}{'; the head is the embedding' if config.tied_head else ''}"),
-        ("weights", f"{card.weight_bytes:,} bytes in {card.dtype} on disk{IN_MEMORY[card.weights]}"),
+        ("weights", f"{card.weight_bytes:,} bytes in {card.dtype} on disk{in_memory}"),
         ("KV memory", f"{card.kv_bytes_per_token:,} bytes per token, {context_mib(card)} MiB for a full context"),
         ("tokenizer", "none: only prompts of token ids" if tokenizer.kind == "none" else kind),
     ]

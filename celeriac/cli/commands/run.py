@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 @click.option("--logits", is_flag=True, help="With --json: also print the logits after the prompt.")
 @options.device
 @options.weights
+@options.compute
 @options.as_json
 def command(
     checkpoint: str,
@@ -46,7 +47,8 @@ def command(
     softcap: float | None,
     logits: bool,
     device: Literal["auto", "cpu", "cuda", "mps"],
-    weights: Literal["exact", "int8"],
+    weights: Literal["exact", "bf16", "int8"],
+    compute: Literal["exact", "fast"],
     as_json: bool,
     **request: Any,
 ) -> None:
@@ -85,6 +87,7 @@ def command(
                 threads=settings.threads,
                 softcap=softcap or settings.softcap,
                 weights=weights,
+                compute=compute,
                 prefill_chunk_tokens=settings.prefill_chunk_tokens,
                 context=settings.context,
                 prefix_cache=settings.prefix_cache == "on",

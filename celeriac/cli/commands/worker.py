@@ -18,6 +18,7 @@ from celeriac.cli.environment import load_queue_settings, readable_checkpoint_er
 @click.option("--name", help="Name of the checkpoint for clients.  [env: CELERIAC_CHECKPOINT_NAME]")
 @options.device
 @options.weights
+@options.compute
 @click.option("--slots", type=click.IntRange(1, 1024), help="Jobs decoded at the same time.  [env: CELERIAC_SLOTS]")
 @click.option("--worker-name", help="Name of this worker.  [env: CELERIAC_WORKER_NAME]")
 def command(
@@ -27,6 +28,7 @@ def command(
     name: str | None,
     device: str,
     weights: str,
+    compute: str,
     slots: int | None,
     worker_name: str | None,
 ) -> None:
@@ -51,6 +53,7 @@ def command(
         "MEMORY_MB": memory_mb,
         "DEVICE": device,
         "WEIGHTS": weights,
+        "COMPUTE": compute,
         "SLOTS": slots,
         "WORKER_NAME": worker_name,
     }

@@ -89,6 +89,8 @@ typedef struct {
   int threads;
   long stride, hidden_stride, qkv_stride, attended_stride; /* between rows of activations */
   float *x, *embedded, *middle, *h, *qkv, *attended, *hidden;
+  float *rounded; /* the activations of a gemm that rounds them */
+  long rounded_size; /* of each position */
   float *scratch, *own_h; /* one part for each thread */
   long scratch_size, own_h_size;
   atomic_long *items_taken; /* for each stage: items of its work that threads have taken */
@@ -175,6 +177,10 @@ static void embed(StepThread *self) {
   next_stage(self);
 }
 
+/* Up to this many numbers, each thread normalizes or rounds all rows for itself: that takes less time than waiting for the
+other threads. */
+enum { OWN_NUMBERS = 8192 };
+
 /* What becomes of a product: it is stored; added to the residual stream; the activation of it is stored; or, with a
 gate, the activation of the gate times the rest. */
 enum Epilogue { STORE, ADD, ACTIVATE, GATE };
@@ -226,11 +232,31 @@ static void finish_products(enum Epilogue epilogue, enum Activation activation, 
   }
 }
 
+INLINE long rounded_stride(const Matrix *m) { return padded(rounded_floats(m)); }
+
+/* Returns x (rows, depth) rounded for a multiplication with `m`, as rows with the stride `rounded_stride`. */
+static const float *round_rows(StepThread *self, const Matrix *m, const float *x, long stride, long rows) {
+  const Step *s = self->step;
+  long to_stride = rounded_stride(m);
+  if (s->threads > 1 && rows * to_stride <= OWN_NUMBERS) {
+    float *own = self->scratch + s->scratch_size - WIDENED - OWN_NUMBERS;
+    for (long r = 0; r < rows; r++) round_row(m, x + r * stride, own + r * to_stride);
+    return own;
+  }
+  FOR_ROWS(self, rows, r) round_row(m, x + r * stride, s->rounded + r * to_stride);
+  next_stage(self);
+  return s->rounded;
+}
+
 /* out (rows, outputs) = x (rows, depth) times the matrix, followed by an epilogue. */
 static void gemm(StepThread *self, enum Epilogue epilogue, const Linear *l, const float *x, long stride, long rows,
                  float *out, long out_stride) {
   const Matrix *m = &l->matrix;
   const Model *model = self->step->model;
+  if (rounds_activations(m)) {
+    x = round_rows(self, m, x, stride, rows);
+    stride = rounded_stride(m);
+  }
   long panels = panel_count(m), at_once = panels_for(rows), threads = self->step->threads;
   /* As many shares for each thread, so that all threads end at the same time if nothing disturbs them. */
   long shares = panels / (at_once * threads);
@@ -347,10 +373,6 @@ static void attention(StepThread *self, const Layer *layer, LayerCache cache) {
   }
   next_stage(self);
 }
-
-/* Up to this many numbers, each thread normalizes all rows for itself: that takes less time than waiting for the other
-threads. */
-enum { OWN_NUMBERS = 8192 };
 
 INLINE void normalize_row(StepThread *self, const NormWeights *weights, long t, float *h) {
   const Step *s = self->step;
@@ -488,10 +510,25 @@ static void forward_by_rows(void *arg, int thread) {
     step.attended += begin * step.attended_stride;
     step.qkv += begin * step.qkv_stride;
     step.hidden += begin * step.hidden_stride;
+    step.rounded += begin * step.rounded_size;
     step.scratch += i * step.scratch_size;
     step.items_taken += 1 + i * max_stages(whole->model);
     if (end > begin) forward(&step, 0);
   }
+}
+
+/* The largest stride of rounded activations. 0: no matrix rounds them. */
+static long largest_rounded(const Model *m) {
+  long largest = rounds_activations(&m->head.matrix) ? rounded_stride(&m->head.matrix) : 0;
+  for (long i = 0; i < m->layers; i++) {
+    const Layer *l = &m->layer[i];
+    const Matrix *matrices[] = {&l->qkv.matrix, &l->attention_out.matrix, &l->mlp_in.matrix, &l->mlp_out.matrix};
+    for (int j = 0; j < 4; j++) {
+      long stride = rounds_activations(matrices[j]) ? rounded_stride(matrices[j]) : 0;
+      largest = stride > largest ? stride : largest;
+    }
+  }
+  return largest;
 }
 
 /* Point a step's arrays into `memory`. Returns the floats that they take, for any pass of at most `positions`
@@ -506,13 +543,15 @@ static long lay_out_workspace(Step *s, const Model *m, long positions, long keys
   long needs[] = {positions * MAX_PANELS * COLUMNS, m->heads / m->groups * score_floats(keys), m->channels, m->dim};
   long scratch_floats = 0;
   for (int i = 0; i < 4; i++) scratch_floats = needs[i] > scratch_floats ? needs[i] : scratch_floats;
-  s->scratch_size = padded(scratch_floats) + WIDENED;
-  float **parts[] = {&s->x, &s->embedded, &s->middle, &s->h, &s->attended, &s->qkv, &s->hidden, &s->scratch, &s->own_h};
+  s->scratch_size = padded(scratch_floats) + OWN_NUMBERS + WIDENED;
+  s->rounded_size = largest_rounded(m);
+  float **parts[] = {&s->x, &s->embedded, &s->middle, &s->h, &s->attended, &s->qkv, &s->hidden, &s->scratch, &s->own_h,
+                    &s->rounded};
   long sizes[] = {positions * s->stride, positions * s->stride, positions * s->stride, positions * s->stride,
                   positions * s->attended_stride, positions * s->qkv_stride, positions * s->hidden_stride,
-                  threads * s->scratch_size, threads * s->own_h_size};
+                  threads * s->scratch_size, threads * s->own_h_size, positions * s->rounded_size};
   long end = 0;
-  for (int i = 0; i < 9; i++) {
+  for (int i = 0; i < 10; i++) {
     *parts[i] = memory + end;
     end += padded(sizes[i]);
   }
@@ -562,6 +601,9 @@ void celeriac_enlarge_pages(void *memory, long bytes) {
 }
 
 void celeriac_free(void *memory, long bytes) { munmap(memory, bytes); }
+
+/* The kinds of matrices that this library multiplies with instructions for dot products: a bit for each. */
+long celeriac_dot_kinds(void) { return DOT_BF16 << BF16_DOT | DOT_INT8 << INT8_DOT; }
 
 /* Bytes of the panels of a matrix, which need not exist yet. */
 long celeriac_packed_bytes(const Matrix *matrix) { return panel_count(matrix) * panel_bytes(matrix); }
@@ -645,11 +687,13 @@ static void gemm_only(void *arg, int thread) {
 /* out (rows, outputs) = x (rows, depth) times a packed matrix, for tests and benchmarks. Returns 0 if there is no
 memory. */
 int celeriac_gemm(const Matrix *matrix, const float *x, long rows, float *out, int threads) {
-  atomic_long items_taken[2] = {0, 0};
+  atomic_long items_taken[3] = {0, 0, 0};
   SingleGemm single = {{*matrix, NULL, NULL}, x, rows, out, {.threads = threads, .items_taken = items_taken}};
-  single.step.scratch_size = padded(rows * MAX_PANELS * COLUMNS) + WIDENED;
-  single.step.scratch = malloc(threads * single.step.scratch_size * sizeof(float));
+  single.step.scratch_size = padded(rows * MAX_PANELS * COLUMNS) + OWN_NUMBERS + WIDENED;
+  long scratch = threads * single.step.scratch_size;
+  single.step.scratch = malloc((scratch + rows * rounded_stride(matrix)) * sizeof(float));
   if (single.step.scratch == NULL) return 0;
+  single.step.rounded = single.step.scratch + scratch;
   pool_run(threads, gemm_only, &single);
   free(single.step.scratch);
   return 1;

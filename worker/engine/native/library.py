@@ -18,25 +18,47 @@ import tempfile
 from enum import IntEnum
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from worker.engine.architecture.config import Activation
 from worker.engine.native.kernel_cache import KernelCache
 
 log = logging.getLogger(__name__)
 
-#: For each machine type, kinds of processors, the best first: the value of the compiler's -march, and the flags that
-#: /proc/cpuinfo must list. The kinds of x86-64 are the levels of its ABI: level 3 has AVX2 and FMA, level 4 AVX-512.
-_KINDS: dict[str, tuple[tuple[str, frozenset[str]], ...]] = {
+_LEVEL_4 = frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx2", "fma", "bmi2"})
+_LEVEL_3 = frozenset({"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe"})
+
+
+class Kind(NamedTuple):
+    """A kind of processor that the kernels are built for."""
+
+    name: str
+    #: Options of the compiler.
+    options: tuple[str, ...]
+    #: The flags that /proc/cpuinfo must list.
+    flags: frozenset[str]
+
+
+#: For each machine type, kinds of processors, the best first. Those of x86-64 are the levels of its ABI, level 3 with
+#: AVX2 and FMA, level 4 with AVX-512; and these levels with instructions for dot products (see dot.h).
+_KINDS: dict[str, tuple[Kind, ...]] = {
     "x86_64": (
-        ("x86-64-v4", frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx2", "fma", "bmi2"})),
-        ("x86-64-v3", frozenset({"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe"})),
+        Kind(
+            "x86-64-v4-bf16",
+            ("-march=x86-64-v4", "-mavx512vnni", "-mavx512bf16"),
+            _LEVEL_4 | {"avx512_vnni", "avx512_bf16"},
+        ),
+        Kind("x86-64-v4-vnni", ("-march=x86-64-v4", "-mavx512vnni"), _LEVEL_4 | {"avx512_vnni"}),
+        Kind("x86-64-v4", ("-march=x86-64-v4",), _LEVEL_4),
+        Kind("x86-64-v3-vnni", ("-march=x86-64-v3", "-mavxvnni"), _LEVEL_3 | {"avx_vnni"}),
+        Kind("x86-64-v3", ("-march=x86-64-v3",), _LEVEL_3),
     ),
-    "aarch64": (("armv8-a", frozenset()),),
+    "aarch64": (Kind("armv8-a", ("-march=armv8-a",), frozenset()),),
 }
 _FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-pthread")
 _COMPILERS = ("cc", "gcc", "clang")
 _SOURCES = Path(__file__).parent
-#: A build takes about two seconds.
+#: A build takes about four seconds.
 _COMPILE_TIMEOUT_S = 120
 
 Pointer = ctypes.c_void_p
@@ -70,6 +92,8 @@ class MatrixKind(IntEnum):
     BF16 = 1
     FP16 = 2
     INT8 = 3
+    BF16_DOT = 4
+    INT8_DOT = 5
 
 
 class Matrix(ctypes.Structure):
@@ -183,6 +207,7 @@ _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "celeriac_reserve": (Pointer, (Long,)),
     "celeriac_enlarge_pages": (None, (Pointer, Long)),
     "celeriac_free": (None, (Pointer, Long)),
+    "celeriac_dot_kinds": (Long, ()),
     "celeriac_packed_bytes": (Long, (Pointer,)),
     "celeriac_pack": (None, (Pointer, ctypes.c_int, Long, Pointer, Long, ctypes.c_int, ctypes.c_int)),
     "celeriac_workspace_bytes": (Long, (Pointer, Long, Long, ctypes.c_int)),
@@ -203,12 +228,18 @@ def library() -> ctypes.CDLL | None:
     if not kinds:
         log.info("no kernels for this processor: the model runs on torch")
         return None
-    try:
-        return load(kinds[0])
-    except (OSError, subprocess.SubprocessError, AttributeError) as error:
-        detail = getattr(error, "stderr", None) or error
-        log.warning("the kernels cannot be built or loaded (%s): the model runs on torch, which is slower", detail)
-        return None
+    for kind in kinds:
+        try:
+            return load(kind)
+        except (OSError, subprocess.SubprocessError, AttributeError) as error:
+            if kind != kinds[-1] and isinstance(error, subprocess.CalledProcessError):
+                # The compiler may be older than the processor.
+                log.info("the compiler cannot build the kernels for %s", kind)
+                continue
+            detail = getattr(error, "stderr", None) or error
+            log.warning("the kernels cannot be built or loaded (%s): the model runs on torch, which is slower", detail)
+            break
+    return None
 
 
 def load(kind: str) -> ctypes.CDLL:
@@ -260,8 +291,7 @@ def processor_kinds() -> list[str]:
     """The kinds of kernels that this processor can run, the best one first."""
     cpuinfo = Path("/proc/cpuinfo")
     flags = frozenset(cpuinfo.read_text().split()) if cpuinfo.exists() else frozenset()
-    kinds = _KINDS.get(platform.machine(), ())
-    return [name for name, needed in kinds if needed <= flags]
+    return [kind.name for kind in _KINDS.get(platform.machine(), ()) if kind.flags <= flags]
 
 
 def build(kind: str, folder: Path) -> Path:
@@ -279,7 +309,7 @@ def _compile(kind: str, target: Path) -> Path:
     compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
     if compiler is None:
         raise FileNotFoundError(f"no C compiler is on PATH (looked for {', '.join(_COMPILERS)})")
-    command = [compiler, *_FLAGS, f"-march={kind}", "-o", str(target), str(_SOURCES / "kernels.c"), "-lm"]
+    command = [compiler, *_FLAGS, *_options(kind), "-o", str(target), str(_SOURCES / "kernels.c"), "-lm"]
     subprocess.run(command, check=True, capture_output=True, text=True, timeout=_COMPILE_TIMEOUT_S)
     return target
 
@@ -287,15 +317,21 @@ def _compile(kind: str, target: Path) -> Path:
 def _stem(kind: str) -> str:
     """The name of a library without its ending. A change of the sources or of the flags leads to another name."""
     parts = [path.read_bytes() for path in sorted(_SOURCES.glob("*.[ch]"))]
-    digest = hashlib.sha256(b"\0".join([*parts, " ".join(_FLAGS).encode()])).hexdigest()[:12]
+    digest = hashlib.sha256(b"\0".join([*parts, " ".join((*_FLAGS, *_options(kind))).encode()])).hexdigest()[:12]
     return f"kernels-{kind}-{digest}"
+
+
+def _options(kind: str) -> tuple[str, ...]:
+    """The compiler's options for a kind. For one that is not listed, the name is the value of -march."""
+    found = (known.options for known in _KINDS.get(platform.machine(), ()) if known.name == kind)
+    return next(found, (f"-march={kind}",))
 
 
 def main() -> None:
     """Build the kernels for every kind of processor that has this machine's type."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else _SOURCES / "built"
-    for kind, _ in _KINDS.get(platform.machine(), ()):
-        print(build(kind, folder))
+    for kind in _KINDS.get(platform.machine(), ()):
+        print(build(kind.name, folder))
 
 
 if __name__ == "__main__":

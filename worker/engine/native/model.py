@@ -1,7 +1,7 @@
 """The model on compiled kernels, for CPUs: the forward pass of `worker.engine.torch.model`, as one call for each step.
 
-Activations and sums are fp32. The matrices keep the number format in which they are stored, fp32, bf16 or fp16, or are
-int8 with one scale for each group of inputs.
+Sums are fp32, and so are activations, unless they are rounded for a faster multiplication. The matrices keep the number
+format in which they are stored, fp32, bf16 or fp16, or are int8 with one scale for each group of inputs.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from tasks.machine_memory import memory_bytes
 from worker.engine.architecture import tensors
 from worker.engine.architecture.angles import angle_table
 from worker.engine.architecture.config import ModelConfig
+from worker.engine.architecture.weight_form import INT8_GROUP, Compute
 from worker.engine.batch import Batch
 from worker.engine.device import Device
 from worker.engine.kv.cache import KvCache
@@ -44,6 +45,8 @@ from worker.engine.native.thread_tuner import ThreadTuner
 _ALIGNMENT = 4096
 #: The kind of a plain matrix.
 KINDS = {torch.float32: MatrixKind.FP32, torch.bfloat16: MatrixKind.BF16, torch.float16: MatrixKind.FP16}
+#: The kind of an int8 matrix.
+INT8_KINDS: dict[Compute, MatrixKind] = {"exact": MatrixKind.INT8, "fast": MatrixKind.INT8_DOT}
 #: Positions of the first table of angles.
 _FIRST_POSITIONS = 256
 #: Biases are filled up with zeros to a multiple of this many numbers: the kernels read whole vectors.
@@ -138,6 +141,8 @@ class NativeModel:
             smear_width=config.smear_width,
             layer=self._layers,
         )
+        #: The kinds of the matrices that are multiplied by rounded activations.
+        self.rounding_kinds: frozenset[MatrixKind] = frozenset()
         #: Tensors that the kernels read by address.
         self._kept: list[Tensor] = []
         self._arena: Arena
@@ -148,6 +153,12 @@ class NativeModel:
         self._workspace_limits = (0, 0)
         self._pass = Pass()
         self._tuner = ThreadTuner(torch.get_num_threads(), fixed=device.fixed_threads)
+
+    @property
+    def fast_kinds(self) -> frozenset[MatrixKind]:
+        """The kinds for whose dot products this processor has instructions."""
+        bits = self._kernels.celeriac_dot_kinds()
+        return frozenset(kind for kind in MatrixKind if bits >> kind & 1)
 
     @property
     def matrix_bytes(self) -> int:
@@ -162,16 +173,17 @@ class NativeModel:
         device: Device,
         kernels: ctypes.CDLL,
         *,
-        group: int = 0,
+        int8: bool = False,
+        compute: Compute = "exact",
     ) -> NativeModel:
         """Load a checkpoint's weights, like `worker.engine.torch.model.Model.load`.
 
-        `group` 0: the matrices are as in the checkpoint. Otherwise they are int8, and `group` inputs share a scale.
-        Raises MemoryError.
+        `int8`: matrices are rounded to 8 bits. Otherwise they keep the format that they have in the checkpoint. Raises
+        MemoryError.
         """
         model = cls(config, device, kernels)
         with torch.inference_mode():
-            _Loader(model, weights, group).load()
+            _Loader(model, weights, int8=int8, compute=compute).load()
         return model
 
     def forward(self, batch: Batch, cache: KvCache) -> Tensor:
@@ -242,9 +254,10 @@ def share_bounds(batch: Batch, count: int) -> ctypes.Array[ctypes.c_int64]:
 class _Loader:
     """Packs a checkpoint's tensors one after the other: `weights` may read each of them when it is asked for it."""
 
-    def __init__(self, model: NativeModel, weights: Mapping[str, Tensor], group: int) -> None:
+    def __init__(self, model: NativeModel, weights: Mapping[str, Tensor], *, int8: bool, compute: Compute) -> None:
         self._model = model
-        self._group = group
+        self._int8 = int8
+        self._compute = compute
         self._config = model.config
         self._weights = weights
 
@@ -259,17 +272,16 @@ class _Loader:
         ] * config.n_layer
         shapes.append((config.vocab_size, width))
         # The types are known only when the tensors are read.
-        least, most = ((MatrixKind.INT8,) * 2) if self._group else (MatrixKind.BF16, MatrixKind.FP32)
-        if sum(self._size(Matrix(*shape, kind=least, group=self._group)) for shape in shapes) > memory_bytes():
+        least, most = (INT8_KINDS[self._compute],) * 2 if self._int8 else (MatrixKind.BF16, MatrixKind.FP32)
+        if sum(self._size(Matrix(*shape, kind=least, group=INT8_GROUP)) for shape in shapes) > memory_bytes():
             raise MemoryError(f"the weights need more than the {memory_bytes()} bytes of memory of this machine")
         model._arena = Arena(
-            model._kernels,
-            sum(aligned(self._size(Matrix(*shape, kind=most, group=self._group))) for shape in shapes),
+            model._kernels, sum(aligned(self._size(Matrix(*shape, kind=most, group=INT8_GROUP))) for shape in shapes)
         )
         head = tensors.EMBEDDING if config.tied_head else tensors.HEAD
         data.head = Linear(self._matrix([self._weights[head][: config.vocab_size]]))
         # The rows of a tied head are read from the packed matrix, unless it is rounded.
-        if not config.tied_head or self._group:
+        if not config.tied_head or self._int8:
             data.table = self._table(tensors.EMBEDDING)
         if config.learned_positions:
             data.positions = self._table(tensors.POSITIONS)
@@ -325,8 +337,10 @@ class _Loader:
 
     def _empty_matrix(self, outputs: int, parts: Sequence[Tensor]) -> Matrix:
         """A matrix for some parts, which have the same inputs."""
-        matrix = Matrix(outputs, parts[0].shape[1], kind=self._kind(parts), group=self._group)
+        matrix = Matrix(outputs, parts[0].shape[1], kind=self._kind(parts), group=INT8_GROUP)
         matrix.panels = self._model._arena.take(self._size(matrix))
+        if matrix.kind in (MatrixKind.BF16_DOT, MatrixKind.INT8_DOT):
+            self._model.rounding_kinds |= {MatrixKind(matrix.kind)}
         return matrix
 
     def _matrix(self, parts: Sequence[Tensor]) -> Matrix:
@@ -352,13 +366,14 @@ class _Loader:
 
     def _kind(self, parts: Sequence[Tensor]) -> MatrixKind:
         """The number format of a matrix of some parts."""
-        if self._group:
-            return MatrixKind.INT8
+        if self._int8:
+            return INT8_KINDS[self._compute]
         kinds = {KINDS[part.dtype] for part in parts}
         # A bf16 matrix holds pairs of inputs.
         if len(kinds) > 1 or (kinds == {MatrixKind.BF16} and parts[0].shape[1] % 2):
             return MatrixKind.FP32
-        return kinds.pop()
+        kind = kinds.pop()
+        return MatrixKind.BF16_DOT if kind is MatrixKind.BF16 and self._compute == "fast" else kind
 
     def _bias(self, *names: str) -> int:
         """The biases of some linear layers, one after the other."""

@@ -44,6 +44,17 @@ INLINE vec multiply_add(vec a, vec b, vec c) {
 /* a in the lanes where the mask is set, b in the others. */
 INLINE vec choose(ivec mask, vec a, vec b) { return (vec)((mask & (ivec)a) | (~mask & (ivec)b)); }
 
+INLINE ivec largest_of(ivec a, ivec b) {
+#if LANES == 16
+  return (ivec)_mm512_max_epi32((__m512i)a, (__m512i)b);
+#elif LANES == 8
+  return (ivec)_mm256_max_epi32((__m256i)a, (__m256i)b);
+#else
+  ivec mask = a > b;
+  return (mask & a) | (~mask & b);
+#endif
+}
+
 INLINE float sum(vec v) {
 #if LANES == 16
   return _mm512_reduce_add_ps((__m512)v);
@@ -53,6 +64,19 @@ INLINE float sum(vec v) {
   return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
 #else
   return (v[0] + v[2]) + (v[1] + v[3]);
+#endif
+}
+
+INLINE float largest_lane(vec v) {
+#if LANES == 16
+  return _mm512_reduce_max_ps((__m512)v);
+#elif LANES == 8
+  __m128 half = _mm_max_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+  half = _mm_max_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
+#else
+  float left = v[0] > v[2] ? v[0] : v[2], right = v[1] > v[3] ? v[1] : v[3];
+  return left > right ? left : right;
 #endif
 }
 

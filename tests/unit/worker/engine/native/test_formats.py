@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import platform
 from collections.abc import Iterator
 
 import pytest
@@ -14,7 +13,7 @@ from torch import Tensor
 from tests.helpers.engines import checkpoint
 from tests.helpers.kernels import multiply, packed, prompt_logits
 from worker.engine.device import Device
-from worker.engine.native.library import MatrixKind, build, library, opened
+from worker.engine.native.library import MatrixKind, library
 from worker.engine.native.model import NativeModel
 
 CPU = Device("cpu")
@@ -30,14 +29,6 @@ def restored_threads() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """Kernels without the instructions of a kind, as on a processor that is not x86-64."""
-    if platform.machine() != "x86_64":
-        pytest.skip("the kernels of this machine are the plain ones")
-    return opened(build("x86-64-v2", tmp_path_factory.mktemp("plain")))
 
 
 def assert_bits_of_fp32(kernels: ctypes.CDLL, outputs: int, depth: int, dtype: torch.dtype) -> None:
@@ -63,8 +54,8 @@ def test_a_gemm_gives_the_bits_of_fp32_in_any_batch(
 
 
 @pytest.mark.parametrize("dtype", STORED)
-def test_the_plain_gemm_gives_the_bits_of_fp32_in_any_batch(plain: ctypes.CDLL, dtype: torch.dtype) -> None:
-    assert_bits_of_fp32(plain, 100, 802, dtype)
+def test_the_plain_gemm_gives_the_bits_of_fp32_in_any_batch(plain_kernels: ctypes.CDLL, dtype: torch.dtype) -> None:
+    assert_bits_of_fp32(plain_kernels, 100, 802, dtype)
 
 
 def every_number(dtype: torch.dtype) -> Tensor:
@@ -75,11 +66,11 @@ def every_number(dtype: torch.dtype) -> Tensor:
 @pytest.mark.parametrize("rows", [1, 40])
 @pytest.mark.parametrize("dtype", STORED)
 def test_every_number_is_widened_exactly(
-    kernels: ctypes.CDLL, plain: ctypes.CDLL, dtype: torch.dtype, rows: int
+    kernels: ctypes.CDLL, plain_kernels: ctypes.CDLL, dtype: torch.dtype, rows: int
 ) -> None:
     weight = torch.zeros(2**16, 2, dtype=dtype)
     weight[:, 0] = every_number(dtype)
-    for library_ in (kernels, plain):
+    for library_ in (kernels, plain_kernels):
         # A sum may turn -0 into 0.
         out = multiply(library_, packed(library_, weight), torch.tensor([[1.0, 0.0]] * rows), 1)
         torch.testing.assert_close(out[-1], weight[:, 0].float(), rtol=0, atol=0, equal_nan=True)

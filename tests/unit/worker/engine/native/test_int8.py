@@ -130,9 +130,7 @@ def test_the_model_gives_the_bits_of_the_rounded_weights(kernels: ctypes.CDLL, f
     expected = prompt_logits(exact, prompt, chunk=1024)
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        int8 = NativeModel.load(
-            found.config, found.weights, Device("cpu", fixed_threads=True), kernels, group=INT8_GROUP
-        )
+        int8 = NativeModel.load(found.config, found.weights, Device("cpu", fixed_threads=True), kernels, int8=True)
         for chunk, others in ((1024, 0), (7, 0), (1, 0), (13, 20)):
             assert prompt_logits(int8, prompt, chunk=chunk, others=others).equal(expected), (threads, chunk, others)
 
