@@ -54,7 +54,7 @@ def random_ids(rng: random.Random, size: int, single: list[int]) -> list[int]:
 def random_chat(rng: random.Random, template: str) -> list[dict[str, str]]:
     systems = 0 if "raise_exception" in template else rng.randrange(2)
     roles = ["system"] * systems + ["user", "assistant"] * rng.randrange(3) + ["user"]
-    return [{"role": role, "content": random_text(rng)} for role in roles]
+    return [{"role": role, "content": random_text(rng).replace(">", "").replace("]", "")} for role in roles]
 
 
 def loaded(folder: Path) -> HuggingFaceTokenizer:
@@ -91,8 +91,12 @@ def check(folder: Path, tmp_path: Path) -> None:
     rng = random.Random(folder.name)
     words = loaded(folder)
     size, single = max(words.special_ids.values()) + 300, single_bytes(words)
-    texts = [random_text(rng) for _ in range(COUNT)]
-    prompts = [encode_prompt(words, rng.choice(texts))[0] for _ in range(COUNT)]
+    # There, a name of a special token in a text is that token.
+    texts = [
+        one for one in (random_text(rng) for _ in range(COUNT)) if not any(map(one.__contains__, words.special_ids))
+    ]
+    # Many texts end with bytes, which bytes of the answer may make invalid: then there is nothing to compare.
+    prompts = [encode_prompt(words, rng.choice(texts) + rng.choice(["", "a", "."]))[0] for _ in range(COUNT)]
     answers = [(prompt, random_ids(rng, size, single)) for prompt in prompts]
     template = "" if words.chat is None else words.chat.source
     chats = [random_chat(rng, template) for _ in range(COUNT // 10)] if template else []
