@@ -89,9 +89,13 @@ class _Reader:
         width, heads = self._size("embedding_length"), self._size("attention.head_count")
         if width % heads:
             raise file.error(f"its width {width} cannot be divided among {heads} heads")
+        layers = self._size("block_count")
+        # Names of tensors are made for each layer: a damaged number must not make billions.
+        if layers > len(file.tensors):
+            raise file.error(f"its metadata has {layers} layers, and the file only {len(file.tensors)} tensors")
         self._sizes = Sizes(
             rows=table.shape[0],
-            layers=self._size("block_count"),
+            layers=layers,
             width=width,
             inner=self._size("feed_forward_length"),
             context=self._size("context_length"),

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import mmap
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType
+from gguf import GGUFValueType
 
 from worker.checkpoints.errors import CheckpointError
 from worker.checkpoints.regular_file import open_regular
+from worker.conversion.gguf.metadata import parse
 
 T = TypeVar("T")
 
@@ -24,19 +23,7 @@ _INTEGERS = (
     *(GGUFValueType.UINT8, GGUFValueType.UINT16, GGUFValueType.UINT32, GGUFValueType.UINT64),
     *(GGUFValueType.INT8, GGUFValueType.INT16, GGUFValueType.INT32, GGUFValueType.INT64),
 )
-_FLOATS = (GGUFValueType.FLOAT32, GGUFValueType.FLOAT64)
-
-
-@dataclass(frozen=True, slots=True)
-class GgufTensor:
-    """A tensor in the file."""
-
-    name: str
-    format: GGMLQuantizationType
-    #: As PyTorch orders them: rows first.
-    shape: tuple[int, ...]
-    #: The content as it is in the file, which is mapped. The first dimension is that of `shape`.
-    data: np.ndarray
+_NUMBERS = (GGUFValueType.FLOAT32, GGUFValueType.FLOAT64, *_INTEGERS)
 
 
 class GgufFile:
@@ -46,25 +33,21 @@ class GgufFile:
         self.path = path
         with open_regular(path) as file:
             beginning = file.read(len(_GIT_LFS))
-        if beginning == _GIT_LFS:
-            raise CheckpointError(path, "is a pointer of Git LFS instead of the file: fetch it with `git lfs pull`")
-        if not beginning.startswith(_MAGIC):
-            raise CheckpointError(path, "is not a GGUF file")
-        with self._readable():
-            self._reader = GGUFReader(path)
-        if self._reader.byte_order != "I":
-            raise CheckpointError(path, "was written for a processor with another byte order, which is not supported")
-        #: By name, in the order of the file.
-        self.tensors = {
-            tensor.name: GgufTensor(
-                tensor.name, tensor.tensor_type, tuple(map(int, reversed(tensor.shape))), tensor.data
-            )
-            for tensor in self._reader.tensors
-        }
+            if beginning == _GIT_LFS:
+                raise self.error("is a pointer of Git LFS instead of the file: fetch it with `git lfs pull`")
+            if not beginning.startswith(_MAGIC):
+                raise self.error("is not a GGUF file")
+            try:
+                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self._metadata, self.tensors = parse(data)
+            except OSError as error:
+                raise self.error(f"cannot be read: {error.strerror}") from error
+            except ValueError as error:
+                raise self.error(str(error)) from error
 
     def metadata_keys(self) -> list[str]:
         """The keys of the metadata."""
-        return [key for key in self._reader.fields if not key.startswith("GGUF.")]
+        return [*self._metadata]
 
     def text(self, key: str) -> str | None:
         """A text; None if the file has no such key, as for all methods below."""
@@ -85,7 +68,7 @@ class GgufFile:
 
     def number(self, key: str) -> float | None:
         """A number, as the shortest decimal that gives the stored one."""
-        value = self._scalar(key, (*_FLOATS, *_INTEGERS), float)
+        value = self._scalar(key, _NUMBERS, float)
         return value if value is None else float(str(np.float32(value)))
 
     def texts(self, key: str) -> list[str] | None:
@@ -98,7 +81,7 @@ class GgufFile:
 
     def numbers(self, key: str) -> list[float] | None:
         """A list of numbers."""
-        return self._list(key, (*_FLOATS, *_INTEGERS))
+        return self._list(key, _NUMBERS)
 
     def error(self, reason: str) -> CheckpointError:
         """An error of this file."""
@@ -113,29 +96,16 @@ class GgufFile:
         return kind(values[0])  # type: ignore[call-arg]
 
     def _list(self, key: str, types: tuple[GGUFValueType, ...]) -> list[Any] | None:
-        field = self._reader.fields.get(key)
-        if field is not None and field.types[0] != GGUFValueType.ARRAY:
+        value = self._metadata.get(key)
+        if value is not None and not value.is_list:
             raise self.error(f"its {key} is not a list")
         return self._values(key, types)
 
     def _values(self, key: str, types: tuple[GGUFValueType, ...]) -> list[Any] | None:
         """The values of a key, as a list also if there is only one."""
-        field = self._reader.fields.get(key)
-        if field is None:
+        value = self._metadata.get(key)
+        if value is None:
             return None
-        # An empty list does not say of what.
-        if field.types[-1] not in (*types, GGUFValueType.ARRAY):
-            raise self.error(f"its {key} is of type {field.types[-1].name}, which is not expected there")
-        with self._readable():
-            content = field.contents()
-        return content if isinstance(content, list) else [content]
-
-    @contextmanager
-    def _readable(self) -> Iterator[None]:
-        """Turn the errors of the `gguf` package, which checks little, into CheckpointError."""
-        try:
-            yield
-        except OSError as error:
-            raise self.error(f"cannot be read: {error.strerror}") from error
-        except (ValueError, LookupError, TypeError, ArithmeticError, MemoryError) as error:
-            raise self.error(f"is damaged or was cut off: copy it again ({error})") from error
+        if value.type not in types:
+            raise self.error(f"its {key} is of type {value.type.name}, which is not expected there")
+        return value.content if value.is_list else [value.content]

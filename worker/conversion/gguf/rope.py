@@ -21,8 +21,9 @@ def rope_scaling(file: GgufFile, architecture: str, *, head_dim: int, base: floa
     prefix = f"{architecture}.rope.scaling"
     kind = file.text(f"{prefix}.type")
     factor = file.number(f"{prefix}.factor")
-    if kind is None and (old := file.number(f"{architecture}.rope.scale_linear")) is not None:
-        kind, factor = "linear", old
+    if factor is None:
+        # The name that it had before.
+        factor = file.number(f"{architecture}.rope.scale_linear")
     factors = file.tensors.get(FREQUENCY_FACTORS)
     if factors is not None:
         if kind not in (None, "none"):
@@ -31,9 +32,9 @@ def rope_scaling(file: GgufFile, architecture: str, *, head_dim: int, base: floa
             )
         return _llama3(file, np.asarray(factors.data, dtype=np.float64).ravel(), head_dim, base)
     match kind:
-        case None | "none":
+        case "none":
             return None
-        case "linear":
+        case None | "linear":
             return None if factor in (None, 1.0) else {"rope_type": "linear", "factor": factor}
         case "yarn":
             return _yarn(file, prefix, factor)

@@ -8,7 +8,8 @@ import numpy as np
 from gguf import GGMLQuantizationType as Format
 from gguf import dequantize
 
-from worker.conversion.gguf.file import GgufFile, GgufTensor
+from worker.conversion.gguf.file import GgufFile
+from worker.conversion.gguf.metadata import GgufTensor
 from worker.conversion.gguf.places import Place
 from worker.conversion.safetensors_writer import NumberFormat, PlannedTensor
 

@@ -12,6 +12,8 @@ import tokenizers
 from gguf import GGMLQuantizationType, dequantize
 
 from tests.helpers.gguf_files import GgufFile, of_folder, read_weights
+from tests.helpers.huggingface_folders import golden, opened
+from worker.checkpoints.tokenizers import load_tokenizer
 from worker.conversion.gguf.convert import read_gguf
 
 GOLDEN = Path(__file__).parents[4] / "fixtures" / "golden-hf"
@@ -57,6 +59,17 @@ def test_the_configuration_is_that_of_the_folder(family: str, tmp_path: Path) ->
         # Unknown to the file.
         expected["pad_token_id"] = None
     assert {name: expected.get(name) for name in found} == found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_celeriac_reads_the_same_model_and_tokenizer(family: str, tmp_path: Path) -> None:
+    folder = converted(of_folder(GOLDEN / family), tmp_path / "model")
+    found, expected = opened(folder), golden(family)
+    assert found.config == expected.config
+    vocab_size = expected.config.vocab_size
+    tokenizer, original = load_tokenizer(found.folder, vocab_size), load_tokenizer(expected.folder, vocab_size)
+    assert tokenizer.encode("Hello, world 123").ids == original.encode("Hello, world 123").ids
+    assert tokenizer.stop_ids >= original.stop_ids
 
 
 @pytest.mark.parametrize("family", FAMILIES)

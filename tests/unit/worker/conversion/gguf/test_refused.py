@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.helpers.gguf_files import GgufFile, of_folder
 from tests.unit.worker.conversion.gguf.test_families import GOLDEN
@@ -50,6 +53,7 @@ REFUSED: dict[str, tuple[str, Change, str]] = {
         "llama.attention.head_count_kv differs by layer",
     ),
     "missing size": ("llama", with_metadata(__block_count=None), "llama.block_count is missing"),
+    "too many layers": ("llama", with_metadata(__block_count=1 << 30), "1073741824 layers, and the file only"),
     "width": ("qwen2", with_metadata(__attention__head_count=5), "cannot be divided among 5 heads"),
     "rotated channels": ("llama", with_metadata(__rope__dimension_count=8), "rotates 8 of 16 channels"),
     "value channels": ("llama", with_metadata(__attention__value_length=8), "16 channels for keys and 8 for values"),
@@ -151,9 +155,54 @@ def test_a_file_that_was_cut_off_is_refused_wherever_it_ends(tmp_path: Path) -> 
             read_gguf(path)
 
 
-def test_a_file_of_another_byte_order_is_refused(tmp_path: Path) -> None:
-    data = of_folder(GOLDEN / "qwen3").write(tmp_path / "whole.gguf").read_bytes()
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file that is not damaged."""
+    return of_folder(GOLDEN / "qwen3").write(tmp_path_factory.mktemp("whole") / "model.gguf")
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_a_damaged_file_is_refused_or_read(whole: Path, data: st.DataObject) -> None:
+    content = bytearray(whole.read_bytes())
+    # Where counts, lengths and types are: the beginning, and the places of the tensors.
+    tensors = content.index(b"token_embd.weight")
+    near = st.one_of(st.integers(0, 1500), st.integers(tensors - 200, tensors + 3000))
+    for at in data.draw(st.lists(near, min_size=1, max_size=3)):
+        content[at] = data.draw(st.sampled_from([0, 1, 0x7F, 0xFF]))
+    damaged = whole.with_name("damaged.gguf")
+    damaged.write_bytes(content)
+    with suppress(CheckpointError):
+        read_gguf(damaged)
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (b"tokenizer.ggml.tokens", "cut off, or is damaged"),
+        (b"tokenizer.ggml.token_type", "cut off, or is damaged"),
+    ],
+)
+def test_a_list_that_claims_more_than_the_file_has_is_refused(
+    key: bytes, message: str, whole: Path, tmp_path: Path
+) -> None:
+    content = bytearray(whole.read_bytes())
+    # After the key: the type of the value, that of the elements, and their number.
+    count = content.index(key) + len(key) + 8
+    content[count : count + 8] = (1 << 60).to_bytes(8, "little")
     path = tmp_path / "model.gguf"
-    path.write_bytes(data[:4] + data[4:8][::-1] + data[8:])
-    with pytest.raises(CheckpointError):
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
         read_gguf(path)
+
+
+def test_versions_and_byte_orders_that_are_not_supported_are_named(whole: Path, tmp_path: Path) -> None:
+    data = whole.read_bytes()
+    path = tmp_path / "model.gguf"
+    for version, message in (
+        ((1).to_bytes(4, "little"), "is of version 1, which is not supported"),
+        ((3).to_bytes(4, "big"), "another byte order, which is not supported"),
+    ):
+        path.write_bytes(data[:4] + version + data[8:])
+        with pytest.raises(CheckpointError, match=message):
+            read_gguf(path)

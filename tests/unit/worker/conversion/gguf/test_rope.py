@@ -64,6 +64,8 @@ def test_divisors_of_one_and_of_one_number(tmp_path: Path) -> None:
 def test_linear(tmp_path: Path) -> None:
     expected = {"rope_type": "linear", "factor": 4.0}
     assert scaling_of(tmp_path, scaling__type="linear", scaling__factor=4.0) == expected
+    # llama.cpp takes a factor alone as linear, too.
+    assert scaling_of(tmp_path, scaling__factor=4.0) == expected
     assert scaling_of(tmp_path, scale_linear=4.0) == expected
     assert scaling_of(tmp_path, scaling__type="linear", scaling__factor=1.0) is None
     assert scaling_of(tmp_path, scaling__type="none", scaling__factor=4.0) is None

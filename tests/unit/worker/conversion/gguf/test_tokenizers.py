@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from tests.helpers.gguf_files import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, of_folder
 from tests.unit.worker.conversion.gguf.test_families import GOLDEN
+from worker.checkpoints.folder import find
+from worker.checkpoints.tokenizers import load_tokenizer
 from worker.checkpoints.tokenizers.spelling import BYTE_LETTERS
 from worker.conversion.gguf.convert import read_gguf
 from worker.conversion.model_folder import ModelFolder
@@ -196,6 +198,19 @@ def test_sentencepiece_puts_bos_before_a_text_and_no_text_is_a_special_token(pie
     tokenizer = tokenizers.Tokenizer.from_str(json.dumps(pieces.tokenizer))
     tokenizer.encode_special_tokens = True
     assert tokenizer.encode("the</s>", add_special_tokens=False).tokens[-2:] == ["</", "s>"]
+
+
+def test_celeriac_reads_a_vocabulary_of_pieces(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    model = of_pieces(tmp_path)
+    model.write_into(folder, lambda size: None)
+    tokenizer = load_tokenizer(find(str(folder), tmp_path), model.config["vocab_size"])
+    assert (tokenizer.bos_id, tokenizer.prepend_bos, tokenizer.stop_ids) == (1, True, {2})
+    for text in ("the cat sat", " the", "é 🙂", "</s>"):
+        ids = tokenizer.encode(text).ids
+        assert 2 not in ids
+        assert b"".join(tokenizer.token_bytes(i) or b"" for i in ids).decode() == " " + text
 
 
 def test_a_file_may_turn_off_the_space_before_a_text(tmp_path: Path) -> None:
