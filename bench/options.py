@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 from bench.random_weights import CONTEXT
 from worker.engine.architecture.config import ModelConfig
 from worker.engine.architecture.era import ERAS, nanochat_config
+from worker.engine.architecture.weight_form import Compute, WeightForm
 
 #: Default number of measured rounds.
 ROUNDS = 5
@@ -32,6 +34,16 @@ def add_decoding_options(parser: argparse.ArgumentParser, *, tokens: int) -> Non
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="measured rounds, after one warm-up (%(default)s)")
     parser.add_argument("--threads", type=int, default=0, help="compute threads; 0: the engine chooses (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print only the line of JSON, no table")
+
+
+def add_form_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--weights` and `--compute`."""
+    parser.add_argument(
+        "--weights", choices=get_args(WeightForm), default="exact", help="form of the weights in memory (%(default)s)"
+    )
+    parser.add_argument(
+        "--compute", choices=get_args(Compute), default="exact", help="how the kernels multiply (%(default)s)"
+    )
 
 
 def batch_sizes(args: argparse.Namespace) -> list[int]:

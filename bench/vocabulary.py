@@ -25,7 +25,7 @@ from torch import Tensor
 
 from bench.decoding import GREEDY, prompts, timed_decode
 from bench.engine.measured_model import matrix_elements
-from bench.options import add_decoding_options, add_model_options, batch_sizes
+from bench.options import add_decoding_options, add_form_options, add_model_options, batch_sizes
 from bench.report import report
 from bench.source import Source, source_of
 from tasks.sampling_params import SamplingParams
@@ -67,7 +67,7 @@ def engine_of(source: Source, ids: int, args: argparse.Namespace) -> Engine:
     device = Device.choose("cpu", threads=args.threads)
     slots = max(batch_sizes(args))
     return Engine(
-        load_weights(config, Resized(source.weights, ids), device, args.weights),
+        load_weights(config, Resized(source.weights, ids), device, args.weights, args.compute),
         Vocabulary.without_text(ids),
         slots=slots,
         kv_tokens=slots * KvBudget.need(args.prompt, args.tokens),
@@ -114,10 +114,8 @@ def main() -> None:
     )
     add_model_options(parser)
     add_decoding_options(parser, tokens=32)
+    add_form_options(parser)
     parser.add_argument("--ids", default="49152,151936", help="numbers of ids, separated by commas (%(default)s)")
-    parser.add_argument(
-        "--weights", choices=["exact", "int8"], default="exact", help="form of the weights in memory (%(default)s)"
-    )
     args = parser.parse_args()
     source = source_of(args.shape, args.checkpoint)
     report(
@@ -126,6 +124,7 @@ def main() -> None:
         quiet=args.json,
         model=source.name,
         weights=args.weights,
+        compute=args.compute,
         rounds=args.rounds,
         tokens=args.tokens,
         prompt=args.prompt,

@@ -4,7 +4,7 @@
     python -m bench.engine --shape 24,1536,12,65536 --batch 1,8,32 --tokens 32 --vs transformers
     python -m bench.engine --shape 4,256,4,512 --vs vllm
     python -m bench.engine --checkpoint SmolLM2-135M-Instruct --vs llama.cpp
-    python -m bench.engine --shape 24,1536,12,32 --weights int8 --vs fp32
+    python -m bench.engine --shape 24,1536,12,32 --weights bf16 --compute fast --vs fp32
     python -m bench.engine --processor x86-64-v3 --vs transformers
 
 For each batch size, a round measures the limits of the machine, Celeriac and what `--vs` names directly one after the
@@ -39,7 +39,7 @@ from bench.engine.figures import Round, engine_figures, peer_figures
 from bench.engine.limits import LimitMeter
 from bench.engine.measured_model import InFp32, matrix_elements, refusal
 from bench.engine.older_processor import ENVIRONMENTS, older_device, restart_as
-from bench.options import add_decoding_options, add_model_options, batch_sizes
+from bench.options import add_decoding_options, add_form_options, add_model_options, batch_sizes
 from bench.peers.peer import (
     NEAR_TIE,
     REQUIREMENTS,
@@ -110,6 +110,7 @@ def measure(args: argparse.Namespace, source: Source, model: DecodingModel, base
         checkpoint=source.name,
         device=model.device.kind,
         weights=args.weights,
+        compute=args.compute,
         # None: this machine's own processor, without limitation.
         processor=args.processor,
         rounds=args.rounds,
@@ -133,7 +134,7 @@ def is_same(args: argparse.Namespace, engine: Engine, baseline: Baseline, texts:
     """Whether both generate the same ids. Exits if they differ and that is no near tie."""
     checked = baseline.check(texts, args.tokens)
     ids = timed_decode(engine, texts, args.tokens).ids
-    near_tie = ROUNDED_NEAR_TIE if args.vs == "llama.cpp" else NEAR_TIE
+    near_tie = ROUNDED_NEAR_TIE if args.vs == "llama.cpp" or args.compute == "fast" else NEAR_TIE
     if different := disagreements(ids, checked, near_tie=near_tie):
         sys.exit(f"batch {len(texts)}: the texts differ\n" + "\n".join(different))
     return ids == checked.ids
@@ -146,11 +147,9 @@ def main() -> None:
     )
     add_model_options(parser)
     add_decoding_options(parser, tokens=100)
+    add_form_options(parser)
     parser.add_argument(
         "--chunk", type=int, default=256, help="prompt tokens a step, CELERIAC_PREFILL_CHUNK_TOKENS (%(default)s)"
-    )
-    parser.add_argument(
-        "--weights", choices=["exact", "int8"], default="exact", help="form of the weights in memory (%(default)s)"
     )
     parser.add_argument(
         "--processor",
@@ -189,7 +188,7 @@ def main() -> None:
         elif args.vs == _OWN:
             widened = load_weights(source.config, InFp32(source.weights), device)
             baseline = OwnEngine(engine_of(widened, args), _OWN)
-        model = load_weights(source.config, source.weights, device, args.weights)
+        model = load_weights(source.config, source.weights, device, args.weights, args.compute)
         measure(args, source, model, baseline)
 
 
