@@ -1,4 +1,4 @@
-"""The programs of docs/demo.md and their answers, with the real model served by `celeriac demo`."""
+"""The programs of docs/demo.md and of the README, with the real model served by `celeriac demo`: their answers."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ pytestmark = pytest.mark.slow
 
 PAGE = ROOT / "docs" / "demo.md"
 _EXAMPLE = re.compile(r"^```(bash|python)\n([^`]*)^```\n\n```text\n([^`]*)^```$", re.MULTILINE)
+#: In the README, the program that asks this model, and its answer in a comment; and a command with its output.
+_README_PROGRAM = re.compile(r"^```py\n([^`]*SmolLM2[^`]*print\([^)]*\))  # ([^`]*)^```$", re.MULTILINE)
+_README_COMMAND = re.compile(r"^```console\n\$ (printf.*)\n([^`]*)^```$", re.MULTILINE)
 #: The conversion of the model and its start, on a busy machine, in seconds.
 START_S = 120.0
 
@@ -25,7 +28,10 @@ def test_the_answers_of_the_page(tmp_path: Path) -> None:
     packages = smollm2_gguf().parents[1]
     clients = ClientEnvironment("clients", tmp_path)
     examples = _EXAMPLE.findall(PAGE.read_text("utf-8"))
-    assert [language for language, *_ in examples] == ["python", "bash"]
+    readme = (ROOT / "README.md").read_text("utf-8")
+    examples += [("python", *found) for found in _README_PROGRAM.findall(readme)]
+    examples += [("bash", *found) for found in _README_COMMAND.findall(readme)]
+    assert [language for language, *_ in examples] == ["python", "bash"] * 2
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     data = tmp_path / "data"
