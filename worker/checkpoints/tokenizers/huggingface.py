@@ -49,8 +49,8 @@ class HuggingFaceTokenizer:
     ) -> None:
         self._tokenizer = tokenizer
         self._texts = texts
-        #: Whether a text with a character that the vocabulary cannot spell is refused.
-        self._strict = config.stop_ids is None
+        #: Whether the folder is nanochat's. There a text with a character that the vocabulary cannot spell is refused.
+        self._of_nanochat = config.stop_ids is None
         bounded = texts.spells_all and keeps_whole_text(tokenizer)
         self._longest_token_bytes = texts.longest if bounded else None
         self._eos_id = ends.eos_id
@@ -114,7 +114,7 @@ class HuggingFaceTokenizer:
         """
         refuse_surrogates(text)
         unknown = self._not_spelled(text)
-        if unknown and self._strict:
+        if unknown and self._of_nanochat:
             raise UnknownCharacterError(text.index(unknown[0]), unknown[0])
         return unknown
 
@@ -141,7 +141,7 @@ class HuggingFaceTokenizer:
     def decoder(self, prompt: Sequence[int] = ()) -> Decoder:
         """See `Tokenizer`."""
         if self._texts.spelling.byte_level:
-            return BytesDecoder(self.token_bytes, prompt, completes=True)
+            return BytesDecoder(self.token_bytes, prompt, completes=not self._of_nanochat)
         return TokenDecoder(self._texts, prompt)
 
     def card(self) -> TokenizerCard:

@@ -13,6 +13,7 @@ from tokenizers import AddedToken, decoders
 
 from tests.unit.worker.checkpoints.tokenizers.kinds import byte_level, metaspace, text_of, unigram, without_deadline
 from worker.checkpoints.tokenizers.huggingface import HuggingFaceTokenizer
+from worker.checkpoints.tokenizers.huggingface_config import HuggingFaceConfig
 
 VOCAB_SIZE = 320
 #: SentencePiece's decoders, as the files of known models have them, and some that only the library allows.
@@ -28,6 +29,8 @@ DECODERS = {
     "late-replace": decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), decoders.Replace("▁", "__")]),
     "fuse": decoders.Fuse(),
 }
+#: A folder whose files name no ids that end a text.
+OF_HUGGING_FACE = HuggingFaceConfig(stop_ids=frozenset())
 KINDS = ["byte-level", "unigram", *DECODERS]
 
 
@@ -46,7 +49,7 @@ def library(kind: str) -> tokenizers.Tokenizer:
 
 @cache
 def tokenizer(kind: str) -> HuggingFaceTokenizer:
-    return HuggingFaceTokenizer.from_json(library(kind).to_str().encode(), VOCAB_SIZE)
+    return HuggingFaceTokenizer.from_json(library(kind).to_str().encode(), VOCAB_SIZE, OF_HUGGING_FACE)
 
 
 #: Ids of all tokens, and of none: special ones, and padding.
@@ -148,6 +151,9 @@ def test_an_answer_may_complete_a_character_of_the_prompt() -> None:
 
 def test_an_answer_that_ends_inside_a_character_ends_with_a_replacement_character() -> None:
     assert pieces_of("byte-level", ["t", "Ã"]) == ["t", "", "\ufffd"]
+    # Not in nanochat's folders.
+    words = HuggingFaceTokenizer.from_json(byte_level().encode(), VOCAB_SIZE)
+    assert text_of(words, [*map(library("byte-level").token_to_id, ["t", "Ã"])]) == "t"
 
 
 def test_an_added_token_has_the_text_that_the_library_gives_it() -> None:
