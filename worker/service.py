@@ -239,9 +239,10 @@ class WorkerService:
         self._lease_keeper.beat_now()
 
     def retire(self) -> None:
-        """Take no more messages, requeue the jobs that are not claimed, and return when no job runs here."""
+        """Take no more messages, requeue the jobs that are not claimed, and end the engine when no job runs here."""
         self.begin_drain()
         self._runner.finish_running()
+        self._engine.stop()
 
     def kill_engine(self) -> None:
         """Kill the engine process without waiting for its end."""

@@ -13,7 +13,7 @@ import sys
 import threading
 
 from worker.engine_process import spare
-from worker.switching.control import READY, RETIRE, Line, Order
+from worker.switching.control import READY, RETIRE, UNLOADED, Line, Order
 
 #: Imported before the order comes: the worker, and what Celery imports only when one starts.
 PREPARED = (
@@ -47,7 +47,11 @@ def _obey(line: Line) -> None:
     """Retire when the switching worker says so, and stop when it has ended. The body of a thread."""
     from worker.transport.shutdown import retire, stop
 
-    line.read_all(lambda text: retire() if text == RETIRE else None)
+    def obey(text: str) -> None:
+        if text == RETIRE:
+            retire(on_unloaded=lambda: line.send(UNLOADED))
+
+    line.read_all(obey)
     stop()
 
 

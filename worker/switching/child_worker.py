@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from tasks.logs import forward_line
 from tasks.processes.child import Child, Role
-from worker.switching.control import READY, RETIRE, Line, Order
+from worker.switching.control import READY, RETIRE, UNLOADED, Line, Order
 from worker.switching.memory import process_bytes
 
 #: The module that the process runs.
@@ -23,9 +23,11 @@ STOP_S = 7.0
 class ChildWorker:
     """One process. Start it in the main thread; the other methods may be called from any thread."""
 
-    def __init__(self, *, on_ready: Callable[[], None], on_exit: Callable[[int], None]) -> None:
-        """Both are called in other threads: when the child takes jobs, and with its exit code."""
-        self._on_ready = on_ready
+    def __init__(
+        self, *, on_ready: Callable[[], None], on_unloaded: Callable[[], None], on_exit: Callable[[int], None]
+    ) -> None:
+        """All are called in other threads: when it takes jobs, when it has retired, and with its exit code."""
+        self._on_said = {READY: on_ready, UNLOADED: on_unloaded}
         role = Role(
             name="child",
             # With -P, Python does not put the current folder on the import path. The path of this process is right.
@@ -98,8 +100,8 @@ class ChildWorker:
         return 0 if self.pid is None or not self.running else process_bytes(self.pid)
 
     def _received(self, text: str) -> None:
-        if text == READY:
-            self._on_ready()
+        if on_said := self._on_said.get(text):
+            on_said()
 
     def _say(self, text: str) -> None:
         if self._line is None:

@@ -54,6 +54,13 @@ class ChildReady:
 
 
 @dataclass(frozen=True, slots=True)
+class ChildUnloaded:
+    """A child has retired, and needs no more memory. It exits soon."""
+
+    process: Process
+
+
+@dataclass(frozen=True, slots=True)
 class ChildExited:
     """A child has exited, by itself or because it was told to."""
 
@@ -61,7 +68,7 @@ class ChildExited:
     code: int
 
 
-ChildEvent = ChildReady | ChildExited
+ChildEvent = ChildReady | ChildUnloaded | ChildExited
 #: Makes a process that is not started, and calls the function with what happens to it, in other threads.
 NewProcess = Callable[[Callable[[ChildEvent], None]], Process]
 
@@ -111,6 +118,8 @@ class Children:
         self._worker_name = worker_name
         self._clock = clock
         self._children: dict[str, _Child] = {}
+        #: Children that have retired and have not exited yet.
+        self._leaving: dict[Process, str] = {}
         self._spare: Process | None = None
         self._spare_exits = 0
         self._failures: dict[str, _Failures] = {}
@@ -169,24 +178,25 @@ class Children:
     def handle(self, event: ChildEvent) -> None:
         """Note what has happened to a child. Raises ChildrenError if spare processes exit one after the other."""
         name = next((name for name, child in self._children.items() if child.process is event.process), None)
-        if isinstance(event, ChildReady):
-            if name is not None and (child := self._children[name]).state is ChildState.LOADING:
-                child.state, child.ready_at = ChildState.LOADED, self._clock()
-                seconds = round(child.ready_at - child.ordered_at, 2)
-                log.info("checkpoint_loaded", checkpoint=name, child=child.worker, seconds=seconds)
-                self._spare_exits = 0
-            return
-        event.process.close()
-        if name is not None:
-            self._note_exit(name, self._children.pop(name), event.code)
-        elif event.process is self._spare:
-            self._spare = None
-            self._spare_exits += 1
-            if self._spare_exits >= MAX_EXITS:
-                raise ChildrenError(
-                    f"A child exited {self._spare_exits} times before it was told what to load, the last time with "
-                    f"{describe_exit(event.code)}."
-                )
+        match event:
+            case ChildReady():
+                if name is not None and (child := self._children[name]).state is ChildState.LOADING:
+                    child.state, child.ready_at = ChildState.LOADED, self._clock()
+                    seconds = round(child.ready_at - child.ordered_at, 2)
+                    log.info("checkpoint_loaded", checkpoint=name, child=child.worker, seconds=seconds)
+                    self._spare_exits = 0
+            case ChildUnloaded():
+                if name is not None:
+                    child = self._children.pop(name)
+                    self._leaving[child.process] = child.worker
+                    self._note_end(name, child)
+            case ChildExited(process, code):
+                process.close()
+                if name is not None:
+                    self._note_exit(name, self._children.pop(name), code)
+                elif process is self._spare:
+                    self._note_exit_of_spare(code)
+                self._leaving.pop(process, None)
 
     def restart_crashed(self, offers: Mapping[str, Offered], *, budget_bytes: int) -> None:
         """Start the children again that crashed while they served jobs, if there is memory. Raises ChildrenError.
@@ -209,17 +219,17 @@ class Children:
         if self._spare is not None:
             self._spare.close()
             self._spare.kill()
-        for child in self._children.values():
-            child.process.terminate()
+        for process in self._processes():
+            process.terminate()
 
     def wait(self, timeout_s: float) -> None:
         """Wait until all children have exited. Those that do not within `timeout_s` are killed."""
         until = self._clock() + timeout_s
-        for name, child in self._children.items():
-            if not child.process.wait(max(0.0, until - self._clock())):
-                log.error("child_killed", checkpoint=name, child=child.worker)
-                child.process.kill()
-                child.process.wait(timeout_s)
+        for process, worker in self._processes().items():
+            if not process.wait(max(0.0, until - self._clock())):
+                log.error("child_killed", child=worker)
+                process.kill()
+                process.wait(timeout_s)
 
     def states(self) -> dict[str, ChildState]:
         """What each child does, by the name of its checkpoint."""
@@ -230,6 +240,10 @@ class Children:
         """The checkpoints that have a child."""
         return self._children.keys()
 
+    def _processes(self) -> dict[Process, str]:
+        """All processes that were given an order, with their names as workers."""
+        return {**self._leaving, **{child.process: child.worker for child in self._children.values()}}
+
     def _started(self) -> Process:
         process = self._new_process(self._on_event)
         try:
@@ -238,11 +252,24 @@ class Children:
             raise ChildrenError(f"A child could not be started: {error.strerror}.") from error
         return process
 
+    def _note_end(self, name: str, child: _Child) -> None:
+        """Note that a child has done what it was told."""
+        log.info("checkpoint_unloaded", checkpoint=name, child=child.worker)
+        self._failures.pop(name, None)
+
+    def _note_exit_of_spare(self, code: int) -> None:
+        self._spare = None
+        self._spare_exits += 1
+        if self._spare_exits >= MAX_EXITS:
+            raise ChildrenError(
+                f"A child exited {self._spare_exits} times before it was told what to load, the last time with "
+                f"{describe_exit(code)}."
+            )
+
     def _note_exit(self, name: str, child: _Child, code: int) -> None:
         if child.state is ChildState.RETIRING or (code == 0 and child.ready_at is not None):
             # It was told to, by this worker or by an operator.
-            log.info("checkpoint_unloaded", checkpoint=name, child=child.worker)
-            self._failures.pop(name, None)
+            self._note_end(name, child)
             return
         failures = self._failures.setdefault(name, _Failures(child.offered))
         if child.ready_at is not None and self._clock() - child.ready_at > EXIT_WINDOW_S:

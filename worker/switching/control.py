@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 
 #: From the child: it takes jobs.
 READY = "ready"
+#: From the child: it has retired, and its checkpoint is out of memory. It exits soon.
+UNLOADED = "unloaded"
 #: To the child: take no more jobs, finish those that run, and end.
 RETIRE = "retire"
 

@@ -28,7 +28,7 @@ from worker.jobs.channel_listener import ChannelListener
 from worker.jobs.retry import RetryStoppedError, retry_while_redis_is_away
 from worker.switching.catalog import Catalog
 from worker.switching.child_worker import STOP_S, ChildWorker
-from worker.switching.children import ChildEvent, ChildExited, ChildReady, Children
+from worker.switching.children import ChildEvent, ChildExited, ChildReady, Children, ChildUnloaded
 from worker.switching.describer import Describer, DescriberError
 from worker.switching.scanner import Scanner
 from worker.switching.switching_worker import Stop, SwitchingWorker, Wake
@@ -110,7 +110,9 @@ def run(settings: Settings, folder: Path) -> int:
 
 def _new_process(on_event: Callable[[ChildEvent], None]) -> ChildWorker:
     child = ChildWorker(
-        on_ready=lambda: on_event(ChildReady(child)), on_exit=lambda code: on_event(ChildExited(child, code))
+        on_ready=lambda: on_event(ChildReady(child)),
+        on_unloaded=lambda: on_event(ChildUnloaded(child)),
+        on_exit=lambda code: on_event(ChildExited(child, code)),
     )
     return child
 

@@ -16,7 +16,7 @@ from tasks.redis_client.errors import describe
 from tasks.store.switching_store import Load, Offer, Retire
 from tasks.switching_info import ChildState, SwitchingInfo
 from worker.switching.catalog import Offered
-from worker.switching.children import ChildEvent, ChildExited, ChildReady, Children, ChildrenError
+from worker.switching.children import ChildEvent, Children, ChildrenError
 
 log = structlog.get_logger(__name__)
 
@@ -125,7 +125,7 @@ class SwitchingWorker:
             while True:
                 if isinstance(event, Stop):
                     return event
-                if isinstance(event, ChildReady | ChildExited):
+                if not isinstance(event, Wake):
                     self._children.handle(event)
                 event = self._events.get(timeout=max(0.0, self._decided_at + DECIDE_EVERY_S - time.monotonic()))
         except queue.Empty:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 
 import structlog
 from celery.platforms import EX_OK
@@ -33,14 +34,16 @@ def give_up(reason: str) -> None:
     begin_stop()
 
 
-def retire() -> None:
+def retire(on_unloaded: Callable[[], None]) -> None:
     """Take no more messages, wait until the jobs that run here have ended, and stop the worker.
 
-    A worker that still loads its checkpoint stops at once. Not for the main thread.
+    `on_unloaded` is called when the checkpoint is out of memory, which is some time before the end of the process. A
+    worker that still loads its checkpoint stops at once. Not for the main thread.
     """
     log.info("retiring")
     if current.service is not None:
         current.service.retire()
+        on_unloaded()
     stop()
 
 

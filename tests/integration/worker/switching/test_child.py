@@ -30,7 +30,11 @@ class Said:
 
     def __init__(self) -> None:
         self._all: queue.SimpleQueue[str | int] = queue.SimpleQueue()
-        self.child = ChildWorker(on_ready=lambda: self._all.put("ready"), on_exit=self._all.put)
+        self.child = ChildWorker(
+            on_ready=lambda: self._all.put("ready"),
+            on_unloaded=lambda: self._all.put("unloaded"),
+            on_exit=self._all.put,
+        )
 
     def next(self) -> str | int:
         return self._all.get(timeout=START_S)
@@ -79,6 +83,8 @@ def test_a_child_that_retires_ends_after_its_jobs_and_the_others_wait_for_the_ne
     )
     late = cluster.submit(long_generation(7, max_tokens=5))
     engine.resume()
+    assert said.next() == "unloaded"
+    assert is_gone(engine.pid)
     assert said.next() == 0
 
     for job_id in running:
@@ -143,7 +149,7 @@ def test_a_child_ends_when_the_process_that_started_it_is_killed(cluster: Cluste
             "-c",
             "import threading\n"
             "from worker.switching.child_worker import ChildWorker\n"
-            "child = ChildWorker(on_ready=print, on_exit=print)\n"
+            "child = ChildWorker(on_ready=print, on_unloaded=print, on_exit=print)\n"
             "child.start()\n"
             "print(child.pid, flush=True)\n"
             "threading.Event().wait()",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from worker.switching.children import ChildEvent, ChildExited, ChildReady
+from worker.switching.children import ChildEvent, ChildExited, ChildReady, ChildUnloaded
 from worker.switching.control import Order
 
 
@@ -44,6 +44,10 @@ class FakeProcess:
     def becomes_ready(self) -> None:
         """Say that it takes jobs."""
         self._on_event(ChildReady(self))
+
+    def unloads(self) -> None:
+        """Say that it has retired."""
+        self._on_event(ChildUnloaded(self))
 
     def exit(self, code: int = 0) -> None:
         """Say that it has exited."""

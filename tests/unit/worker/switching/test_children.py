@@ -106,6 +106,24 @@ def test_a_child_is_given_up_once(world: World, hand_on: bool, told: str) -> Non
     assert len(world.processes) == 1
 
 
+def test_a_child_that_has_retired_needs_no_memory_and_its_checkpoint_can_be_loaded_before_it_exits(
+    world: World,
+) -> None:
+    first = world.loaded("a")
+    world.children.give_up("a", reason="")
+    first.unloads()
+    assert world.children.infos() == ()
+    second = world.loaded("a")
+    assert second is not first
+    first.exits = False
+    world.children.terminate()
+    world.children.wait(1)
+    assert first.told[-2:] == ["terminate", "kill"]
+    first.exit(1)
+    assert {*world.children.names} == {"a"}
+    assert world.children.unloadable(world.offers) == frozenset()
+
+
 def test_a_child_that_crashes_while_it_serves_is_started_again_after_a_pause(world: World) -> None:
     world.loaded("a").exit(-9)
     world.round()
