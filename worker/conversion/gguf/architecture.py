@@ -38,6 +38,8 @@ _UNDERSTOOD = {
     *("rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"),
 }
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
+#: Rows that are compared at once.
+_ROWS = 1024
 #: The largest number of tensors or keys that a message names.
 _NAMED = 5
 
@@ -204,7 +206,11 @@ class _Reader:
         table, head = (self._file.tensors.get(name) for name in (_EMBEDDING, _HEAD))
         if table is None or head is None:
             return True
-        return (table.format, table.shape) == (head.format, head.shape) and np.array_equal(table.data, head.data)
+        if (table.format, table.shape) != (head.format, head.shape):
+            return False
+        # In parts, for the comparison of two arrays makes a third one.
+        parts = (slice(begin, begin + _ROWS) for begin in range(0, table.shape[0], _ROWS))
+        return all(np.array_equal(table.data[part], head.data[part]) for part in parts)
 
     def _refuse_unknown_keys(self) -> None:
         prefix = f"{self._architecture}."

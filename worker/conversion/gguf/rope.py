@@ -71,6 +71,8 @@ def _llama3(file: GgufFile, factors: np.ndarray, head_dim: int, base: float) -> 
     """
     if factors.shape != (head_dim // 2,):
         raise file.error(f"{FREQUENCY_FACTORS} has shape {factors.shape}; {(head_dim // 2,)} is expected")
+    if not (np.isfinite(factors) & (factors > 0)).all():
+        raise file.error(f"{FREQUENCY_FACTORS} has divisors that are not positive")
     if np.allclose(factors, 1.0, rtol=_TOLERANCE):
         return None
     factor = float(str(np.float32(factors.max())))

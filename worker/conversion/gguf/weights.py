@@ -73,7 +73,9 @@ def _halves(rows: int, heads: int) -> np.ndarray:
 def _values(file: GgufFile, tensor: GgufTensor, rows: slice | np.ndarray) -> np.ndarray:
     """The values of some rows, as fp32. Raises CheckpointError."""
     try:
-        values: np.ndarray = dequantize(tensor.data[rows], tensor.format)
+        # What overflows is refused below.
+        with np.errstate(all="ignore"):
+            values: np.ndarray = dequantize(tensor.data[rows], tensor.format)
     except NotImplementedError as error:
         raise file.error(f"tensor {tensor.name} is of type {tensor.format.name}, which cannot be read") from error
     if values.dtype != np.float32 or not np.isfinite(values).all():

@@ -18,7 +18,7 @@ from tests.unit.worker.conversion.gguf.test_families import GOLDEN
 from worker.checkpoints.errors import CheckpointError
 from worker.conversion.gguf.convert import read_gguf
 
-F32 = GGMLQuantizationType.F32
+F32, Q8_0 = GGMLQuantizationType.F32, GGMLQuantizationType.Q8_0
 Change = Callable[[GgufFile], Any]
 
 
@@ -86,6 +86,16 @@ REFUSED: dict[str, tuple[str, Change, str]] = {
         "mistral",
         lambda file: file.tensors.update({"rope_freqs.weight": (F32, np.arange(1, 9, dtype=np.float32))}),
         "divisors that no supported rule",
+    ),
+    "divisor of zero": (
+        "mistral",
+        lambda file: file.tensors.update({"rope_freqs.weight": (F32, np.zeros(8, np.float32))}),
+        "divisors that are not positive",
+    ),
+    "infinite scale": (
+        "mistral",
+        lambda file: file.tensors.update({"blk.0.attn_v.weight": (Q8_0, np.full((32, 68), 0x7C, np.uint8))}),
+        "blk.0.attn_v.weight has numbers that are not finite",
     ),
     "not finite": (
         "mistral",
