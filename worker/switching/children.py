@@ -16,6 +16,9 @@ from worker.switching.control import Order
 
 log = structlog.get_logger(__name__)
 
+#: How long a checkpoint is not offered whose children failed, in seconds. The reason may have been a lack of memory.
+UNLOADABLE_S = 600.0
+
 
 class Process(Protocol):
     """What is needed of `ChildWorker`."""
@@ -137,9 +140,11 @@ class Children:
         )
 
     def unloadable(self, offers: Mapping[str, Offered]) -> frozenset[str]:
-        """The checkpoints whose children failed too often. One whose files have changed since is not among them."""
+        """The checkpoints whose children failed too often, until their files change or some minutes have passed."""
         for name, failures in [*self._failures.items()]:
-            if offers.get(name) != failures.offered:
+            now = offers.get(name)
+            is_old = self._clock() - failures.pause_until >= UNLOADABLE_S
+            if is_old or now is None or now.card.digest != failures.offered.card.digest:
                 del self._failures[name]
         return frozenset(name for name, failures in self._failures.items() if failures.count >= MAX_EXITS)
 
@@ -289,5 +294,5 @@ class Children:
             log.error(
                 "checkpoint_unloadable",
                 checkpoint=name,
-                what=f"its children failed {failures.count} times; it is not offered until its files change",
+                what=f"its children failed {failures.count} times; it is not offered for {UNLOADABLE_S:g} s",
             )

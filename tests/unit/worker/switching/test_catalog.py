@@ -189,3 +189,27 @@ def test_many_checkpoints_are_described_in_several_scans_and_compared_in_turn(
         assert not states or len({path for path in states if path.suffix == ".pt"}) < 120
         slow.catalog.scan()
     assert len({path for path in states if path.suffix == ".pt"}) == 120
+
+
+def test_a_folder_of_hugging_face_has_no_steps_and_waits_for_all_of_its_files(world: World, tmp_path: Path) -> None:
+    folder = tmp_path / "SmolLM2"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    with capture_logs() as logs:
+        assert world.after(10) == set()
+    assert [line["event"] for line in logs] == ["folder_empty"]
+    (folder / "model.safetensors").write_text("weights")
+    assert world.after(2) == set()
+    (folder / "tokenizer.json").write_text("{}")
+    assert world.after(2) == set()
+    assert world.after(2) == {"SmolLM2"}
+    offered = world.catalog.offers()["SmolLM2"]
+    assert (offered.argument, offered.card.latest_of, offered.card.step) == (str(folder), "", None)
+
+
+def test_an_empty_folder_is_said_once(world: World, tmp_path: Path) -> None:
+    with capture_logs() as logs:
+        world.after(5)
+        write(tmp_path / "d4", 10)
+        world.after(5)
+    assert [line["event"] for line in logs] == ["folder_empty", "checkpoint_found"]

@@ -11,7 +11,7 @@ from tasks.switching_info import ChildState
 from tests.integration.conftest import CARD
 from tests.unit.worker.switching.fake_process import FakeProcess
 from worker.switching.catalog import Offered
-from worker.switching.children import ChildEvent, Children, ChildrenError
+from worker.switching.children import UNLOADABLE_S, ChildEvent, Children, ChildrenError
 
 BUDGET = 1000
 
@@ -151,7 +151,10 @@ def test_a_child_that_an_operator_stopped_is_not_started_again(world: World) -> 
     assert not world.children.names
 
 
-def test_a_checkpoint_whose_children_fail_three_times_is_unloadable_until_its_files_change(world: World) -> None:
+@pytest.mark.parametrize("how", ["time", "files"])
+def test_a_checkpoint_whose_children_fail_three_times_is_unloadable_until_its_files_change_or_for_a_while(
+    world: World, how: str
+) -> None:
     for count in range(3):
         assert world.children.unloadable(world.offers) == frozenset()
         world.children.load("a", world.offers["a"])
@@ -163,8 +166,16 @@ def test_a_checkpoint_whose_children_fail_three_times_is_unloadable_until_its_fi
         world.now += 2 ** (count - 1)
         # Only a decision starts it again.
         world.round()
+    before = world.offers["a"]
+    # It is no longer the last step of its run, which changes nothing.
+    world.offers["a"] = replace(before, offer=Offer(replace(before.card, latest_of="run"), 400))
     assert world.children.unloadable(world.offers) == frozenset({"a"})
-    world.offers["a"] = offered("a", digest="digest-2")
+    world.now += UNLOADABLE_S - 10
+    assert world.children.unloadable(world.offers) == frozenset({"a"})
+    if how == "time":
+        world.now += 20
+    else:
+        world.offers["a"] = offered("a", digest="digest-2")
     assert world.children.unloadable(world.offers) == frozenset()
 
 
