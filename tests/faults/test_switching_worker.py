@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -178,3 +180,31 @@ def test_of_two_workers_one_loads_the_checkpoint_and_the_other_one_takes_over(cl
         job = cluster.of[ONE].finished(job_id)
         assert job.losses == 0
         cluster.of[ONE].assert_undisturbed(job)
+
+
+def test_anything_may_be_killed_at_a_random_moment_of_a_switch(cluster: SwitchingCluster) -> None:
+    chance = random.Random(1)
+    worker = cluster.worker()
+    cluster.run_one(ONE)
+    cluster.load_takes(0.05)
+    for victim in chance.sample(["worker", "child", "engine", "spare", "worker", "child"], 6):
+        jobs = [
+            (name, cluster.of[name].submit(long_generation(chance.randrange(1000), max_tokens=30)))
+            for name in chance.sample([ONE, ONE, TWO, TWO], 4)
+        ]
+        time.sleep(chance.uniform(0.0, 1.0))
+        if victim == "worker":
+            kill_worker(worker)
+            worker = cluster.worker()
+        else:
+            with_children = [pid for pid in children(worker.pid) if children(pid)]
+            loaded = [one.pid for view in cluster.of.values() for one in view.workers_now()]
+            chosen = [pid for pid in with_children if (pid in loaded) != (victim == "spare")]
+            for pid in chosen[:1]:
+                kill(children(pid)[0] if victim == "engine" else pid)
+        for name, job_id in jobs:
+            job = cluster.of[name].finished(job_id)
+            assert job.losses <= 1
+            cluster.of[name].assert_undisturbed(job)
+    for view in cluster.of.values():
+        view.until_quiet()

@@ -41,7 +41,9 @@ class Served:
         self.processes: list[Process] = []
 
     def start(self, *options: str, checkpoint: Path | str = CHECKPOINT, **env: str) -> Process:
-        command = [sys.executable, "-m", "celeriac", "serve", "--checkpoint", str(checkpoint)]
+        command = [sys.executable, "-m", "celeriac", "serve"]
+        if "--checkpoints" not in options:
+            command += ["--checkpoint", str(checkpoint)]
         if "--port" not in options:
             command += ["--port", str(self.port)]
         process = Process(
@@ -299,3 +301,25 @@ def test_several_checkpoints_and_steps_are_served_at_once(served: Served) -> Non
             assert client.info(name)["step"] == step
         # The first argument is the default.
         assert client.generate("12+", max_tokens=5)["model"] == "d4-sft"
+
+
+@pytest.mark.slow
+def test_the_checkpoints_of_a_folder_are_served_without_naming_them(served: Served) -> None:
+    models = served.folder / "models"
+    shutil.copytree(CHECKPOINT, models / "run")
+    shutil.copytree(CHECKPOINTS / SHIPPED, models / SHIPPED)
+    process = served.ready("--checkpoints", str(models), "--memory-mb", "300")
+    with InferenceClient(served.url) as client:
+        for asked, model in (("run", "run-102"), (SHIPPED, SHIPPED), ("run-102", "run-102")):
+            job = client.wait(client.submit("1+", max_tokens=5, ignore_eos=True, model=asked), timeout=START_S)
+            assert (job.model, job.tokens) == (model, 5)
+    listed = httpx.get(f"{served.url}/v1/models").json()["data"]
+    assert {one["id"]: one["loaded"] for one in listed} == {"run-102": True, SHIPPED: False}
+    # The whole family ends with the launcher, also if that is killed.
+    process.signal(signal.SIGKILL)
+    until(lambda: not served.family(), "the end of all processes")
+    process = served.ready("--checkpoints", str(models))
+    process.signal(signal.SIGINT)
+    assert process.wait(20.0) == 0
+    assert "No jobs wait." in process.output
+    until(lambda: not served.family(), "the end of all processes")
