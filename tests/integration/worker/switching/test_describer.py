@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from bench.processes import is_gone
 from tasks.settings import Settings
 from tests.integration.cluster import TINY
-from tests.integration.stack import CHECKPOINTS, until
+from tests.integration.stack import CHECKPOINTS, ROOT, until
 from worker.checkpoints.folder import find
 from worker.engine_process.loading import load_once
 from worker.engine_process.messages import start_message
@@ -24,24 +25,37 @@ from worker.switching.description import Description, Refusal
 pytestmark = pytest.mark.slow
 
 SETTINGS = Settings(slots=2, device="cpu")
+#: Checkpoints of nanochat with characters and with BPE, and a folder of Hugging Face.
+PATHS = (TINY, CHECKPOINTS / "arithmetic_chat", ROOT / "tests" / "fixtures" / "golden-hf" / "llama")
+
+
+@contextmanager
+def closing_describer(settings: Settings) -> Iterator[Describer]:
+    """A describer whose process ends in any case."""
+    describer = Describer(settings)
+    try:
+        yield describer
+    finally:
+        describer.stop()
 
 
 @pytest.fixture
 def describer() -> Iterator[Describer]:
-    describer = Describer(SETTINGS)
-    yield describer
-    describer.stop()
+    with closing_describer(SETTINGS) as describer:
+        yield describer
 
 
-def test_the_card_is_that_of_the_worker_which_loads_the_checkpoint(describer: Describer) -> None:
-    assert describer.start().kind == "cpu"
-    for path in (TINY, CHECKPOINTS / "arithmetic_chat", CHECKPOINTS / "step_002920"):
-        folder = find(str(path), path.parent)
-        described = describer.describe(folder)
-        assert isinstance(described, Description)
-        loaded = load_once(start_message(SETTINGS, folder), lambda *_: None)
-        assert described.card == loaded.card
-        assert described.needed_bytes > loaded.kv_tokens * loaded.card.kv_bytes_per_token + loaded.card.weight_bytes
+@pytest.mark.parametrize("changes", [{}, {"weights": "int8", "compute": "fast", "kv_memory_mb": 64}])
+def test_the_card_is_that_of_the_worker_which_loads_the_checkpoint(changes: dict[str, object]) -> None:
+    settings = SETTINGS.model_copy(update=changes)
+    with closing_describer(settings) as describer:
+        assert describer.start().kind == "cpu"
+        described = {path: describer.describe(find(str(path), path.parent)) for path in PATHS}
+    for path, description in described.items():
+        assert isinstance(description, Description)
+        loaded = load_once(start_message(settings, find(str(path), path.parent)), lambda *_: None)
+        assert description.card == loaded.card
+        assert description.needed_bytes > loaded.kv_tokens * loaded.card.kv_bytes_per_token
 
 
 def test_a_checkpoint_that_cannot_be_served_is_refused_with_the_reason(describer: Describer, tmp_path: Path) -> None:
@@ -86,7 +100,8 @@ def test_the_process_ends_when_it_is_not_needed(describer: Describer, monkeypatc
     describer.rest()
     assert not is_gone(pid)
     monkeypatch.setattr(describer_module, "IDLE_S", 0.0)
-    until(lambda: describer.rest() or is_gone(pid), "the end of the process")
+    describer.rest()
+    until(lambda: is_gone(pid), "the end of the process")
 
 
 def test_a_device_that_is_not_there_is_said_at_the_start(describer: Describer, monkeypatch: pytest.MonkeyPatch) -> None:
