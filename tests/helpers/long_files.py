@@ -10,6 +10,7 @@ TESTS = Path(__file__).parents[1]
 LONG_FILES = (
     "integration/celeriac/test_serve.py",
     "integration/worker/test_stop.py",
+    "integration/worker/switching/test_switching_worker.py",
     "integration/celeriac/test_surroundings.py",
     "integration/celeriac/test_settings_at_start.py",
     "integration/worker/test_replaced_files.py",

@@ -58,6 +58,12 @@ class KvAdmission:
         with self._condition:
             return tuple(self._waiting)
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        with self._condition:
+            return self._closed
+
     @contextmanager
     def reserve(
         self, prompt_tokens: int, max_tokens: int, *, job_id: str, suspect: bool = False

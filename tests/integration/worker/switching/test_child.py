@@ -22,6 +22,9 @@ from worker.switching import child_worker
 from worker.switching.child_worker import ChildWorker
 from worker.switching.control import Order
 
+# It takes long: the processes of each test need most of its time.
+pytestmark = pytest.mark.slow
+
 ORDER = Order(checkpoint=str(TINY), name=TINY.name, worker_name="child-of-a-test")
 
 
@@ -102,7 +105,6 @@ def test_a_child_that_retires_ends_after_its_jobs_and_the_others_wait_for_the_ne
     cluster.until_quiet()
 
 
-@pytest.mark.slow
 def test_a_child_that_is_killed_loses_nothing_and_its_exit_is_noticed(cluster: Cluster, said: Said) -> None:
     said.child.obey(ORDER)
     assert said.next() == "ready"
@@ -122,7 +124,6 @@ def test_a_child_that_is_killed_loses_nothing_and_its_exit_is_noticed(cluster: C
     cluster.assert_undisturbed(job)
 
 
-@pytest.mark.slow
 def test_a_spare_process_ends_when_it_is_not_needed(said: Said) -> None:
     assert said.child.pid is not None
     pid = said.child.pid
@@ -132,7 +133,6 @@ def test_a_spare_process_ends_when_it_is_not_needed(said: Said) -> None:
     until(lambda: is_gone(engine), "the end of the spare engine process")
 
 
-@pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_loaded_ends_the_child(cluster: Cluster, said: Said, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     said.child.obey(Order(checkpoint=str(tmp_path / "empty"), name="empty", worker_name="empty"))
@@ -141,7 +141,6 @@ def test_a_checkpoint_that_cannot_be_loaded_ends_the_child(cluster: Cluster, sai
     assert cluster.redis.keys("celeriac:worker:*") == []
 
 
-@pytest.mark.slow
 def test_a_child_ends_when_the_process_that_started_it_is_killed(cluster: Cluster) -> None:
     parent = subprocess.Popen(
         [

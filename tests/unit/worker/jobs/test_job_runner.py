@@ -241,6 +241,26 @@ def test_a_closed_runner_requeues_a_job_that_it_has_not_claimed(world: World) ->
     assert world.store.claims == []
 
 
+def test_a_runner_that_finishes_its_jobs_waits_for_those_that_run_and_requeues_the_others(world: World) -> None:
+    world.publisher.finishes = False
+    running = threading.Thread(target=world.runner.run, args=("job_1",))
+    running.start()
+    eventually(lambda: world.publisher.added)
+    finished = threading.Event()
+    retiring = threading.Thread(target=lambda: (world.runner.finish_running(), finished.set()))
+    retiring.start()
+    eventually(lambda: world.admission.closed)
+    world.runner.run("job_2")
+    assert world.store.requeued == ["job_2"]
+    assert not finished.is_set()
+    # A task body that is over still asks how its job has ended.
+    assert not world.runner.closed
+    world.publisher.added[0].over.set()
+    assert finished.wait(DEADLINE_S)
+    running.join()
+    retiring.join()
+
+
 def test_a_job_is_requeued_while_the_engine_is_replaced(world: World) -> None:
     world.engine.reloading = True
     world.runner.run("job_1")
