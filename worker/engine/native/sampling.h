@@ -27,11 +27,18 @@ enum { BLOCK = 64 };
 /* Fewest candidates that top-k collects before a selection. */
 enum { MIN_COLLECTED = 256 };
 
-/* The ids that may be drawn, in the memory of one thread. Each array has room for all ids and one more block. */
+/* The logits of a row, and which ids may be drawn. */
 typedef struct {
-  float *values;   /* their logits, filled up with -inf to a whole vector */
+  const float *logits;      /* (V) */
+  const int32_t *forbidden; /* as in SamplingRow */
+  long ids;
+} Row;
+
+/* Candidates for the draw, in the memory of one thread. Each array has room for all ids and one more block. */
+typedef struct {
+  float *values;   /* their logits */
   int32_t *ids;    /* their ids, in rising order */
-  double *weights; /* their weights */
+  double *weights; /* their weights, filled up with zeros to a whole block */
   double *left;    /* what a selection has not discarded yet */
 } Candidates;
 
@@ -59,7 +66,25 @@ static double uniform(uint64_t seed, uint64_t index, uint64_t choice) {
   return (double)bits * 0x1p-53;
 }
 
-/* ---- The largest logit. ---- */
+/* ---- Logits. ---- */
+
+/* The logits of the ids from i on, a multiple of LANES; -inf for ids that do not exist. */
+INLINE vec load_logits(const Row *row, long i) {
+  if (i + LANES <= row->ids) return load(row->logits + i);
+  float last[LANES];
+  for (int lane = 0; lane < LANES; lane++) last[lane] = i + lane < row->ids ? row->logits[i + lane] : -INFINITY;
+  return load(last);
+}
+
+/* The same; -inf also for ids that may not be drawn. */
+INLINE vec load_allowed(const Row *row, long i) {
+  vec x = load_logits(row, i);
+  if (row->forbidden == NULL) return x;
+  if (i + LANES <= row->ids) return choose(*(const ivec *)(row->forbidden + i), splat(-INFINITY), x);
+  ivec forbidden = {0};
+  for (long j = i; j < row->ids; j++) forbidden[j - i] = row->forbidden[j];
+  return choose(forbidden, splat(-INFINITY), x);
+}
 
 typedef struct {
   int finite; /* whether all logits are finite, those of forbidden ids included */
@@ -67,50 +92,106 @@ typedef struct {
   int32_t id; /* the lowest one, if several logits are equally large */
 } Largest;
 
-/* The same for each lane, after a part of the logits. */
-typedef struct {
-  vec value;
-  ivec id; /* id of lane 0 in the vector that had the largest */
-  ivec not_finite;
-} LaneLargest;
-
-INLINE vec update_largest(LaneLargest *lanes, vec x, ivec forbidden, long i) {
-  lanes->not_finite |= x - x != 0;
-  x = choose(forbidden, splat(-INFINITY), x);
-  ivec better = x > lanes->value;
-  lanes->value = choose(better, x, lanes->value);
-  lanes->id = (better & (int32_t)i) | (~better & lanes->id);
-  return x;
-}
-
-/* Find the largest logit of the ids that may be drawn. Copies the logits to `to`, unless it is NULL; those of forbidden
-ids become -inf. */
-INLINE Largest find_largest(const float *logits, const int32_t *forbidden, long ids, float *to) {
-  LaneLargest lanes = {splat(-INFINITY), {0}, {0}};
-  long i = 0;
-  for (; i + LANES <= ids; i += LANES) {
-    vec x = update_largest(&lanes, load(logits + i), forbidden ? *(const ivec *)(forbidden + i) : (ivec){0}, i);
-    if (to) store(to + i, x);
+/* The largest logit of the ids that may be drawn. */
+static Largest find_largest(const Row *row) {
+  vec most = splat(-INFINITY);
+  ivec ids = {0}, not_finite = {0}; /* `ids`: of lane 0 in the vector that had the largest */
+  for (long i = 0; i < row->ids; i += LANES) {
+    vec x = load_logits(row, i);
+    ivec wrong = x - x != 0;
+    if (i + LANES > row->ids) {
+      for (long lane = row->ids - i; lane < LANES; lane++) wrong[lane] = 0;
+    }
+    not_finite |= wrong;
+    x = load_allowed(row, i);
+    ivec better = x > most;
+    most = choose(better, x, most);
+    ids = (better & (int32_t)i) | (~better & ids);
   }
-  if (i < ids) {
-    float rest[LANES] = {0};
-    int32_t rest_forbidden[LANES];
-    memset(rest_forbidden, -1, sizeof(rest_forbidden));
-    memcpy(rest, logits + i, (ids - i) * sizeof(float));
-    for (long j = i; j < ids; j++) rest_forbidden[j - i] = forbidden ? forbidden[j] : 0;
-    vec x = update_largest(&lanes, load(rest), *(const ivec *)rest_forbidden, i);
-    if (to) store(to + i, x);
-  }
-  Largest largest = {1, -INFINITY, 0};
+  Largest largest = {!any(not_finite), -INFINITY, 0};
   for (int lane = 0; lane < LANES; lane++) {
-    int32_t id = lanes.id[lane] + lane;
-    if (lanes.not_finite[lane]) largest.finite = 0;
-    if (lanes.value[lane] > largest.value || (lanes.value[lane] == largest.value && id < largest.id)) {
-      largest.value = lanes.value[lane];
+    int32_t id = ids[lane] + lane;
+    if (most[lane] > largest.value || (most[lane] == largest.value && id < largest.id)) {
+      largest.value = most[lane];
       largest.id = id;
     }
   }
   return largest;
+}
+
+/* Append the logits of the ids from i on where the mask is set. Returns the number of candidates. */
+INLINE long append(Candidates *candidates, long count, vec x, long i, ivec mask) {
+#if LANES == 16
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  __mmask16 chosen = _mm512_movepi32_mask((__m512i)mask);
+  __m512i ids = _mm512_add_epi32(lanes, _mm512_set1_epi32((int)i));
+  store(candidates->values + count, (vec)_mm512_maskz_compress_ps(chosen, (__m512)x));
+  _mm512_storeu_si512(candidates->ids + count, _mm512_maskz_compress_epi32(chosen, ids));
+  return count + __builtin_popcount(chosen);
+#else
+  float lanes[LANES];
+  store(lanes, x);
+  for (int lane = 0; lane < LANES; lane++) {
+    candidates->values[count] = lanes[lane];
+    candidates->ids[count] = (int32_t)i + lane;
+    count -= mask[lane]; /* which is 0 or -1 */
+  }
+  return count;
+#endif
+}
+
+/* ---- Weights. The weight of the largest logit is 1. ---- */
+
+typedef struct {
+  double largest, temperature;
+} Scale;
+
+INLINE dvec weights_of(const float *values, Scale scale) {
+  return exponential_of_doubles((load_widened(values) - scale.largest) / scale.temperature);
+}
+
+/* A number that no logit is below whose weight is at least `weight`. */
+INLINE float lowest_logit(double weight, Scale scale) {
+  double size = 1 + fabs(scale.largest) + scale.temperature; /* rounding is far less than 1e-9 of it */
+  return nextafterf((float)(scale.largest + scale.temperature * log(weight) - 1e-9 * size), -INFINITY);
+}
+
+INLINE double block_sum(const double *weights) {
+  dvec total = load_doubles(weights);
+  for (long i = DOUBLES; i < BLOCK; i += DOUBLES) total += load_doubles(weights + i);
+  return sum_doubles(total);
+}
+
+static double total_of(const double *weights, long count) {
+  double total = 0;
+  for (long i = 0; i < count; i += BLOCK) total += block_sum(weights + i);
+  return total;
+}
+
+/* Compute the weights of a block of ids, which begins at id i. Returns their sum. */
+INLINE double weigh_block(const Row *row, long i, Scale scale, double *weights) {
+  for (long j = 0; j < BLOCK; j += LANES) {
+    float values[LANES];
+    store(values, i + j < row->ids ? load_allowed(row, i + j) : splat(-INFINITY));
+    store_doubles(weights + j, weights_of(values, scale));
+    store_doubles(weights + j + DOUBLES, weights_of(values + DOUBLES, scale));
+  }
+  return block_sum(weights);
+}
+
+/* sums = the sum of the weights of each block of ids. Returns the sum of all. */
+static double weigh_blocks(const Row *row, Scale scale, double *sums) {
+  double total = 0, weights[BLOCK];
+  for (long i = 0; i < row->ids; i += BLOCK) total += sums[i / BLOCK] = weigh_block(row, i, scale, weights);
+  return total;
+}
+
+/* Compute the weights of the candidates. */
+static void weigh_candidates(Candidates *candidates, long count, Scale scale) {
+  long i = 0;
+  for (; i < count; i += DOUBLES) store_doubles(candidates->weights + i, weights_of(candidates->values + i, scale));
+  for (long j = count; j < i; j++) candidates->weights[j] = 0;
+  for (; i % BLOCK; i += DOUBLES) store_doubles(candidates->weights + i, (dvec){0});
 }
 
 /* ---- Selections. ---- */
@@ -173,23 +254,17 @@ static long keep_highest(Candidates *candidates, long count, long k) {
   return kept;
 }
 
-/* Make the k highest logits the candidates, or all that are allowed if there are fewer. Returns their number. They are
-collected in the array that is being read, always before the read position. When more than `max_collected` have been
-collected, only the k highest of them are kept, and the lowest of these becomes the threshold that later logits must
-exceed. */
-static long keep_top_k(Candidates *candidates, long ids, long k) {
+/* Make the k highest logits the candidates, or all that are allowed if there are fewer. Returns their number. When more
+than `max_collected` have been collected, only the k highest of them are kept, and the lowest of these becomes the
+threshold that later logits must exceed. */
+static long keep_top_k(const Row *row, Candidates *candidates, long k) {
   long max_collected = 2 * k > MIN_COLLECTED ? 2 * k : MIN_COLLECTED, count = 0;
   float threshold = -INFINITY;
-  for (long i = 0; i < ids; i += LANES) {
-    vec x = load(candidates->values + i);
-    if (!any(x > threshold)) continue;
-    float lanes[LANES];
-    store(lanes, x);
-    for (int lane = 0; lane < LANES; lane++) {
-      candidates->values[count] = lanes[lane];
-      candidates->ids[count] = (int32_t)i + lane;
-      count += lanes[lane] > threshold; /* an equal logit has a higher id than k others, so it is not needed */
-    }
+  for (long i = 0; i < row->ids; i += LANES) {
+    vec x = load_allowed(row, i);
+    ivec above = x > threshold; /* an equal logit has a higher id than k others, so it is not needed */
+    if (!any(above)) continue;
+    count = append(candidates, count, x, i, above);
     if (count > max_collected) {
       count = keep_highest(candidates, count, k);
       threshold = candidates->values[0];
@@ -199,31 +274,18 @@ static long keep_top_k(Candidates *candidates, long ids, long k) {
       }
     }
   }
-  count = keep_highest(candidates, count, k);
-  for (long i = count; i % LANES; i++) candidates->values[i] = -INFINITY;
-  return count;
+  return keep_highest(candidates, count, k);
 }
 
-INLINE double block_sum(const double *weights) {
-  dvec total = load_doubles(weights);
-  for (long i = DOUBLES; i < BLOCK; i += DOUBLES) total += load_doubles(weights + i);
-  return sum_doubles(total);
-}
-
-static double total_of(const double *weights, long count) {
-  double total = 0;
-  for (long i = 0; i < count; i += BLOCK) total += block_sum(weights + i);
-  return total;
-}
-
-/* Compute the weights of the candidates. The weight of the largest logit is 1. */
-static void weigh_candidates(Candidates *candidates, long count, double largest, double temperature) {
-  long i = 0;
-  for (; i < count; i += DOUBLES) {
-    dvec score = (load_widened(candidates->values + i) - largest) / temperature;
-    store_doubles(candidates->weights + i, exponential_of_doubles(score));
+/* Make the logits that are at least `lowest` the candidates. Returns their number. */
+static long keep_above(const Row *row, Candidates *candidates, float lowest) {
+  long count = 0;
+  for (long i = 0; i < row->ids; i += LANES) {
+    vec x = load_allowed(row, i);
+    ivec enough = x >= lowest;
+    if (any(enough)) count = append(candidates, count, x, i, enough);
   }
-  for (; i % BLOCK; i += DOUBLES) store_doubles(candidates->weights + i, (dvec){0});
+  return count;
 }
 
 /* Keep the candidates whose weights are at least min_p times that of the largest logit; the weights of the others become
@@ -235,12 +297,14 @@ static void keep_min_p(Candidates *candidates, long count, double min_p) {
   }
 }
 
-/* Keep the fewest candidates whose weights together reach the fraction p of the total; the weights of the others become
+/* The largest weight such that all weights below it, of `count`, add up to at most half of what may be left out if the
+others must reach the fraction p of the total. So none of them is needed. */
+INLINE double least_needed(double p, double total, long count) { return (1 - p) * total / (2 * (double)count); }
+
+/* Keep the fewest candidates whose weights together reach the fraction p of `total`; the weights of the others become
 0. */
-static void keep_top_p(Candidates *candidates, long count, double p) {
-  double total = total_of(candidates->weights, count);
-  /* All weights below this one add up to at most half of what may be left out, so none of them is needed. */
-  double least = (1 - p) * total / (2 * (double)count);
+static void keep_top_p(Candidates *candidates, long count, double p, double total) {
+  double least = least_needed(p, total, count);
   long heavy = 0;
   for (long i = 0; i < count; i += DOUBLES) {
     dvec w = load_doubles(candidates->weights + i);
@@ -263,6 +327,19 @@ static void keep_top_p(Candidates *candidates, long count, double p) {
 
 /* ---- The draw. ---- */
 
+/* The index in a block of weights at which the running sum, which is `reached` before the block, first exceeds `target`.
+If rounding keeps it from that: the last one with a weight. */
+INLINE long draw_in_block(const double *weights, double reached, double target) {
+  long drawn = 0;
+  for (long i = 0; i < BLOCK && reached <= target; i++) {
+    if (weights[i] > 0) {
+      drawn = i;
+      reached += weights[i];
+    }
+  }
+  return drawn;
+}
+
 /* The candidate at which the running sum of the weights first exceeds `fraction` times the total; 0 <= fraction < 1.
 This target rounds to less than the total, which is at least 1, the weight of the largest logit. */
 static long invert_cdf(const double *weights, long count, double fraction) {
@@ -273,28 +350,47 @@ static long invert_cdf(const double *weights, long count, double fraction) {
     if (next > target) break;
     reached = next;
   }
-  long drawn = i;
-  for (long end = i + BLOCK; i < end && reached <= target; i++) {
-    if (weights[i] > 0) {
-      drawn = i;
-      reached += weights[i];
-    }
-  }
-  return drawn; /* if rounding kept this sum from exceeding the target: the last candidate with a weight */
+  return i + draw_in_block(weights + i, reached, target);
 }
 
-/* Draw an id from logits (V). Returns -1 if they are not all finite, or if no id may be drawn. */
-static int64_t draw_row(const float *logits, long ids, const SamplingRow *row, Candidates *candidates) {
-  int greedy = row->temperature == 0, limited = row->top_k < ids;
-  Largest largest = find_largest(logits, row->forbidden, ids, greedy ? NULL : candidates->values);
+/* The same for all ids of a row, whose weights are computed again where they are needed. `sums` are those of
+`weigh_blocks`. */
+static long draw_from_blocks(const Row *row, Scale scale, const double *sums, double total, double fraction) {
+  double target = fraction * total, reached = 0, weights[BLOCK];
+  long i = 0;
+  for (; i + BLOCK < row->ids; i += BLOCK) {
+    double next = reached + sums[i / BLOCK];
+    if (next > target) break;
+    reached = next;
+  }
+  weigh_block(row, i, scale, weights);
+  return i + draw_in_block(weights, reached, target);
+}
+
+/* Draw an id from the logits of a row. Returns -1 if they are not all finite, or if no id may be drawn. */
+static int64_t draw_row(const float *logits, long ids, const SamplingRow *sampling, Candidates *candidates) {
+  const Row row = {logits, sampling->forbidden, ids};
+  Largest largest = find_largest(&row);
   if (!largest.finite || largest.value == -INFINITY) return -1;
-  if (greedy) return largest.id;
-  long count = limited ? keep_top_k(candidates, ids, row->top_k) : ids;
-  weigh_candidates(candidates, count, largest.value, row->temperature);
-  if (row->min_p > 0) keep_min_p(candidates, count, row->min_p);
-  if (row->top_p < 1) keep_top_p(candidates, count, row->top_p);
-  long drawn = invert_cdf(candidates->weights, count, uniform(row->seed, row->index, row->choice));
-  return limited ? candidates->ids[drawn] : drawn;
+  if (sampling->temperature == 0) return largest.id;
+  Scale scale = {largest.value, sampling->temperature};
+  double fraction = uniform(sampling->seed, sampling->index, sampling->choice);
+  double total = 0; /* of the weights from which top-p chooses; 0: not known yet */
+  long count;
+  if (sampling->top_k < ids) {
+    count = keep_top_k(&row, candidates, sampling->top_k);
+  } else if (sampling->min_p > 0) {
+    count = keep_above(&row, candidates, lowest_logit(sampling->min_p, scale));
+  } else {
+    total = weigh_blocks(&row, scale, candidates->weights);
+    if (sampling->top_p >= 1) return draw_from_blocks(&row, scale, candidates->weights, total, fraction);
+    count = keep_above(&row, candidates, lowest_logit(least_needed(sampling->top_p, total, ids), scale));
+  }
+  weigh_candidates(candidates, count, scale);
+  if (sampling->min_p > 0) keep_min_p(candidates, count, sampling->min_p);
+  if (total == 0) total = total_of(candidates->weights, count);
+  if (sampling->top_p < 1) keep_top_p(candidates, count, sampling->top_p, total);
+  return candidates->ids[invert_cdf(candidates->weights, count, fraction)];
 }
 
 typedef struct {
