@@ -10,6 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from tasks.card import Card
+from tasks.machine_memory import return_free_memory
 from worker.checkpoints import formats
 from worker.checkpoints.cards import build_card
 from worker.checkpoints.checkpoint import Checkpoint, Weights
@@ -183,6 +184,8 @@ def load_model(
     vocabulary = (
         Vocabulary.without_text(config.vocab_size) if tokenizer is None else vocabulary_of(tokenizer, config.vocab_size)
     )
+    # Reading a tokenizer needs more memory than it keeps. The weights need theirs next.
+    return_free_memory()
     model = load_weights(config, CountedWeights(checkpoint.weights, progress), chosen, weights, compute)
     engine = Engine(
         model,
