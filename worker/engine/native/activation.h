@@ -5,7 +5,7 @@
 
 #include "vector.h"
 
-/* worker/engine/native/library.py has the same numbers. */
+/* library.py has the same numbers. */
 enum Activation { RELU_SQUARED, SILU, GELU, GELU_TANH };
 
 INLINE float sigmoid(float x) { return 1 / (1 + expf(-x)); }

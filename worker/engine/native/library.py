@@ -70,7 +70,7 @@ ACTIVATIONS: dict[Activation, int] = {"relu_squared": 0, "silu": 1, "gelu": 2, "
 
 
 class QkNormPlace(IntEnum):
-    """Whether queries and keys are normalized, and when. This C enum and the following one are in kernels.c."""
+    """Whether queries and keys are normalized, and when (`QkNorm` in model.h)."""
 
     NONE = 0
     BEFORE_ROTATION = 1
@@ -78,7 +78,10 @@ class QkNormPlace(IntEnum):
 
 
 class PackTarget(IntEnum):
-    """Where the rows of a plain matrix go: to outputs in a row, or to the first or the second halves of panels."""
+    """Where the rows of a plain matrix go: to outputs in a row, or to the first or the second halves of panels.
+
+    This is `Target` in kernels.c.
+    """
 
     IN_A_ROW = 0
     FIRST_HALVES = 1
@@ -103,9 +106,9 @@ class Matrix(ctypes.Structure):
 
 
 class Table(ctypes.Structure):
-    """An embedding table: one row for each id, fp32 or bf16. The C struct is in kernels.c."""
+    """An embedding table: one row for each id. This and other C structs without a remark are in model.h."""
 
-    _fields_ = (("rows", Pointer), ("bf16", Long))
+    _fields_ = (("rows", Pointer), ("kind", Long))
 
 
 class Norm(ctypes.Structure):
@@ -121,7 +124,7 @@ class NormWeights(ctypes.Structure):
 
 
 class Linear(ctypes.Structure):
-    """A matrix and its biases. This C struct and the following ones are in kernels.c."""
+    """A matrix and its biases."""
 
     _fields_ = (("matrix", Matrix), ("bias", Pointer), ("gate_bias", Pointer))
 
@@ -149,7 +152,7 @@ class Layer(ctypes.Structure):
 
 
 class ModelData(ctypes.Structure):
-    """The weights and settings of a model (`Model` in kernels.c)."""
+    """The weights and settings of a model (`Model` in model.h)."""
 
     _fields_ = (
         ("layers", Long),

@@ -387,8 +387,8 @@ class _Loader:
         return NormWeights(self._copy(f"{name}.weight"), self._copy(f"{name}.bias") if norm.kind == "layer" else None)
 
     def _table(self, name: str) -> Table:
-        table = self._plain(self._model.device.copy_table(self._weights[name]))
-        return Table(self._kept_address(table), table.dtype is torch.bfloat16)
+        table = self._model.device.copy_table(self._weights[name]).contiguous()
+        return Table(self._kept_address(table), KINDS[table.dtype])
 
     def _copy(self, name: str) -> int:
         return self._kept_address(self._model.device.copy(self._weights[name]).contiguous())
@@ -401,8 +401,3 @@ class _Loader:
     def _floats(self, name: str) -> list[float]:
         values: list[float] = self._weights[name].float().tolist()
         return values
-
-    @staticmethod
-    def _plain(tensor: Tensor) -> Tensor:
-        """The tensor in a contiguous layout and a number format that the kernels can read."""
-        return (tensor.float() if tensor.dtype is torch.float16 else tensor).contiguous()

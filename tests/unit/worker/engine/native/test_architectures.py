@@ -50,7 +50,7 @@ def shared(model: NativeModel, sharing: Sharing) -> NativeModel:
     return model
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @given(
     config=architectures(),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
@@ -74,7 +74,7 @@ def test_every_architecture_gives_the_logits_of_the_reference(
     torch.testing.assert_close(found, reference.logits(config, weights, prompt)[-1], atol=1e-3, rtol=1e-3)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(config=architectures(), seed=st.integers(0, 5), length=st.integers(1, CONTEXT - 2))
 def test_no_bit_depends_on_the_batch_the_chunks_or_how_threads_share_a_step(
     kernels: ctypes.CDLL, config: ModelConfig, seed: int, length: int
