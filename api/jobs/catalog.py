@@ -80,8 +80,14 @@ class CatalogSnapshot:
         return {card.latest_of: card for card in named}
 
     def card(self, name: str) -> Card | None:
-        """The card of a checkpoint, or of the last checkpoint of the run with this name; None if there is none."""
-        return self.cards.get(name) or self._latest.get(name)
+        """The card of a checkpoint, or of the last checkpoint of the run with this name; None if there is none.
+
+        A run that an ordinary worker served under its own name has a card too, which is kept when the worker has gone.
+        """
+        card, latest = self.cards.get(name), self._latest.get(name)
+        if card is None or (latest is not None and self.accepts(latest.name) and not self.accepts(name)):
+            return latest
+        return card
 
     def default(self, configured: str | None) -> str | None:
         """The checkpoint of a request that names none.

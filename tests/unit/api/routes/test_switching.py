@@ -95,6 +95,22 @@ async def test_the_name_of_a_run_means_its_last_checkpoint(settings: Settings, s
         assert job["model"] == "d4-300"
 
 
+async def test_a_run_that_an_ordinary_worker_served_before_means_its_last_checkpoint_now(
+    settings: Settings, store: SwitchingStore
+) -> None:
+    with fake_worker(settings, named(CARD, "d4")):
+        pass
+    store.offer(SWITCHING, {"d4-200": Offer(named(CARD, "d4-200", step=200, latest_of="d4"), 1)})
+    async with api(settings) as client:
+        job = (await client.post("/v1/jobs", json={"prompt": "1", "model": "d4"})).json()
+        assert job["model"] == "d4-200"
+    # While such a worker is there, the name is that of its checkpoint.
+    with fake_worker(settings, named(CARD, "d4")):
+        async with api(settings) as client:
+            job = (await client.post("/v1/jobs", json={"prompt": "1", "model": "d4"})).json()
+            assert job["model"] == "d4"
+
+
 async def test_models_say_what_is_loaded(settings: Settings, store: SwitchingStore) -> None:
     store.offer(SWITCHING, offers(CARD, "a", "b"))
     with fake_worker(settings, named(CARD, "b")):
