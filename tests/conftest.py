@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from hypothesis import HealthCheck, settings
 
 from bench.own_redis import OwnRedis
 from celeriac.launcher.redis_program import find_executable
@@ -20,6 +21,10 @@ from tests.helpers.long_files import place
 
 #: How long the server may take to start, in seconds.
 START_DEADLINE_S = 10.0
+
+# No test depends on how fast the machine is at the moment.
+settings.register_profile("celeriac", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("celeriac")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
