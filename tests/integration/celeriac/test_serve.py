@@ -152,10 +152,13 @@ def test_a_redis_that_can_never_serve_the_queue_stops_the_start(served: Served, 
 
 
 def test_the_next_serve_has_ended_jobs_and_finishes_running_and_waiting_ones_after_ctrl_c(served: Served) -> None:
-    one_slot = {"CELERIAC_SLOTS": "1"}
+    # Tokens are written at once, so that the loop below sees them before the text ends.
+    one_slot = {"CELERIAC_SLOTS": "1", "CELERIAC_FLUSH_INTERVAL_MS": "1"}
     process = served.ready(checkpoint=SHIPPED, **one_slot)
     [worker] = served.workers()
     [engine] = [Engine.of(pid) for pid in children(worker)]
+    # If this process must wait for a processor, the engine must not get it meanwhile.
+    os.setpriority(os.PRIO_PROCESS, engine.pid, 19)
     with InferenceClient(served.url) as client:
         ended = client.wait(client.submit("12+", max_tokens=5), timeout=60)
         # While the engine is stopped, the text cannot end, however fast the machine is.

@@ -8,20 +8,20 @@ import platform
 import pytest
 
 from tests.helpers.kernels import kinds_by_width
-from worker.engine.native.library import build, opened, processor_kinds
+from worker.engine.native.library import build, load, opened, processor_kinds
 
 #: Kinds that differ from another one only in their instructions for dot products.
 OTHERS = [kind for kind in processor_kinds() if kind not in kinds_by_width()]
 
 
 @pytest.fixture(scope="session", params=kinds_by_width())
-def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    return opened(build(request.param, tmp_path_factory.mktemp(request.param)))
+def kernels(request: pytest.FixtureRequest) -> ctypes.CDLL:
+    return load(request.param)
 
 
 @pytest.fixture(scope="session", params=[pytest.param(kind, marks=pytest.mark.slow) for kind in OTHERS])
-def other_kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    return opened(build(request.param, tmp_path_factory.mktemp(request.param)))
+def other_kernels(request: pytest.FixtureRequest) -> ctypes.CDLL:
+    return load(request.param)
 
 
 @pytest.fixture(scope="session")
