@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -74,21 +74,28 @@ def prompts(batch: int, length: int, vocab_size: int) -> list[list[int]]:
     return [[1 + (7 * row + 3 * position) % (vocab_size - 1) for position in range(length)] for row in range(batch)]
 
 
-def timed_decode(engine: Engine, batch: list[list[int]], tokens: int, *, sampling: SamplingParams = GREEDY) -> Run:
-    """Decode `tokens` tokens for each prompt of `batch`, and measure the time."""
+def timed_decode(
+    engine: Engine,
+    batch: list[list[int]],
+    tokens: int,
+    *,
+    sampling: SamplingParams = GREEDY,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Run:
+    """Decode `tokens` tokens for each prompt of `batch`, and measure the time by `clock`, in seconds."""
     sampling = replace(sampling, max_tokens=tokens, ignore_eos=True)
-    began = time.perf_counter()
+    began = clock()
     sequences = [
         engine.add_request(SequenceRequest(id=str(row), prompt=tuple(prompt), sampling=sampling, every_id=True))
         for row, prompt in enumerate(batch)
     ]
     while not all(sequence.tokens for sequence in sequences):
         engine.step()
-    prefilled = time.perf_counter()
+    prefilled = clock()
     steps = 0
     while engine.has_work:
         engine.step()
         steps += 1
-    ended = time.perf_counter()
+    ended = clock()
     ids = [sequence.tokens for sequence in sequences]
     return Run(ids, ended - began, prefilled - began, ended - prefilled, steps)

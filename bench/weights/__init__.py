@@ -1,0 +1,1 @@
+"""Compares forms of weights and ways to compute."""
