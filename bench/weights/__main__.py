@@ -28,16 +28,14 @@ from bench.decoding import Run, prompts, timed_decode
 from bench.options import add_decoding_options, add_model_options, batch_sizes
 from bench.report import report
 from bench.source import Source, source_of
+from bench.weights.engines import engine_of
 from bench.weights.loss import Document, held_out_sums, measure_quality
 from worker.checkpoints.folder import find
 from worker.checkpoints.tokenizers import load_tokenizer
 from worker.engine.architecture.weight_form import Compute, WeightForm
 from worker.engine.backends import load_weights
 from worker.engine.device import Device
-from worker.engine.engine import Engine
-from worker.engine.kv.budget import KvBudget
 from worker.engine.native.model import NativeModel
-from worker.engine.vocabulary import Vocabulary
 from worker.jobs.prompt import encode_prompt
 
 #: Each form and way to compute.
@@ -49,17 +47,8 @@ FORMS: dict[str, tuple[WeightForm, Compute]] = {
     "int8": ("int8", "exact"),
     "int8+fast": ("int8", "fast"),
 }
-#: Batch size when the loss is measured.
-ROWS = 32
 #: Longest document whose loss is measured, in tokens.
 LONGEST = 1024
-
-
-def engine_of(model: NativeModel, *, slots: int, tokens: int) -> Engine:
-    """Return an engine that decodes bare ids, without a tokenizer, in sequences of at most `tokens` tokens."""
-    vocabulary = Vocabulary.without_text(model.config.vocab_size)
-    kv_tokens = slots * KvBudget.need(tokens, 0)
-    return Engine(model, vocabulary, slots=slots, kv_tokens=kv_tokens, prefill_chunk_tokens=256, prefix_cache=False)
 
 
 def gains(models: dict[str, NativeModel], args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -137,9 +126,7 @@ def main() -> None:
     right = None
     if not args.shape:
         documents = documents_of(args, source.config.vocab_size)
-        longest = max(len(document.ids) for document in documents)
-        engines = {form: engine_of(model, slots=ROWS, tokens=longest + 1) for form, model in models.items()}
-        qualities = measure_quality(forms[0], engines, documents)
+        qualities = measure_quality(forms[0], models, documents)
         for form in forms[1:]:
             rows += qualities[form].rows(form)
         if args.text is None:

@@ -13,8 +13,12 @@ from torch import Tensor
 
 from bench.decoding import run_to_end, timed_decode
 from bench.processes import ROOT
+from bench.weights.engines import engine_of
 from tasks.sampling_params import SamplingParams
+from worker.engine.batch import Batch
 from worker.engine.engine import Engine
+from worker.engine.kv.cache import KvCache
+from worker.engine.native.model import NativeModel
 from worker.engine.request import SequenceRequest
 
 ARITHMETIC = ROOT / "examples" / "arithmetic"
@@ -81,14 +85,38 @@ class Quality:
         return [loss.row(form, part) for part, loss in parts.items() if loss.positions]
 
 
-def next_logits(engine: Engine, ids: list[int]) -> Tensor:
-    """Return the logits (T - 1, V) for each id except the first, computed from the ids before it."""
-    sampling = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
-    requests = [
-        SequenceRequest(id=str(end), prompt=tuple(ids[:end]), sampling=sampling, keep_prompt_logits=True, every_id=True)
-        for end in range(1, len(ids))
-    ]
-    return torch.tensor([sequence.prompt_logits for sequence in run_to_end(engine, requests)])
+class Recorder:
+    """A model that keeps the logits of its steps."""
+
+    reads_beyond = False
+
+    def __init__(self, model: NativeModel) -> None:
+        self._model = model
+        self.config = model.config
+        self.device = model.device
+        self.logits: list[Tensor] = []
+
+    def forward(self, batch: Batch, cache: KvCache) -> Tensor:
+        """Run a step of the model."""
+        logits = self._model.forward(batch, cache)
+        self.logits.append(logits)
+        return logits
+
+
+class Reader:
+    """A model that reads documents of at most `longest` ids, and decodes their answers."""
+
+    def __init__(self, model: NativeModel, longest: int) -> None:
+        self._recorder = Recorder(model)
+        self.engine = engine_of(self._recorder, slots=1, tokens=longest + 1)
+
+    def next_logits(self, ids: list[int]) -> Tensor:
+        """Return the logits (T - 1, V) for each id except the first, computed from the ids before it."""
+        # With log-probabilities of the prompt, a step gives logits for all of its positions.
+        sampling = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True, prompt_logprobs=0)
+        self._recorder.logits.clear()
+        run_to_end(self.engine, [SequenceRequest(id="0", prompt=tuple(ids), sampling=sampling, every_id=True)])
+        return torch.cat(self._recorder.logits)[: len(ids) - 1]
 
 
 def is_right(engine: Engine, document: Document) -> bool:
@@ -97,18 +125,20 @@ def is_right(engine: Engine, document: Document) -> bool:
     return timed_decode(engine, [document.ids[: document.answer]], len(answer)).ids[0] == answer
 
 
-def measure_quality(exact: str, engines: dict[str, Engine], documents: Sequence[Document]) -> dict[str, Quality]:
+def measure_quality(exact: str, models: dict[str, NativeModel], documents: Sequence[Document]) -> dict[str, Quality]:
     """Evaluate all forms on all documents, beside the form `exact`, which is one of them."""
-    qualities = {form: Quality() for form in engines}
+    qualities = {form: Quality() for form in models}
+    longest = max(len(document.ids) for document in documents)
+    readers = {form: Reader(model, longest) for form, model in models.items()}
     for document in documents:
-        logits = {form: next_logits(engine, document.ids) for form, engine in engines.items()}
+        logits = {form: reader.next_logits(document.ids) for form, reader in readers.items()}
         targets = torch.tensor(document.ids[1:])
         first = document.answer - 1
         for form, quality in qualities.items():
             quality.whole.add(logits[exact], logits[form], targets)
             if document.answer:
                 quality.answers.add(logits[exact][first:], logits[form][first:], targets[first:])
-                quality.right += is_right(engines[form], document)
+                quality.right += is_right(readers[form].engine, document)
     return qualities
 
 
