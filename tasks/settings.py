@@ -182,14 +182,14 @@ class Settings(BaseSettings):
     )
     checkpoints: Path | None = Field(
         None,
-        description="Folder of checkpoints, one of which the worker loads when jobs wait for it, instead of one "
-        "`CELERIAC_CHECKPOINT`. It may be nanochat's own folder. What is written to it later is found.",
+        description="Folder of checkpoints, in place of one `CELERIAC_CHECKPOINT`: the worker loads a checkpoint of "
+        "this folder when jobs wait for it. It may be nanochat's own folder. What is written to it later is found.",
     )
     memory_mb: int = Field(
         0,
         ge=0,
-        description="Memory in MiB that the checkpoints which a worker with `CELERIAC_CHECKPOINTS` has loaded may take "
-        "together, KV caches included. At least one can always be loaded. 0: half of the device's memory.",
+        description="Memory in MiB for all checkpoints that a worker with `CELERIAC_CHECKPOINTS` has loaded, with "
+        "their KV caches. One can always be loaded. 0: half of the device's memory.",
     )
     slots: int = Field(32, ge=1, le=1024, description="Most jobs in one batch; also Celery's concurrency.")
     kv_memory_mb: int = Field(

@@ -154,11 +154,12 @@ def queue(checkpoint: str) -> str:
     return f"generate.{checkpoint}"
 
 
+#: Channel that receives the name of a checkpoint that is offered and not served, when a job is submitted for it.
+SWITCHING_CHANNEL = f"{PREFIX}wanted"
+
+
 # The names of these channels contain "bell", an old word for a notification. Names in Redis are part of the layout, so
 # they do not change with the words of the code.
-
-#: Channel that receives the name of a checkpoint that is offered and not served, when a job is submitted for it.
-SWITCHING_CHANNEL = f"{PREFIX}bell:switching"
 
 
 def state_channel(job_id: str) -> str:

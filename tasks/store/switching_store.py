@@ -12,17 +12,13 @@ from itertools import islice
 from typing import Any
 
 import redis
-import structlog
-from redis.exceptions import ResponseError
 
 from tasks.card import Card
 from tasks.errors import WorkerReplacedError
-from tasks.redis_client.errors import is_permanent
 from tasks.settings import Settings
 from tasks.store import keys, schema, scripts
+from tasks.store.mending import call_mended
 from tasks.switching_info import ChildState, SwitchingInfo
-
-log = structlog.get_logger(__name__)
 
 #: Most offers that are sent or retracted in one call, so that no call keeps Redis busy for long.
 MOST_CHANGES = 200
@@ -179,16 +175,7 @@ class SwitchingStore:
         return conflicts, missing
 
     def _call(self, name: str, *arguments: scripts.Argument) -> Any:
-        """Run a script. If it fails by itself, keys of the queue may hold a wrong type: mend that, and run it again."""
-        script = scripts.get(name)
-        try:
-            return script.call(self._redis, *arguments)
-        except ResponseError as error:
-            if not is_permanent(error):
-                raise
-            log.error("script_failed", script=name, error=str(error))
-            scripts.get("repair").call(self._redis, *scripts.repair_arguments())
-            return script.call(self._redis, *arguments)
+        return call_mended(self._redis, name, *arguments)
 
 
 def _arguments(name: str, offer: Offer) -> tuple[scripts.Argument, ...]:

@@ -26,6 +26,7 @@ from tasks.redis_client.errors import is_permanent
 from tasks.settings import Settings
 from tasks.store import keys, reaped, schema, scripts
 from tasks.store.job_writes import AppendTokens, FinishJob, FlushReply, arguments_of, flush_reply, script_of
+from tasks.store.mending import call_mended
 from tasks.store.reaped import Reaped
 from tasks.worker_info import WorkerInfo
 
@@ -298,15 +299,7 @@ class WorkerStore:
         return scripts.get(name).call(self._redis, *arguments)
 
     def _call(self, name: str, *arguments: scripts.Argument) -> Any:
-        """Run a script. If it fails by itself, keys of the queue may hold a wrong type: mend that, and run it again."""
-        try:
-            return self._script(name, *arguments)
-        except ResponseError as error:
-            if not is_permanent(error):
-                raise
-            log.error("script_failed", script=name, error=str(error))
-            self._script("repair", *scripts.repair_arguments())
-            return self._script(name, *arguments)
+        return call_mended(self._redis, name, *arguments)
 
     def _mended(self, job_id: str, call: Callable[[], T]) -> T:
         """The result of a call about one job. If it fails because of the job's data, mend them, and call again."""

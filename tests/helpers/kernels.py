@@ -24,11 +24,14 @@ def kinds_by_width() -> list[str]:
 def packed(kernels: ctypes.CDLL, *weights: Tensor, kind: MatrixKind | None = None, group: int = 0) -> Matrix:
     """The packed matrix of several matrices stacked by rows.
 
-    `kind` None: int8 if there is a `group`, else the kind of the first one.
+    `kind` None: int8 if there is a `group`, else the kind of the first one. A bf16 matrix with an odd depth becomes
+    fp32, as in `NativeModel`: the kernels read pairs.
     """
     outputs, depth = sum(weight.shape[0] for weight in weights), weights[0].shape[1]
     if kind is None:
         kind = MatrixKind.INT8 if group else KINDS[weights[0].dtype]
+        if kind is MatrixKind.BF16 and depth % 2:
+            kind = MatrixKind.FP32
     matrix = Matrix(outputs, depth, kind=kind, group=group)
     matrix.panels = kernels.celeriac_reserve(kernels.celeriac_packed_bytes(ctypes.byref(matrix)))
     row = 0

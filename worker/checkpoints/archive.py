@@ -17,7 +17,7 @@ from io import BufferedReader
 from pathlib import Path
 
 from worker.checkpoints.errors import CheckpointError
-from worker.checkpoints.regular_file import GIT_LFS, IS_POINTER, open_regular
+from worker.checkpoints.regular_file import GIT_LFS, IS_POINTER, fill_at, open_regular
 
 _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"
@@ -120,17 +120,14 @@ class Archive:
         position = record.start + offset
         for begin in range(0, target.nbytes, _PART):
             part = target[begin : begin + _PART]
-            filled = 0
-            while filled < part.nbytes:
-                try:
-                    count = os.preadv(self._file.fileno(), [part[filled:]], position + begin + filled)
-                except OSError as error:
-                    raise CheckpointError(self.path, f"cannot be read: {error.strerror}") from error
-                if count == 0:
-                    raise CheckpointError(
-                        self.path, f"was cut off while it was read (in record {record.name}): copy it again"
-                    )
-                filled += count
+            try:
+                filled = fill_at(self._file, position + begin, part)
+            except OSError as error:
+                raise CheckpointError(self.path, f"cannot be read: {error.strerror}") from error
+            if filled < part.nbytes:
+                raise CheckpointError(
+                    self.path, f"was cut off while it was read (in record {record.name}): copy it again"
+                )
             crc = zlib.crc32(part, crc)
         return crc
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from math import prod
 
 import torch
 from torch import Tensor
@@ -14,24 +14,23 @@ from worker.checkpoints.folder import CheckpointFolder
 from worker.engine.architecture.config import ModelConfig
 
 
-class TensorInfo(Protocol):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorInfo:
     """What is known of a tensor before it is read."""
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Its type in the file."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The size of each dimension."""
+    #: Its type in the file.
+    dtype: torch.dtype
+    shape: tuple[int, ...]
 
     @property
     def count(self) -> int:
         """Number of numbers in the tensor."""
+        return prod(self.shape)
 
     @property
     def nbytes(self) -> int:
         """Size of the tensor in bytes."""
+        return self.count * self.dtype.itemsize
 
 
 class Weights(Mapping[str, Tensor]):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
+#: The largest number of names that a message lists.
+_NAMED = 5
 #: The longest reason, in characters. It may quote a file, which may contain anything.
 _MAX_REASON = 1000
 
@@ -18,3 +21,10 @@ class CheckpointError(Exception):
 
 class TokenizerError(CheckpointError):
     """The checkpoint's tokenizer is missing or cannot be used. The checkpoint itself can decode token ids."""
+
+
+def listed(names: Iterable[str], most: int = _NAMED) -> str:
+    """Names for a message: at most `most` of them, and how many more there are."""
+    found = [*names]
+    more = f" and {len(found) - most} more" if len(found) > most else ""
+    return ", ".join(found[:most]) + more

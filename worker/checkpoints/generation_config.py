@@ -5,7 +5,6 @@ The files are `generation_config.json`, which may be missing, and `config.json`.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 from tasks.sampling_params import SAMPLING_FIELDS
 from worker.checkpoints.errors import TokenizerError
 from worker.checkpoints.huggingface_files import CONFIG, checked
-from worker.checkpoints.json_file import read_object
+from worker.checkpoints.json_file import read_object, short
 
 GENERATION_CONFIG_NAME = "generation_config.json"
 
@@ -65,7 +64,7 @@ def _stop_ids(content: Mapping[str, Any], vocab_size: int) -> set[int]:
         raise ValueError(f"its `eos_token_id` has {len(ids)} ids, more than {_MAX_STOP_IDS}")
     for one in ids:
         if type(one) is not int:
-            raise ValueError(f"its `eos_token_id` must be a token id or a list of them, and {_shown(one)} is none")
+            raise ValueError(f"its `eos_token_id` must be a token id or a list of them, and {short(one)} is none")
         if not 0 <= one < vocab_size:
             raise ValueError(f"its `eos_token_id` {one} is not one of the model's ids, which are 0 to {vocab_size - 1}")
     return set(ids)
@@ -79,7 +78,7 @@ def _sampling(content: Mapping[str, Any], vocab_size: int) -> dict[str, float]:
         if one.name not in _NEUTRAL or value is None:
             continue
         if _is_no_number(value):
-            raise ValueError(f"its `{one.name}` must be a number, not {_shown(value)}")
+            raise ValueError(f"its `{one.name}` must be a number, not {short(value)}")
         if value == _NEUTRAL[one.name]:
             continue
         if one.name == "top_k":
@@ -98,7 +97,3 @@ def _sampling(content: Mapping[str, Any], vocab_size: int) -> dict[str, float]:
 def _is_no_number(value: Any) -> bool:
     # JSON has no NaN and no infinity, but Python reads them.
     return isinstance(value, bool) or not isinstance(value, int | float) or value != value or abs(value) == math.inf
-
-
-def _shown(value: Any) -> str:
-    return json.dumps(value)[:100]

@@ -11,6 +11,8 @@ from worker.checkpoints.regular_file import GIT_LFS, IS_POINTER, read_bytes
 
 #: The largest JSON file that is read, in bytes. Meta files have some thousand.
 MAX_JSON_BYTES = 16 << 20
+#: The longest value that a message quotes, in characters.
+_MAX_SHOWN = 60
 
 
 def read_object(path: Path, error: type[CheckpointError] = CheckpointError) -> dict[str, Any]:
@@ -26,3 +28,12 @@ def read_object(path: Path, error: type[CheckpointError] = CheckpointError) -> d
     if not isinstance(content, dict):
         raise error(path, "is not a JSON object")
     return content
+
+
+def short(value: object) -> str:
+    """A value as JSON, cut to a length that fits into a message."""
+    try:
+        text = json.dumps(value)
+    except (RecursionError, ValueError):
+        return "a value that is too large"
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."

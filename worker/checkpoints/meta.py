@@ -6,14 +6,13 @@ nanochat's trainers write it: `save_checkpoint` in nanochat/checkpoint_manager.p
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from worker.checkpoints.errors import CheckpointError
-from worker.checkpoints.json_file import read_object
+from worker.checkpoints.json_file import read_object, short
 from worker.engine.architecture.config import LIMITS
 
 #: Keys of the last evaluation, the preferred one first: bits per byte, nats per token.
@@ -60,7 +59,7 @@ def _size(path: Path, config: dict[str, Any], name: str) -> int:
     value = config[name]
     if type(value) is not int or not 1 <= value <= LIMITS[name]:
         raise CheckpointError(
-            path, f"`model_config.{name}` must be an integer from 1 to {LIMITS[name]}, not {_short(value)}"
+            path, f"`model_config.{name}` must be an integer from 1 to {LIMITS[name]}, not {short(value)}"
         )
     return value
 
@@ -70,7 +69,7 @@ def _pattern(path: Path, config: dict[str, Any]) -> str | None:
     if pattern is None:
         return None
     if not isinstance(pattern, str) or not pattern or set(pattern.upper()) - set("SL"):
-        raise CheckpointError(path, f"`model_config.window_pattern` must be letters S and L, not {_short(pattern)}")
+        raise CheckpointError(path, f"`model_config.window_pattern` must be letters S and L, not {short(pattern)}")
     return pattern.upper()
 
 
@@ -83,12 +82,3 @@ def _number(value: object) -> float | None:
     except OverflowError:
         return None
     return number if math.isfinite(number) else None
-
-
-def _short(value: object) -> str:
-    """A value as JSON, cut to a length that fits into a message."""
-    try:
-        text = json.dumps(value)
-    except RecursionError:
-        return "a deeply nested value"
-    return text if len(text) <= 60 else f"{text[:60]}..."

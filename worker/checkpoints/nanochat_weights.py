@@ -14,7 +14,7 @@ from pathlib import Path
 from worker.checkpoints import meta
 from worker.checkpoints.archive import Archive
 from worker.checkpoints.checkpoint import Checkpoint
-from worker.checkpoints.errors import CheckpointError
+from worker.checkpoints.errors import CheckpointError, listed
 from worker.checkpoints.folder import CheckpointFolder
 from worker.checkpoints.meta import Meta
 from worker.checkpoints.state_dict import read_state_dict
@@ -26,8 +26,6 @@ from worker.engine.architecture.tensors import shapes
 #: The original guide's checkpoints have this many ids, and as many rows. They are of era E1b, although they do not have
 #: the additional rows by which E1b usually differs from E1a.
 _GUIDE_VOCAB_SIZE = 32
-#: The largest number of tensors that a message names.
-_NAMED = 5
 
 
 def load(folder: CheckpointFolder, *, softcap: float | None = None) -> Checkpoint:
@@ -139,16 +137,11 @@ def _identity(config: ModelConfig, era: Era, pattern: str) -> str:
 
 def _check(path: Path, weights: Mapping[str, StoredTensor], shapes: dict[str, tuple[int, ...]]) -> None:
     if missing := [name for name in shapes if name not in weights]:
-        raise CheckpointError(path, f"lacks tensors that its meta file requires: {_list(missing)}")
+        raise CheckpointError(path, f"lacks tensors that its meta file requires: {listed(missing)}")
     if left_over := [name for name in weights if name not in shapes]:
-        raise CheckpointError(path, f"has tensors that no known era has: {_list(left_over)}")
+        raise CheckpointError(path, f"has tensors that no known era has: {listed(left_over)}")
     for name, shape in shapes.items():
         if weights[name].shape != shape:
             raise CheckpointError(
                 path, f"tensor {name} has shape {weights[name].shape}; its meta file requires {shape}"
             )
-
-
-def _list(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more

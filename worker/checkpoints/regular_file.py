@@ -32,6 +32,15 @@ def open_regular(path: Path, error: type[CheckpointError] = CheckpointError) -> 
     return os.fdopen(descriptor, "rb")
 
 
+def fill_at(file: BufferedReader, position: int, target: memoryview) -> int:
+    """Fill `target` with the bytes of an open file from `position` on. Returns how many there are: all, unless the file
+    ends before. The position of the file does not change, so threads may share it. Raises OSError."""
+    filled = 0
+    while filled < target.nbytes and (count := os.preadv(file.fileno(), [target[filled:]], position + filled)):
+        filled += count
+    return filled
+
+
 def read_bytes(path: Path, limit: int, error: type[CheckpointError] = CheckpointError) -> bytes:
     """The content of a regular file of at most `limit` bytes. Raises `error`."""
     parts: list[bytes] = []

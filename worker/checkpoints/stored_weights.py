@@ -4,37 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
 
 import torch
 from torch import Tensor
 
 from worker.checkpoints.archive import Archive, Record
-from worker.checkpoints.checkpoint import Weights
+from worker.checkpoints.checkpoint import TensorInfo, Weights
 from worker.checkpoints.tensor_memory import allocate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StoredTensor:
-    """Where a tensor is in the file, and its shape and type."""
+class StoredTensor(TensorInfo):
+    """Where a tensor is in the file."""
 
     record: Record
-    dtype: torch.dtype
-    shape: tuple[int, ...]
     #: Distance of two neighbours in each dimension, in numbers.
     stride: tuple[int, ...]
     #: Number of numbers in the record before the first one of the tensor.
     offset: int
-
-    @property
-    def count(self) -> int:
-        """Number of numbers in the tensor."""
-        return prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Size of the tensor in bytes."""
-        return self.count * self.dtype.itemsize
 
     @property
     def span(self) -> int:

@@ -13,7 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from worker.checkpoints.errors import CheckpointError
+from worker.checkpoints.errors import CheckpointError, listed
 from worker.checkpoints.tokenizers.export import TOKENIZER_NAME
 from worker.checkpoints.tokenizers.huggingface_config import CONFIG_NAME, TEMPLATE_NAME
 from worker.conversion.safetensors_writer import PlannedTensor, write_safetensors
@@ -21,8 +21,6 @@ from worker.conversion.safetensors_writer import PlannedTensor, write_safetensor
 MODEL_CONFIG, GENERATION_CONFIG, WEIGHTS = "config.json", "generation_config.json", "model.safetensors"
 #: Files that a folder of a model may have. A folder with any other file is never replaced.
 _REPLACED = ("*.json", "*.safetensors", "*.jinja", "merges.txt", "README.md", "LICENSE", ".gitattributes")
-#: The largest number of files that a message names.
-_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,10 +84,7 @@ def check_target(folder: Path, *, replace: bool) -> None:
         entry.name for entry in entries if not entry.is_file() or not any(map(Path(entry.name).match, _REPLACED))
     ]
     if foreign:
-        more = f" and {len(foreign) - _NAMED} more" if len(foreign) > _NAMED else ""
-        raise CheckpointError(
-            folder, f"is not replaced, because it has more than a model: {', '.join(foreign[:_NAMED])}{more}"
-        )
+        raise CheckpointError(folder, f"is not replaced, because it has more than a model: {listed(foreign)}")
 
 
 @contextmanager

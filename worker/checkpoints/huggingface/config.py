@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from worker.checkpoints.huggingface.families import FAMILIES, MISSING, Family
-from worker.checkpoints.huggingface.values import Values, short
-from worker.checkpoints.json_file import read_object
+from worker.checkpoints.huggingface.values import Values
+from worker.checkpoints.json_file import read_object, short
 from worker.engine.architecture.config import LIMITS
 
 

@@ -8,7 +8,8 @@ from worker.checkpoints.errors import CheckpointError
 from worker.checkpoints.huggingface.config import family_of, size, sized, sizes
 from worker.checkpoints.huggingface.families import ACTIVATIONS, Family, Switch
 from worker.checkpoints.huggingface.rope import rope_of
-from worker.checkpoints.huggingface.values import Values, short
+from worker.checkpoints.huggingface.values import Values
+from worker.checkpoints.json_file import short
 from worker.engine.architecture.config import Activation, ModelConfig, Norm, QkNorm
 
 #: Keys that change what is computed; the values with which they change nothing; and why other values are refused.

@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from worker.checkpoints.checkpoint import Checkpoint
-from worker.checkpoints.errors import CheckpointError
+from worker.checkpoints.errors import CheckpointError, listed
 from worker.checkpoints.folder import CheckpointFolder
 from worker.checkpoints.huggingface import config
 from worker.checkpoints.huggingface.description import describe
@@ -19,9 +19,6 @@ from worker.checkpoints.huggingface.weights import DTYPES, HuggingFaceWeights, S
 from worker.checkpoints.huggingface_files import checked
 from worker.engine.architecture.config import ModelConfig
 from worker.engine.architecture.tensors import EMBEDDING, HEAD, shapes
-
-#: The largest number of tensors that a message names.
-_NAMED = 5
 
 
 def load(folder: CheckpointFolder, *, softcap: float | None = None) -> Checkpoint:
@@ -74,11 +71,11 @@ def _tensors(
     config_name, path = folder.meta_file.name, folder.model_file
     needed = dict.fromkeys(source.name for source in sources.values())
     if missing := [name for name in needed if name not in stored]:
-        raise CheckpointError(path, f"lacks tensors that {config_name} requires: {_list(missing)}")
+        raise CheckpointError(path, f"lacks tensors that {config_name} requires: {listed(missing)}")
     if left_over := [name for name in stored if name not in needed and name not in unused]:
         shown = [f"{name} {stored[name][1].shape}" for name in left_over]
         raise CheckpointError(
-            path, f"has tensors that a {family.name} with this {config_name} does not have: {_list(shown)}"
+            path, f"has tensors that a {family.name} with this {config_name} does not have: {listed(shown)}"
         )
     tensors = {}
     for name, shape in shapes(model).items():
@@ -114,8 +111,3 @@ def _without_defaults(value: Any) -> Any:
         return value
     found = {one.name: (getattr(value, one.name), one.default) for one in fields(value) if one.compare}
     return {name: _without_defaults(held) for name, (held, default) in found.items() if held != default}
-
-
-def _list(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more

@@ -13,7 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from worker.checkpoints.huggingface.values import Values, short
+from worker.checkpoints.huggingface.values import Values
+from worker.checkpoints.json_file import short
 from worker.engine.architecture.rope import Rope
 
 #: Keys of any kind of rope. A configuration may have those of another kind, which have no effect.

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from worker.checkpoints.errors import CheckpointError
-from worker.checkpoints.regular_file import GIT_LFS, IS_POINTER, open_regular
+from worker.checkpoints.regular_file import GIT_LFS, IS_POINTER, fill_at, open_regular
 
 #: The largest header that is read, in bytes: that of 100,000 tensors. The format allows three times as much.
 MAX_HEADER_BYTES = 32 << 20
@@ -83,16 +83,11 @@ class SafetensorsFile:
 
         Raises CheckpointError, also if the file was cut off or changed since it was opened.
         """
-        filled = 0
         try:
-            while filled < target.nbytes:
-                position = entry.start + offset + filled
-                count = os.preadv(self._file.fileno(), [target[filled:]], position)
-                if count == 0:
-                    raise CheckpointError(
-                        self.path, f"was cut off while it was read (in tensor {entry.name}): copy it again"
-                    )
-                filled += count
+            if fill_at(self._file, entry.start + offset, target) < target.nbytes:
+                raise CheckpointError(
+                    self.path, f"was cut off while it was read (in tensor {entry.name}): copy it again"
+                )
             if self._current_state() != self._state:
                 raise CheckpointError(self.path, f"was changed while it was read (in tensor {entry.name})")
         except OSError as error:

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from worker.checkpoints.errors import CheckpointError
 from worker.checkpoints.huggingface.safetensors import Entry, SafetensorsFile
-from worker.checkpoints.huggingface.values import short
 from worker.checkpoints.huggingface_files import INDEX, checked, file_in
-from worker.checkpoints.json_file import read_object
+from worker.checkpoints.json_file import read_object, short
 
 #: The tensors of open files by name.
 Stored = dict[str, tuple[SafetensorsFile, Entry]]

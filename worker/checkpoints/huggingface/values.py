@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from worker.checkpoints.errors import CheckpointError
+from worker.checkpoints.json_file import short
 
 
 class Values:
@@ -88,12 +88,3 @@ class Values:
         if key not in self.content and key not in self._defaults:
             return self.error(key, f"is missing; {expected} is expected")
         return self.error(key, f"must be {expected}, not {short(self.get(key))}")
-
-
-def short(value: object) -> str:
-    """A value as JSON, cut to a length that fits into a message."""
-    try:
-        text = json.dumps(value)
-    except (RecursionError, ValueError):
-        return "a value that is too large"
-    return text if len(text) <= 60 else f"{text[:60]}..."

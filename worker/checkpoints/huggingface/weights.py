@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import prod
 
 import torch
 from torch import Tensor
 
-from worker.checkpoints.checkpoint import Weights
+from worker.checkpoints.checkpoint import TensorInfo, Weights
 from worker.checkpoints.huggingface.digest import digest_of
 from worker.checkpoints.huggingface.safetensors import Entry, SafetensorsFile
 from worker.checkpoints.tensor_memory import allocate
@@ -21,27 +20,14 @@ _PART = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StoredTensor:
-    """A tensor of the engine, and where it is stored."""
+class StoredTensor(TensorInfo):
+    """A tensor of the engine, with its shape there, and where it is stored."""
 
     file: SafetensorsFile
     entry: Entry
-    dtype: torch.dtype
-    #: Of the engine's tensor.
-    shape: tuple[int, ...]
     #: The first of its columns in the stored tensor, and whether the stored matrix is (inputs, outputs).
     first_column: int = 0
     transposed: bool = False
-
-    @property
-    def count(self) -> int:
-        """Number of numbers in the tensor."""
-        return prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Size of the tensor in bytes."""
-        return self.count * self.dtype.itemsize
 
     def read(self) -> Tensor:
         """The tensor in new memory. Raises CheckpointError."""

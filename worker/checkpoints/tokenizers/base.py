@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from tasks.card import TokenizerCard
 from worker.checkpoints.chat.base import ChatTemplate
+from worker.checkpoints.errors import listed
 from worker.engine.tools.tool_content import ToolContent
 from worker.engine.tools.tool_ids import ToolIds
 
@@ -58,9 +59,8 @@ class Encoding:
         """Warnings for the user who sent the prompt."""
         if not self.skipped:
             return ()
-        listed = ", ".join(repr(character) for character in self.skipped[:_NAMED])
-        more = f" and {len(self.skipped) - _NAMED} more" if len(self.skipped) > _NAMED else ""
-        return (f"Characters that are not in the vocabulary were left out of the prompt: {listed}{more}",)
+        skipped = listed(map(repr, self.skipped), _NAMED)
+        return (f"Characters that are not in the vocabulary were left out of the prompt: {skipped}",)
 
 
 class Decoder(Protocol):

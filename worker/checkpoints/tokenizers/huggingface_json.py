@@ -63,6 +63,19 @@ def with_bos(content: dict[str, Any], name: str, bos_id: int) -> dict[str, Any]:
     return {**content, "post_processor": processor}
 
 
+def added_token(token_id: int, text: str, *, special: bool = True) -> dict[str, Any]:
+    """A token that is found in a text before the text is divided."""
+    return {
+        "id": token_id,
+        "content": text,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": special,
+    }
+
+
 def _content(
     *,
     model: dict[str, Any],
@@ -79,18 +92,7 @@ def _content(
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [
-            {
-                "id": token_id,
-                "content": name,
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": True,
-            }
-            for name, token_id in in_order
-        ],
+        "added_tokens": [added_token(token_id, name) for name, token_id in in_order],
         "normalizer": None,
         "pre_tokenizer": pre_tokenizer,
         "post_processor": None,

@@ -5,12 +5,12 @@ llama.cpp's names: https://github.com/ggml-org/llama.cpp/blob/master/gguf-py/ggu
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from worker.checkpoints.errors import listed
 from worker.conversion.gguf.file import GgufFile
 from worker.conversion.gguf.places import Place, Sizes, gpt2_places, llama_places
 from worker.conversion.gguf.rope import FREQUENCY_FACTORS, rope_scaling
@@ -40,8 +40,6 @@ _UNDERSTOOD = {
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 #: Rows that are compared at once.
 _ROWS = 1024
-#: The largest number of tensors or keys that a message names.
-_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +214,7 @@ class _Reader:
         prefix = f"{self._architecture}."
         own = {key.removeprefix(prefix) for key in self._file.metadata_keys() if key.startswith(prefix)}
         if unknown := sorted(own - _UNDERSTOOD):
-            raise self._file.error(f"has parameters that are not supported: {_list(prefix + key for key in unknown)}")
+            raise self._file.error(f"has parameters that are not supported: {listed(prefix + key for key in unknown)}")
         if self._file.flag(f"{prefix}attention.causal") is False:
             raise self._file.error("is a model that sees later tokens, which cannot generate text (attention.causal)")
 
@@ -225,17 +223,11 @@ def _check_tensors(file: GgufFile, places: tuple[Place, ...]) -> None:
     """Raise CheckpointError if a tensor is missing, left over, or of another shape."""
     expected = {place.source: place for place in places}
     if missing := [name for name in expected if name not in file.tensors]:
-        raise file.error(f"lacks tensors that its metadata requires: {_list(missing)}")
+        raise file.error(f"lacks tensors that its metadata requires: {listed(missing)}")
     # A head that equals the embedding is not written again, and divisors of frequencies are in the configuration.
     left_over = file.tensors.keys() - expected.keys() - {_HEAD, FREQUENCY_FACTORS}
     if left_over:
-        raise file.error(f"has tensors that no supported model has: {_list(sorted(left_over))}")
+        raise file.error(f"has tensors that no supported model has: {listed(sorted(left_over))}")
     for name, place in expected.items():
         if file.tensors[name].shape != place.shape:
             raise file.error(f"tensor {name} has shape {file.tensors[name].shape}; its metadata requires {place.shape}")
-
-
-def _list(names: Iterable[str]) -> str:
-    listed = [*names]
-    more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
-    return ", ".join(listed[:_NAMED]) + more

@@ -10,13 +10,12 @@ import numpy as np
 from gguf import GGUFValueType
 
 from worker.checkpoints.errors import CheckpointError
-from worker.checkpoints.regular_file import open_regular
+from worker.checkpoints.regular_file import GIT_LFS, IS_POINTER, open_regular
 from worker.conversion.gguf.metadata import parse
 
 T = TypeVar("T")
 
 _MAGIC = b"GGUF"
-_GIT_LFS = b"version https://git-lfs"
 _TEXT = (GGUFValueType.STRING,)
 _FLAG = (GGUFValueType.BOOL,)
 _INTEGERS = (
@@ -32,9 +31,9 @@ class GgufFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         with open_regular(path) as file:
-            beginning = file.read(len(_GIT_LFS))
-            if beginning == _GIT_LFS:
-                raise self.error("is a pointer of Git LFS instead of the file: fetch it with `git lfs pull`")
+            beginning = file.read(len(GIT_LFS))
+            if beginning == GIT_LFS:
+                raise self.error(IS_POINTER)
             if not beginning.startswith(_MAGIC):
                 raise self.error("is not a GGUF file")
             try:

@@ -15,6 +15,7 @@ from typing import Any
 import tokenizers
 
 from tasks.library_errors import LibraryError, library_errors
+from worker.checkpoints.tokenizers.huggingface_json import added_token
 from worker.conversion.gguf.file import GgufFile
 from worker.conversion.gguf.pre_tokenizers import PRE_TOKENIZERS, byte_level
 
@@ -193,16 +194,7 @@ class _Reader:
             "truncation": None,
             "padding": None,
             "added_tokens": [
-                {
-                    "id": token_id,
-                    "content": self._tokens[token_id],
-                    "single_word": False,
-                    "lstrip": False,
-                    "rstrip": False,
-                    "normalized": False,
-                    "special": special,
-                }
-                for token_id, special in added.items()
+                added_token(token_id, self._tokens[token_id], special=special) for token_id, special in added.items()
             ],
             "post_processor": None,
             "model": {**model, "vocab": vocabulary},

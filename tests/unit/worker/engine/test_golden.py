@@ -9,14 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.generation import FinishReason
-from tests.helpers.engines import FOLDERS, GOLDEN, checkpoint, graph_model, model, run_until_done, torch_model
-from tests.helpers.requests import sequence_request
+from tests.helpers.engines import FOLDERS, GOLDEN, checkpoint, graph_model, model, torch_model
+from tests.helpers.golden_cases import decode_cases
 from worker.engine.decoding_model import DecodingModel
 from worker.engine.device import Device
-from worker.engine.engine import Engine
 from worker.engine.torch.model import Model
-from worker.engine.vocabulary import Vocabulary
 
 #: The tolerance of the README, and the margin below which a greedy token may differ.
 LOGITS_WITHIN = 2e-3
@@ -49,28 +46,7 @@ def assert_agreement(folder: str, decoding: DecodingModel, chunk: int) -> None:
     expected: dict[str, Any] = json.loads((GOLDEN / folder / "expected.json").read_text())
     cases = expected["cases"]
     config = decoding.config
-    engine = Engine(
-        decoding,
-        Vocabulary.without_text(config.vocab_size),
-        slots=len(cases),
-        kv_tokens=2048,
-        prefill_chunk_tokens=chunk,
-    )
-    sequences = [
-        engine.add_request(
-            sequence_request(
-                id=str(number),
-                prompt=tuple(case["prompt"]),
-                max_tokens=len(case["greedy"]),
-                every_id=True,
-                ignore_eos=True,
-                keep_prompt_logits=True,
-            )
-        )
-        for number, case in enumerate(cases)
-    ]
-    for sequence, case in zip(sequences, cases, strict=True):
-        assert run_until_done(engine, sequence).finish is FinishReason.LENGTH
+    for (sequence, _), case in zip(decode_cases(decoding, cases, chunk), cases, strict=True):
         torch.testing.assert_close(
             torch.tensor(sequence.prompt_logits), torch.tensor(case["last_logits"]), atol=LOGITS_WITHIN, rtol=0
         )

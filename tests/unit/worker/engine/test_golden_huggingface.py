@@ -4,26 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
 
-from tasks.generation import FinishReason
-from tasks.logprobs import unpack
 from tests.helpers.fake_graph import FakeGraph
+from tests.helpers.golden_cases import decode_cases
 from tests.helpers.huggingface_folders import FAMILIES, expected, golden
-from tests.helpers.requests import sequence_request
 from worker.checkpoints.checkpoint import Checkpoint
 from worker.engine.architecture.config import ModelConfig
 from worker.engine.backends import load_weights
 from worker.engine.decoding_model import DecodingModel
 from worker.engine.device import Device
-from worker.engine.engine import Engine
-from worker.engine.sequence import Sequence
 from worker.engine.torch.graph_decode import GraphDecode
 from worker.engine.torch.model import Model
-from worker.engine.vocabulary import Vocabulary
 
 #: The tolerance of the README, and the margin below which a greedy token may differ.
 WITHIN = 2e-3
@@ -46,9 +40,8 @@ def test_a_family_agrees_with_transformers(load: Callable[..., DecodingModel], f
     """All cases of a folder in one batch, on the backend that serves it and on torch, without and with graphs."""
     cases, found = expected(family)["cases"], golden(family)
     decoding = load(as_the_reference_was_computed(found), found.weights, Device("cpu"))
-    updates = decoded(decoding, cases, chunk)
-    for number, case in enumerate(cases):
-        sequence, prompt_logprobs = updates[number]
+    decoded = decode_cases(decoding, cases, chunk, prompt_logprobs=True)
+    for (sequence, prompt_logprobs), case in zip(decoded, cases, strict=True):
         torch.testing.assert_close(
             torch.tensor(sequence.prompt_logits), torch.tensor(case["last_logits"]), atol=WITHIN, rtol=0
         )
@@ -63,43 +56,10 @@ def as_the_reference_was_computed(found: Checkpoint) -> ModelConfig:
     """The description of a folder, with the rounding of its reference.
 
     Where weights are stored as bf16, the whole model was rounded to bf16 before it computed in fp32, rotary frequencies
-    included. transformers does not round those when it loads such a folder, and so does the engine.
+    included. transformers does not round those when it loads such a folder, and the engine does not either.
     """
     config = found.config
     if config.rope is None or found.weights.tensors["transformer.wte.weight"].dtype != torch.bfloat16:
         return config
     frequencies = torch.tensor(config.rope.frequencies).bfloat16().tolist()
     return replace(config, rope=replace(config.rope, frequencies=tuple(frequencies)))
-
-
-def decoded(decoding: DecodingModel, cases: list[dict[str, Any]], chunk: int) -> list[tuple[Sequence, list[float]]]:
-    """The sequence of each case, which has ended, and the log-probabilities of its prompt after the first token."""
-    engine = Engine(
-        decoding,
-        Vocabulary.without_text(decoding.config.vocab_size),
-        slots=len(cases),
-        kv_tokens=2048,
-        prefill_chunk_tokens=chunk,
-    )
-    sequences = [
-        engine.add_request(
-            sequence_request(
-                id=str(number),
-                prompt=tuple(case["prompt"]),
-                max_tokens=len(case["greedy"]),
-                every_id=True,
-                ignore_eos=True,
-                keep_prompt_logits=True,
-                prompt_logprobs=0,
-            )
-        )
-        for number, case in enumerate(cases)
-    ]
-    records: dict[str, bytes] = {sequence.request.id: b"" for sequence in sequences}
-    while engine.has_work:
-        for update in engine.step().updates:
-            records[update.id] += update.prompt_logprobs
-    assert {sequence.finish for sequence in sequences} == {FinishReason.LENGTH}
-    return [
-        (sequence, [one.chosen.logprob for one in unpack(records[sequence.request.id], 0)]) for sequence in sequences
-    ]

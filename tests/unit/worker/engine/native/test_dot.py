@@ -71,9 +71,12 @@ def assert_same_in_any_batch(kernels: ctypes.CDLL, kind: MatrixKind, outputs: in
     weight, x = torch.randn(outputs, depth), torch.randn(40, depth) * torch.randn(40, 1).exp()
     matrix = dot_matrix(kernels, kind, weight)
     alone = torch.cat([multiply(kernels, matrix, x[row : row + 1].clone(), 1) for row in range(len(x))])
-    # A code may be rounded the other way where it is half way between two.
-    torch.testing.assert_close(alone.double(), expected(kind, weight, x), atol=0.2, rtol=1e-3)
-    assert (alone - expected(kind, weight, x)).norm() < 1e-3 * alone.norm()
+    distance = alone.double() - expected(kind, weight, x)
+    assert distance.norm() < 1e-3 * alone.norm()
+    # A code may be rounded the other way where it is half way between two: that changes a product by a scale times the
+    # other factor. It may happen twice in a row.
+    scales = x.abs().amax(dim=1, keepdim=True) / 127
+    assert (distance.abs() <= 2 * scales * weight.abs().max()).all()
     for rows in range(2, 41):
         for threads in (1, 2, 3):
             assert multiply(kernels, matrix, x[:rows].clone(), threads).equal(alone[:rows]), (rows, threads)
